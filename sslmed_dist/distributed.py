@@ -1,0 +1,135 @@
+"""The only file that knows process groups: rank, gather, the gradient average, and the seeding of a step.
+
+In one process every function is the identity, so losses and normalisation layers are written once. A loss computes
+the mean over its own rows against the gathered columns of all ranks; because the backward of ``gather`` sums over
+ranks, the mean of the ranks' gradients is exactly the gradient that one process with the whole batch would compute.
+"""
+
+import datetime
+import os
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sslmed_dist import randomness
+
+
+def active() -> bool:
+    """Whether this process belongs to a group of more than one."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """This process's rank; 0 outside a group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 outside a group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class ReduceSum(torch.autograd.Function):
+    """Sum over ranks; the backward of a sum over ranks is again a sum over ranks, at every order of derivative."""
+
+    @staticmethod
+    def forward(ctx: "torch.autograd.function.FunctionCtx", x: Tensor) -> Tensor:
+        total = x.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: "torch.autograd.function.FunctionCtx", *grads: Tensor) -> Tensor:
+        total: Tensor = ReduceSum.apply(grads[0])  # type: ignore[no-untyped-call]
+        return total
+
+
+class Gather(torch.autograd.Function):
+    """All-gather along the first axis in rank order; backward sums the ranks' gradients and keeps the own slice."""
+
+    @staticmethod
+    def forward(ctx: "torch.autograd.function.FunctionCtx", x: Tensor) -> Tensor:
+        ctx.rows = x.shape[0]  # type: ignore[attr-defined]
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: "torch.autograd.function.FunctionCtx", *grads: Tensor) -> Tensor:
+        rows: int = ctx.rows  # type: ignore[attr-defined]
+        total: Tensor = ReduceSum.apply(grads[0])  # type: ignore[no-untyped-call]
+        return total[dist.get_rank() * rows : (dist.get_rank() + 1) * rows]
+
+
+def gather(x: Tensor) -> Tensor:
+    """(b, ...) on each rank -> (W b, ...), rank after rank. Every rank must hold the same number of rows."""
+    return Gather.apply(x) if active() else x  # type: ignore[no-untyped-call]
+
+
+def reduce_sum(x: Tensor) -> Tensor:
+    """Elementwise sum over ranks, differentiable."""
+    return ReduceSum.apply(x) if active() else x  # type: ignore[no-untyped-call]
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter], extras: Sequence[Tensor] = ()) -> list[Tensor]:
+    """Replace every ``.grad`` by its mean over ranks, in one flat all-reduce; return the scalar ``extras``' means.
+
+    One flat buffer in a fixed order is bit-stable across restarts (DistributedDataParallel rebuilds its buckets after
+    the first step and is not). ``extras`` (loss terms, stop flags) ride along so that a step costs one message.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not active() or not (grads or extras):
+        return [extra.detach() for extra in extras]
+    reference = grads[0] if grads else extras[0].detach()
+    tail = [extra.detach().to(reference).reshape(1) for extra in extras]
+    flat = torch.cat([grad.reshape(-1) for grad in grads] + tail)
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    offset = 0
+    for grad in grads:
+        grad.copy_(flat[offset : offset + grad.numel()].view_as(grad))
+        offset += grad.numel()
+    return [flat[offset + i] for i in range(len(tail))]
+
+
+def leave_gradients(parameters: Iterable[torch.nn.Parameter], extras: Sequence[Tensor] = ()) -> list[Tensor]:
+    """What a single process passes to ``fit`` in place of ``average_gradients``: nothing to average."""
+    return [extra.detach() for extra in extras]
+
+
+def broadcast_module(module: torch.nn.Module) -> None:
+    """Give every rank rank 0's parameters and buffers."""
+    if active():
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if active():
+        dist.barrier()
+
+
+def seed_step(seed: int, step: int, micro: int = 0) -> None:
+    """Reseed torch's global generators for one (micro-)step, so dropout replays and nothing random needs saving."""
+    torch.manual_seed(randomness.key(seed, "step", step, rank(), micro) & ((1 << 63) - 1))
+
+
+def join_from_environment(timeout_s: float = 300.0) -> bool:
+    """Join the group that torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) describe, if they do.
+
+    Returns whether a group was joined. NCCL with a GPU, gloo without. ``timeout_s`` breaks a hang of another rank.
+    """
+    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return False
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+    return True
+
+
+def leave() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,106 @@
+"""Tables of named constructors; a constructor's signature is the schema of its configuration entry.
+
+A *leaf* is a mapping ``{"name": NAME, **arguments}`` (or just ``"NAME"``). ``check`` validates it without building
+anything; ``build`` validates it and calls the constructor. Both name the file of the mistake by the dotted path
+``where`` and list what would have been allowed.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Table = Mapping[str, Callable[..., Any]]
+Leaf = Mapping[str, Any] | str
+
+
+def split(table: Table, leaf: Leaf, where: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The constructor that ``leaf`` names and its arguments. ``ValueError`` if there is no such name."""
+    if isinstance(leaf, str):
+        leaf = {"name": leaf}
+    if not isinstance(leaf, Mapping) or "name" not in leaf:
+        raise ValueError(f"{where}: expected a mapping with a 'name', one of {sorted(table)}, got {leaf!r}")
+    arguments = {key: value for key, value in leaf.items() if key != "name"}
+    name = leaf["name"]
+    if not isinstance(name, str) or name not in table:
+        raise ValueError(f"{where}.name: {name!r} is unknown; allowed: {', '.join(sorted(table))}")
+    return table[name], arguments
+
+
+def check(table: Table, leaf: Leaf, where: str, given: Sequence[str] = (), also: Sequence[str] = ()) -> None:
+    """Validate ``leaf`` against the signature of the constructor it names.
+
+    ``given`` are the argument names that the caller of ``build`` supplies itself; they may not stand in the file.
+    ``also`` are keys that the caller has taken out of the leaf itself: named among the allowed ones.
+    Raises ``ValueError`` for an unknown name, an unknown or missing argument, or a value of the wrong type.
+    """
+    constructor, arguments = split(table, leaf, where)
+    parameters = inspect.signature(constructor).parameters
+    hints = typing.get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
+    allowed = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD and name not in given]
+    for key, value in arguments.items():
+        if key not in allowed:
+            raise ValueError(f"{where}.{key}: unknown key; allowed: {', '.join([*allowed, *also]) or 'none'}")
+        if key in hints and not matches(value, hints[key]):
+            raise ValueError(f"{where}.{key}: expected {readable(hints[key])}, got {value!r}")
+    for name in allowed:
+        if parameters[name].default is inspect.Parameter.empty and name not in arguments:
+            raise ValueError(f"{where}.{name}: missing; it is required by {where}")
+
+
+def build(table: Table, leaf: Leaf, where: str, **given: Any) -> Any:
+    """Validate ``leaf`` and call its constructor with its arguments and those ``given`` that it accepts."""
+    check(table, leaf, where, tuple(given))
+    constructor, arguments = split(table, leaf, where)
+    accepted = inspect.signature(constructor).parameters
+    return constructor(**arguments, **{key: value for key, value in given.items() if key in accepted})
+
+
+def matches(value: Any, hint: Any) -> bool:
+    """Whether a value read from YAML fits a type hint. Integers fit ``float``; lists fit tuples and sequences."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or isinstance(hint, typing.TypeVar):
+        return True
+    if origin is typing.Literal:
+        return any(value == allowed and type(value) is type(allowed) for allowed in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return any(matches(value, argument) for argument in arguments)
+    if hint is None or hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if origin is tuple:
+        return isinstance(value, (list, tuple)) and matches_tuple(value, arguments)
+    if origin in (list, Sequence):
+        return isinstance(value, (list, tuple)) and all(matches(item, arguments[0]) for item in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all(matches(item, arguments[1]) for item in value.values())
+    if origin is not None:
+        return True
+    return isinstance(value, hint) if inspect.isclass(hint) else True
+
+
+def matches_tuple(value: Sequence[Any], arguments: tuple[Any, ...]) -> bool:
+    """``tuple[int, ...]`` takes any length, ``tuple[float, float]`` exactly two."""
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return all(matches(item, arguments[0]) for item in value)
+    return len(value) == len(arguments) and all(map(matches, value, arguments))
+
+
+def readable(hint: Any) -> str:
+    """A type hint as a user would say it: ``float``, ``one of 'cosine', 'l2'``."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(readable(argument) for argument in arguments)
+    if hint is type(None):
+        return "null"
+    if origin is tuple:
+        return f"tuple[{', '.join('...' if argument is Ellipsis else readable(argument) for argument in arguments)}]"
+    if origin in (dict, Mapping):
+        return "mapping"
+    return getattr(hint, "__name__", str(hint)) if origin is None else str(hint).replace("typing.", "")
