@@ -1,0 +1,34 @@
+"""Golden values of every loss: ``python -m tests.losses.golden`` writes ``tests/golden/losses.json`` anew.
+
+Run it only when a loss is added or an equation is corrected, and read the diff: a changed number is a changed method.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sslmed_dist import randomness
+from sslmed_dist.losses import LOSSES
+
+FILE = Path(__file__).parent.parent / "golden" / "losses.json"
+TEMPERATURES = (0.05, 0.2, 1.0)
+
+
+def embeddings(samples: int, width: int, *parts: str | int) -> tuple[Tensor, Tensor]:
+    """Two views (samples, width), float64, of keyed normal numbers; the second is the first plus as much noise."""
+    cells = torch.arange(samples * width).reshape(samples, width)
+    first = randomness.normal(*parts, "first", cells)
+    return first, first + randomness.normal(*parts, "second", cells)
+
+
+def compute() -> dict[str, dict[str, float]]:
+    """Name -> temperature -> value, on 6 samples of width 5."""
+    z0, z1 = embeddings(6, 5, "golden losses")
+    return {name: {str(t): LOSSES[name](temperature=t)(z0, z1).item() for t in TEMPERATURES} for name in LOSSES}
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(compute(), indent=2) + "\n")
+    print(f"wrote {FILE}")
