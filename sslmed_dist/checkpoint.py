@@ -1,0 +1,160 @@
+"""Checkpoints: written whole or not at all, read strictly. The only file that writes them.
+
+A checkpoint holds everything needed to go on bit for bit: the method's state dict, the training state (optimiser,
+position), the resolved configuration and its fingerprint. It is one ``torch.save`` archive, read with
+``weights_only=True``; a torn, foreign or newer file is refused by name.
+"""
+
+import hashlib
+import json
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FORMAT, VERSION = "sslmed-dist checkpoint", 1
+MAGIC = b"PK\x03\x04"  # how every zip archive, and so every torch.save file, starts
+NAME = re.compile(r"step_(\d{9})\.pt")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that a reader, or a crash, sees the old file or the new one and nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ValueError(f"{path}: could not be written: {error.strerror or error}") from None
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save(path: Path, *, kind: str, config: Mapping[str, Any], fingerprint: str, **content: Any) -> Path:
+    """Write one checkpoint file. ``kind`` is ``training`` or ``encoder``; ``content`` is tensors and plain data."""
+    payload = {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": kind,
+        "config": json.dumps(config, sort_keys=True),
+        "fingerprint": fingerprint,
+        **content,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with part.open("wb") as file:
+            torch.save(payload, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch's archive writer reports a full disk as RuntimeError
+        part.unlink(missing_ok=True)
+        line = str(getattr(error, "strerror", None) or error).splitlines()[0]
+        raise ValueError(f"{path}: checkpoint could not be written: {line}; the previous one is kept") from None
+    sync_folder(path.parent)
+    return path
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read one checkpoint file to CPU. ``ValueError`` names the file when it is missing, torn, foreign or newer."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint")
+    verify(path)
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling reports foreign content in many ways; weights_only refuses code
+        raise ValueError(f"{path}: damaged, or not a checkpoint of this program ({type(error).__name__})") from None
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a checkpoint of this program")
+    if payload["version"] > VERSION:
+        raise ValueError(f"{path}: written by a newer version (format {payload['version']}, this one reads {VERSION})")
+    payload["config"] = json.loads(payload["config"])
+    return payload
+
+
+def verify(path: Path) -> None:
+    """Compare the archive's checksums, which torch itself does not. ``ValueError`` for a torn or a foreign file."""
+    with path.open("rb") as file:
+        start = file.read(len(MAGIC))
+    if start and start != MAGIC[: len(start)]:
+        raise ValueError(f"{path}: not a checkpoint of this program")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: torn or damaged checkpoint ({str(error) or 'it ends too early'})") from None
+    if damaged is not None:
+        raise ValueError(f"{path}: torn or damaged checkpoint (checksum of {damaged})")
+
+
+def load_method(method: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load a method's state dict; ``ValueError`` names the file and the first key that does not fit."""
+    own = method.state_dict()
+    for key in sorted(own.keys() | state.keys()):
+        if key not in own or key not in state or own[key].shape != state[key].shape:
+            raise ValueError(f"{path}: {key} is missing, unknown or of another shape: another architecture")
+    method.load_state_dict(state)
+
+
+class Checkpoints:
+    """The ``checkpoints`` folder of a run: ``step_*.pt`` files, ``latest.json``, and what is kept of them."""
+
+    def __init__(self, folder: Path, keep_last: int = 2, keep_every: int | None = None) -> None:
+        self.folder, self.keep_last, self.keep_every = folder, keep_last, keep_every
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of ``step`` is."""
+        return self.folder / f"step_{step:09d}.pt"
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint file, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(m[1]) for f in self.folder.iterdir() if (m := NAME.fullmatch(f.name)))
+
+    def save(self, step: int, **content: Any) -> Path:
+        """Write the checkpoint of ``step``, point ``latest.json`` at it, and drop what need not be kept."""
+        path = save(self.path(step), kind="training", step=step, **content)
+        latest = {"file": path.name, "step": step}
+        write_atomically(self.folder / "latest.json", (json.dumps(latest) + "\n").encode())
+        self.prune()
+        return path
+
+    def prune(self) -> None:
+        """Keep the newest ``keep_last`` and every ``keep_every``-th step."""
+        for step in self.steps()[: -self.keep_last]:
+            if not (self.keep_every and step % self.keep_every == 0):
+                self.path(step).unlink(missing_ok=True)
+        for part in self.folder.glob("*.tmp"):
+            part.unlink(missing_ok=True)  # left by a process that was killed while writing
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint, or None. A file newer than ``latest.json`` says is complete (names appear by rename)
+        and is taken: the process died between the two writes."""
+        steps = self.steps()
+        return self.path(steps[-1]) if steps else None
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file, recorded by whatever uses it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

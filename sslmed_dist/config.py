@@ -1,0 +1,299 @@
+"""A run's configuration: frozen sections read from YAML, one ``base:`` parent, and dotted overrides.
+
+``load`` is strict: an unknown key or a value of the wrong type is a ``ValueError`` that names the file, the dotted
+path and what is allowed. The leaves (``data``, ``views``, ``method``, ``optim``, ...) are mappings with a ``name``;
+they are checked against the signature of what they name when a driver builds it. No torch here: ``sslmed --help``
+and configuration errors answer at once.
+"""
+
+import dataclasses
+import hashlib
+import json
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from sslmed_dist import plain_yaml, registry
+
+Leaf = Mapping[str, Any]
+
+# What may change while a run stays the same run: paths, worker count, logging, evaluation, how a federation is run.
+FREE = (
+    *("driver", "ray", "evaluate", "data.root", "run.name", "run.dir", "run.device", "run.threads"),
+    *("plan.log_every", "plan.checkpoint_every", "plan.keep_last", "plan.keep_every"),
+    *("plan.loader_threads", "plan.resident"),
+    *("federated.runtime", "federated.compare", "federated.timeout_s", "federated.quorum"),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run lives and what its one seed is. ``name`` null: the configuration file's stem."""
+
+    name: str | None = None
+    dir: str = "runs"
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"run.threads: expected an integer >= 1 or null, got {self.threads}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and in what arithmetic ``fit`` trains. ``batch_size`` is the global batch, over all workers."""
+
+    epochs: int = 200
+    batch_size: int = 128
+    steps_per_epoch: int | None = None
+    draws: int = 1
+    precision: Literal["float32", "bf16", "fp16", "float64"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = False
+    clip: float | None = None
+    log_every: int = 10
+    checkpoint_every: int | None = None
+    keep_last: int = 2
+    keep_every: int | None = None
+    loader_threads: int = 0
+    resident: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "steps_per_epoch", "draws", "log_every", "checkpoint_every", "keep_last"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"plan.{name}: expected an integer >= 1, got {value}")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"plan.clip: expected a norm > 0 or null, got {self.clip}")
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Ray Train's workers. ``num_workers: 0`` runs in this process (Ray's local mode, also under torchrun)."""
+
+    num_workers: int = 2
+    cpus_per_worker: int = 1
+    gpus_per_worker: float = 0.0
+    max_failures: int = 3
+    address: str | None = None
+    timeout_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What is measured on frozen features. ``data`` overrides keys of the data leaf (``unit: slice``, say);
+    ``val_fraction`` of the training split chooses hyper-parameters; ``test`` is the split that is scored."""
+
+    protocols: tuple[Leaf, ...] = ({"name": "knn", "k": 200}, {"name": "linear"})
+    data: Leaf = field(default_factory=dict)
+    val_fraction: float = 0.1
+    test: Literal["test", "val"] = "test"
+    pictures: bool = True
+
+
+@dataclass(frozen=True)
+class Federated:
+    """A federation: its rounds, how data is dealt to simulated sites, what is shared and what makes a round fail.
+
+    ``share``: which tensors are averaged: the encoder alone or the whole method (encoder and head). ``keep_state``:
+    optimiser, head and queues persist at the site; otherwise they start afresh in every round. ``compare``: the other
+    arms of the comparison, trained with the same number of optimiser steps per site as the federation. ``pool``: the
+    split of the dataset that is dealt to simulated sites (every site then has held-out parts of its own).
+    """
+
+    rounds: int = 10
+    local_epochs: int = 1
+    strategy: Leaf = field(default_factory=lambda: {"name": "fedavg"})
+    partition: Leaf = field(default_factory=lambda: {"name": "iid", "count": 3})
+    pool: Literal["train", "all"] = "all"
+    site_names: tuple[str, ...] | None = None
+    held_out: float = 0.25
+    held_out_groups: int | None = None
+    validation: float = 0.15
+    share: Literal["encoder", "all"] = "encoder"
+    keep_state: bool = True
+    quorum: int = 2
+    timeout_s: float = 3600.0
+    runtime: Literal["in_process", "simulation", "deployment"] = "simulation"
+    compare: tuple[Literal["raw_pixels", "random", "local", "pooled"], ...] = ("random", "local", "pooled")
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "local_epochs", "quorum"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"federated.{name}: expected an integer >= 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The resolved configuration of one run. Sections are described by their own classes."""
+
+    data: Leaf
+    views: Leaf
+    method: Leaf
+    run: Run = field(default_factory=Run)
+    optim: Leaf = field(default_factory=lambda: {"name": "sgd", "lr": 0.06})
+    plan: Plan = field(default_factory=Plan)
+    driver: Literal["local", "ray"] = "local"
+    ray: Ray = field(default_factory=Ray)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    federated: Federated | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, absolute: ``run.dir``/``run.name``."""
+        assert self.run.name is not None
+        return Path(self.run.dir).expanduser().resolve() / self.run.name
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read ``path``, put it over its ``base:`` parent, apply ``section.key=value`` overrides, and check the types."""
+    path = Path(path)
+    tree = read(path)
+    for override in overrides:
+        tree = merge(tree, parse_override(override))
+    run = tree.setdefault("run", {})
+    if isinstance(run, dict) and run.get("name") is None:
+        run["name"] = path.stem
+    return from_tree(tree, str(path))
+
+
+def read(path: Path, inherited_by: Path | None = None) -> dict[str, Any]:
+    """The YAML file as a tree, merged over its parent, which may have no parent of its own."""
+    if not path.is_file():
+        whose = f" (the base of {inherited_by})" if inherited_by else ""
+        raise ValueError(f"{path}: no such configuration file{whose}")
+    try:
+        tree = plain_yaml.parse(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: expected sections {', '.join(sections())}, got {type(tree).__name__}")
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if inherited_by is not None:
+        raise ValueError(f"{path}: a base may not have a base itself ({base}); one parent keeps a recipe readable")
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: base: expected the path of one configuration file, got {base!r}")
+    return merge(read((path.parent / base), path), tree)
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``. A leaf that names another constructor and says more than the name replaces the whole
+    leaf: arguments of the old one would mean nothing to the new one. A name alone (``method.loss.name=mio_v3``) keeps
+    the arguments, so that overrides may come in any order."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, str) and isinstance(value, Mapping) and "name" not in value:
+            old = {"name": old}
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and not replaces(key, old, value):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def replaces(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether ``new`` is another leaf than ``old`` altogether. The name in section ``run`` is no constructor's."""
+    return key != "run" and len(new) > 1 and new.get("name") not in (None, old.get("name"))
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """``plan.epochs=3`` as a nested tree; the value is YAML."""
+    path, separator, value = text.partition("=")
+    keys = path.split(".")
+    if not separator or not all(keys):
+        raise ValueError(f"override {text!r}: expected section.key=value, such as plan.epochs=3")
+    try:
+        tree: Any = plain_yaml.parse(value)
+    except yaml.YAMLError:
+        raise ValueError(f"override {text!r}: the value is not valid YAML") from None
+    for key in reversed(keys):
+        tree = {key: tree}
+    return dict(tree)
+
+
+def sections() -> list[str]:
+    """Names of the sections a configuration may have."""
+    return [field.name for field in dataclasses.fields(Config)]
+
+
+def from_tree(tree: Mapping[str, Any], where: str) -> Config:
+    """A ``Config`` from plain data (a YAML file, a checkpoint, a message). ``ValueError`` names path and allowed."""
+    return typing.cast(Config, section(Config, tree, where, ""))
+
+
+def section(kind: type, tree: Any, where: str, path: str) -> Any:
+    """Build one frozen section strictly."""
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{where}: {path or 'file'}: expected a mapping, got {tree!r}")
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        dotted = f"{path}.{key}" if path else str(key)
+        if key not in hints:
+            raise ValueError(f"{where}: {dotted}: unknown key; allowed: {', '.join(hints)}")
+        nested = [hint for hint in (hints[key], *typing.get_args(hints[key])) if dataclasses.is_dataclass(hint)]
+        if nested and not (value is None and registry.matches(None, hints[key])):
+            values[key] = section(typing.cast(type, nested[0]), value, where, dotted)
+            continue
+        if typing.get_args(hints[key]) and hints[key] == Leaf and isinstance(value, str):
+            value = {"name": value}
+        if not registry.matches(value, hints[key]):
+            raise ValueError(f"{where}: {dotted}: expected {registry.readable(hints[key])}, got {value!r}")
+        values[key] = tuple(value) if isinstance(value, list) else value
+    for item in dataclasses.fields(kind):
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and item.name not in values:
+            raise ValueError(f"{where}: {path + '.' if path else ''}{item.name}: missing; it is required")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def to_tree(config: Config) -> dict[str, Any]:
+    """Plain data that ``from_tree`` reads back: what stands in config.yaml, in checkpoints and in messages."""
+    return typing.cast(dict[str, Any], plain(dataclasses.asdict(config)))
+
+
+def plain(value: Any) -> Any:
+    """Tuples to lists and mappings to dicts, all the way down."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return plain_yaml.write(to_tree(config))
+
+
+def replace(config: Config, **trees: Any) -> Config:
+    """A copy with sections merged over: ``replace(config, plan={"epochs": 3})``."""
+    return from_tree(merge(to_tree(config), trees), config.run.name or "config")
+
+
+def essential(config: Config) -> dict[str, Any]:
+    """The tree without what is ``FREE`` to change: all that decides the numbers of a training run."""
+    tree = to_tree(config)
+    for path in FREE:
+        *sections, last = path.split(".")
+        place = tree[sections[0]] if sections else tree
+        if place is not None:
+            place.pop(last, None)
+    return tree
+
+
+def fingerprint(config: Config) -> str:
+    """SHA-256 of all that decides the numbers of a training run. Paths, worker count, logging and evaluation are left
+    out: a run may move to another folder, machine or number of workers and still be the same run."""
+    return hashlib.sha256(json.dumps(essential(config), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,48 @@
+"""Two views, one encoder, one head, one pairwise loss: SimCLR's set-up (Chen et al. 2020, arXiv 2002.05709)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslmed_dist import distributed, registry
+from sslmed_dist.losses import LOSSES
+from sslmed_dist.losses.measures import collapse_measures
+from sslmed_dist.methods.method import Method
+from sslmed_dist.models import ENCODERS, HEADS
+
+
+class Contrastive(Method):
+    """``loss(head(encoder(view_0)), head(encoder(view_1)))``, both views in one forward pass.
+
+    ``encoder``, ``head`` and ``loss`` are entries of ENCODERS, HEADS and LOSSES; ``channels`` is what the images have
+    (a run fills it in from its data).
+    """
+
+    def __init__(
+        self,
+        encoder: Mapping[str, Any] | str = "resnet",
+        head: Mapping[str, Any] | str = "projection",
+        loss: Mapping[str, Any] | str = "nt_xent",
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.encoder = registry.build(ENCODERS, encoder, "method.encoder", channels=channels)
+        self.head = registry.build(HEADS, head, "method.head", in_dim=self.encoder.feature_dim)
+        self.loss = registry.build(LOSSES, loss, "method.loss")
+
+    def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``z0`` and ``z1`` (N, D), not normalised."""
+        views = torch.cat([batch["views_0"], batch["views_1"]])
+        z0, z1 = self.head(self.encoder(views)).chunk(2)
+        return {"z0": z0, "z1": z1}
+
+    def objective(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The contrastive loss of the gathered batch (this rank's rows of it)."""
+        return {"loss": self.loss(embeddings["z0"], embeddings["z1"])}
+
+    @torch.no_grad()
+    def measures(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Collapse measures of the whole batch's embeddings (see ``losses.measures``)."""
+        return collapse_measures(distributed.gather(embeddings["z0"]), distributed.gather(embeddings["z1"]))

@@ -1,0 +1,39 @@
+"""What ``fit`` knows of a method: a module that maps a batch to a dict with a ``loss``."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+
+class Method(nn.Module, ABC):
+    """Everything trainable of one pretraining method, and its objective.
+
+    ``embed`` is what may be computed micro-batch by micro-batch, ``objective`` needs the whole batch. ``encoder`` is
+    what downstream use keeps; it has ``feature_dim``.
+    """
+
+    encoder: nn.Module
+
+    @abstractmethod
+    def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Embeddings of the views of ``batch``, rows in the order of the samples."""
+
+    @abstractmethod
+    def objective(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars; ``loss`` is minimised, the others are logged."""
+
+    def measures(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars that cost more than a step should, computed when a step is logged. None by default."""
+        return {}
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``objective(embed(batch), batch)``."""
+        return self.objective(self.embed(batch), batch)
+
+    def before_update(self) -> None:
+        """Called between the gradient average and the optimiser's step: gradient surgery. Nothing by default."""
+        return None
+
+    def step_end(self, progress: float) -> None:
+        """Called after the optimiser's step with the share of training done: momentum encoders and queues."""
+        return None

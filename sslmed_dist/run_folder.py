@@ -1,0 +1,150 @@
+"""A run folder: ``config.yaml environment.json metrics.jsonl checkpoints/ evaluate/ sites/ pictures/ report.html``."""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from sslmed_dist import __version__, config
+from sslmed_dist.checkpoint import Checkpoints, write_atomically
+
+PACKAGES = ("torch", "torchvision", "numpy", "ray", "flwr")
+
+
+class RunFolder:
+    """One run's files. ``open`` makes the folder, or accepts one of the same run, and locks out a second writer."""
+
+    def __init__(self, path: Path, settings: config.Config) -> None:
+        self.path, self.config = path, settings
+        plan = settings.plan
+        self.checkpoints = Checkpoints(path / "checkpoints", plan.keep_last, plan.keep_every)
+        self.metrics = Metrics(path / "metrics.jsonl")
+        self.lock: IO[str] | None = None
+
+    def open(self, resume: str) -> None:
+        """Prepare to write. ``resume``: ``auto`` goes on where a run of the same fingerprint stopped, ``never`` refuses
+        a folder that holds a run. ``ValueError`` for another run's folder or one that is being written."""
+        existing = self.path / "config.yaml"
+        if resume == "never" and self.checkpoints.steps():
+            raise ValueError(f"{self.path}: holds a run already; choose another run.name, or --resume auto")
+        if existing.exists():
+            before = config.load(existing)
+            if config.fingerprint(before) != config.fingerprint(self.config):
+                changed = ", ".join(differences(config.essential(before), config.essential(self.config)))
+                raise ValueError(f"{self.path}: holds another run (different: {changed}); choose another run.name")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = (self.path / ".lock").open("w")
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{self.path}: another process is writing this run") from None
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot be written: {error.strerror}") from None
+        write_atomically(existing, config.dump(self.config).encode())
+        write_json(self.path / "environment.json", environment())
+
+    def close(self) -> None:
+        """Release the lock."""
+        self.metrics.close()
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
+
+
+class Metrics:
+    """``metrics.jsonl``: one scalar a line, appended; lines past a checkpoint's step are cut when a run goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: IO[str] | None = None
+
+    def write(self, values: Mapping[str, float], **keys: Any) -> None:
+        """Append the scalars; ``keys`` are step, epoch, round, site, split."""
+        if self.file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("a", encoding="utf-8")
+        now = round(time.time(), 3)
+        lines = (json.dumps({"time": now, **keys, "name": name, "value": value}) for name, value in values.items())
+        try:
+            self.file.write("".join(line + "\n" for line in lines))
+            self.file.flush()
+        except OSError as error:  # a full disk's own message names no file
+            raise ValueError(f"{self.path}: could not be written: {error.strerror}") from None
+
+    def cut(self, step: int) -> None:
+        """Drop the lines after ``step`` and a torn last line, so that a resumed run does not repeat itself."""
+        self.close()
+        if self.path.exists():
+            kept = [json.dumps(row) + "\n" for row in self.read() if row.get("step", 0) <= step]
+            write_atomically(self.path, "".join(kept).encode())
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The rows; a torn line (the process was killed while writing) is left out."""
+        if not self.path.exists():
+            return
+        with self.path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                yield row
+
+    def close(self) -> None:
+        """Close the file; the next ``write`` opens it again."""
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """Dotted paths at which two trees of plain data differ."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        keys: Iterable[str] = sorted(before.keys() | after.keys())
+        nested = (differences(before.get(k), after.get(k), f"{path}.{k}" if path else k) for k in keys)
+        return [item for items in nested for item in items]
+    return [] if before == after else [path]
+
+
+def environment() -> dict[str, Any]:
+    """What the run ran on: versions and hardware, without host, user or path names."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "sslmed_dist": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": gpu(),
+        "packages": versions,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def processor() -> str:
+    """The processor's model name."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+def gpu() -> str | None:
+    """The first CUDA device's name, if torch sees one."""
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
