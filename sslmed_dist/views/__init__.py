@@ -1,0 +1,8 @@
+"""Views: what a method sees of a batch of images. ``VIEWS`` names them for ``views.name`` of a configuration."""
+
+from torch import nn
+
+from sslmed_dist.views.contrastive import ContrastiveViews
+from sslmed_dist.views.standard import StandardViews
+
+VIEWS: dict[str, type[nn.Module]] = {"contrastive": ContrastiveViews, "standard": StandardViews}

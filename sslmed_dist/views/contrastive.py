@@ -1,0 +1,194 @@
+"""Random views of whole batches for contrastive learning.
+
+Every random choice is keyed by (seed, "views", epoch, sample id, draw, view number, parameter word). On the CPU a
+sample's views have the same bits in a batch of any size and order and with any number of threads: operations are single
+elementwise multiplications and additions, sums over short rows, and ``grid_sample``, which treats images one by one.
+On another device they agree to rounding (``grid_sample`` may fuse a multiplication with an addition).
+"""
+
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslmed_dist.registry import matches, readable
+from sslmed_dist.views.arguments import located
+from sslmed_dist.views.colour import Colour
+from sslmed_dist.views.draws import Draws, draw, word_keys
+from sslmed_dist.views.filters import Blur, Cutout, Noise, Solarise
+from sslmed_dist.views.geometry import Fill, Geometry
+from sslmed_dist.views.intensity import Intensity
+
+CACHE = 1 << 19  # floats of a batch that go through all operations together on a CPU (two megabytes, measured)
+
+
+class View(nn.Module):
+    """The chain of one view: geometry, colour, blur, solarise, noise, normalise, cutout."""
+
+    word_keys: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        intensity: Intensity,
+        *,
+        crop_scale: tuple[float, float],
+        crop_ratio: tuple[float, float],
+        flip: float,
+        vertical_flip: float,
+        rotation: float,
+        fill: Fill,
+        antialias: bool,
+        jitter: tuple[float, float, float, float] | None,
+        jitter_probability: float,
+        grey: float,
+        blur: float,
+        blur_sigma: tuple[float, float],
+        solarise: float,
+        solarise_threshold: float,
+        noise: float,
+        noise_probability: float,
+        cutout: tuple[int, int] | None,
+        cutout_fraction: float,
+    ) -> None:
+        """Arguments as for ``ContrastiveViews``; ``ValueError`` that begins with the name of a bad field."""
+        super().__init__()
+        self.geometry = Geometry(size, crop_scale, crop_ratio, flip, vertical_flip, rotation, fill, antialias)
+        filters = [
+            Colour(intensity.channels, jitter, jitter_probability, grey),
+            Blur(size, blur, blur_sigma),
+            Solarise(solarise, solarise_threshold),
+            Noise(noise, noise_probability),
+        ]
+        cutout_holes = Cutout(size, cutout, cutout_fraction)
+        self.intensity = intensity
+        self.filters = nn.ModuleList(step for step in filters if step.active)
+        self.last = nn.ModuleList([cutout_holes] if cutout_holes.active else [])
+        self.words = tuple(word for step in (self.geometry, *self.filters, *self.last) for word in step.words)
+        self.register_buffer("word_keys", word_keys(self.words), persistent=False)
+
+    def draw(self, draws: Draws, height: int, width: int) -> list[tuple[Tensor, ...]]:
+        """The parameters of every step for the whole batch, each tensor (B, ...)."""
+        steps = [step.draw(draws) for step in (*self.filters, *self.last)]
+        return [(self.geometry.draw(draws, height, width),), *steps]
+
+    def forward(self, images: Tensor, parameters: list[tuple[Tensor, ...]], out: Tensor) -> None:
+        """One chunk: float32 (n, C, H, W) in [0, 1] and its parameters -> ``out`` (n, C, size, size)."""
+        view = self.geometry(images, *parameters[0])
+        rest = iter(parameters[1:])
+        for step in self.filters:
+            view = step(view, *next(rest))
+        self.intensity.normalise(view, out)
+        for step in self.last:
+            step(out, *next(rest))
+
+
+ARGUMENTS = {
+    name: hint
+    for name, hint in typing.get_type_hints(View.__init__).items()
+    if name not in ("return", "size", "intensity")
+}
+
+
+class ContrastiveViews(nn.Module):
+    """``views`` random views of each image of a batch: views_0, views_1, ..."""
+
+    def __init__(
+        self,
+        size: int,
+        views: int = 2,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: float = 0.5,
+        vertical_flip: float = 0.0,
+        rotation: float = 0.0,
+        fill: Fill = "reflection",
+        antialias: bool = True,
+        jitter: tuple[float, float, float, float] | None = (0.4, 0.4, 0.4, 0.1),
+        jitter_probability: float = 0.8,
+        grey: float = 0.2,
+        blur: float = 0.0,
+        blur_sigma: tuple[float, float] = (0.1, 2.0),
+        solarise: float = 0.0,
+        solarise_threshold: float = 0.5,
+        noise: float = 0.0,
+        noise_probability: float = 1.0,
+        cutout: tuple[int, int] | None = None,
+        cutout_fraction: float = 0.25,
+        second: Mapping[str, Any] | None = None,
+        *,
+        channels: int,
+        value_range: tuple[float, float],
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ) -> None:
+        """The defaults are SimCLR's for CIFAR-10 (Chen et al. 2020). Steps in the order in which they are applied:
+
+        * ``crop_scale``, ``crop_ratio``, ``flip``, ``vertical_flip``, ``rotation`` (degrees), ``fill``, ``antialias``:
+          see ``Geometry``; ``jitter`` (brightness, contrast, saturation, hue), ``jitter_probability``, ``grey``: see
+          ``Colour``; ``blur``, ``blur_sigma``: see ``Blur``; ``solarise``, ``solarise_threshold``; ``noise`` (standard
+          deviation), ``noise_probability``; normalisation by ``mean`` and ``std``; ``cutout`` (fewest and most holes),
+          ``cutout_fraction``. ``flip``, ``vertical_flip``, ``grey``, ``blur`` and ``solarise`` are probabilities.
+        * ``second`` overrides any of these for views_1 (BYOL's asymmetric blur and solarisation).
+        * ``value_range`` maps to [0, 1], the scale of thresholds, noise, mean and std.
+
+        ``ValueError`` naming the field for a value that is not allowed.
+        """
+        given = {name: value for name, value in locals().items() if name in ARGUMENTS}
+        super().__init__()
+        if views < 1:
+            raise ValueError(f"views.views: expected at least 1, got {views}")
+        if second is not None and views < 2:
+            raise ValueError("views.second: needs at least 2 views")
+        self.size = size
+        with located("views"):
+            self.intensity = Intensity(channels, value_range, mean, std)
+            first = View(size, self.intensity, **given)
+        chains = [first] * views
+        if second is not None:
+            with located("views.second"):
+                check_overrides(second)
+                chains[1] = View(size, self.intensity, **{**given, **second})
+        self.chains = nn.ModuleList(chains)
+
+    @torch.no_grad()
+    def forward(self, batch: Mapping[str, Tensor], *, seed: int, epoch: int) -> dict[str, Tensor]:
+        """ "images" (B, C, H, W) uint8, int16 or float32, "index" and "draw" int64 (B,) -> views_i float32
+        (B, C, size, size), normalised, contiguous; "images" is left out, all other entries are kept."""
+        images = batch["images"]
+        self.intensity.check(images)
+        if self.intensity.mean.device != images.device:
+            self.to(images.device)
+        height, width = images.shape[-2:]
+        index, draws = (batch[name].to(images.device) for name in ("index", "draw"))
+        outputs, parameters = [], []
+        chains = typing.cast("list[View]", list(self.chains))
+        for view, chain in enumerate(chains):
+            table = draw(chain.words, chain.word_keys, seed=seed, epoch=epoch, index=index, draw=draws, view=view)
+            parameters.append(chain.draw(table, height, width))
+            outputs.append(torch.empty(len(images), images.shape[1], self.size, self.size, device=images.device))
+        for part in self.chunks(images):
+            source = self.intensity.unit(images[part])
+            for chain, steps, output in zip(chains, parameters, outputs, strict=True):
+                chain(source, [tuple(value[part] for value in step) for step in steps], output[part])
+        kept = {name: value for name, value in batch.items() if name != "images"}
+        return {**kept, **{f"views_{view}": output for view, output in enumerate(outputs)}}
+
+    def chunks(self, images: Tensor) -> Iterator[slice]:
+        """Parts of a batch: on a CPU as many images as fit its cache, elsewhere all. No result depends on it."""
+        step = max(1, len(images))
+        if images.device.type == "cpu":
+            pixels = images.shape[1] * max(images.shape[-2] * images.shape[-1], self.size**2)
+            step = max(1, torch.get_num_threads() * CACHE // pixels)
+        return (slice(start, start + step) for start in range(0, len(images), step))
+
+
+def check_overrides(second: Mapping[str, Any]) -> None:
+    """``ValueError`` for an argument that ``second`` cannot override or a value of the wrong type."""
+    for name, value in second.items():
+        if name not in ARGUMENTS:
+            raise ValueError(f"{name}: unknown key; allowed: {', '.join(ARGUMENTS)}")
+        if not matches(value, ARGUMENTS[name]):
+            raise ValueError(f"{name}: expected {readable(ARGUMENTS[name])}, got {value!r}")

@@ -1,0 +1,175 @@
+"""Blur, solarisation, noise and cutout, each with its own parameters per sample."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslmed_dist import randomness
+from sslmed_dist.views.arguments import require_between, require_probability, require_range
+from sslmed_dist.views.draws import Draws, levels, look_up
+
+CACHE = 1 << 16  # floats that are blurred together on a CPU (a quarter of a megabyte)
+
+
+class Blur(nn.Module):
+    """Gaussian blur of the samples that draw it; sigma uniform in ``blur_sigma``, in pixels of the view.
+
+    Separable, reflected at the border, radius ceil(3 sigma) of the sample's own sigma (at most size - 1): the kernel
+    holds at least 99.7 % of the Gaussian whatever the size of the view. (torchvision's recipes cut it at a tenth of the
+    view's side, which at 32 pixels leaves three taps.)
+    """
+
+    kernels: Tensor
+
+    def __init__(self, size: int, blur: float = 0.0, blur_sigma: tuple[float, float] = (0.1, 2.0)) -> None:
+        """``blur``: the probability. ``ValueError`` naming the field for a value out of range."""
+        super().__init__()
+        require_probability("blur", blur)
+        require_range("blur_sigma", blur_sigma, 0.0)
+        self.probability, self.active = blur, blur > 0
+        self.words = ("blur", "blur_sigma")
+        self.radius = min(math.ceil(3.0 * blur_sigma[1]), size - 1)
+        offsets = torch.arange(self.radius + 1, dtype=torch.float64)
+        sigmas = levels(*blur_sigma)[:, None]
+        halves = torch.exp(-0.5 * (offsets / sigmas) ** 2) * (offsets <= torch.ceil(3.0 * sigmas))
+        halves = halves / (2.0 * halves.sum(1, keepdim=True) - 1.0)
+        self.register_buffer("kernels", halves.float(), persistent=False)
+
+    def draw(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Which samples are blurred, bool (B,), and half kernels (B, radius + 1) from the centre outwards."""
+        return draws["blur"] < self.probability, look_up(self.kernels, draws["blur_sigma"])
+
+    def forward(self, images: Tensor, drawn: Tensor, kernels: Tensor) -> Tensor:
+        """Blurs (n, C, H, W) in place. Asking which samples drew it waits for the device, once per call."""
+        chosen = drawn.nonzero().squeeze(1)
+        on_cpu = images.device.type == "cpu"
+        # on a CPU as many images as stay in the cache and no taps that are 0 for all of them; adding 0 changes no bits
+        step = max(1, CACHE // images[0].numel()) if on_cpu and len(images) else max(1, len(chosen))
+        for start in range(0, len(chosen), step):
+            part = chosen[start : start + step]
+            kernel = kernels.index_select(0, part)
+            if on_cpu:
+                kernel = kernel[:, : int(kernel.count_nonzero(1).max())]
+            images.index_copy_(0, part, separable(images.index_select(0, part), kernel))
+        return images
+
+
+def separable(images: Tensor, kernels: Tensor) -> Tensor:
+    """Each (C, H, W) image convolved along both axes with its symmetric kernel, given as halves (n, radius + 1).
+
+    Works on the flattened padded planes: rows of the padded plane follow one another, so both passes are long
+    contiguous additions (the few values that mix two rows fall in the padding and are cut off). Only single
+    multiplications and additions: a convolution may choose another algorithm, and bits, for another batch.
+    """
+    n, channels, height, width = images.shape
+    radius = kernels.shape[1] - 1
+    padded = F.pad(images, (radius,) * 4, mode="reflect").view(n, channels, -1)
+    stride = width + 2 * radius
+    weights = kernels[..., None, None].unbind(1)
+    for step, length in ((stride, height * stride), (1, height * stride - 2 * radius)):
+        whole, part = images.new_empty(n, channels, height * stride), images.new_empty(n, channels, length)
+        out = whole[..., :length]
+        torch.mul(padded[..., radius * step :][..., :length], weights[0], out=out)
+        for offset in range(1, radius + 1):
+            before = padded[..., (radius - offset) * step :][..., :length]
+            after = padded[..., (radius + offset) * step :][..., :length]
+            out.add_(torch.add(before, after, out=part).mul_(weights[offset]))
+        padded = whole
+    return padded.view(n, channels, height, stride)[..., :width]
+
+
+class Solarise(nn.Module):
+    """x -> 1 - x where x >= ``solarise_threshold``, on the samples that draw it; images in [0, 1]."""
+
+    def __init__(self, solarise: float = 0.0, solarise_threshold: float = 0.5) -> None:
+        """``solarise``: the probability. ``ValueError`` naming the field for a value out of range."""
+        super().__init__()
+        require_probability("solarise", solarise)
+        require_between("solarise_threshold", solarise_threshold, 0.0, 1.0)
+        self.probability, self.threshold, self.active = solarise, solarise_threshold, solarise > 0
+        self.words = ("solarise",)
+
+    def draw(self, draws: Draws) -> tuple[Tensor]:
+        """Which samples are solarised, bool (B,)."""
+        return (draws["solarise"] < self.probability,)
+
+    def forward(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """(n, C, H, W) in [0, 1] -> the same, new memory."""
+        return torch.where(drawn[:, None, None, None] & (images >= self.threshold), 1.0 - images, images)
+
+
+class Noise(nn.Module):
+    """White Gaussian noise of standard deviation ``noise`` (images in [0, 1]), clamped to [0, 1] afterwards.
+
+    One 64-bit key serves four pixels: each 16-bit part picks one of 65,536 quantiles of the normal distribution
+    (up to 4.3 standard deviations), so the noise of a sample has the same bits on every device.
+    """
+
+    quantiles: Tensor
+
+    def __init__(self, noise: float = 0.0, noise_probability: float = 1.0) -> None:
+        """``ValueError`` naming the field for a value out of range."""
+        super().__init__()
+        if noise < 0:
+            raise ValueError(f"noise: expected a standard deviation of at least 0, got {noise}")
+        require_probability("noise_probability", noise_probability)
+        self.deviation, self.probability = noise, noise_probability
+        self.active = noise > 0 and noise_probability > 0
+        self.words = ("noise", "noise:pixels")
+        middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
+        self.register_buffer("quantiles", torch.special.ndtri(middles).float(), persistent=False)
+
+    def draw(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Deviation of each sample, float32 (B,), and the key of its pixels, int64 (B,)."""
+        deviation = torch.where(draws["noise"] < self.probability, self.deviation, 0.0)
+        return deviation.float(), (draws["noise:pixels"] * 2.0**53).to(torch.int64)
+
+    def forward(self, images: Tensor, deviation: Tensor, keys: Tensor) -> Tensor:
+        """Adds noise to (n, C, H, W) in place."""
+        pixels = images[0].numel() if len(images) else 0
+        blocks = torch.arange(-(-pixels // 4), device=images.device)
+        words = randomness.keys(keys[:, None], blocks)
+        parts = torch.stack([(words >> bits) & 0xFFFF for bits in (0, 16, 32, 48)], -1)
+        normal = self.quantiles[parts].view(len(images), -1)[:, :pixels].reshape(images.shape)
+        return images.add_(normal.mul_(deviation[:, None, None, None])).clamp_(0.0, 1.0)
+
+
+class Cutout(nn.Module):
+    """Square holes, set to 0 after normalisation (the mean of the data, when the mean is normalised away).
+
+    The number of holes is uniform in ``cutout`` (both ends included), their side is the rounded ``cutout_fraction`` of
+    the view's side, their centres are uniform over the pixels, the edge may cut them (DeVries and Taylor 2017).
+    """
+
+    def __init__(self, size: int, cutout: tuple[int, int] | None = None, cutout_fraction: float = 0.25) -> None:
+        """``ValueError`` naming the field for a value out of range."""
+        super().__init__()
+        if cutout is not None and (len(cutout) != 2 or not 0 <= cutout[0] <= cutout[1]):
+            raise ValueError(f"cutout: expected two numbers of holes, 0 <= first <= second, got {list(cutout)}")
+        if not 0.0 < cutout_fraction <= 1.0:
+            raise ValueError(
+                f"cutout_fraction: expected a fraction of the side, above 0 and up to 1, got {cutout_fraction}"
+            )
+        self.least, self.most = cutout if cutout is not None else (0, 0)
+        self.active = self.most > 0
+        self.size, self.side = size, max(1, round(cutout_fraction * size))
+        places = [f"{name}:{hole}" for name in ("hole_top", "hole_left") for hole in range(self.most)]
+        self.words = ("holes", *places)
+
+    def draw(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Number of holes, int64 (B,), and their upper left corners (row, column), int64 (B, most, 2)."""
+        count = self.least + (draws["holes"] * (self.most - self.least + 1)).to(torch.int64)
+        axes = [
+            torch.stack([draws[f"{name}:{hole}"] for hole in range(self.most)], 1) for name in ("hole_top", "hole_left")
+        ]
+        return count, (torch.stack(axes, -1) * self.size).to(torch.int64) - self.side // 2
+
+    def forward(self, images: Tensor, count: Tensor, corners: Tensor) -> Tensor:
+        """Cuts the holes out of (n, C, H, W) in place."""
+        pixels = torch.arange(self.size, device=images.device)
+        inside = (pixels >= corners[..., None]) & (pixels < corners[..., None] + self.side)  # (n, most, 2, size)
+        real = torch.arange(self.most, device=images.device) < count[:, None]
+        holes = inside[:, :, 0, :, None] & inside[:, :, 1, None, :] & real[:, :, None, None]
+        return images.masked_fill_(holes.any(1)[:, None], 0.0)

@@ -1,0 +1,69 @@
+"""The first and the last step of every view: intensities to [0, 1], and normalisation."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+DTYPES = (torch.uint8, torch.int16, torch.float32)
+
+
+class Intensity(nn.Module):
+    """``unit`` maps [low, high] to [0, 1] and clamps; ``normalise`` is (x - mean) / std per channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        value_range: tuple[float, float],
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ) -> None:
+        """``mean`` and ``std`` are on the [0, 1] scale; None is 0 and 1. ``ValueError`` naming the field otherwise."""
+        super().__init__()
+        if channels <= 0:
+            raise ValueError(f"channels: expected a positive number, got {channels}")
+        if len(value_range) != 2 or not value_range[0] < value_range[1]:
+            raise ValueError(f"value_range: expected two numbers, low < high, got {list(value_range)}")
+        mean = tuple(mean) if mean is not None else (0.0,) * channels
+        std = tuple(std) if std is not None else (1.0,) * channels
+        for field, values in (("mean", mean), ("std", std)):
+            if len(values) != channels:
+                raise ValueError(f"{field}: expected {channels} numbers (one per channel), got {len(values)}")
+        if min(std) <= 0:
+            raise ValueError(f"std: expected positive numbers, got {list(std)}")
+        self.channels, self.low, self.high = channels, float(value_range[0]), float(value_range[1])
+        self.plain = set(mean) == {0.0} and set(std) == {1.0}
+        self.register_buffer("mean", column(mean), persistent=False)
+        self.register_buffer("std", column(std), persistent=False)
+
+    def check(self, images: Tensor) -> None:
+        """``ValueError`` for images of another shape, number of channels or type than were configured."""
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ValueError(f"images: expected (B, {self.channels}, H, W), got {tuple(images.shape)}")
+        if images.dtype not in DTYPES:
+            raise ValueError(f"images: expected uint8, int16 or float32, got {images.dtype}")
+
+    def unit(self, images: Tensor) -> Tensor:
+        """Any of the allowed types -> float32 in [0, 1], contiguous, new memory. Values outside [low, high] (a window
+        on 16-bit intensities) are clamped."""
+        unit = torch.empty(images.shape, dtype=torch.float32, device=images.device).copy_(images)
+        if self.low != 0.0:
+            unit.sub_(self.low)
+        if self.high - self.low != 1.0:
+            unit.div_(self.high - self.low)
+        inside = images.dtype is torch.uint8 and self.low <= 0 and self.high >= 255
+        return unit if inside else unit.clamp_(0.0, 1.0)
+
+    def normalise(self, images: Tensor, out: Tensor) -> Tensor:
+        """(x - mean) / std, written to ``out``."""
+        if self.plain:
+            return out.copy_(images)
+        return torch.sub(images, self.mean, out=out).div_(self.std)
+
+
+def column(values: Sequence[float]) -> Tensor:
+    """Float32 (C, 1, 1)."""
+    return torch.tensor(values, dtype=torch.float32)[:, None, None]
