@@ -1,0 +1,155 @@
+"""Features of a frozen encoder, computed once and kept on the CPU for every evaluator."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sslmed_dist.data.dataset import Dataset
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Features:
+    """``x`` float32 (N, D); ``labels`` int64 (N,) or float32 (N, L); ``groups`` int64 (N,) patients; ``index`` int64
+    (N,) sample ids."""
+
+    x: Tensor
+    labels: Tensor
+    groups: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, device: torch.device | str) -> "Features":
+        """The same features on ``device``."""
+        return Features(*(tensor.to(device) for tensor in (self.x, self.labels, self.groups, self.index)))
+
+
+@dataclass(frozen=True)
+class SplitFeatures:
+    """Features of the three splits of one site, with the dataset's task and class (or label) names."""
+
+    train: Features
+    val: Features
+    test: Features
+    task: Literal["single", "multi"]
+    classes: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> "SplitFeatures":
+        """The same features on ``device``."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in SPLITS})
+
+
+class RawPixels(nn.Module):
+    """The floor every encoder must beat: the image itself, flattened; (N, C, H, W) -> (N, C * H * W).
+
+    ``extract_splits`` takes the mean of each channel over the training images off all three splits.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Flatten."""
+        return images.flatten(1)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """``module.eval()`` for a while; afterwards every submodule is in the mode it was in (some may be frozen)."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def occurrences(positions: Tensor) -> Tensor:
+    """How often each position came before, (B,) -> (B,): the draw number, so a repeated exam gives another slice."""
+    ranked, by_position = torch.sort(positions, stable=True)
+    number = torch.arange(len(positions)) - torch.searchsorted(ranked, ranked, right=False)
+    return torch.empty_like(positions).scatter_(0, by_position, number)
+
+
+def extract(
+    encoder: nn.Module,
+    dataset: Dataset,
+    positions: Tensor,
+    *,
+    views: nn.Module,
+    device: torch.device | str,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> Features:
+    """Features of the samples at ``positions`` (int64 (N,)) under the first view, on the CPU.
+
+    The encoder runs in evaluation mode on ``device`` without gradients; its modes are put back afterwards. A position
+    that comes again is fetched with the next draw number (0, 1, ...). Non-finite features are a ``ValueError``.
+    """
+    positions = positions.cpu()
+    draws = occurrences(positions)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    with torch.inference_mode(), evaluating(encoder), evaluating(views):
+        for start in range(0, len(positions), batch_size):
+            part = slice(start, start + batch_size)
+            batch = dataset.fetch(positions[part], seed=seed, epoch=0, draw=draws[part])
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            x = encoder(views(batch, seed=seed, epoch=0)["views_0"]).float().flatten(1).cpu()
+            found.append((x, batch["labels"].cpu(), batch["index"].cpu()))
+    groups = dataset.groups.cpu()[positions]
+    if not found:
+        return Features(torch.zeros(0, 0), dataset.labels.cpu()[positions], groups, dataset.ids.cpu()[positions])
+    # clone(): tensors made in inference mode may not take part in autograd later.
+    x, labels, index = (torch.cat(parts).clone() for parts in zip(*found, strict=True))
+    finite = x.isfinite().all(dim=1)
+    if not finite.all():
+        raise ValueError(
+            f"{dataset.name}: the encoder gives non-finite features for {int((~finite).sum())} of {len(x)} samples, "
+            f"first for sample {int(index[~finite][0])}; is its checkpoint the last good one?"
+        )
+    return Features(x, labels, groups, index)
+
+
+def extract_splits(
+    encoder: nn.Module, dataset: Dataset, positions: Mapping[str, Tensor], **arguments: Any
+) -> SplitFeatures:
+    """``extract`` for the positions of ``train``, ``val`` (may be empty) and ``test``; arguments as for ``extract``.
+
+    Raises ``ValueError`` for a missing, empty or unlabelled split, and where a sample or a patient of test is also in
+    train or val.
+    """
+    check(dataset, positions)
+    train, val, test = (extract(encoder, dataset, positions[name], **arguments) for name in SPLITS)
+    if not len(val):
+        val = replace(val, x=train.x.new_zeros((0, train.x.shape[1])))
+    if isinstance(encoder, RawPixels):
+        centre = train.x.double().reshape(len(train), dataset.channels, -1).mean(dim=(0, 2)).float()
+        centre = centre.repeat_interleave(train.x.shape[1] // dataset.channels)
+        train, val, test = (replace(features, x=features.x - centre) for features in (train, val, test))
+    return SplitFeatures(train, val, test, dataset.task, tuple(dataset.classes))
+
+
+def check(dataset: Dataset, positions: Mapping[str, Tensor]) -> None:
+    """The three splits are there, train and test hold samples, all are labelled, nothing of test was seen before."""
+    if set(positions) != set(SPLITS):
+        raise ValueError(f"{dataset.name}: expected the splits {', '.join(SPLITS)}, got {', '.join(sorted(positions))}")
+    for name in ("train", "test"):
+        if not len(positions[name]):
+            raise ValueError(f"{dataset.name}: the split {name} is empty")
+    for name in SPLITS:
+        labels = dataset.labels.cpu()[positions[name].cpu()]
+        if not dataset.classes or (labels < 0).any():
+            raise ValueError(f"{dataset.name}: the split {name} holds unlabelled samples; evaluation needs labels")
+    test = positions["test"].cpu()
+    for name in ("train", "val"):
+        seen = positions[name].cpu()
+        for what, number in (("sample", dataset.ids.cpu()), ("patient (group)", dataset.groups.cpu())):
+            shared = torch.isin(number[test], number[seen])
+            if shared.any():
+                first = int(number[test][shared][0])
+                raise ValueError(f"{dataset.name}: {what} {first} is in both {name} and test; the test would leak")

@@ -1,0 +1,139 @@
+"""Linear probe on frozen features, all learning rates trained at once."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sslmed_dist import randomness
+from sslmed_dist.downstream import metrics
+from sslmed_dist.downstream.features import Features, SplitFeatures
+from sslmed_dist.downstream.metrics import Score
+from sslmed_dist.downstream.predictions import Predictions, measure
+
+
+class LinearProbe:
+    """Multinomial (task ``single``) or per-label (``multi``) logistic regression by SGD with a cosine schedule.
+
+    The R learning rates are R independent probes that see the same minibatches; one matrix product serves them all.
+    The one with the best validation accuracy (``multi``: mean AUC; ties: lower validation loss) is reported on test,
+    and the note of every score says which it was. Weights start at zero; ``weight_decay`` spares the bias;
+    ``standardise`` takes mean and standard deviation of the training features. The loss of a minibatch is the mean
+    over its samples (and labels). Deterministic: the order of samples is keyed by (seed, epoch, sample id).
+    """
+
+    def __init__(
+        self,
+        learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0),
+        epochs: int = 100,
+        batch_size: int = 256,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        standardise: bool = True,
+    ) -> None:
+        if not learning_rates or min(learning_rates) <= 0:
+            raise ValueError(f"linear.learning_rates: expected at least one number, all > 0, got {learning_rates}")
+        if epochs < 1 or batch_size < 1:
+            raise ValueError(f"linear: expected epochs >= 1 and batch_size >= 1, got {epochs} and {batch_size}")
+        if not 0 <= momentum < 1 or weight_decay < 0:
+            raise ValueError(
+                f"linear: expected 0 <= momentum < 1 and weight_decay >= 0, got {momentum} and {weight_decay}"
+            )
+        self.learning_rates = tuple(float(rate) for rate in learning_rates)
+        self.epochs, self.batch_size = epochs, batch_size
+        self.momentum, self.weight_decay, self.standardise = momentum, weight_decay, standardise
+
+    def predict(self, splits: SplitFeatures, *, seed: int) -> Predictions:
+        """Probabilities of every test sample under the learning rate chosen on val. ``ValueError`` without val."""
+        if not len(splits.val):
+            raise ValueError("linear: the split val is empty; the learning rate is chosen on it")
+        classes = len(splits.classes)
+        shift, scale = self.scaling(splits.train.x)
+        train, val, test = (
+            Features((part.x - shift) / scale, part.labels, part.groups, part.index)
+            for part in (splits.train, splits.val, splits.test)
+        )
+        weight, bias = self.fit(train, classes, seed)
+        chosen = self.choose(logits_of(val.x, weight, bias), val.labels)
+        scores = logits_of(test.x, weight[chosen : chosen + 1], bias[chosen : chosen + 1])[0].double()
+        scores = scores.sigmoid() if splits.task == "multi" else scores.softmax(dim=1)
+        return Predictions(
+            scores.cpu(), test.labels.cpu(), test.groups.cpu(), test.index.cpu(), splits.task, splits.classes,
+            self.note(chosen),
+        )  # fmt: skip
+
+    def __call__(self, splits: SplitFeatures, *, seed: int) -> list[Score]:
+        """``measure(predict(splits))`` under the name ``linear``."""
+        return measure(self.predict(splits, seed=seed), "linear", seed=seed)
+
+    def scaling(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (1, D) of the training features; constant features keep their scale."""
+        if not self.standardise:
+            return x.new_zeros((1, x.shape[1])), x.new_ones((1, x.shape[1]))
+        mean, deviation = x.mean(dim=0, keepdim=True), x.std(dim=0, correction=0, keepdim=True)
+        varies = deviation > 1e-6 * deviation.max()
+        return mean, torch.where(varies, deviation, torch.ones_like(deviation))
+
+    def fit(self, train: Features, classes: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Weights (R, D, C) and biases (R, C) of the R probes after all epochs."""
+        x, target = train.x, targets(train.labels, classes)
+        multi = train.labels.ndim == 2
+        rates = torch.tensor(self.learning_rates, dtype=x.dtype, device=x.device)
+        weight = x.new_zeros((x.shape[1], len(rates), classes))
+        bias = x.new_zeros((len(rates), classes))
+        weight_push, bias_push = torch.zeros_like(weight), torch.zeros_like(bias)
+        steps, step = self.epochs * math.ceil(len(x) / self.batch_size), 0
+        for epoch in range(self.epochs):
+            # Keyed by sample id on the CPU: the same minibatches on every device.
+            order = randomness.order(train.index.cpu(), seed, "linear", epoch).to(x.device)
+            for part in torch.split(order, self.batch_size):
+                rate = rates[:, None] * (0.5 * (1 + math.cos(math.pi * step / steps)))
+                output = (x[part] @ weight.flatten(1)).view(len(part), len(rates), classes) + bias
+                guess = output.sigmoid() if multi else output.softmax(dim=2)
+                error = (guess - target[part][:, None]) / (len(part) * (classes if multi else 1))
+                slope = (x[part].T @ error.flatten(1)).view_as(weight)
+                weight_push.mul_(self.momentum).add_(slope.add_(weight, alpha=self.weight_decay))
+                bias_push.mul_(self.momentum).add_(error.sum(dim=0))
+                weight.sub_(rate * weight_push)
+                bias.sub_(rate * bias_push)
+                step += 1
+        return weight.permute(1, 0, 2).contiguous(), bias
+
+    def choose(self, logits: Tensor, labels: Tensor) -> int:
+        """Position of the best learning rate on val; logits (R, N, C). ``ValueError`` if every one diverged."""
+        best, chosen = (-math.inf, -math.inf), -1
+        for number, output in enumerate(logits.double()):
+            if output.isfinite().all():
+                quality = validation(output, labels)
+                if quality > best:
+                    best, chosen = quality, number
+        if chosen < 0:
+            raise ValueError(f"linear.learning_rates: all of {self.learning_rates} diverged; choose smaller ones")
+        return chosen
+
+    def note(self, chosen: int) -> str:
+        """Which learning rate was chosen, and whether the best may lie outside of those tried."""
+        rate, many = self.learning_rates[chosen], len(self.learning_rates) > 1
+        edge = many and rate in (min(self.learning_rates), max(self.learning_rates))
+        return f"learning rate {rate:g}" + (" chosen on val" if many else "") + (", at the edge" if edge else "")
+
+
+def logits_of(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x (N, D), weight (R, D, C), bias (R, C) -> (R, N, C)."""
+    return torch.matmul(x, weight) + bias[:, None]
+
+
+def targets(labels: Tensor, classes: int) -> Tensor:
+    """Float32 (N, C): one-hot for class numbers (N,), the labels themselves for (N, L)."""
+    return labels.float() if labels.ndim == 2 else functional.one_hot(labels, classes).float()
+
+
+def validation(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """(accuracy or mean AUC, minus the loss) on val; the AUC is 0 where no label has both values."""
+    ones = torch.ones((1, len(labels)), dtype=torch.float64, device=logits.device)
+    if labels.ndim == 2:
+        loss = functional.binary_cross_entropy_with_logits(logits, labels.double())
+        area = float(metrics.mean_auc(logits, labels, weights=ones)[0])
+        return (0.0 if math.isnan(area) else area), -float(loss)
+    return float(metrics.accuracy(logits, labels, weights=ones)[0]), -float(functional.cross_entropy(logits, labels))

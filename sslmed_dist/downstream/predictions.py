@@ -1,0 +1,143 @@
+"""What an evaluator predicts for the test samples, how it is scored, pooled over sites and compared between arms."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from sslmed_dist.downstream import metrics
+from sslmed_dist.downstream.features import SplitFeatures
+from sslmed_dist.downstream.metrics import Interval, Score, Statistic
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Scores of an evaluator on test samples, all on the CPU; nothing here is a pixel.
+
+    ``scores`` float64 (N, C), higher is likelier (C labels for the task ``multi``); ``labels`` int64 (N,) or float32
+    (N, C); ``groups`` int64 (N,) patients; ``index`` int64 (N,) sample ids; ``note`` is printed beside the scores.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    groups: Tensor
+    index: Tensor
+    task: Literal["single", "multi"]
+    classes: tuple[str, ...]
+    note: str = ""
+
+
+class Evaluator(Protocol):
+    """Predicts the test split of frozen features; hyper-parameters are chosen on the validation split only."""
+
+    def predict(self, splits: SplitFeatures, *, seed: int) -> Predictions:
+        """Scores for every test sample."""
+        ...
+
+    def __call__(self, splits: SplitFeatures, *, seed: int) -> list[Score]:
+        """``measure(predict(splits))``."""
+        ...
+
+
+def measure(predictions: Predictions, evaluator: str, *, seed: int, draws: int = 1000) -> list[Score]:
+    """Scores with 5-95 % bootstrap intervals over patients.
+
+    Task ``single``: accuracy, balanced accuracy, top-5 (above ten classes), AUC (two classes: of class 1; up to ten:
+    mean of one against the rest). Task ``multi``: mean AUC over labels (``auc``), and ``auc/LABEL`` of each.
+    """
+    scores = []
+    for metric, statistic, labels in statistics(predictions):
+        arrays = (predictions.scores, labels)
+        value = metrics.point(statistic, arrays)
+        if value is None:
+            interval = Interval(None, None, undefined(metric, predictions))
+        else:
+            interval = metrics.bootstrap(statistic, arrays, predictions.groups, draws=draws, seed=seed)
+        note = "; ".join(part for part in (interval.note, predictions.note) if part)
+        scores.append(score(evaluator, metric, value, interval, predictions, note))
+    return scores
+
+
+def score(evaluator: str, metric: str, value: float | None, interval: Interval, of: Predictions, note: str) -> Score:
+    """A ``Score`` with the sample and patient counts of ``of``."""
+    groups = len(torch.unique(of.groups))
+    return Score(evaluator, metric, value, interval.low, interval.high, len(of.labels), groups, note)
+
+
+def statistics(predictions: Predictions) -> Iterator[tuple[str, Statistic, Tensor]]:
+    """Name, statistic and labels of every measure that the task asks for."""
+    labels, count = predictions.labels, predictions.scores.shape[1]
+    if predictions.task == "multi":
+        yield "auc", metrics.mean_auc, labels
+        for column, name in enumerate(predictions.classes):
+            yield f"auc/{name}", one_label(column), labels
+        return
+    yield "accuracy", metrics.accuracy, labels
+    yield "balanced_accuracy", metrics.balanced_accuracy, labels
+    if count == 2:
+        yield "auc", metrics.binary_auc, labels
+    elif count <= 10:
+        yield "auc", metrics.macro_auc, labels
+    else:
+        yield "top5", metrics.top(5), labels
+
+
+def one_label(column: int) -> Statistic:
+    """The AUC of one label of many."""
+
+    def area(scores: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
+        return metrics.auc(scores[:, column], labels[:, column], weights=weights)
+
+    return area
+
+
+def undefined(metric: str, predictions: Predictions) -> str:
+    """Why a measure has no value."""
+    if not len(predictions.labels):
+        return "undefined: no test samples"
+    label = metric.partition("/")[2]
+    if label:
+        values = torch.unique(predictions.labels[:, predictions.classes.index(label)])
+        return f"undefined: every test sample is {label} = {int(values[0])}"
+    if predictions.task == "multi":
+        return "undefined: no label has both values among the test samples"
+    names = [predictions.classes[int(number)] for number in torch.unique(predictions.labels)]
+    return f"undefined: all test samples are of class {', '.join(names)}"
+
+
+def pool(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions of several sites as one set. A patient number means the same patient at every site."""
+    if not parts:
+        raise ValueError("pool: there are no predictions to pool")
+    first = parts[0]
+    for part in parts:
+        if (part.task, part.classes) != (first.task, first.classes):
+            raise ValueError(f"pool: the sites differ in their classes: {part.classes} and {first.classes}")
+    notes = list(dict.fromkeys(part.note for part in parts))
+    return replace(
+        first,
+        scores=torch.cat([part.scores for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        groups=torch.cat([part.groups for part in parts]),
+        index=torch.cat([part.index for part in parts]),
+        note=notes[0] if len(notes) == 1 else "",
+    )
+
+
+def compare(first: Predictions, second: Predictions, evaluator: str, *, seed: int, draws: int = 1000) -> list[Score]:
+    """``first`` minus ``second`` in every measure, with the paired 5-95 % interval over patients.
+
+    ``ValueError`` if the two are not predictions of the same samples in the same order.
+    """
+    if not torch.equal(first.index, second.index) or not torch.equal(first.labels, second.labels):
+        raise ValueError(f"{evaluator}: only predictions of the same test samples can be compared")
+    scores = []
+    for metric, statistic, labels in statistics(first):
+        value, interval = metrics.difference(
+            statistic, first.scores, second.scores, labels, first.groups, draws=draws, seed=seed
+        )
+        note = undefined(metric, first) if value is None else interval.note
+        scores.append(score(evaluator, metric, value, interval, first, note))
+    return scores

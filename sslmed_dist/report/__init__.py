@@ -1,0 +1,44 @@
+"""``write_report``: run folders to one self-contained HTML page and its Markdown twin."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sslmed_dist.checkpoint import write_atomically
+from sslmed_dist.report import markdown, page
+from sslmed_dist.report.runs import group, read_run
+
+__all__ = ["write_report"]
+
+
+def write_report(runs: Sequence[Path], out: Path | None = None, *, pictures: bool = False) -> tuple[Path, Path]:
+    """Write the report of ``runs`` and return the paths of the HTML page and the Markdown file.
+
+    Runs that differ only in their seed are put together as mean and standard deviation; others stand one under the
+    other. ``out`` is the page's path (``.html``) or a folder; by default ``report.html`` in the only run's folder, or
+    in the folder that holds all runs. ``pictures`` embeds the run folders' pictures: they hold pixels, so only the
+    site that owns the images may ask for it. ``ValueError`` names a folder that is no run folder and what it lacks.
+    """
+    if not runs:
+        raise ValueError("report: name at least one run folder")
+    read = [read_run(Path(folder), pictures=pictures) for folder in runs]
+    target = destination([run.folder for run in read], out)
+    experiments = group(read)
+    title = ", ".join(dict.fromkeys(experiment.name for experiment in experiments))
+    twin = target.with_suffix(".md")
+    write_atomically(twin, markdown.text(title, experiments).encode())
+    write_atomically(target, page.html(title, experiments, pictures=pictures).encode())
+    return target, twin
+
+
+def destination(folders: Sequence[Path], out: Path | None) -> Path:
+    """Where the page goes. ``ValueError`` where several runs lie in different folders and ``out`` does not say."""
+    if out is not None:
+        return out if out.suffix == ".html" else out / "report.html"
+    if len(folders) == 1:
+        return folders[0] / "report.html"
+    parents = {folder.resolve().parent for folder in folders}
+    if len(parents) > 1:
+        raise ValueError(
+            f"report: the runs lie in {len(parents)} different folders; say where the page goes with --out"
+        )
+    return parents.pop() / "report.html"

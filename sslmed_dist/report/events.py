@@ -1,0 +1,24 @@
+"""A run's curves as TensorBoard events, for people who look at training there."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sslmed_dist.run_folder import Metrics
+
+
+def write_events(runs: Sequence[Path], out: Path) -> None:
+    """Write the scalars of each run's ``metrics.jsonl`` to ``out``/RUN; steps are optimiser steps, or rounds.
+
+    ``ValueError`` where tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("--tensorboard needs tensorboard: pip install 'sslmed-dist[report]'") from None
+    for run in runs:
+        writer = SummaryWriter(str(out / run.resolve().name))  # type: ignore[no-untyped-call]
+        for row in Metrics(run / "metrics.jsonl").read():
+            tag = "/".join(str(part) for part in (row.get("split"), row.get("site"), row["name"]) if part)
+            step = row["round"] if row.get("round") is not None else row["step"]
+            writer.add_scalar(tag, row["value"], step, walltime=row["time"])  # type: ignore[no-untyped-call]
+        writer.close()  # type: ignore[no-untyped-call]

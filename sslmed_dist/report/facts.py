@@ -1,0 +1,153 @@
+"""What was run, in words: the lines under the title, and the curves that the metrics hold."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from sslmed_dist.report.plots import Line
+from sslmed_dist.report.runs import Experiment, Row, Tree
+
+CURVES = {
+    "loss": "Training loss",
+    "embedding_std": "Embedding spread (0 collapsed, 1 isotropic)",
+    "effective_rank": "Effective rank of the embeddings",
+    "uniformity": "Uniformity (0 collapsed, lower is better)",
+    "alignment": "Alignment of the two views (lower is closer)",
+}
+POINTS = 300  # of a curve; more cannot be told apart at this size
+
+
+def facts(experiment: Experiment) -> list[tuple[str, str]]:
+    """(name, value) lines: method, data, encoder, training, federation, seeds, machine, software, date."""
+    config = experiment.config
+    method = leaf(config.get("method"))
+    environment = next((run.environment for run in experiment.runs if run.environment), None)
+    lines = [
+        ("Method", words({key: value for key, value in method.items() if key not in ("encoder", "head")})),
+        ("Data", words({key: value for key, value in leaf(config.get("data")).items() if key != "root"})),
+        ("Encoder", words(method.get("encoder")) or "the method's own"),
+        ("Training", training(config)),
+    ]
+    federated = config.get("federated")
+    if isinstance(federated, Mapping):
+        shown = f"{federated.get('rounds')} rounds of {federated.get('local_epochs', 1)} local epochs"
+        lines.append(
+            ("Federation", f"{shown}, {words(federated.get('strategy'))}; {words(federated.get('partition'))}")
+        )
+    lines.append(("Runs", ", ".join(experiment.labels)))
+    if environment is None:
+        return [*lines, ("Machine", "not recorded (no environment.json)")]
+    lines.append(("Machine", machine(environment)))
+    lines.append(("Software", software(environment)))
+    dates = sorted({str(run.environment.get("date")) for run in experiment.runs if run.environment})
+    return [*lines, ("Date", ", ".join(date for date in dates if date != "None") or "not recorded")]
+
+
+def leaf(value: Any) -> Mapping[str, Any]:
+    """A leaf as a mapping, whether it was written out or only named."""
+    return value if isinstance(value, Mapping) else ({} if value is None else {"name": value})
+
+
+def words(value: Any) -> str:
+    """A leaf in words: ``resnet (depth 18, width 64)``; paths lose their folders."""
+    if isinstance(value, Mapping):
+        name = value.get("name")
+        rest = [f"{key} {words(item)}" for key, item in value.items() if key != "name" and item is not None]
+        return f"{name} ({', '.join(rest)})" if name and rest else str(name or ", ".join(rest))
+    if isinstance(value, (list, tuple)):
+        return "-".join(words(item) for item in value)
+    return "" if value is None else str(shortened(value))
+
+
+def training(config: Tree) -> str:
+    """Epochs, batch, optimiser, precision."""
+    plan, parts = leaf(config.get("plan")), []
+    if not isinstance(config.get("federated"), Mapping) and "epochs" in plan:
+        parts.append(f"{plan['epochs']} epochs")
+    if plan.get("steps_per_epoch"):
+        parts.append(f"{plan['steps_per_epoch']} steps an epoch")
+    if "batch_size" in plan:
+        parts.append(f"batch {plan['batch_size']}")
+    if config.get("optim") is not None:
+        parts.append(words(config["optim"]))
+    return ", ".join([*parts, str(plan["precision"])] if "precision" in plan else parts) or "not stated"
+
+
+def machine(environment: Tree) -> str:
+    """Processor, cores and GPU."""
+    cores = environment.get("cores")
+    parts = [environment.get("gpu"), environment.get("processor"), f"{cores} cores" if cores else None]
+    return ", ".join(str(part) for part in parts if part) or "not recorded"
+
+
+def software(environment: Tree) -> str:
+    """Versions of this package, Python and the packages underneath."""
+    packages = environment.get("packages") or {}
+    found = {"sslmed_dist": environment.get("sslmed_dist"), "Python": environment.get("python"), **packages}
+    return ", ".join(f"{name} {version}" for name, version in found.items() if version) or "not recorded"
+
+
+def shortened(value: Any) -> Any:
+    """An absolute path as its last part: where a file lies is nobody's business but the site's."""
+    if isinstance(value, str) and value.startswith(("/", "~")):
+        return "\N{HORIZONTAL ELLIPSIS}/" + value.rstrip("/").rpartition("/")[2]
+    if isinstance(value, Mapping):
+        return {key: shortened(item) for key, item in value.items()}
+    return [shortened(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def config_text(config: Tree) -> str:
+    """The configuration as YAML, with paths shortened."""
+    return yaml.safe_dump(shortened(config), sort_keys=False, allow_unicode=True)
+
+
+def curve_lines(experiment: Experiment, name: str, arm: str | None = None) -> tuple[list[Line], str]:
+    """Curves of one measure of one arm (None: the run itself), a line per site, and what x is: ``step``, ``round`` or
+    ``epoch``."""
+    wanted = [[row for row in run.metrics if (row["name"], row.get("arm")) == (name, arm)] for run in experiment.runs]
+    x_name = abscissa([row for rows in wanted for row in rows])
+    if x_name is None:
+        return [], "step"
+    series: dict[str, list[tuple[list[float], list[float]]]] = {}
+    for rows in wanted:
+        split: dict[str, list[Row]] = {}
+        for row in rows:
+            parts = (row.get("site"), row.get("split") if row.get("split") != "train" else None)
+            split.setdefault(", ".join(str(part) for part in parts if part) or "run", []).append(row)
+        for label, part in split.items():
+            points = sorted((float(row[x_name]), float(row["value"])) for row in part)
+            series.setdefault(label, []).append(thinned(points))
+    return [Line(label, tuple(runs)) for label, runs in series.items()], x_name
+
+
+def other_arms(experiment: Experiment) -> list[str]:
+    """The arms besides the run itself that have curves of their own."""
+    arms = (row["arm"] for run in experiment.runs for row in run.metrics if row.get("arm"))
+    return list(dict.fromkeys(str(arm) for arm in arms))
+
+
+def abscissa(rows: Sequence[Row]) -> str | None:
+    """The finest of step, round and epoch that every row has; None if there is none."""
+    for name in ("step", "round", "epoch"):
+        if rows and all(isinstance(row.get(name), (int, float)) for row in rows):
+            return name
+    return None
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """At most ``POINTS`` points: means of equal runs of neighbours."""
+    width = -(-len(points) // POINTS) if points else 1
+    chunks = [points[start : start + width] for start in range(0, len(points), width)]
+    xs = [sum(x for x, _ in chunk) / len(chunk) for chunk in chunks]
+    return xs, [sum(y for _, y in chunk) / len(chunk) for chunk in chunks]
+
+
+def last_values(experiment: Experiment) -> list[tuple[str, str]]:
+    """The last value of every measure of the run itself, for each of the runs: (name, text)."""
+    lines = []
+    own = [[row for row in run.metrics if not row.get("arm")] for run in experiment.runs]
+    for name in dict.fromkeys(row["name"] for rows in own for row in rows):
+        lasts = [[row["value"] for row in rows if row["name"] == name][-1:] for rows in own]
+        lines.append((name, ", ".join(f"{value:.4g}" for last in lasts for value in last)))
+    return lines

@@ -1,0 +1,89 @@
+"""Tables of the report as HTML: a card per site, single labels and single runs folded away."""
+
+from collections.abc import Sequence
+from html import escape
+
+from sslmed_dist.report import tables, wording
+from sslmed_dist.report.tables import Cell, Table
+from sslmed_dist.report.wording import Column
+
+
+def table_html(table: Table) -> str:
+    """A card: title, counts, caution, main columns, and single labels and single runs folded away."""
+    main = tables.main_columns(table.columns)
+    labels = [column for column in table.columns if column not in main]
+    caution = table.caution()
+    warning = f"<p class='banner caution'>{escape(caution)}</p>" if caution else ""
+    parts = [
+        f"<article class='card'><h3>{escape(wording.site_name(table.title))}</h3>"
+        f"<p class='hint'>{escape(table.counts())}</p>{warning}",
+        grid(table, main or table.columns),
+        undefined(table),
+    ]
+    if labels and main:
+        parts.append(f"<details><summary>Single labels</summary>{grid(table, labels)}</details>")
+    if any(len(cell.each) > 1 for cell in table.cells.values()):
+        parts.append(f"<details><summary>Single runs</summary>{single_runs(table)}</details>")
+    return "".join([*parts, "</article>"])
+
+
+def grid(table: Table, columns: Sequence[Column]) -> str:
+    """Arms by columns; the evaluators' names span their measures."""
+    spans: list[tuple[str, int]] = []
+    for evaluator, _ in columns:
+        if spans and spans[-1][0] == evaluator:
+            spans[-1] = (evaluator, spans[-1][1] + 1)
+        else:
+            spans.append((evaluator, 1))
+    top = "".join(
+        f"<th colspan='{width}' class='group'>{escape(wording.evaluator_name(name))}</th>" for name, width in spans
+    )
+    names = (wording.column_name(column).removeprefix(f"{wording.evaluator_name(column[0])} ") for column in columns)
+    head = f"<tr><th></th>{top}</tr><tr><th>arm</th>{''.join(f'<th>{escape(name)}</th>' for name in names)}</tr>"
+    rows = []
+    for arm in table.arms:
+        cells = "".join(
+            cell_html(table.cells.get((arm, column)), column, signed=table.difference) for column in columns
+        )
+        rows.append(f"<tr><th class='{css(arm)}'>{escape(table.name(arm))}</th>{cells}</tr>")
+    return f"<div class='scroll'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
+
+
+def cell_html(cell: Cell | None, column: Column, *, signed: bool) -> str:
+    """A value with its interval underneath; an interval of a difference that leaves out 0 is set bold."""
+    value, spread = tables.cell_text(cell, column[1], signed=signed)
+    if not spread and (cell is None or cell.value is None):
+        return f"<td class='absent'>{escape(value)}</td>"
+    clear = signed and cell is not None and cell.low is not None and cell.high is not None and cell.low * cell.high > 0
+    shown = f"<strong>{escape(value)}</strong>" if clear else escape(value)
+    return f"<td>{shown}<small>{escape(spread)}</small></td>"
+
+
+def undefined(table: Table) -> str:
+    """Why measures of a table have no value, in one line each."""
+    reasons = {
+        f"{wording.column_name(column)}: {note}"
+        for (_, column), cell in table.cells.items()
+        for _, row in cell.each
+        for note in str(row.get("note") or "").split("; ")
+        if row["value"] is None and note.startswith("undefined")
+    }
+    return "".join(f"<p class='hint'>{escape(reason)}</p>" for reason in sorted(reasons))
+
+
+def single_runs(table: Table) -> str:
+    """Every run's value with its own interval and sample count."""
+    rows = []
+    for (arm, column), cell in table.cells.items():
+        for label, row in cell.each:
+            own = Cell(row["value"], None, row["low"], row["high"], ((label, row),))
+            value, spread = tables.cell_text(own, column[1], signed=table.difference)
+            words = (table.name(arm), wording.column_name(column), label, f"{value} {spread}", str(row["n"]))
+            rows.append("<tr>" + "".join(f"<td>{escape(word)}</td>" for word in words) + "</tr>")
+    head = "".join(f"<th>{word}</th>" for word in ("arm", "measure", "run", "value", "n"))
+    return f"<div class='scroll'><table class='plain'><thead><tr>{head}</tr></thead>{''.join(rows)}</table></div>"
+
+
+def css(arm: str) -> str:
+    """The class that gives an arm its colour; only known names, for arms come from files."""
+    return f"arm-{arm.replace('_', '-')}" if arm in tables.ARMS else "arm-other"

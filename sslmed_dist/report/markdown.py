@@ -1,0 +1,61 @@
+"""The report as Markdown: the same words and tables as the page, without pictures."""
+
+from collections.abc import Sequence
+
+from sslmed_dist.report import facts, tables, wording
+from sslmed_dist.report.runs import Experiment, is_phantom
+from sslmed_dist.report.tables import Table
+
+
+def text(title: str, experiments: Sequence[Experiment]) -> str:
+    """The whole document."""
+    parts = [f"# {title}"]
+    if any(is_phantom(experiment.config) for experiment in experiments):
+        parts.append("**PHANTOM DATA: generated pictures, no patients. The numbers show that the software works.**")
+    for experiment in experiments:
+        parts += section(experiment, alone=len(experiments) == 1)
+    parts.append("Research use only, not a medical device.")
+    return "\n\n".join(parts) + "\n"
+
+
+def section(experiment: Experiment, *, alone: bool) -> list[str]:
+    """One experiment: what was run, tables, curves' last values, notes."""
+    parts = [] if alone else [f"## {experiment.name}"]
+    parts.append("\n".join(f"- {name}: {value}" for name, value in facts.facts(experiment)))
+    sites = tables.site_tables(experiment)
+    if not sites:
+        parts.append("Evaluation: not run.")
+    mean = tables.mean_over_sites(sites)
+    main = [sites[0]] if sites and sites[0].title == wording.ALL_SITES else []
+    ordered = [*main, *([mean] if mean else []), *sites[len(main) :]]
+    differences = tables.difference_table(experiment)
+    for table in [*ordered, *([differences] if differences else [])]:
+        parts += table_text(table)
+    for note, places in tables.notes(sites).items():
+        parts.append(f"- {note}: {'; '.join(places)}")
+    last = facts.last_values(experiment)
+    if last:
+        parts.append(
+            "Last values of the training curves: " + "; ".join(f"{name} {value}" for name, value in last) + "."
+        )
+    else:
+        parts.append("Training curves: not run.")
+    parts += [f"Reading {run.folder.name}: {remark}." for run in experiment.runs for remark in run.remarks]
+    return parts
+
+
+def table_text(table: Table) -> list[str]:
+    """A heading, the counts, a caution where due, and the table."""
+    parts = [f"### {wording.site_name(table.title)}", table.counts() + "."]
+    caution = table.caution()
+    if caution:
+        parts.append(f"**{caution}**")
+    head = ["arm", *(wording.column_name(column) for column in table.columns)]
+    lines = [head, ["---"] * len(head)]
+    for arm in table.arms:
+        cells = [
+            tables.cell_text(table.cells.get((arm, column)), column[1], signed=table.difference)
+            for column in table.columns
+        ]
+        lines.append([table.name(arm), *(" ".join(filter(None, cell)) for cell in cells)])
+    return [*parts, "\n".join("| " + " | ".join(line).replace("\n", " ") + " |" for line in lines)]

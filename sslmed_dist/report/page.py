@@ -1,0 +1,230 @@
+"""The report as one HTML page: no script, no external file; light and dark; readable on a phone."""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+
+from sslmed_dist.report import facts, plots, tables, wording
+from sslmed_dist.report.grids import css, table_html
+from sslmed_dist.report.plots import Dot
+from sslmed_dist.report.runs import Experiment, is_phantom
+from sslmed_dist.report.style import STYLE
+from sslmed_dist.report.tables import Table
+from sslmed_dist.report.wording import Column
+
+INTERVAL = "value [5 %, 95 %]: percentile bootstrap over patients, over samples where patients are not known"
+OVER_SEEDS = "mean \N{PLUS-MINUS SIGN} standard deviation over runs; small strokes are single runs"
+
+
+def html(title: str, experiments: Sequence[Experiment], *, pictures: bool) -> str:
+    """The whole page."""
+    phantom = any(is_phantom(experiment.config) for experiment in experiments)
+    body = [f"<header><p class='kicker'>sslmed-dist report</p><h1>{escape(title)}</h1>"]
+    if phantom:
+        body.append(
+            "<p class='banner phantom'><strong>Phantom data.</strong> Generated pictures, no patients. "
+            "The numbers show that the software works, nothing more.</p>"
+        )
+    body.append(f"<nav>{navigation(experiments)}</nav>")
+    body.append("</header><main>")
+    for number, experiment in enumerate(experiments):
+        body.append(section(experiment, number, alone=len(experiments) == 1, pictures=pictures))
+    body.append("</main><footer><p>Research use only, not a medical device.</p></footer>")
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        "<meta name='color-scheme' content='light dark'>"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>{''.join(body)}</body></html>\n"
+    )
+
+
+def section(experiment: Experiment, number: int, *, alone: bool, pictures: bool) -> str:
+    """One experiment."""
+    heading = "" if alone else f"<h2 class='experiment'>{escape(experiment.name)}</h2>"
+    lines = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.facts(experiment))
+    sites = tables.site_tables(experiment)
+    parts = {
+        "results": headline(sites) + evaluation(experiment, sites),
+        "training": training(experiment),
+        "pictures": sheets(experiment, pictures),
+        "notes": small_print(experiment, sites),
+    }
+    divided = "".join(f"<div id='{name}-{number}'>{part}</div>" for name, part in parts.items())
+    return f"<section id='experiment-{number}'>{heading}<dl class='facts'>{lines}</dl>{divided}</section>"
+
+
+def navigation(experiments: Sequence[Experiment]) -> str:
+    """Links to the parts of the only experiment, or to the experiments."""
+    if len(experiments) > 1:
+        return "".join(f"<a href='#experiment-{i}'>{escape(one.name)}</a>" for i, one in enumerate(experiments))
+    parts = {"results": "Results", "training": "Training", "pictures": "Pictures", "notes": "Notes and configuration"}
+    return "".join(f"<a href='#{name}-0'>{text}</a>" for name, text in parts.items())
+
+
+def leading(sites: Sequence[Table]) -> Table | None:
+    """The table of all sites together, the mean over sites, or the only one there is."""
+    if sites and sites[0].title == wording.ALL_SITES:
+        return sites[0]
+    return tables.mean_over_sites(sites) or (sites[0] if sites else None)
+
+
+def headline(sites: Sequence[Table]) -> str:
+    """One tile per arm with its value in the first measure that is worth a picture."""
+    table = leading(sites)
+    columns = tables.plotted_columns(table.columns) if table else ()
+    if table is None or not columns:
+        return ""
+    column = columns[0]
+    tiles = []
+    for arm in table.arms:
+        value, spread = tables.cell_text(table.cells.get((arm, column)), column[1])
+        tiles.append(
+            f"<li class='{css(arm)}'><span>{escape(wording.arm_name(arm))}</span>"
+            f"<strong>{escape(value)}</strong><small>{escape(spread)}</small></li>"
+        )
+    spread = (
+        "mean \N{PLUS-MINUS SIGN} sd over runs"
+        if any(c.sd is not None for c in table.cells.values())
+        else "[5 %, 95 %]"
+    )
+    parts = (wording.column_name(column), wording.site_name(table.title).lower(), spread)
+    where = " \N{MIDDLE DOT} ".join(parts)
+    return f"<h2>At a glance</h2><p class='lead'>{escape(where)}</p><ul class='tiles'>{''.join(tiles)}</ul>"
+
+
+def evaluation(experiment: Experiment, sites: Sequence[Table]) -> str:
+    """Forest plots, then a table per site, the differences last."""
+    if not sites:
+        return "<h2>Evaluation</h2><p class='absent'>Evaluation: not run.</p>"
+    several = len(experiment.runs) > 1
+    parts = ["<h2>What the encoders are worth</h2>", "<div class='figures'>"]
+    for column in tables.plotted_columns(sites[0].columns):
+        parts.append(forest(sites, column))
+    parts.append(f"</div><p class='hint'>{OVER_SEEDS if several else INTERVAL}.</p>")
+    mean = tables.mean_over_sites(sites)
+    together = [table for table in sites if table.title == wording.ALL_SITES]
+    parts += [table_html(table) for table in [*together, *([mean] if mean else [])]]
+    parts += [table_html(table) for table in sites if table.title != wording.ALL_SITES]
+    differences = tables.difference_table(experiment)
+    if differences:
+        each = tables.site_tables(experiment, difference=True)
+        plotted = (forest(each, column, zero=True) for column in tables.plotted_columns(differences.columns))
+        parts.append(f"<div class='figures'>{''.join(plotted)}</div>{table_html(differences)}")
+    return "".join(parts)
+
+
+def forest(sites: Sequence[Table], column: Column, *, zero: bool = False) -> str:
+    """One forest plot of a column: a block per site."""
+    scale = 100 if wording.in_percent(column[1]) else 1
+
+    def scaled(value: float | None) -> float | None:
+        return None if value is None else scale * value
+
+    blocks = {}
+    for table in sites:
+        dots = []
+        for arm in table.arms:
+            cell = table.cells.get((arm, column))
+            if cell is None:
+                continue
+            values = [scale * row["value"] for _, row in cell.each if row["value"] is not None]
+            low, high = scaled(cell.low), scaled(cell.high)
+            if cell.sd is not None and cell.value is not None:
+                low, high = scale * (cell.value - cell.sd), scale * (cell.value + cell.sd)
+            each = tuple(values) if len(cell.each) > 1 else ()
+            dots.append(Dot(wording.arm_name(arm), arm, scaled(cell.value), low, high, each))
+        if dots:
+            blocks[wording.site_name(table.title)] = dots
+    name = wording.column_name(column)
+    return figure(
+        plots.forest(blocks, zero=zero),
+        f"{'Difference in ' if zero else ''}{name}",
+        f"forest plot of {name} by site and arm",
+    )
+
+
+def training(experiment: Experiment) -> str:
+    """Curves of the loss and the collapse measures."""
+    parts = ["<h2>Training</h2>"]
+    drawn, absent = [], []
+    for name, title in facts.CURVES.items():
+        lines, x_name = facts.curve_lines(experiment, name)
+        if lines:
+            drawn.append(figure(plots.curves(lines, x_name), title, f"{title} by {x_name}"))
+        else:
+            absent.append(name)
+    if drawn:
+        parts.append(f"<div class='figures'>{''.join(drawn)}</div>")
+        if len(experiment.runs) > 1:
+            parts.append("<p class='hint'>Thin lines are single runs, thick ones their mean.</p>")
+    if absent:
+        parts.append(f"<p class='absent'>Not run: {', '.join(absent)} (not in metrics.jsonl).</p>")
+    for arm in facts.other_arms(experiment):
+        name = wording.arm_name(arm)
+        others = []
+        for measure in ("loss", "effective_rank"):
+            lines, x_name = facts.curve_lines(experiment, measure, arm)
+            title = f"{facts.CURVES[measure]}, {name}"
+            others += [figure(plots.curves(lines, x_name), title, f"{title} by {x_name}")] if lines else []
+        parts.append(
+            f"<details><summary>Curves: {escape(name)}</summary><div class='figures'>{''.join(others)}</div></details>"
+        )
+    last = facts.last_values(experiment)
+    if last:
+        rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in last)
+        table = f"<div class='scroll'><table class='plain'>{rows}</table></div>"
+        parts.append(f"<details><summary>Last values of all measures</summary>{table}</details>")
+    return "".join(parts)
+
+
+def sheets(experiment: Experiment, pictures: bool) -> str:
+    """Views and nearest neighbours, where the site itself asked for them."""
+    there = sum(run.pictures_there for run in experiment.runs)
+    if not there:
+        return "<h2>Pictures</h2><p class='absent'>Pictures: not run.</p>"
+    if not pictures:
+        return (
+            f"<h2>Pictures</h2><p class='absent'>{there} left out: they hold image pixels, and only the site that owns "
+            "the images may put them into its own page.</p>"
+        )
+    shown = [
+        f"<figure class='sheet'><div class='scroll'>{image(data, caption)}</div>"
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        for run in experiment.runs
+        for caption, data in run.pictures
+    ]
+    warning = (
+        "<p class='banner caution'>This page holds image pixels. It belongs to the site that made it: "
+        "do not send it out.</p>"
+    )
+    return f"<h2>Pictures</h2>{warning}{''.join(shown)}"
+
+
+def small_print(experiment: Experiment, sites: Sequence[Table]) -> str:
+    """Notes, remarks and the configuration, folded away."""
+    parts = ["<h2>Notes and configuration</h2>"]
+    found = tables.notes([*sites, *tables.site_tables(experiment, difference=True)])
+    if found:
+        items = (f"<li><b>{escape(n)}</b>: {escape('; '.join(places))}</li>" for n, places in found.items())
+        parts.append(f"<details><summary>Notes of the evaluators</summary><ul>{''.join(items)}</ul></details>")
+    remarks = [f"{run.folder.name}: {remark}" for run in experiment.runs for remark in run.remarks]
+    parts += [f"<p class='hint'>{escape(remark)}</p>" for remark in remarks]
+    text = escape(facts.config_text(experiment.config))
+    parts.append(f"<details><summary>Configuration (paths shortened)</summary><pre>{text}</pre></details>")
+    return "".join(parts)
+
+
+def figure(pair: tuple[bytes, bytes], caption: str, alternative: str) -> str:
+    """A plot that follows the reader's colour scheme."""
+    light, dark = (f"data:image/png;base64,{base64.b64encode(data).decode()}" for data in pair)
+    return (
+        f"<figure><figcaption>{escape(caption)}</figcaption><picture>"
+        f"<source srcset='{dark}' media='(prefers-color-scheme: dark)'>"
+        f"<img src='{light}' alt='{escape(alternative, quote=True)}'></picture></figure>"
+    )
+
+
+def image(data: bytes, alternative: str) -> str:
+    """An embedded PNG."""
+    encoded = base64.b64encode(data).decode()
+    return f"<img src='data:image/png;base64,{encoded}' alt='{escape(alternative, quote=True)}'>"

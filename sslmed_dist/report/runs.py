@@ -1,0 +1,213 @@
+"""Reading run folders: configuration, environment, metrics, evaluation rows and pictures. No torch, no plotting."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Row = dict[str, Any]
+Tree = Mapping[str, Any]
+
+# What may differ between two runs of one experiment: the seed, where and on what it ran, and the normalisation, which a
+# run resolves from its own training data and so from its seed's partition.
+FREE = {
+    *("run", "driver", "ray", "evaluate.pictures", "data.root", "views.mean", "views.std"),
+    *("federated.runtime", "federated.timeout_s"),
+}
+ROW_KEYS = {"arm", "site", "evaluator", "metric", "value", "low", "high", "n"}
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds. ``environment`` is None, and the lists are empty, where a piece is not there;
+    ``remarks`` says what was left out while reading."""
+
+    folder: Path
+    config: Tree
+    environment: Tree | None
+    metrics: list[Row]
+    rows: list[Row]
+    pictures: list[tuple[str, bytes]]
+    pictures_there: int
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """``run.name`` of the configuration, or the folder's name."""
+        return str((self.config.get("run") or {}).get("name") or self.folder.name)
+
+    @property
+    def seed(self) -> int | None:
+        """``run.seed`` of the configuration."""
+        seed = (self.config.get("run") or {}).get("seed")
+        return seed if isinstance(seed, int) else None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs whose configurations differ in nothing but the seed (and where they ran), with a label for each."""
+
+    name: str
+    runs: tuple[Run, ...]
+    labels: tuple[str, ...]
+
+    @property
+    def config(self) -> Tree:
+        """The configuration of the first run; all others agree where it matters."""
+        return self.runs[0].config
+
+
+def read_run(folder: Path, *, pictures: bool = False) -> Run:
+    """Read one run folder. ``ValueError`` names the folder and what is missing, or the file that cannot be read.
+
+    A configuration and either metrics or evaluation rows must be there; everything else may be missing. Pictures hold
+    pixels: they are only read when ``pictures`` says so.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such run folder")
+    evaluations = sorted([*folder.glob("evaluate/*.json"), *folder.glob("sites/*/evaluate/*.json")])
+    metrics = sorted([*folder.glob("metrics.jsonl"), *folder.glob("sites/*/metrics.jsonl")])
+    metrics += sorted(folder.glob("arms/*/metrics.jsonl"))
+    missing = [] if (folder / "config.yaml").is_file() else ["config.yaml"]
+    if not metrics and not evaluations:
+        missing.append("metrics.jsonl or evaluate/*.json")
+    if missing:
+        raise ValueError(f"{folder}: not a run folder: it has no {' and no '.join(missing)}")
+    remarks: list[str] = []
+    drawn = sorted(folder.glob("pictures/*.png"))
+    environment = folder / "environment.json"
+    return Run(
+        folder=folder,
+        config=read_config(folder / "config.yaml"),
+        environment=read_json(environment) if environment.is_file() else None,
+        metrics=[row for path in metrics for row in read_metrics(path, remarks)],
+        rows=[row for path in evaluations for row in read_rows(path)],
+        pictures=read_pictures(folder / "pictures", drawn) if pictures else [],
+        pictures_there=len(drawn),
+        remarks=remarks,
+    )
+
+
+def read_config(path: Path) -> Tree:
+    """The resolved configuration as a tree."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: expected the sections of a configuration, got {type(tree).__name__}")
+    return tree
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; ``ValueError`` names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of one evaluation file, each with the file's name; ``ValueError`` names a row that lacks a field."""
+    rows = read_json(path).get("rows")
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: expected an object with a list 'rows'")
+    for number, row in enumerate(rows):
+        absent = sorted(ROW_KEYS - set(row)) if isinstance(row, dict) else sorted(ROW_KEYS)
+        if absent:
+            raise ValueError(f"{path}: rows[{number}] has no {', '.join(absent)}")
+    return [{**row, "file": path.stem} for row in rows]
+
+
+def read_metrics(path: Path, remarks: list[str]) -> Iterator[Row]:
+    """The rows of one metrics.jsonl with finite values; ``site`` and ``arm`` are the folder's where the row does not
+    say (``sites/SITE``, ``arms/pooled``, ``arms/local-SITE``).
+
+    A torn last line (the run is being written, or was killed) and values that are not finite are left out and said.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kind, name = path.parent.parent.name, path.parent.name
+    where = f"{kind}/{name}/{path.name}" if kind in ("sites", "arms") else path.name
+    arm, _, own = name.partition("-") if kind == "arms" else ("", "", name if kind == "sites" else "")
+    folder = {"arm": arm or None, "site": own or None}
+    not_finite = 0
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            measure, value = str(row["name"]), row["value"]
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                remarks.append(f"{where}: the last line is torn and was left out")
+                continue
+            raise ValueError(f"{path}:{number}: not a line of metrics (an object with 'name' and 'value')") from None
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            not_finite += 1
+            continue
+        yield {**row, "name": measure, **{key: row.get(key) or said for key, said in folder.items()}}
+    if not_finite:
+        remarks.append(f"{where}: {not_finite} values that are not finite were left out")
+
+
+def read_pictures(folder: Path, drawn: Sequence[Path]) -> list[tuple[str, bytes]]:
+    """(caption, PNG bytes) of each picture, in the order of ``captions.json``, then by name."""
+    captions = read_json(folder / "captions.json") if (folder / "captions.json").is_file() else {}
+    listed = {name: place for place, name in enumerate(captions)}
+    found = []
+    for path in sorted(drawn, key=lambda path: (listed.get(path.name, len(listed)), path.name)):
+        data = path.read_bytes()
+        if not data.startswith(PNG):
+            raise ValueError(f"{path}: not a PNG file")
+        found.append((str(captions.get(path.name, path.stem)), data))
+    return found
+
+
+def group(runs: Sequence[Run]) -> list[Experiment]:
+    """Put runs together that differ only in their seed, in the order given; a run is labelled by its seed, or by its
+    folder where two runs share one."""
+    experiments: dict[str, list[Run]] = {}
+    for run in runs:
+        experiments.setdefault(json.dumps(stripped(run.config), sort_keys=True, default=str), []).append(run)
+    made = []
+    for members in experiments.values():
+        seeds = [run.seed for run in members]
+        plain = None not in seeds and len(set(seeds)) == len(seeds)
+        labels = tuple(f"seed {run.seed}" if plain else run.folder.name for run in members)
+        made.append(Experiment(members[0].name, tuple(members), labels))
+    return made
+
+
+def stripped(tree: Tree, path: str = "") -> dict[str, Any]:
+    """A configuration without what may differ between the runs of one experiment."""
+    kept = {}
+    for key, value in tree.items():
+        dotted = f"{path}.{key}" if path else str(key)
+        if dotted not in FREE:
+            kept[str(key)] = stripped(value, dotted) if isinstance(value, Mapping) else value
+    return kept
+
+
+def is_phantom(config: Tree) -> bool:
+    """Whether the data section speaks of phantoms anywhere (name, root, flags): then nothing here is a patient."""
+
+    def words(value: Any) -> Iterator[str]:
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                if item is not False and item is not None:
+                    yield str(key)
+                    yield from words(item)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                yield from words(item)
+        else:
+            yield str(value)
+
+    return any("phantom" in word.lower() for word in words(config.get("data") or {}))

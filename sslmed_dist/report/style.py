@@ -1,0 +1,65 @@
+"""The page's style sheet: light and dark by the reader's setting, one column on a phone."""
+
+STYLE = """
+:root { --ink: #1f2328; --soft: #59636e; --page: #f6f7f9; --card: #fff; --line: #d9dee3; --accent: #0072b2;
+  --warm: #fff4dc; --warm-ink: #6b4700; --raw: #9aa0a6; --random: #7f7f7f; --local: #e69f00; --federated: #0072b2;
+  --pooled: #009e73; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9aa4af; --page: #0d1117; --card: #161b22;
+  --line: #30363d; --accent: #56b4e9; --warm: #3a2e10; --warm-ink: #f3d48a; --federated: #56b4e9; --random: #a5a5a5; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI",
+  Roboto, "Helvetica Neue", Arial, sans-serif; font-variant-numeric: tabular-nums; -webkit-text-size-adjust: 100%; }
+header, main, footer { max-width: 68rem; margin: 0 auto; padding: 0 1.25rem; }
+header { padding-top: 2rem; }
+.kicker { margin: 0; color: var(--soft); font-size: .85rem; letter-spacing: .02em; }
+h1 { margin: .1rem 0 1rem; font-size: clamp(1.5rem, 5vw, 2.2rem); line-height: 1.2; overflow-wrap: anywhere; }
+h2 { margin: 2.5rem 0 .5rem; font-size: 1.25rem; }
+h2.experiment { padding-top: 1rem; border-top: 2px solid var(--line); font-size: 1.6rem; }
+h3 { margin: 0; font-size: 1.05rem; overflow-wrap: anywhere; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: 0 0 1rem; font-size: .92rem; }
+nav a, summary { color: var(--accent); }
+.facts { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.25rem; margin: 0; font-size: .92rem; }
+.facts dt { color: var(--soft); }
+.facts dd { margin: 0; overflow-wrap: anywhere; }
+.lead, .hint { margin: .15rem 0 .75rem; color: var(--soft); font-size: .9rem; }
+.absent { color: var(--soft); font-style: italic; }
+.banner { margin: .75rem 0; padding: .6rem .9rem; border-radius: .5rem; background: var(--warm); color: var(--warm-ink);
+  font-size: .92rem; }
+.banner.phantom { border: 1px solid currentColor; font-size: 1.05rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: 0;
+  padding: 0; list-style: none; }
+.tiles li { display: flex; flex-direction: column; padding: .7rem .9rem; border: 1px solid var(--line);
+  border-top: 4px solid var(--tone, var(--accent)); border-radius: .5rem; background: var(--card); }
+.tiles span, .tiles small { color: var(--soft); font-size: .85rem; }
+.tiles strong { font-size: 1.7rem; font-weight: 650; line-height: 1.3; }
+.arm-raw-pixels { --tone: var(--raw); } .arm-random { --tone: var(--random); } .arm-local { --tone: var(--local); }
+.arm-federated, .arm-encoder { --tone: var(--federated); } .arm-pooled { --tone: var(--pooled); }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem;
+  margin: .75rem 0; align-items: start; }
+figure { margin: 0; padding: .8rem; border: 1px solid var(--line); border-radius: .5rem; background: var(--card); }
+figure img { display: block; width: 100%; max-width: 30rem; height: auto; margin: 0 auto; }
+figcaption { margin-bottom: .4rem; font-size: .9rem; font-weight: 600; }
+.sheet { margin: .75rem 0; } .sheet img { width: auto; max-width: none; margin: 0; }
+.sheet figcaption { margin: .5rem 0 0; font-weight: 400; }
+.card { margin: 1rem 0; padding: 1rem; border: 1px solid var(--line); border-radius: .5rem; background: var(--card); }
+.scroll { overflow-x: auto; }
+table { width: 100%; border-collapse: collapse; font-size: .92rem; }
+th, td { padding: .35rem .7rem; border-top: 1px solid var(--line); text-align: right; white-space: nowrap; }
+thead th { border-top: 0; color: var(--soft); font-weight: 500; line-height: 1.25; white-space: normal;
+  vertical-align: bottom; }
+thead .group { border-bottom: 1px solid var(--line); color: var(--ink); font-weight: 600; text-align: center; }
+tr > :first-child { position: sticky; left: 0; background: var(--card); text-align: left; }
+tbody th { padding-left: .6rem; border-left: 4px solid var(--tone, var(--line)); font-weight: 500; }
+td small { display: block; color: var(--soft); font-size: .8rem; }
+table.plain td, table.plain th { text-align: left; }
+details { margin-top: .75rem; } summary { cursor: pointer; }
+pre { overflow-x: auto; padding: .75rem; border: 1px solid var(--line); border-radius: .5rem; background: var(--card);
+  font-size: .82rem; }
+footer { margin-top: 3rem; padding-bottom: 2rem; color: var(--soft); font-size: .9rem; }
+footer p { padding-top: 1rem; border-top: 1px solid var(--line); }
+@media (max-width: 34rem) { .facts { grid-template-columns: 1fr; gap: 0; } .facts dd { margin-bottom: .5rem; }
+  .card { padding: .75rem; } .tiles { grid-template-columns: 1fr 1fr; } .tiles strong { font-size: 1.4rem; }
+  th, td { padding: .35rem .4rem; } tbody th { white-space: normal; line-height: 1.25; }
+  td small { font-size: .75rem; } }
+@media print { body { background: #fff; } .card, figure { break-inside: avoid; } }
+"""

@@ -1,0 +1,266 @@
+"""From evaluation rows to tables: per site, arms by evaluators; over seeds, mean and standard deviation."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sslmed_dist.report.runs import Experiment, Row, Tree
+from sslmed_dist.report.wording import (
+    ALL_SITES,
+    METRIC_NAMES,
+    Column,
+    arm_name,
+    column_name,
+    evaluator_name,
+    number,
+    site_name,
+)
+
+ARMS = ("raw_pixels", "random", "local", "federated", "pooled", "encoder")
+FEW_PATIENTS, FEW_SAMPLES = 30, 100
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measure of one arm at one site over the runs of an experiment.
+
+    ``value`` is the mean over the runs in which it is defined, ``sd`` their standard deviation (None for one run);
+    ``low`` and ``high`` are the bootstrap interval of a single run. ``each`` holds (label, row) of every run.
+    """
+
+    value: float | None
+    sd: float | None
+    low: float | None
+    high: float | None
+    each: tuple[tuple[str, Row], ...]
+
+    @property
+    def samples(self) -> tuple[int, int]:
+        """Fewest and most test samples over the runs."""
+        return span(row["n"] for _, row in self.each)
+
+    @property
+    def patients(self) -> tuple[int, int]:
+        """Fewest and most patients (groups) over the runs; the samples where rows do not say."""
+        return span(row.get("groups") or row["n"] for _, row in self.each)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Arms by columns at one site. A missing key of ``cells`` was not run. ``difference``: arms are ``A - B``;
+    ``names`` replaces what an arm is called, ``hint`` explains how the numbers came about."""
+
+    title: str
+    arms: tuple[str, ...]
+    columns: tuple[Column, ...]
+    cells: Mapping[tuple[str, Column], Cell]
+    difference: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
+    hint: str = ""
+
+    def name(self, arm: str) -> str:
+        """An arm as it is printed."""
+        return self.names.get(arm) or arm_name(arm)
+
+    def caution(self) -> str | None:
+        """A note where the numbers are too few to conclude from."""
+        if not self.cells:
+            return None
+        samples = min(cell.samples[0] for cell in self.cells.values())
+        patients = min(cell.patients[0] for cell in self.cells.values())
+        if patients >= FEW_PATIENTS and samples >= FEW_SAMPLES:
+            return None
+        known = f"{patients} patients or exams, " if patients != samples else ""
+        return f"descriptive: few patients ({known}{samples} test samples)"
+
+    def counts(self) -> str:
+        """Test samples and patients (where the data know them), as ranges where cells or runs differ."""
+        samples = span(n for cell in self.cells.values() for n in cell.samples)
+        patients = span(n for cell in self.cells.values() for n in cell.patients)
+        counts = f"{between(samples)} test samples"
+        if patients != samples:
+            counts += f" of {between(patients)} patients or exams"
+        return f"{counts}; {self.hint}" if self.hint else counts
+
+
+def span(numbers: Iterable[int]) -> tuple[int, int]:
+    """Smallest and largest."""
+    found = [int(number) for number in numbers]
+    return (min(found), max(found)) if found else (0, 0)
+
+
+def between(ends: tuple[int, int]) -> str:
+    """``12`` or ``12-15``."""
+    return str(ends[0]) if ends[0] == ends[1] else f"{ends[0]}-{ends[1]}"
+
+
+def site_tables(experiment: Experiment, *, difference: bool = False) -> list[Table]:
+    """One table per site, all sites together first; ``difference`` picks the rows of paired differences instead."""
+    cells = collect(experiment, difference)
+    sites = sorted({site for site, _, _ in cells}, key=lambda site: (site != ALL_SITES, natural(site)))
+    found = {arm for _, arm, _ in cells}
+    expected = set() if difference else set(expected_arms(experiment.config))
+    arms = tuple(sorted(found | (expected if cells else set()), key=arm_order))
+    columns = ordered_columns(column for _, _, column in cells)
+    return [
+        Table(site, arms, columns, {(arm, c): cell for (s, arm, c), cell in cells.items() if s == site}, difference)
+        for site in sites
+    ]
+
+
+def collect(experiment: Experiment, difference: bool) -> dict[tuple[str, str, Column], Cell]:
+    """Cells by (site, arm, column). Where two files of a run measure the same thing differently (the last and the best
+    encoder, say), the later file's name is put to the arm; ``ValueError`` where one file does."""
+    found: dict[tuple[str, str, Column], dict[str, Row]] = {}
+    for label, run in zip(experiment.labels, experiment.runs, strict=True):
+        for row in run.rows:
+            if bool(row.get("difference")) != difference:
+                continue
+            site, arm, column = (
+                str(row["site"] or ALL_SITES),
+                str(row["arm"]),
+                (str(row["evaluator"]), str(row["metric"])),
+            )
+            before = found.get((site, arm, column), {}).get(label)
+            if before is not None and before["file"] != row["file"]:
+                if all(before[key] == row[key] for key in ("value", "low", "high", "n")):
+                    continue
+                arm = f"{arm} ({row['file']})"
+                before = found.get((site, arm, column), {}).get(label)
+            if before is not None:
+                raise ValueError(
+                    f"{run.folder}: evaluate/{row['file']}.json holds {site} / {arm} / {' / '.join(column)} twice"
+                )
+            found.setdefault((site, arm, column), {})[label] = row
+    return {key: summarise(list(each.items())) for key, each in found.items()}
+
+
+def summarise(each: Sequence[tuple[str, Row]]) -> Cell:
+    """Mean and standard deviation over runs; the interval of a single run."""
+    values = [float(row["value"]) for _, row in each if row["value"] is not None]
+    if len(each) == 1:
+        row = each[0][1]
+        return Cell(values[0] if values else None, None, row["low"], row["high"], tuple(each))
+    mean = math.fsum(values) / len(values) if values else None
+    return Cell(mean, statistics.stdev(values) if len(values) > 1 else None, None, None, tuple(each))
+
+
+def mean_over_sites(tables: Sequence[Table]) -> Table | None:
+    """Every site counts once: per run the mean over sites, then mean and standard deviation over runs.
+
+    None with fewer than two sites. Sites where a measure is undefined are left out of its mean, and counted.
+    """
+    sites = [table for table in tables if table.title != ALL_SITES]
+    if len(sites) < 2:
+        return None
+    cells = {}
+    keys = dict.fromkeys(key for table in sites for key in table.cells)
+    for key in keys:
+        runs: dict[str, list[Row]] = {}
+        for table in sites:
+            for label, row in table.cells[key].each if key in table.cells else ():
+                runs.setdefault(label, []).append(row)
+        cells[key] = summarise([(label, averaged(rows, len(sites))) for label, rows in runs.items()])
+    hint = "every site counts once; no interval"
+    return Table("mean over sites", sites[0].arms, sites[0].columns, cells, hint=hint)
+
+
+def difference_table(experiment: Experiment) -> Table | None:
+    """The paired differences of all sites in one table, a row per site and pair of arms; None without any."""
+    sites = site_tables(experiment, difference=True)
+    if not sites:
+        return None
+    cells, names = {}, {}
+    for table in sites:
+        for (arm, column), cell in table.cells.items():
+            names[f"{table.title}: {arm}"] = f"{site_name(table.title)}: {arm_name(arm)}"
+            cells[f"{table.title}: {arm}", column] = cell
+    hint = "paired over the same test samples; bold: the interval leaves out 0"
+    return Table("differences between arms", tuple(names), sites[0].columns, cells, True, names, hint)
+
+
+def averaged(rows: Sequence[Row], sites: int) -> Row:
+    """The mean of one run's rows over its sites, as a row without an interval."""
+    values = [float(row["value"]) for row in rows if row["value"] is not None]
+    note = "" if len(values) == sites else f"over {len(values)} of {sites} sites"
+    return {
+        "value": math.fsum(values) / len(values) if values else None,
+        "low": None,
+        "high": None,
+        "n": sum(int(row["n"]) for row in rows),
+        "groups": sum(int(row.get("groups") or row["n"]) for row in rows),
+        "note": note,
+    }
+
+
+def expected_arms(config: Tree) -> tuple[str, ...]:
+    """The arms that a reader looks for: those of ``federated.compare`` and the federation, or the encoder."""
+    federated = config.get("federated")
+    if not isinstance(federated, Mapping):
+        return ("random", "encoder")
+    return (*(federated.get("compare") or ()), "federated")
+
+
+def arm_order(arm: str) -> tuple[int, str]:
+    """Known arms from floor to ceiling, then the others by name."""
+    return (ARMS.index(arm) if arm in ARMS else len(ARMS), arm)
+
+
+def natural(text: str) -> list[tuple[int, Any]]:
+    """Sort key in which site-10 comes after site-2."""
+    digits = "".join(letter if letter.isdigit() else " " for letter in text).split()
+    return [(0, "".join(letter for letter in text if not letter.isdigit())), *((1, int(part)) for part in digits)]
+
+
+def ordered_columns(columns: Iterable[Column]) -> tuple[Column, ...]:
+    """Evaluators as they first came, known metrics first and labels (``auc/LABEL``) after them."""
+    seen = list(dict.fromkeys(columns))
+    evaluators = list(dict.fromkeys(evaluator for evaluator, _ in seen))
+    known = list(METRIC_NAMES)
+
+    def place(column: Column) -> tuple[int, int]:
+        return evaluators.index(column[0]), known.index(column[1]) if column[1] in known else len(known)
+
+    return tuple(sorted(seen, key=place))
+
+
+def main_columns(columns: Sequence[Column]) -> tuple[Column, ...]:
+    """The columns of the main tables; those of single labels stand apart."""
+    return tuple(column for column in columns if "/" not in column[1])
+
+
+def plotted_columns(columns: Sequence[Column]) -> tuple[Column, ...]:
+    """The columns worth a picture: accuracy and AUC."""
+    return tuple(column for column in columns if column[1] in ("accuracy", "auc"))
+
+
+def cell_text(cell: Cell | None, metric: str, *, signed: bool = False) -> tuple[str, str]:
+    """(value, uncertainty) as printed: ``("84.2", "[81.0, 87.1]")``, ``("84.2", "± 1.3")``, ``("not run", "")``."""
+    if cell is None:
+        return "not run", ""
+    if cell.value is None:
+        return "undefined", ""
+    value = number(cell.value, metric, signed=signed)
+    if cell.sd is not None:
+        return value, f"\N{PLUS-MINUS SIGN} {number(cell.sd, metric)}"
+    if cell.low is None or cell.high is None:
+        return value, ""
+    return value, f"[{number(cell.low, metric, signed=signed)}, {number(cell.high, metric, signed=signed)}]"
+
+
+def notes(tables: Sequence[Table]) -> dict[str, list[str]]:
+    """Each note of the rows once, with the places it belongs to. A learning rate is one for all measures of a probe."""
+    found: dict[str, list[str]] = {}
+    for table in tables:
+        for (arm, column), cell in table.cells.items():
+            for label, row in cell.each:
+                for note in filter(None, str(row.get("note") or "").split("; ")):
+                    rate = note.startswith("learning rate")
+                    what = evaluator_name(column[0]) if rate else column_name(column).removesuffix(", %")
+                    run = [label] if len(cell.each) > 1 else []
+                    place = ", ".join([site_name(table.title), table.name(arm), what, *run])
+                    places = found.setdefault(note, [])
+                    places.append(place) if place not in places else None
+    return found

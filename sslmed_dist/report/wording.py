@@ -1,0 +1,54 @@
+"""How sites, arms, evaluators, measures and numbers are printed."""
+
+ALL_SITES = "all"
+ARM_NAMES = {
+    "raw_pixels": "raw pixels",
+    "random": "random encoder",
+    "local": "local only",
+    "federated": "federated",
+    "pooled": "pooled data",
+    "encoder": "this encoder",
+}
+METRIC_NAMES = {
+    "accuracy": "accuracy, %",
+    "balanced_accuracy": "balanced accuracy, %",
+    "auc": "AUC",
+    "top5": "top-5, %",
+}
+
+Column = tuple[str, str]
+
+
+def in_percent(metric: str) -> bool:
+    """Accuracies are printed in per cent, areas under a curve as fractions."""
+    return not metric.startswith("auc")
+
+
+def number(value: float, metric: str, *, signed: bool = False) -> str:
+    """``84.2`` per cent or ``0.871``; differences with their sign."""
+    text = f"{100 * value:{'+' if signed else ''}.1f}" if in_percent(metric) else f"{value:{'+' if signed else ''}.3f}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def arm_name(arm: str) -> str:
+    """An arm as a reader would say it; both sides of a difference."""
+    return " \N{MINUS SIGN} ".join(ARM_NAMES.get(part, part) for part in arm.split(" - "))
+
+
+def column_name(column: Column) -> str:
+    """``kNN accuracy, %``."""
+    metric = column[1]
+    label = f"AUC {metric.partition('/')[2]}" if metric.startswith("auc/") else METRIC_NAMES.get(metric, metric)
+    return f"{evaluator_name(column[0])} {label}"
+
+
+def evaluator_name(evaluator: str) -> str:
+    """An evaluator as a reader would say it."""
+    return (
+        evaluator.replace("knn", "kNN") if evaluator.startswith("knn") else evaluator.replace("linear", "linear probe")
+    )
+
+
+def site_name(site: str) -> str:
+    """A table's title."""
+    return "All sites together" if site == ALL_SITES else site[:1].upper() + site[1:]
