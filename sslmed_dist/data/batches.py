@@ -1,0 +1,102 @@
+"""Batches by global step: which samples form batch s of epoch e does not depend on how many workers share it."""
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from sslmed_dist import randomness
+from sslmed_dist.data.dataset import Dataset, Item
+
+AHEAD = 2  # batches read ahead per worker: one in work, one waiting
+
+
+class Batches:
+    """The global batches of a dataset, of which this rank gets one contiguous block of ``global_batch / world`` rows.
+
+    Pass p = 0, 1, ... of epoch e visits every sample once, in the keyed order (seed, "data", e, p); the passes follow
+    one another without a gap, so a batch may straddle two. The draw number of a row is its pass. An epoch is ``draws``
+    passes, the incomplete last batch dropped, or exactly ``steps_per_epoch`` batches when that is given.
+    ``workers`` > 0 fetches that many batches at a time in threads, in order and bounded.
+    Attributes: ``dataset``, ``global_batch``, ``local_batch``, ``steps`` (per epoch).
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        global_batch: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        steps_per_epoch: int | None = None,
+        draws: int = 1,
+        workers: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """``ValueError``: a batch that the workers cannot share evenly, or more rows than the samples give."""
+        for name, value in (("global_batch", global_batch), ("draws", draws), ("steps_per_epoch", steps_per_epoch)):
+            if value is not None and value < 1:
+                raise ValueError(f"batches: {name} must be at least 1, got {value}")
+        if world < 1 or global_batch % world:
+            raise ValueError(f"batches: global_batch {global_batch} is not divisible by the number of workers {world}")
+        if workers < 0:
+            raise ValueError(f"batches: workers must be 0 or more, got {workers}")
+        if len(dataset) * draws < global_batch:
+            raise ValueError(
+                f"batches: {dataset.name} has {len(dataset)} samples x {draws} draws, fewer than one batch of "
+                f"{global_batch}; allowed: a global batch of at most {len(dataset) * draws}, or more draws"
+            )
+        assert 0 <= rank < world
+        self.dataset, self.global_batch, self.local_batch = dataset, global_batch, global_batch // world
+        self.seed, self.rank, self.workers, self.device = seed, rank, workers, torch.device(device)
+        self.steps = steps_per_epoch or len(dataset) * draws // global_batch
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Item]:
+        """This rank's batches ``start_step``, ``start_step + 1``, ... of an epoch (a skip costs nothing)."""
+        plan = self.plan(epoch, start_step)
+        fetched = self.fetch_ahead(epoch, plan) if self.workers else (self.fetch(epoch, *rows) for rows in plan)
+        with closing(fetched):
+            for batch in fetched:
+                yield {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+
+    def plan(self, epoch: int, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(positions, draw numbers) of this rank's rows, batch after batch."""
+        count = len(self.dataset)
+        orders: dict[int, Tensor] = {}
+        for step in range(start_step, self.steps):
+            first = step * self.global_batch + self.rank * self.local_batch
+            rows = torch.arange(first, first + self.local_batch)
+            passes = rows // count
+            wanted = range(int(passes[0]), int(passes[-1]) + 1)
+            orders = {p: orders[p] if p in orders else self.order(epoch, p) for p in wanted}
+            positions = torch.cat([orders[p][(rows % count)[passes == p]] for p in wanted])
+            yield positions, passes
+
+    def order(self, epoch: int, number: int) -> Tensor:
+        """Positions of all samples in the order in which pass ``number`` of an epoch visits them."""
+        return randomness.order(self.dataset.ids, self.seed, "data", epoch, number)
+
+    def fetch(self, epoch: int, positions: Tensor, draw: Tensor) -> Item:
+        """One batch from the dataset, in page-locked memory when it has to travel to a GPU."""
+        batch = self.dataset.fetch(positions, seed=self.seed, epoch=epoch, draw=draw)
+        if self.device.type != "cuda":
+            return batch
+        return {name: value if value.is_cuda else value.pin_memory() for name, value in batch.items()}
+
+    def fetch_ahead(self, epoch: int, plan: Iterator[tuple[Tensor, Tensor]]) -> Generator[Item, None, None]:
+        """The same batches, fetched by threads. Closing the iterator, or an error in it, ends the threads."""
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="sslmed-batches")
+        waiting: deque[Future[Item]] = deque()
+        try:
+            for positions, draw in plan:
+                waiting.append(pool.submit(self.fetch, epoch, positions, draw))
+                if len(waiting) >= AHEAD * self.workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

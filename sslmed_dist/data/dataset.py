@@ -1,0 +1,201 @@
+"""What a dataset is: labelled images with stable sample ids, fetched a batch at a time as a pure function of its keys.
+
+A sample's id is its position in the sorted full set (all splits one after another); subsets, folds and federated
+partitions keep it, so the random order and the views of a sample are the same wherever it ends up.
+"""
+
+import copy
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Split = Literal["train", "val", "test", "all"]
+Task = Literal["single", "multi"]
+Item = dict[str, Tensor]
+SPLITS = ("train", "val", "test")
+
+
+class Dataset(ABC):
+    """N samples. Everything but the images lies in memory on the CPU.
+
+    name      of the set, for reports
+    classes   names of the label values (task "single") or of the label columns ("multi"); empty when unlabelled
+    task      "single": ``labels`` int64 (N,), -1 = unlabelled; "multi": float32 (N, L) of 0 and 1
+    channels  of an image; bits 8 or 16 is the depth the images were stored with
+    ids       int64 (N,), unique; groups int64 (N,), patient or exam (the own id where there is none)
+    sites     int64 (N,) site or scanner, None where the data does not say
+    records   one dict per sample of site-private facts (file name, geometry), or an empty list; never in a batch
+    dropped   number of samples left out as duplicates, per split
+    device    where ``fetch`` puts its tensors
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        ids: Tensor,
+        labels: Tensor,
+        classes: Sequence[str],
+        channels: int,
+        bits: int = 8,
+        groups: Tensor | None = None,
+        sites: Tensor | None = None,
+        records: Sequence[dict[str, Any]] = (),
+        dropped: Mapping[str, int] | None = None,
+    ) -> None:
+        """Raises ``ValueError`` when the set is empty; mismatched lengths are a programming error."""
+        if len(ids) == 0:
+            raise ValueError(f"{name}: holds no sample")
+        self.name, self.ids, self.labels, self.classes = name, ids, labels, tuple(classes)
+        self.channels, self.bits = channels, bits
+        self.task: Task = "multi" if labels.ndim == 2 else "single"
+        self.groups = ids.clone() if groups is None else groups
+        self.sites = sites
+        self.records: list[dict[str, Any]] = list(records)
+        self.dropped: dict[str, int] = dict(dropped or {})
+        self.device = torch.device("cpu")
+        assert len(labels) == len(self.groups) == len(ids) and len(self.records) in (0, len(ids))
+        assert sites is None or len(sites) == len(ids)
+        assert len(torch.unique(ids)) == len(ids), "sample ids repeat"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abstractmethod
+    def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
+        """The batch at ``positions`` (int64 (B,), CPU) for the draw numbers ``draw`` (int64 (B,)): "images"
+        (B, C, H, W), "labels" (B,) or (B, L), "index" = sample ids (B,), "draw" (B,), all on ``self.device``.
+        A pure function of its arguments. ``ValueError`` for an image that cannot be read."""
+
+    @abstractmethod
+    def value_range(self) -> tuple[float, float]:
+        """The image values that black and white (0 and 1 after scaling) stand for: (0, 255) for uint8."""
+
+    @abstractmethod
+    def to(self, device: str | torch.device) -> "Dataset":
+        """The same dataset whose ``fetch`` answers on ``device``; images held in memory are copied there."""
+
+    def item(self, images: Tensor, positions: Tensor, draw: Tensor) -> Item:
+        """Put ``images`` (B, C, H, W) and the facts of the samples at ``positions`` together as a batch."""
+        facts = {"labels": self.labels[positions], "index": self.ids[positions], "draw": draw}
+        return {name: value.to(self.device) for name, value in ({"images": images} | facts).items()}
+
+
+class Subset(Dataset):
+    """The samples of ``dataset`` at ``positions`` (int64 (n,), no repeats), with their ids, groups and sites."""
+
+    def __init__(self, dataset: Dataset, positions: Tensor) -> None:
+        """Raises ``ValueError`` when ``positions`` is empty."""
+        positions = torch.as_tensor(positions, dtype=torch.int64).cpu()
+        if isinstance(dataset, Subset):  # one level is enough, however often a set is cut
+            positions = dataset.positions[positions]
+            dataset = dataset.dataset
+        self.dataset: Dataset = dataset
+        self.positions: Tensor = positions
+        super().__init__(
+            name=dataset.name,
+            ids=dataset.ids[positions],
+            labels=dataset.labels[positions],
+            classes=dataset.classes,
+            channels=dataset.channels,
+            bits=dataset.bits,
+            groups=dataset.groups[positions],
+            sites=None if dataset.sites is None else dataset.sites[positions],
+            records=[dataset.records[i] for i in positions.tolist()] if dataset.records else (),
+            dropped=dataset.dropped,
+        )
+        self.device = dataset.device
+
+    def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
+        return self.dataset.fetch(self.positions[positions], seed=seed, epoch=epoch, draw=draw)
+
+    def value_range(self) -> tuple[float, float]:
+        return self.dataset.value_range()
+
+    def to(self, device: str | torch.device) -> "Subset":
+        return Subset(self.dataset.to(device), self.positions)
+
+
+class ArrayDataset(Dataset):
+    """All images in one tensor (N, C, H, W): uint8, or float32 in [0, 1]."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        images: Tensor,
+        labels: Tensor,
+        classes: Sequence[str],
+        ids: Tensor | None = None,
+        groups: Tensor | None = None,
+        sites: Tensor | None = None,
+        records: Sequence[dict[str, Any]] = (),
+        dropped: Mapping[str, int] | None = None,
+    ) -> None:
+        """``ids`` are the positions when not given. ``ValueError`` for images of another shape or type."""
+        if images.ndim != 4 or images.dtype not in (torch.uint8, torch.float32):
+            found = f"{tuple(images.shape)} {images.dtype}"
+            raise ValueError(f"{name}: images must be uint8 or float32 (N, C, H, W), got {found}")
+        self.images = images
+        super().__init__(
+            name=name,
+            ids=torch.arange(len(images)) if ids is None else ids,
+            labels=labels,
+            classes=classes,
+            channels=images.shape[1],
+            groups=groups,
+            sites=sites,
+            records=records,
+            dropped=dropped,
+        )
+        assert len(images) == len(self.ids)
+
+    def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
+        return self.item(self.images.index_select(0, positions.to(self.device)), positions, draw)
+
+    def value_range(self) -> tuple[float, float]:
+        return (0.0, 255.0) if self.images.dtype == torch.uint8 else (0.0, 1.0)
+
+    def to(self, device: str | torch.device) -> "ArrayDataset":
+        moved = copy.copy(self)
+        moved.device = torch.device(device)
+        moved.images = self.images.to(moved.device)
+        return moved
+
+
+def content_hash(image: Tensor) -> bytes:
+    """128-bit BLAKE2b of an image's shape, type and bytes: equal for equal pictures on every machine."""
+    array = image.contiguous().cpu().numpy()
+    head = f"{array.shape}{array.dtype.str}".encode()
+    return hashlib.blake2b(head + array.tobytes(), digest_size=16).digest()
+
+
+def duplicates(images: Tensor) -> Tensor:
+    """Positions (int64, ascending) of the images (N, ...) that are equal to an earlier one.
+
+    Dropping them keeps the first occurrence of every picture. In a set whose splits lie one after another (train, val,
+    test) this also removes leaks between splits: of a picture in two splits the copy in the later one goes.
+    """
+    seen: set[bytes] = set()
+    drop = []
+    for position, image in enumerate(images):
+        digest = content_hash(image)
+        if digest in seen:
+            drop.append(position)
+        seen.add(digest)
+    return torch.tensor(drop, dtype=torch.int64)
+
+
+def select_split(part: Sequence[str], split: str, where: str) -> Tensor:
+    """Positions (int64) of the samples whose split name in ``part`` is ``split``, or of all for "all".
+
+    ``ValueError`` naming the splits there are when ``split`` is none of them.
+    """
+    present = [name for name in SPLITS if name in set(part)]
+    if split != "all" and split not in present:
+        raise ValueError(f"{where}: no split {split!r}; allowed: {', '.join([*present, 'all'])}")
+    return torch.tensor([i for i, name in enumerate(part) if split in ("all", name)], dtype=torch.int64)

@@ -1,0 +1,40 @@
+"""What an inspection of data notes down, and the questions it asks of every kind of set."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+SHOWN = 5  # names in one line; a damaged set of a million files must not print a million names
+
+
+@dataclass
+class Findings:
+    """``lines`` say what there is, ``problems`` what is wrong with it."""
+
+    lines: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def classes(self, where: str, counts: Mapping[str, int]) -> None:
+        """Note the number of samples per class, and as a problem the classes without any."""
+        self.lines.append(f"{where}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+        self.named(where, "classes without a sample", [name for name, count in counts.items() if count == 0])
+
+    def named(self, where: str, what: str, names: Sequence[str]) -> None:
+        """One problem line for a kind of fault, with its number and the first names; nothing when there is none."""
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            self.problems.append(f"{where}: {len(names)} {what}: {', '.join(names[:SHOWN])}{more}")
+
+    def repeats(self, digests: Mapping[str, Sequence[tuple[str, bytes]]], kind: str) -> None:
+        """Contents that occur more than once. ``digests``: (name, content hash) of each sample, per split in order.
+        The first occurrence is the original, so of a picture in two splits the copy in the later one is named."""
+        origin: dict[bytes, str] = {}
+        for split, entries in digests.items():
+            copies: dict[str, list[str]] = {}
+            for name, digest in entries:
+                if digest in origin:
+                    copies.setdefault(origin[digest], []).append(name)
+                else:
+                    origin[digest] = split
+            for source, names in copies.items():
+                what = f"{kind} repeat an earlier one" if source == split else f"{kind} also occur in {source}"
+                self.named(split, what, names)

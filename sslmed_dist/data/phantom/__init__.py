@@ -1,0 +1,14 @@
+"""Phantoms: generated images in the on-disk layouts of real sets, for demonstrations and tests.
+
+They are drawings with scanner differences between sites, not measurements, and carry no clinical meaning. Each writer
+is a pure function of its arguments and refuses to write over anything but itself.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sslmed_dist.data.phantom.abdomen import write_abdomen
+from sslmed_dist.data.phantom.knee import write_knee
+from sslmed_dist.data.phantom.shapes import write_shapes
+
+PHANTOMS: dict[str, Callable[..., Path]] = {"shapes": write_shapes, "knee": write_knee, "abdomen": write_abdomen}

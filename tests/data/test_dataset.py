@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+from sslmed_dist.data import DATASETS, PARTITIONS, SUBSETS, ArrayDataset, Subset, duplicates
+from sslmed_dist.registry import check
+
+
+def squares(count: int = 12) -> ArrayDataset:
+    images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+    return ArrayDataset(
+        name="squares",
+        images=images,
+        labels=torch.arange(count) % 3,
+        classes=("a", "b", "c"),
+        ids=torch.arange(count) + 100,
+        groups=torch.arange(count) // 2,
+        sites=torch.arange(count) % 2,
+        records=[{"file": f"{i}.png"} for i in range(count)],
+    )
+
+
+def test_fetch_gives_the_rows_asked_for():
+    batch = squares().fetch(torch.tensor([3, 1]), seed=0, epoch=0, draw=torch.tensor([0, 5]))
+    assert batch["images"][:, 0, 0, 0].tolist() == [3, 1]
+    assert batch["labels"].tolist() == [0, 1]
+    assert batch["index"].tolist() == [103, 101]
+    assert batch["draw"].tolist() == [0, 5]
+
+
+def test_subset_of_subset_keeps_ids_labels_groups_sites_records():
+    data = squares()
+    inner = Subset(Subset(data, torch.tensor([1, 4, 7, 9])), torch.tensor([1, 3]))
+    assert inner.dataset is data
+    assert inner.ids.tolist() == [104, 109]
+    assert inner.groups.tolist() == [2, 4]
+    assert inner.sites is not None and inner.sites.tolist() == [0, 1]
+    assert [record["file"] for record in inner.records] == ["4.png", "9.png"]
+    batch = inner.fetch(torch.tensor([1]), seed=0, epoch=0, draw=torch.tensor([0]))
+    assert batch["index"].tolist() == [109] and batch["images"][0, 0, 0, 0] == 9
+    assert inner.value_range() == (0.0, 255.0)
+
+
+def test_to_moves_a_copy_and_leaves_the_dataset():
+    data = squares()
+    moved = Subset(data, torch.tensor([0, 1])).to("meta")
+    assert moved.dataset is not data and data.images.device.type == "cpu"
+    assert moved.fetch(torch.tensor([0]), seed=0, epoch=0, draw=torch.tensor([0]))["labels"].device.type == "meta"
+
+
+def test_empty_and_misshapen_sets_are_refused():
+    with pytest.raises(ValueError, match="squares: holds no sample"):
+        Subset(squares(), torch.tensor([], dtype=torch.int64))
+    with pytest.raises(ValueError, match="images must be uint8 or float32"):
+        ArrayDataset(name="x", images=torch.zeros(2, 4, 4), labels=torch.zeros(2), classes=())
+
+
+def test_duplicates_keep_the_first_of_each_picture():
+    images = torch.tensor([5, 6, 5, 7, 6, 5], dtype=torch.uint8).view(-1, 1, 1, 1)
+    assert duplicates(images).tolist() == [2, 4, 5]
+    assert duplicates(images[:2]).tolist() == []
+
+
+def test_tables_can_be_checked_by_the_registry():
+    check(DATASETS, {"name": "cifar10", "root": "somewhere", "split": "test"}, "data")
+    check(DATASETS, {"name": "abdominal", "root": "somewhere", "unit": "slice", "size": 96}, "data")
+    check(SUBSETS, {"name": "fold", "folds": 5, "index": 0}, "subset", ("labels", "groups", "ids", "seed"))
+    given = ("labels", "groups", "sites", "ids", "count", "seed")
+    check(PARTITIONS, {"name": "dirichlet", "alpha": 0.5}, "partition", given)
+    with pytest.raises(ValueError, match="data.split: expected one of 'train', 'val', 'test', 'all'"):
+        check(DATASETS, {"name": "medmnist", "root": "somewhere", "split": "trian"}, "data")

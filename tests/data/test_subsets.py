@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from sslmed_dist import registry
+from sslmed_dist.data.subsets import SUBSETS
+
+COUNT = 1000
+LABELS = torch.arange(COUNT) % 10
+IDS = torch.arange(COUNT) * 7 + 3
+GROUPS = torch.arange(COUNT) // 5
+MULTI = torch.stack([LABELS % 2, (LABELS > 6).long()], 1).float()
+
+
+def cut(name, labels=LABELS, groups=IDS, ids=IDS, seed=0, **arguments):
+    leaf = {"name": name, **arguments}
+    return registry.build(SUBSETS, leaf, "subset", labels=labels, groups=groups, ids=ids, seed=seed)
+
+
+ALL = {
+    "long_tail": {"imbalance": 100.0},
+    "label_fraction": {"fraction": 0.1},
+    "fold": {"folds": 5, "index": 2},
+    "classes": {"keep": [1, 4]},
+}
+
+
+@pytest.mark.parametrize("name", SUBSETS)
+def test_subsets_are_sorted_pure_and_follow_the_ids(name):
+    positions = cut(name, **ALL[name])
+    assert positions.dtype == torch.int64 and torch.equal(positions, positions.unique())
+    assert torch.equal(positions, cut(name, **ALL[name]))
+    order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(1))
+    again = cut(name, labels=LABELS[order], groups=IDS[order], ids=IDS[order], **ALL[name])
+    assert set(IDS[order][again].tolist()) == set(IDS[positions].tolist())
+
+
+@pytest.mark.parametrize("name", ["long_tail", "label_fraction", "fold"])
+def test_another_seed_chooses_others(name):
+    assert not torch.equal(cut(name, **ALL[name]), cut(name, seed=1, **ALL[name]))
+
+
+def test_long_tail_has_the_exponential_profile():
+    sizes = torch.bincount(LABELS[cut("long_tail", imbalance=100.0)])
+    assert sizes.tolist() == [int(100 * 100.0 ** (-c / 9) + 1e-9) for c in range(10)]
+    assert sizes[0] == 100 and sizes[9] == 1
+    mild = cut("long_tail", imbalance=10.0)
+    assert set(cut("long_tail", imbalance=100.0).tolist()) <= set(mild.tolist())
+
+
+def test_label_fractions_are_nested_and_stratified():
+    small, large = cut("label_fraction", fraction=0.1), cut("label_fraction", fraction=0.5)
+    assert set(small.tolist()) < set(large.tolist())
+    assert torch.bincount(LABELS[small]).tolist() == [10] * 10
+    assert len(cut("label_fraction", fraction=1.0)) == COUNT
+    assert torch.bincount(LABELS[cut("label_fraction", fraction=0.001)]).tolist() == [1] * 10
+    assert len(cut("label_fraction", fraction=0.1, stratified=False)) == 100
+
+
+def test_label_fraction_takes_whole_exams():
+    positions = cut("label_fraction", groups=GROUPS, fraction=0.3)
+    assert torch.bincount(GROUPS[positions]).unique().tolist() == [0, 5]
+
+
+@pytest.mark.parametrize("labels", [LABELS, MULTI])
+def test_folds_cover_everything_without_splitting_a_group(labels):
+    held = [cut("fold", labels=labels, groups=GROUPS, folds=5, index=i, part="val") for i in range(5)]
+    assert torch.equal(torch.cat(held).sort().values, torch.arange(COUNT))
+    for index, part in enumerate(held):
+        train = cut("fold", labels=labels, groups=GROUPS, folds=5, index=index)
+        assert torch.equal(torch.cat([train, part]).sort().values, torch.arange(COUNT))
+        assert not set(GROUPS[train].tolist()) & set(GROUPS[part].tolist())
+        assert (labels[part].float().mean(0) - labels.float().mean(0)).abs().max() < 0.5
+
+
+def test_folds_share_every_label_evenly():
+    for index in range(7):
+        sizes = torch.bincount(LABELS[cut("fold", folds=7, index=index, part="val")])
+        assert set(sizes.tolist()) <= {14, 15}
+
+
+def test_classes_keeps_the_chosen_labels():
+    assert LABELS[cut("classes", keep=[1, 4])].unique().tolist() == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("long_tail", {"imbalance": 0.5}, "imbalance must be at least 1"),
+        ("long_tail", {"labels": MULTI}, "needs one label per sample"),
+        ("long_tail", {"labels": LABELS * 0 - 1}, "needs one label per sample"),
+        ("long_tail", {"labels": LABELS * 0}, "needs at least two classes"),
+        ("label_fraction", {"fraction": 0.0}, "fraction must be above 0"),
+        ("label_fraction", {"fraction": 1.5}, "fraction must be above 0 and at most 1, got 1.5"),
+        ("fold", {"folds": 1, "index": 0}, "folds is 1; allowed: 2 to 1000"),
+        ("fold", {"folds": 5, "index": 5}, "index is 5; allowed: 0 to 4"),
+        ("classes", {"keep": [1, 12]}, r"names a class without samples: \[12\]"),
+        ("classes", {"keep": []}, "is empty"),
+        ("classes", {"keep": [1], "labels": MULTI}, "needs one label per sample"),
+    ],
+)
+def test_impossible_subsets_are_refused(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cut(name, **arguments)
