@@ -224,6 +224,7 @@ class Stepper:
         where = first_non_finite(self.method, batch, self.plan, self.device)
         if where is None:
             where = "none, the embeddings are finite" + (" on this rank" if distributed.active() else "")
+        self.state.optimisation.optimizer.zero_grad(set_to_none=True)  # nothing bad may enter a later sum
         raise NonFinite(
             f"step {self.state.step}: not finite: {shown}, gradient norm={float(norm):g}; first non-finite module: "
             f"{where}; parameters were left as before this step"

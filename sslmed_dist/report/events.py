@@ -16,9 +16,9 @@ def write_events(runs: Sequence[Path], out: Path) -> None:
     except ImportError:
         raise ValueError("--tensorboard needs tensorboard: pip install 'sslmed-dist[report]'") from None
     for run in runs:
-        writer = SummaryWriter(str(out / run.resolve().name))  # type: ignore[no-untyped-call]
+        writer = SummaryWriter(str(out / run.resolve().name))
         for row in Metrics(run / "metrics.jsonl").read():
             tag = "/".join(str(part) for part in (row.get("split"), row.get("site"), row["name"]) if part)
             step = row["round"] if row.get("round") is not None else row["step"]
-            writer.add_scalar(tag, row["value"], step, walltime=row["time"])  # type: ignore[no-untyped-call]
-        writer.close()  # type: ignore[no-untyped-call]
+            writer.add_scalar(tag, row["value"], step, walltime=row["time"])
+        writer.close()

@@ -1,0 +1,103 @@
+"""The ServerApp: rounds from wherever the run folder stands to ``federated.rounds``, and the truth about the outcome.
+
+Run configuration: ``config`` (the settings, see ``envelope.encode``), ``version`` of the program that wrote them,
+``run-dir`` (absolute; on the machine where the ServerApp runs). ``federation.json`` in the run folder says how it
+ended, because Flower calls a run without a single reply a success.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+
+from server.sites import Sites
+from server.strategies import STRATEGIES
+from sslmed_dist import __version__, envelope, federation, registry
+from sslmed_dist.run_folder import Metrics, write_json
+
+log = logging.getLogger("sslmed.server")
+
+app = ServerApp()
+
+
+@app.main()  # type: ignore[untyped-decorator]
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation. Whatever ends it early is written to ``federation.json`` and raised."""
+    folder = Path(str(context.run_config["run-dir"]))
+    if not folder.is_absolute():
+        raise ValueError("run-dir: expected the absolute path of the run folder; start with `sslmed federate`")
+    stay_with(os.environ.get("SSLMED_LAUNCHER"))
+    handler = open_log(folder / "federation.log")
+    try:
+        rounds = serve(grid, context.run_config, folder)
+        write_json(folder / "federation.json", {"status": "finished", "rounds": rounds})
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        log.error("stopped: %s", reason)
+        outcome = {"status": "failed", "reason": reason, "kind": type(error).__name__}
+        write_json(folder / "federation.json", outcome)
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def stay_with(launcher: str | None) -> None:
+    """End this process when the launcher with this process id is gone: it held the run folder's lock, and a server that
+    went on alone would write beside the next one."""
+    if launcher is None:
+        return
+
+    def watch() -> None:
+        while Path(f"/proc/{launcher}").exists():
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+
+
+def open_log(path: Path) -> logging.Handler:
+    """Let the server's lines go to ``path``; the launcher shows them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    return handler
+
+
+def serve(grid: Grid, run_config: Mapping[str, Any], folder: Path) -> int:
+    """All rounds that are still to be done; returns the number of rounds in all. ``ValueError`` for settings that do
+    not fit, ``RuntimeError`` when the sites do not."""
+    if run_config["version"] != __version__:
+        raise ValueError(f"the server runs sslmed_dist {__version__}, the launcher {run_config['version']}")
+    settings = envelope.decode(str(run_config["config"]))
+    fed = federation.section(settings)
+    expected = federation.expected_sites(fed)
+    last = federation.last_round(folder, settings)
+    if last is None:
+        raise ValueError(
+            "the run folder has no first weights (checkpoints/round_00000.pt); start with `sslmed federate`"
+        )
+    done, arrays = last
+    metrics = Metrics(folder / "metrics.jsonl")
+    metrics.cut(done * fed.local_epochs * (settings.plan.steps_per_epoch or 0))
+    given = {
+        "settings": settings,
+        "sites": Sites(expected, fed.quorum, fed.timeout_s, settings.method["channels"]),
+        "folder": folder,
+        "metrics": metrics,
+        "first": done,
+    }
+    strategy = registry.build(STRATEGIES, fed.strategy, "federated.strategy", **given)
+    try:
+        strategy.start(grid, ArrayRecord(torch_state_dict=arrays), fed.rounds - done, fed.timeout_s)
+    finally:
+        metrics.close()
+    return fed.rounds

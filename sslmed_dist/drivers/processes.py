@@ -1,0 +1,113 @@
+"""Starting programs and being sure that they, and all that they started, are gone afterwards.
+
+Flower's and Ray's programs start daemons that leave their parent's process group. Every program started here has a
+token of its own in its environment, which children inherit; ``stop`` ends the processes that carry it, by their ids.
+Linux only, as is the rest of the run folder's locking.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+TOKEN = "SSLMED_PROCESSES"
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before any fork
+
+
+class Processes:
+    """The programs of one federation. ``token`` is what their environment carries under ``SSLMED_PROCESSES``."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path) -> subprocess.Popen[bytes]:
+        """Start ``command`` with its output in ``log``. ``ValueError`` when there is no such program."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as out:
+            try:
+                process = subprocess.Popen(
+                    command,
+                    env={**env, TOKEN: self.token},
+                    cwd=cwd,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=end_with_parent,
+                )
+            except FileNotFoundError:
+                raise ValueError(f"{command[0]}: no such program; pip install 'sslmed-dist[flower]'") from None
+        self.started.append(process)
+        return process
+
+    def alive(self) -> list[int]:
+        """Ids of the running processes that carry the token."""
+        mark = f"{TOKEN}={self.token}".encode()
+        return [pid for pid in process_ids() if pid != os.getpid() and mark in environment(pid)]
+
+    def stop(self, patience_s: float = 10.0) -> None:
+        """End them all: SIGTERM, and SIGKILL for what is left after ``patience_s``."""
+        end = time.monotonic() + patience_s
+        asked: set[int] = set()
+        while pids := self.alive():
+            late = time.monotonic() > end
+            for pid in pids:
+                if late or pid not in asked:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+                asked.add(pid)
+            self.reap()
+            time.sleep(0.1)
+        self.reap()
+
+    def reap(self) -> None:
+        """Collect the exit codes of our own children, so that none is left as a zombie."""
+        for process in self.started:
+            process.poll()
+
+
+def end_with_parent() -> None:
+    """In a new process before its program starts: ask for SIGTERM when the launcher dies, even by SIGKILL."""
+    if LIBC is not None:
+        LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def process_ids() -> Iterator[int]:
+    """Ids of all processes of this machine."""
+    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+
+
+def environment(pid: int) -> list[bytes]:
+    """The environment a process was started with, empty where it may not be read."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # it has ended, or is another user's
+        return []
+
+
+def free_port(taken: Sequence[int] = ()) -> int:
+    """A TCP port on the loopback interface that nobody listens on, and that is not in ``taken``."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in taken:
+            return port
+
+
+def check_port(port: int, name: str) -> int:
+    """``port`` if it is free, else ``ValueError`` that names the setting ``name``."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"{name}: port {port} on 127.0.0.1 cannot be used ({error})") from None
+    return port

@@ -1,0 +1,126 @@
+"""Ray Train as a driver: the same ``job.train`` in every worker. The only file that imports ray.
+
+Ray starts workers, puts them in a process group and starts them again after a failure. The truth about progress is
+our own run folder: ``ray.train.report`` may return before a checkpoint is registered, and local mode registers none.
+Every worker resumes from the newest checkpoint of the run folder, which therefore has to be on a disk that all nodes
+see. ``ray.num_workers: 0`` runs in this process, and under torchrun as one rank of its group.
+"""
+
+import importlib.util
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sslmed_dist import config, run_folder
+from sslmed_dist.drivers import check, job
+from sslmed_dist.engine import NonFinite
+
+FAILURE = "failure.txt"
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+def worker(tree: dict[str, Any]) -> None:
+    """What every Ray worker runs: ``tree`` is the configuration with absolute paths. It resumes whatever is there."""
+    import ray.train
+
+    from sslmed_dist import distributed
+    from sslmed_dist.checkpoint import write_atomically
+
+    settings = config.from_tree(tree, "ray worker")
+    try:
+        done = job.train(settings)
+    except NonFinite as error:
+        # Every rank meets it at the same step and a restart would meet it again, so it must not look like a failure
+        # that Ray answers with one.
+        if distributed.rank() == 0:
+            write_atomically(settings.folder / FAILURE, f"{error}\n".encode())
+        return
+    # A barrier that also tells Ray's dashboard how far we came; checkpoints are ours.
+    ray.train.report({"step": done.state.step, "stopped": float(done.state.stopped)})
+
+
+def train(settings: config.Config, resume: str = "auto") -> None:
+    """Run ``settings`` on ``ray.num_workers`` workers. ``ValueError`` when ray is missing; a failure beyond
+    ``ray.max_failures`` is raised as ``RuntimeError`` with its first line."""
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError("driver: ray is not installed: pip install 'sslmed-dist[ray]'; allowed here: local")
+    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
+    options = settings.ray
+    if options.num_workers < 0:
+        raise ValueError(f"ray.num_workers: expected an integer >= 0, got {options.num_workers}")
+    if settings.plan.batch_size % max(options.num_workers, 1):
+        raise ValueError(
+            f"plan.batch_size: {settings.plan.batch_size} is not a multiple of {options.num_workers} workers"
+        )
+    # A user's mistake should end here, in one line, and not as a failure that Ray tries to heal by a restart.
+    resolved = check.check(settings).settings
+    folder = run_folder.RunFolder(settings.folder, resolved)
+    folder.open(resume)
+    folder.close()
+    (settings.folder / FAILURE).unlink(missing_ok=True)
+    runs = {"dir": str(settings.folder.parent), "start_from": absolute(settings.run.start_from)}
+    data = {"root": absolute(settings.data["root"])} if "root" in settings.data else {}
+    launch(config.replace(resolved, run=runs, data=data))
+    if (settings.folder / FAILURE).exists():
+        raise NonFinite((settings.folder / FAILURE).read_text().strip())
+
+
+def absolute(path: str | None) -> str | None:
+    """``path`` made absolute: a worker's current folder is a session folder of Ray's."""
+    return str(Path(path).expanduser().resolve()) if path is not None else None
+
+
+def launch(settings: config.Config) -> None:
+    """Start the trainer, pass SIGTERM on as the run folder's ``stop`` file, and wait."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    options = settings.ray
+    if options.num_workers > 0 and not ray.is_initialized():
+        # Without an address: a cluster of this process's own. RAY_ADDRESS (set inside `ray job submit`) joins one.
+        address = options.address or os.environ.get("RAY_ADDRESS")
+        own = {} if address else {"num_cpus": max(options.num_workers * options.cpus_per_worker, 2)}
+        ray.init(address=address, log_to_driver=True, **own)
+    resources: dict[str, float] = {"CPU": options.cpus_per_worker}
+    if options.gpus_per_worker:
+        resources["GPU"] = options.gpus_per_worker
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config=config.to_tree(settings),
+        torch_config=TorchConfig(timeout_s=int(options.timeout_s)),
+        scaling_config=ScalingConfig(
+            num_workers=options.num_workers,
+            use_gpu=options.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            # A new name each time: under a known one Ray would look for checkpoints of its own; the truth is ours.
+            name=f"{settings.run.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+            storage_path=str(settings.folder / "ray"),
+            failure_config=FailureConfig(max_failures=options.max_failures),
+        ),
+    )
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        (settings.folder / "stop").touch()
+
+    former = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise RuntimeError(
+            f"ray: training failed after {options.max_failures} restarts: {lines[-1] if lines else error}"
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, former)

@@ -1,0 +1,46 @@
+"""Asking a run to stop: SIGTERM or SIGINT to the process, or a file named ``stop`` in the run folder."""
+
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+
+class Stop:
+    """Callable for ``fit``: True once a stop was asked for. The signals' former handlers return on exit.
+
+    The file is how a driver that is not the training process (Ray's) passes the request on; it is looked for at most
+    once a second, because the folder may be on a network disk.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "stop"
+        self.asked = False
+        self.looked = 0.0
+        self.former: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        # Only the main thread may set handlers; a Ray worker's loop runs in another one and relies on the file.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.former[number] = signal.signal(number, self.ask)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: the next step boundary saves and stops. A second signal acts at once."""
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if not self.asked and now - self.looked >= 1.0:
+            self.looked = now
+            self.asked = self.file.exists()
+        return self.asked

@@ -1,0 +1,134 @@
+"""The sections of a configuration and their defaults. ``config`` reads them; this is what may stand in a file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Leaf = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run lives and what its one seed is. ``name`` null: the configuration file's stem. ``start_from``: a run
+    folder or checkpoint file whose encoder's weights are the first weights of this run's encoder."""
+
+    name: str | None = None
+    dir: str = "runs"
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+    start_from: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"run.threads: expected an integer >= 1 or null, got {self.threads}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and in what arithmetic ``fit`` trains. ``batch_size`` is the global batch, over all workers."""
+
+    epochs: int = 200
+    batch_size: int = 128
+    steps_per_epoch: int | None = None
+    draws: int = 1
+    precision: Literal["float32", "bf16", "fp16", "float64"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = False
+    clip: float | None = None
+    log_every: int = 10
+    checkpoint_every: int | None = None
+    keep_last: int = 2
+    keep_every: int | None = None
+    loader_threads: int = 0
+    resident: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "steps_per_epoch", "draws", "log_every", "checkpoint_every", "keep_last"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"plan.{name}: expected an integer >= 1, got {value}")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"plan.clip: expected a norm > 0 or null, got {self.clip}")
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Ray Train's workers. ``num_workers: 0`` runs in this process (Ray's local mode, also under torchrun)."""
+
+    num_workers: int = 2
+    cpus_per_worker: int = 1
+    gpus_per_worker: float = 0.0
+    max_failures: int = 3
+    address: str | None = None
+    timeout_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What is measured on frozen features. ``data`` overrides keys of the data leaf (``unit: slice``, say);
+    ``val_fraction`` of the training split chooses hyper-parameters; ``test`` is the split that is scored."""
+
+    protocols: tuple[Leaf, ...] = ({"name": "knn", "k": 200}, {"name": "linear"})
+    data: Leaf = field(default_factory=dict)
+    val_fraction: float = 0.1
+    test: Literal["test", "val"] = "test"
+    pictures: bool = True
+
+
+@dataclass(frozen=True)
+class Federated:
+    """A federation: its rounds, how data is dealt to simulated sites, what is shared and what makes a round fail.
+
+    ``share``: which tensors are averaged: the encoder alone or the whole method (encoder and head). ``keep_state``:
+    optimiser, head and queues persist at the site; otherwise they start afresh in every round. ``compare``: the other
+    arms of the comparison, trained with the same number of optimiser steps per site as the federation. ``pool``: the
+    split of the dataset that is dealt to simulated sites (every site then has held-out parts of its own). ``seed``
+    deals and holds out: it is not the run's, because a hospital stays the same hospital in every replicate.
+    """
+
+    rounds: int = 10
+    local_epochs: int = 1
+    strategy: Leaf = field(default_factory=lambda: {"name": "fedavg"})
+    partition: Leaf = field(default_factory=lambda: {"name": "iid", "count": 3})
+    pool: Literal["train", "all"] = "all"
+    seed: int = 0
+    site_names: tuple[str, ...] | None = None
+    held_out: float = 0.25
+    held_out_groups: int | None = None
+    validation: float = 0.15
+    share: Literal["encoder", "all"] = "encoder"
+    keep_state: bool = True
+    quorum: int = 2
+    timeout_s: float = 3600.0
+    runtime: Literal["in_process", "simulation", "deployment"] = "simulation"
+    compare: tuple[Literal["raw_pixels", "random", "local", "pooled"], ...] = ("random", "local", "pooled")
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "local_epochs", "quorum"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"federated.{name}: expected an integer >= 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The resolved configuration of one run. Sections are described by their own classes."""
+
+    data: Leaf
+    views: Leaf
+    method: Leaf
+    run: Run = field(default_factory=Run)
+    optim: Leaf = field(default_factory=lambda: {"name": "sgd", "lr": 0.06})
+    plan: Plan = field(default_factory=Plan)
+    driver: Literal["local", "ray"] = "local"
+    ray: Ray = field(default_factory=Ray)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    federated: Federated | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, absolute: ``run.dir``/``run.name``."""
+        assert self.run.name is not None
+        return Path(self.run.dir).expanduser().resolve() / self.run.name

@@ -1,0 +1,86 @@
+"""What our own federated code costs beside local training, without Flower's start-up and transport.
+
+    python -m tests.benchmarks.rounds [--width 32] [--steps 10]
+
+One site does the same optimiser steps twice in one process, in interleaved repetitions: as one plain ``fit``, and as
+rounds (assemble, load the shared tensors, restore and save the site's state, screen, average, write the round).
+Target: overhead <= 5 % of local training time.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from sslmed_dist import config, engine, federation
+from sslmed_dist.drivers import job
+from tests import tiny
+
+ROUNDS = 3
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--width", type=int, default=32)
+    arguments.add_argument("--steps", type=int, default=10)
+    arguments.add_argument("--repeat", type=int, default=3)
+    options = arguments.parse_args()
+    torch.set_num_threads(1)
+    overheads = []
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        settings = recipe(folder, options.width, options.steps)
+        site = federation.simulated_sites(settings)[0]
+        settings = federation.training_settings(job.resolve(settings, site.pretrain))
+        for turn in range(options.repeat):
+            plain = timed(lambda: local(settings, site))
+            rounds = timed(lambda turn=turn: federate(settings, site, folder / str(turn)))
+            overheads.append(rounds / plain - 1)
+            print(f"local {plain:.2f} s, {ROUNDS} rounds {rounds:.2f} s CPU time")
+    label = f"ResNet-18 width {options.width}, {options.steps} steps a round, batch 64, 32 px"
+    print(f"overhead: {statistics.median(overheads):.1%} of local training (target <= 5 %; {label})")
+
+
+def timed(function: object) -> float:
+    """CPU seconds."""
+    started = time.process_time()
+    function()  # type: ignore[operator]
+    return time.process_time() - started
+
+
+def recipe(folder: Path, width: int, steps: int) -> config.Config:
+    """One site with all data, ``steps`` optimiser steps a round."""
+    images = tiny.write_images(folder / "images.npz", train=512, val=64, test=64, size=32)
+    return tiny.settings(
+        folder,
+        data={"root": str(images)},
+        views={"size": 32, "blur": 0.0},
+        method={"encoder": {"name": "resnet", "depth": 18, "stem": "cifar", "width": width}},
+        plan={"batch_size": 64, "steps_per_epoch": steps, "log_every": 10},
+        federated={"rounds": ROUNDS, "partition": {"name": "iid", "count": 1}, "quorum": 1, "runtime": "in_process"},
+    )
+
+
+def local(settings: config.Config, site: federation.Site) -> None:
+    """The same steps as one ``fit``."""
+    work = job.assemble(settings, site.pretrain)
+    engine.fit(work.method, work.batches, work.settings.plan, views=work.views, state=work.state)
+
+
+def federate(settings: config.Config, site: federation.Site, folder: Path) -> None:
+    """The same steps as rounds, with all that server and site do of our own."""
+    shared = federation.initial_arrays(settings)
+    for number in range(ROUNDS):
+        arrays, _ = federation.local_update(settings, site.name, site.pretrain, number, shared, folder / "site")
+        reply = federation.Reply(site.name, arrays, len(site.pretrain))
+        assert federation.screen(reply, shared) is None
+        shared = federation.fedavg([reply])
+        federation.save_round(folder, number + 1, shared, settings)
+
+
+if __name__ == "__main__":
+    main()

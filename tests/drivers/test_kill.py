@@ -1,0 +1,104 @@
+"""kill -9 and SIGTERM at an arbitrary moment: the resumed run ends with the bits of an undisturbed one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sslmed_dist import checkpoint
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(config: Path, *overrides: str, world: int = 1) -> "subprocess.Popen[str]":
+    """``sslmed train`` as a process (or torchrun's group of ``world``) with a process group of its own."""
+    launcher = [sys.executable, "-m", "sslmed_dist.cli"]
+    if world > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+        launcher = [sys.executable, *torchrun, "-m", "sslmed_dist.cli"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [*launcher, "train", str(config), *overrides]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, cwd=config.parent, **pipes)  # type: ignore[call-overload, no-any-return]
+
+
+def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[str]", seconds: float = 90.0) -> None:
+    """Until the run has a checkpoint of at least ``step``."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if max(checkpoint.Checkpoints(folder / "checkpoints").steps(), default=0) >= step:
+            return
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint of step {step} after {seconds} s")
+
+
+def final(folder: Path) -> dict[str, torch.Tensor]:
+    """The last checkpoint's method state and optimiser buffers, flattened by name."""
+    latest = checkpoint.Checkpoints(folder / "checkpoints").latest()
+    assert latest is not None
+    saved = checkpoint.load(latest)
+    assert saved["step"] == STEPS
+    buffers = saved["state"]["optimizer"]["state"]
+    return saved["method"] | {f"momentum.{key}": value["momentum_buffer"] for key, value in buffers.items()}
+
+
+STEPS = 60
+
+
+def configuration(folder: Path) -> Path:
+    """A run of 60 short steps that saves every second one."""
+    tree = tiny.tree(folder, plan={"epochs": 20, "checkpoint_every": 2, "log_every": 5}, run={"threads": 1})
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    """Wait for a good end and return what it said."""
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err[-3000:]
+    return out + err
+
+
+@pytest.mark.parametrize("world", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_kill_nine_loses_nothing(tmp_path: Path, world: int) -> None:
+    config = configuration(tmp_path)
+    finish(start(config, "run.name=whole", world=world))
+    process = start(config, "run.name=killed", world=world)
+    wait_for_step(tmp_path / "runs" / "killed", 13, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    if world > 1:  # torchrun puts its workers in sessions of their own; they notice the dead group and end
+        subprocess.run(["pkill", "-9", "-f", "run.name=killed"], check=False)
+    process.communicate()
+    finish(start(config, "run.name=killed", world=world))
+    whole, killed = final(tmp_path / "runs" / "whole"), final(tmp_path / "runs" / "killed")
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[key], killed[key]) for key in whole)
+    steps = [line for line in (tmp_path / "runs" / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == len((tmp_path / "runs" / "whole" / "metrics.jsonl").read_text().splitlines())
+
+
+def test_sigterm_saves_and_exits_cleanly(tmp_path: Path) -> None:
+    config = configuration(tmp_path)
+    process = start(config, "run.name=stopped", "plan.checkpoint_every=1000")
+    deadline = time.monotonic() + 90
+    metrics = tmp_path / "runs" / "stopped" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    said = finish(process)
+    assert "stopped at step" in said and "run the same command again" in said
+    steps = checkpoint.Checkpoints(tmp_path / "runs" / "stopped" / "checkpoints").steps()
+    assert steps and 0 < steps[-1] < STEPS
+    finish(start(config, "run.name=stopped", "plan.checkpoint_every=1000"))
+    finish(start(config, "run.name=whole"))
+    whole, stopped = final(tmp_path / "runs" / "whole"), final(tmp_path / "runs" / "stopped")
+    assert all(torch.equal(whole[key], stopped[key]) for key in whole)

@@ -1,0 +1,170 @@
+"""A real Ray cluster: two workers walk the local trajectory, a killed worker loses nothing, `ray job submit` works."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sslmed_dist import checkpoint, config
+from sslmed_dist.drivers import job
+from tests import tiny
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+ROOT = Path(__file__).parents[2]
+START_S = 180.0
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment with quiet Ray settings and the package importable."""
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "OMP_NUM_THREADS": "1"}
+    return os.environ | quiet | {"PYTHONPATH": str(ROOT)} | more
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """One head on its own ports, stopped by pid; yields the environment that reaches it."""
+    pytest.importorskip("ray")
+    folder = tmp_path_factory.mktemp("ray")
+    # Ray's socket paths must stay under 108 characters, so its folder is a short one.
+    temporary = Path("/tmp") / f"sslmed-ray-{os.getpid()}"
+    ports = ["--port=6391", "--dashboard-port=8276", "--ray-client-server-port=6392"]
+    command = [
+        str(Path(sys.executable).parent / "ray"),
+        "start",
+        "--head",
+        "--block",
+        "--node-ip-address=127.0.0.3",
+        *ports,
+    ]
+    command += ["--num-cpus=4", "--object-store-memory=200000000", f"--temp-dir={temporary}", "--disable-usage-stats"]
+    with (folder / "head.log").open("w") as log:
+        head = subprocess.Popen(command, env=environment(), stdout=log, stderr=log, start_new_session=True, cwd=folder)
+    try:
+        wait_for_dashboard("http://127.0.0.1:8276", head)
+        yield {"RAY_ADDRESS": "127.0.0.3:6391", "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8276"}
+    finally:
+        head.terminate()
+        try:
+            head.wait(30)
+        except subprocess.TimeoutExpired:
+            head.kill()
+        subprocess.run(["pkill", "-9", "-f", str(temporary)], check=False)
+        subprocess.run(["rm", "-rf", str(temporary)], check=False)
+
+
+def wait_for_dashboard(url: str, head: "subprocess.Popen[bytes]") -> None:
+    """Until the jobs API answers."""
+    import urllib.error
+    import urllib.request
+
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        assert head.poll() is None, "ray start ended"
+        try:
+            urllib.request.urlopen(f"{url}/api/version", timeout=2)
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    raise AssertionError(f"no Ray dashboard after {START_S} s")
+
+
+def write(folder: Path, workers: int, **plan: object) -> Path:
+    """A float64 run for Ray workers."""
+    ray = {"num_workers": workers, "max_failures": 2}
+    tree = tiny.tree(folder, plan={"precision": "float64", "checkpoint_every": 2, **plan}, ray=ray)
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tree | {"driver": "ray"}))
+    return path
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The method state of the last checkpoint."""
+    latest = checkpoint.Checkpoints(folder / "checkpoints").latest()
+    assert latest is not None
+    method: dict[str, torch.Tensor] = checkpoint.load(latest)["method"]
+    return method
+
+
+def sslmed(path: Path, *overrides: str, **env: str) -> "subprocess.Popen[str]":
+    """``sslmed train`` in a process of its own."""
+    command = [sys.executable, "-m", "sslmed_dist.cli", "train", str(path), *overrides]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, env=environment(**env), text=True, cwd=path.parent, **pipe)  # type: ignore[call-overload, no-any-return]
+
+
+def relative(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Norm-wise difference over the floating-point tensors."""
+    keys = [key for key, value in b.items() if value.is_floating_point()]
+    gap = sum(float((a[k].double() - b[k].double()).square().sum()) for k in keys)
+    return float((gap / sum(float(b[k].double().square().sum()) for k in keys)) ** 0.5)
+
+
+def test_two_workers_walk_the_local_trajectory_as_a_job(tmp_path: Path, cluster: dict[str, str]) -> None:
+    """Submitted with ``ray job submit``: the float64 parameters are those of one process."""
+    path = write(tmp_path, 2)
+    ray = str(Path(sys.executable).parent / "ray")
+    command = [ray, "job", "submit", "--", sys.executable, "-m", "sslmed_dist.cli", "train", str(path)]
+    deadline = time.monotonic() + START_S
+    while True:
+        submitted = subprocess.run(
+            command, env=environment(**cluster), text=True, capture_output=True, timeout=300, cwd=tmp_path
+        )
+        # The head's job agent comes up some seconds after its dashboard.
+        if "No available agent" not in submitted.stdout + submitted.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(2)
+    assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-2000:]
+    alone = job.train(config.load(path, ["driver=local", "run.name=alone"]))
+    assert relative(state_of(tmp_path / "runs" / "tiny"), alone.method.state_dict()) < 1e-9
+
+
+def test_killed_worker_among_four_and_killed_driver(tmp_path: Path, cluster: dict[str, str]) -> None:
+    """kill -9 of one of four workers, later of the driver: Ray, then the user, start again, and the bits are those of
+    an undisturbed run of four workers (gloo, the same arithmetic)."""
+    path = write(tmp_path, 4, epochs=40)
+    folder = tmp_path / "runs" / "disturbed"
+    process = sslmed(path, "run.name=disturbed", **cluster)
+    wait_for_step(folder, 6, process)
+    kill_one_worker()
+    wait_for_step(folder, max(steps_of(folder)) + 12, process)
+    process.kill()
+    process.communicate()
+    again = sslmed(path, "run.name=disturbed", **cluster)
+    said = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, said[-3000:]
+    whole = sslmed(path, "run.name=whole", **cluster)
+    said = whole.communicate(timeout=300)[0]
+    assert whole.returncode == 0, said[-3000:]
+    one, other = state_of(folder), state_of(tmp_path / "runs" / "whole")
+    assert steps_of(folder)[-1] == steps_of(tmp_path / "runs" / "whole")[-1] == 120
+    assert all(torch.equal(one[key], other[key]) for key in other)
+
+
+def steps_of(folder: Path) -> list[int]:
+    """Steps with a checkpoint."""
+    return checkpoint.Checkpoints(folder / "checkpoints").steps()
+
+
+def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[str]", seconds: float = 240.0) -> None:
+    """Until the run has saved ``step`` or a later one."""
+    deadline = time.monotonic() + seconds
+    while max(steps_of(folder), default=0) < step:
+        assert time.monotonic() < deadline, f"no step {step} after {seconds} s"
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        time.sleep(0.05)
+
+
+def kill_one_worker() -> None:
+    """SIGKILL to one training worker of the cluster."""
+    found = subprocess.run(
+        ["pgrep", "-f", "ray::RayTrainWorker"], capture_output=True, text=True, check=False
+    ).stdout.split()
+    assert len(found) >= 4, found
+    os.kill(int(found[1]), signal.SIGKILL)

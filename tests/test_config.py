@@ -1,0 +1,256 @@
+"""Configurations: one parent, overrides, and one exact line for every mistake."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sslmed_dist import config, plain_yaml
+
+SECTIONS = "data, views, method, run, optim, plan, driver, ray, evaluate, federated"
+PLAN = (
+    "epochs, batch_size, steps_per_epoch, draws, precision, channels_last, compile, deterministic, clip, log_every, "
+    "checkpoint_every, keep_last, keep_every, loader_threads, resident"
+)
+LEAVES: dict[str, Any] = {
+    "data": {"name": "medmnist", "root": "somewhere.npz"},
+    "views": {"name": "contrastive", "size": 12},
+    "method": {"name": "contrastive", "loss": {"name": "nt_xent", "temperature": 0.2}},
+}
+
+
+def write(path: Path, tree: Any) -> Path:
+    """``tree`` as a YAML file."""
+    path.write_text(plain_yaml.write(tree))
+    return path
+
+
+def loaded(folder: Path, child: dict[str, Any], *overrides: str, parent: dict[str, Any] | None = None) -> config.Config:
+    """The configuration of ``child`` over ``parent`` over the required leaves."""
+    write(folder / "parent.yaml", config.merge(LEAVES, parent or {}))
+    return config.load(write(folder / "child.yaml", {"base": "parent.yaml", **child}), overrides)
+
+
+def test_a_file_alone_gets_the_defaults_and_its_own_name(tmp_path: Path) -> None:
+    settings = config.load(write(tmp_path / "short.yaml", LEAVES))
+    assert settings.run.name == "short" and settings.run.seed == 0 and settings.plan == config.Plan()
+    assert settings.optim == {"name": "sgd", "lr": 0.06} and settings.federated is None
+    assert settings.folder == Path("runs").resolve() / "short"
+
+
+def test_a_child_is_laid_over_its_parent(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, {"plan": {"epochs": 3}}, parent={"plan": {"epochs": 9, "batch_size": 32}})
+    assert (settings.plan.epochs, settings.plan.batch_size, settings.run.name) == (3, 32, "child")
+
+
+@pytest.mark.parametrize(
+    "child, expected",
+    [
+        ({"name": "sgd", "lr": 0.5}, {"name": "sgd", "lr": 0.5, "momentum": 0.8}),
+        ({"lr": 0.5}, {"name": "sgd", "lr": 0.5, "momentum": 0.8}),
+        ({"name": "adamw", "lr": 0.5}, {"name": "adamw", "lr": 0.5}),
+        ({"name": "adamw"}, {"name": "adamw", "lr": 0.1, "momentum": 0.8}),
+        ("adamw", {"name": "adamw"}),
+    ],
+)
+def test_a_leaf_of_another_name_is_another_leaf(tmp_path: Path, child: Any, expected: dict[str, Any]) -> None:
+    """The same name merges; another name with arguments replaces the whole leaf; a bare name only renames it."""
+    settings = loaded(tmp_path, {"optim": child}, parent={"optim": {"name": "sgd", "lr": 0.1, "momentum": 0.8}})
+    assert settings.optim == expected
+
+
+def test_leaves_inside_a_leaf_follow_the_same_rule(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, {"method": {"loss": {"name": "mio_v3", "bound": 2}}})
+    assert settings.method == {"name": "contrastive", "loss": {"name": "mio_v3", "bound": 2}}
+    settings = loaded(tmp_path, {"method": {"loss": {"temperature": 0.5}}}, parent={"method": {"loss": "nt_xent"}})
+    assert settings.method["loss"] == {"name": "nt_xent", "temperature": 0.5}
+
+
+def test_the_name_of_a_run_is_not_that_of_a_leaf(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, {"run": {"name": "b", "dir": "x"}}, parent={"run": {"name": "a", "seed": 3}})
+    assert settings.run == config.Run(name="b", dir="x", seed=3)
+
+
+def test_a_base_has_no_base(tmp_path: Path) -> None:
+    write(tmp_path / "grandparent.yaml", LEAVES)
+    write(tmp_path / "parent.yaml", {"base": "grandparent.yaml"})
+    child = write(tmp_path / "child.yaml", {"base": "parent.yaml"})
+    line = "a base may not have a base itself (grandparent.yaml); one parent keeps a recipe readable"
+    refused(child, f"{tmp_path / 'parent.yaml'}: {line}")
+
+
+def test_overrides_come_last_and_in_any_order(tmp_path: Path) -> None:
+    overrides = ["plan.epochs=3", "optim.lr=1e-3", "method.loss.name=mio_v1", "run.seed=4", "plan.clip=null"]
+    for order in (overrides, overrides[::-1]):
+        settings = loaded(tmp_path, {"plan": {"clip": 1.0, "epochs": 7}}, *order)
+        assert (settings.plan.epochs, settings.plan.clip, settings.run.seed) == (3, None, 4)
+        assert settings.optim["lr"] == 0.001
+        assert settings.method["loss"] == {"name": "mio_v1", "temperature": 0.2}
+
+
+def test_an_override_may_be_a_whole_leaf(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, {}, "optim={name: lars, lr: 0.3}", "evaluate.protocols=[{name: knn, k: 5}]")
+    assert settings.optim == {"name": "lars", "lr": 0.3} and settings.evaluate.protocols == ({"name": "knn", "k": 5},)
+
+
+@pytest.mark.parametrize("text", ["plan.epochs", "=3", "plan..epochs=3", ".epochs=3"])
+def test_an_override_without_path_or_value(text: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        config.parse_override(text)
+    assert str(caught.value) == f"override {text!r}: expected section.key=value, such as plan.epochs=3"
+
+
+def test_an_override_that_is_no_yaml() -> None:
+    with pytest.raises(ValueError, match=r"^override 'a=\[1': the value is not valid YAML$"):
+        config.parse_override("a=[1")
+
+
+def refused(path: Path, message: str) -> None:
+    """Loading ``path`` is refused by this very line."""
+    with pytest.raises(ValueError) as caught:
+        config.load(path)
+    assert str(caught.value) == message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "tree, message",
+    [
+        ({"plam": {}}, f"plam: unknown key; allowed: {SECTIONS}"),
+        ({"plan": {"epoch": 3}}, f"plan.epoch: unknown key; allowed: {PLAN}"),
+        ({"plan": {"epochs": "3"}}, "plan.epochs: expected int, got '3'"),
+        ({"plan": {"epochs": True}}, "plan.epochs: expected int, got True"),
+        ({"plan": {"epochs": 0}}, "plan.epochs: expected an integer >= 1, got 0"),
+        ({"plan": {"clip": -1}}, "plan.clip: expected a norm > 0 or null, got -1"),
+        (
+            {"plan": {"precision": "half"}},
+            "plan.precision: expected one of 'float32', 'bf16', 'fp16', 'float64', got 'half'",
+        ),
+        ({"plan": None}, "plan: expected a mapping, got None"),
+        ({"plan": [1]}, "plan: expected a mapping, got [1]"),
+        ({"run": {"threads": 0}}, "run.threads: expected an integer >= 1 or null, got 0"),
+        ({"run": {"name": 7}}, "run.name: expected str or null, got 7"),
+        ({"optim": 3}, "optim: expected mapping, got 3"),
+        ({"evaluate": {"protocols": "knn"}}, "evaluate.protocols: expected tuple[mapping, ...], got 'knn'"),
+        ({"federated": {"quorum": 0}}, "federated.quorum: expected an integer >= 1, got 0"),
+        ({"federated": {"pool": "test"}}, "federated.pool: expected one of 'train', 'all', got 'test'"),
+        ({"driver": "slurm"}, "driver: expected one of 'local', 'ray', got 'slurm'"),
+    ],
+)
+def test_mistakes_in_a_section(tmp_path: Path, tree: dict[str, Any], message: str) -> None:
+    path = write(tmp_path / "wrong.yaml", {**LEAVES, **tree})
+    refused(path, f"{path}: {message}")
+
+
+@pytest.mark.parametrize("section", ["data", "views", "method"])
+def test_a_required_section_is_missing(tmp_path: Path, section: str) -> None:
+    path = write(tmp_path / "wrong.yaml", {key: leaf for key, leaf in LEAVES.items() if key != section})
+    refused(path, f"{path}: {section}: missing; it is required")
+
+
+def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    refused(path, f"{path}: no such configuration file")
+    write(path, {"base": "gone.yaml"})
+    refused(path, f"{tmp_path / 'gone.yaml'}: no such configuration file (the base of {path})")
+    write(path, {"base": ["a", "b"]})
+    refused(path, f"{path}: base: expected the path of one configuration file, got ['a', 'b']")
+    for content, kind in ((b"", "NoneType"), (b"- 1\n", "list")):
+        path.write_bytes(content)
+        refused(path, f"{path}: expected sections {SECTIONS}, got {kind}")
+    for content in (b"plan: [1\n", b"\xff\xfe\x00", b"plan: !!python/object:os.system {}\n"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError) as caught:
+            config.load(path)
+        assert str(caught.value).startswith(f"{path}: not valid YAML: ") and "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> config.Config:
+    """A configuration with every section stated."""
+    federated = {"rounds": 2, "partition": {"name": "dirichlet", "count": 4, "alpha": 0.5}, "site_names": ["a", "b"]}
+    views = {"mean": [0.5], "std": [1e-5]}
+    return loaded(tmp_path, {"federated": federated, "views": views, "run": {"name": "1e-3"}, "plan": {"clip": 1.5}})
+
+
+def test_the_tree_reads_back(settings: config.Config, tmp_path: Path) -> None:
+    assert config.from_tree(config.to_tree(settings), "test") == settings
+    (tmp_path / "again.yaml").write_text(config.dump(settings))
+    again = config.load(tmp_path / "again.yaml")
+    assert again == settings and again.run.name == "1e-3"
+    assert config.fingerprint(again) == config.fingerprint(settings)
+
+
+def test_replace_merges_and_leaves_the_original(settings: config.Config) -> None:
+    changed = config.replace(settings, plan={"epochs": 3}, run={"name": "other"})
+    assert (changed.plan.epochs, changed.plan.clip, changed.run.name, changed.run.seed) == (3, 1.5, "other", 0)
+    assert settings.plan.epochs == 200 and settings.run.name == "1e-3"
+    with pytest.raises(ValueError, match="^1e-3: plan.epochs: expected an integer >= 1, got 0$"):
+        config.replace(settings, plan={"epochs": 0})
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.root=elsewhere",
+        "run.name=other",
+        "run.dir=elsewhere",
+        "run.device=cpu",
+        "run.threads=2",
+        "driver=ray",
+        "ray.num_workers=7",
+        "evaluate.protocols=[]",
+        "plan.log_every=3",
+        "plan.checkpoint_every=3",
+        "plan.keep_last=5",
+        "plan.keep_every=5",
+        "plan.loader_threads=2",
+        "plan.resident=false",
+        "federated.runtime=in_process",
+        "federated.compare=[]",
+        "federated.timeout_s=1",
+        "federated.quorum=3",
+    ],
+)
+def test_the_fingerprint_is_blind_to_circumstances(settings: config.Config, override: str) -> None:
+    changed = config.replace(settings, **config.parse_override(override))
+    assert changed != settings and config.fingerprint(changed) == config.fingerprint(settings)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run.seed=1",
+        "optim.lr=0.07",
+        "method.loss.temperature=0.3",
+        "method.loss.name=mio_v3",
+        "views.size=13",
+        "views.mean=[0.51]",
+        "data.deduplicate=false",
+        "plan.batch_size=64",
+        "plan.epochs=3",
+        "plan.precision=bf16",
+        "plan.deterministic=true",
+        "federated.rounds=3",
+        "federated.partition.alpha=1.0",
+        "federated.keep_state=false",
+    ],
+)
+def test_the_fingerprint_sees_what_decides_the_numbers(settings: config.Config, override: str) -> None:
+    changed = config.replace(settings, **config.parse_override(override))
+    assert config.fingerprint(changed) != config.fingerprint(settings)
+
+
+def test_the_fingerprint_sees_that_there_are_first_weights_but_not_their_path(settings: config.Config) -> None:
+    """Ray makes paths absolute and another machine has others; the run is the same."""
+    for section, leaf in (("run", "start_from"), ("method", "encoder")):
+        trees = [{leaf: path} if section == "run" else {leaf: {"weights": path}} for path in (None, "a", "/b/a")]
+        none, relative, absolute = (config.fingerprint(config.replace(settings, **{section: tree})) for tree in trees)
+        assert none != relative == absolute
+
+
+def test_every_free_key_is_a_key(settings: config.Config) -> None:
+    """A key that was renamed would silently enter the fingerprint."""
+    tree = config.to_tree(settings)
+    for path in config.FREE:
+        *sections, last = path.split(".")
+        assert last in (tree[sections[0]] if sections else tree), path

@@ -1,0 +1,159 @@
+"""A run folder belongs to one run and one writer; its metrics go on where the checkpoint stands."""
+
+import getpass
+import json
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sslmed_dist import __version__, config
+from sslmed_dist.run_folder import Metrics, RunFolder, differences
+
+LEAVES: dict[str, Any] = {
+    "run": {"name": "a-run"},
+    "data": {"name": "medmnist", "root": "here.npz"},
+    "views": {"name": "contrastive", "size": 12},
+    "method": {"name": "contrastive", "loss": {"name": "nt_xent", "temperature": 0.2}},
+}
+
+
+def settings(**sections: Any) -> config.Config:
+    """A small configuration with ``sections`` merged over it."""
+    return config.from_tree(config.merge(LEAVES, sections), "test")
+
+
+def opened(path: Path, resume: str = "auto", **sections: Any) -> RunFolder:
+    """A run folder, open for writing."""
+    run = RunFolder(path, settings(**sections))
+    run.open(resume)
+    return run
+
+
+def refused(path: Path, resume: str = "auto", **sections: Any) -> str:
+    """The line that refuses to open ``path``, without its name, which it begins with."""
+    before = sorted((file.name, file.read_bytes()) for file in path.iterdir() if file.is_file())
+    with pytest.raises(ValueError) as caught:
+        opened(path, resume, **sections)
+    assert before == sorted((file.name, file.read_bytes()) for file in path.iterdir() if file.is_file())
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+def test_open_writes_what_the_run_is(tmp_path: Path) -> None:
+    run = opened(tmp_path / "a" / "b")
+    assert config.load(run.path / "config.yaml") == settings()
+    run.close()
+    run.close()
+    opened(tmp_path / "a" / "b", plan={"log_every": 3}).close()
+    assert config.load(run.path / "config.yaml").plan.log_every == 3
+
+
+def test_there_is_one_writer(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    assert refused(tmp_path) == "another process is writing this run"
+    first.close()
+    second = opened(tmp_path)
+    assert refused(tmp_path) == "another process is writing this run"
+    second.close()
+
+
+def test_another_run_is_refused_and_told_apart(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    changed: dict[str, Any] = {"method": {"loss": {"temperature": 0.5}}, "run": {"seed": 1, "device": "cpu"}}
+    line = refused(
+        tmp_path, plan={"log_every": 3, "epochs": 7}, driver="ray", optim={"name": "sgd", "lr": 0.1}, **changed
+    )
+    different = "method.loss.temperature, optim.lr, plan.epochs, run.seed"
+    assert line == f"holds another run (different: {different}); choose another run.name"
+
+
+def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("plan: [1")
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'config.yaml'}: not valid YAML")):
+        opened(tmp_path)
+
+
+def test_resume_never_wants_a_folder_without_checkpoints(tmp_path: Path) -> None:
+    run = opened(tmp_path, "never")
+    run.close()
+    opened(tmp_path, "never").close()
+    run.checkpoints.save(3, config={}, fingerprint="")
+    line = "holds a run already; choose another run.name, or --resume auto"
+    assert refused(tmp_path, "never") == line
+    opened(tmp_path, "auto").close()
+    (tmp_path / "config.yaml").unlink()
+    assert refused(tmp_path, "never") == line
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    path = tmp_path / "file" / "run"
+    with pytest.raises(ValueError) as caught:
+        opened(path)
+    assert str(caught.value) == f"{path}: cannot be written: Not a directory"
+
+
+def test_metrics_are_one_scalar_a_line(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "new" / "metrics.jsonl")
+    assert list(metrics.read()) == []
+    metrics.write({"loss": 0.1, "lr": 1e-5}, step=1, epoch=0, split="train")
+    metrics.write({"loss": 1 / 3}, step=2, epoch=0, site="north")
+    rows = list(metrics.read())
+    assert [row.pop("time") > 1e9 for row in rows] == [True] * 3
+    assert rows == [
+        {"step": 1, "epoch": 0, "split": "train", "name": "loss", "value": 0.1},
+        {"step": 1, "epoch": 0, "split": "train", "name": "lr", "value": 1e-5},
+        {"step": 2, "epoch": 0, "site": "north", "name": "loss", "value": 1 / 3},
+    ]
+    metrics.close()
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
+    """Lines past the step go, so does a line that the killed process did not finish; what follows starts on its own."""
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    for step in range(1, 6):
+        metrics.write({"loss": step / 3, "lr": 0.1}, step=step)
+    metrics.write({"rows": 12.0})
+    with metrics.path.open("a") as file:
+        file.write('{"time": 1.0, "step": 2, "na')
+    assert len(list(metrics.read())) == 11
+    metrics.cut(3)
+    metrics.write({"loss": 4 / 3}, step=4)
+    rows = [json.loads(line) for line in metrics.path.read_text().splitlines()]
+    assert [(row.get("step"), row["name"], row["value"]) for row in rows] == [
+        *((step, name, value) for step in (1, 2, 3) for name, value in (("loss", step / 3), ("lr", 0.1))),
+        (None, "rows", 12.0),
+        (4, "loss", 4 / 3),
+    ]
+    metrics.close()
+    Metrics(tmp_path / "gone.jsonl").cut(3)
+    assert not (tmp_path / "gone.jsonl").exists()
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    metrics.file = Path("/dev/full").open("a")  # noqa: SIM115
+    with pytest.raises(ValueError) as caught:
+        metrics.write({"loss": 1.0}, step=1)
+    assert str(caught.value) == f"{metrics.path}: could not be written: No space left on device"
+
+
+def test_differences() -> None:
+    before = {"a": {"b": 1, "c": [1, 2]}, "d": None, "e": {"f": 1}}
+    assert differences(before, before) == []
+    after = {"a": {"b": 1, "c": [1, 3], "g": 0}, "d": {"x": 1}, "e": 7}
+    assert differences(before, after) == ["a.c", "a.g", "d", "e"]
+
+
+def test_the_environment_tells_versions_and_hardware_but_nobody(tmp_path: Path) -> None:
+    opened(tmp_path / "run").close()
+    text = (tmp_path / "run" / "environment.json").read_text()
+    facts = json.loads(text)
+    assert facts["sslmed_dist"] == __version__ and facts["cores"] >= 1 and facts["packages"]["torch"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", facts["date"])
+    words = set(re.findall(r"[\w./@-]+", text))
+    nobody = {socket.gethostname(), os.uname().nodename, getpass.getuser(), str(Path.home()), str(tmp_path)}
+    assert not nobody & words and "/" not in text.replace(facts["processor"], "")
