@@ -266,8 +266,8 @@ def first_non_finite(method: nn.Module, batch: Batch, plan: Plan, device: torch.
     inputs = [name for name, value in batch.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     hooks = [module.register_forward_hook(watch(name)) for name, module in method.named_modules() if name]
     try:
-        # Even where the input is at fault: synchronised layers would wait for a rank that does not run. Compiled code
-        # would not call the hooks.
+        # Even where the input is at fault: synchronised layers would wait for a rank that does not run. Eagerly, or a
+        # compiled encoder would be compiled once more for the hooks.
         with torch.no_grad(), autocast(plan, device), torch.compiler.set_stance("force_eager"):
             method.embed(batch)  # type: ignore[operator]
     finally:

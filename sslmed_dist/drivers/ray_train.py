@@ -79,22 +79,29 @@ def absolute(path: str | None) -> str | None:
     return str(Path(path).expanduser().resolve()) if path is not None else None
 
 
-def launch(settings: config.Config) -> None:
-    """Start the trainer, pass SIGTERM on as the run folder's ``stop`` file, and wait."""
+def connect(options: config.Ray) -> bool:
+    """Join the cluster of ``ray.address`` or RAY_ADDRESS (which `ray job submit` sets), else start one in this process
+    group; returns whether one was started, which is then ours to stop."""
     import ray
+
+    if options.num_workers == 0 or ray.is_initialized():
+        return False
+    address = options.address or os.environ.get("RAY_ADDRESS")
+    own = {} if address else {"num_cpus": max(options.num_workers * options.cpus_per_worker, 2)}
+    ray.init(address=address, log_to_driver=True, **own)
+    return address is None
+
+
+def trainer_of(settings: config.Config) -> Any:
+    """The TorchTrainer of ``settings``."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     options = settings.ray
-    if options.num_workers > 0 and not ray.is_initialized():
-        # Without an address: a cluster of this process's own. RAY_ADDRESS (set inside `ray job submit`) joins one.
-        address = options.address or os.environ.get("RAY_ADDRESS")
-        own = {} if address else {"num_cpus": max(options.num_workers * options.cpus_per_worker, 2)}
-        ray.init(address=address, log_to_driver=True, **own)
     resources: dict[str, float] = {"CPU": options.cpus_per_worker}
     if options.gpus_per_worker:
         resources["GPU"] = options.gpus_per_worker
-    trainer = TorchTrainer(
+    return TorchTrainer(
         worker,
         train_loop_config=config.to_tree(settings),
         torch_config=TorchConfig(timeout_s=int(options.timeout_s)),
@@ -111,16 +118,23 @@ def launch(settings: config.Config) -> None:
         ),
     )
 
+
+def launch(settings: config.Config) -> None:
+    """Run the trainer, pass SIGTERM on as the run folder's ``stop`` file, wait, and stop a cluster of our own."""
+    import ray
+
     def pass_on(number: int, frame: FrameType | None) -> None:
         (settings.folder / "stop").touch()
 
+    started = connect(settings.ray)
     former = signal.signal(signal.SIGTERM, pass_on)
     try:
-        trainer.fit()
+        trainer_of(settings).fit()
     except ray.train.TrainingFailedError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise RuntimeError(
-            f"ray: training failed after {options.max_failures} restarts: {lines[-1] if lines else error}"
-        ) from error
+        last = lines[-1] if lines else str(error)
+        raise RuntimeError(f"ray: training failed after {settings.ray.max_failures} restarts: {last}") from error
     finally:
         signal.signal(signal.SIGTERM, former)
+        if started:
+            ray.shutdown()
