@@ -196,5 +196,11 @@ def essential(config: Config) -> dict[str, Any]:
 
 def fingerprint(config: Config) -> str:
     """SHA-256 of all that decides the numbers of a training run. Paths, worker count, logging and evaluation are left
-    out: a run may move to another folder, machine or number of workers and still be the same run."""
-    return hashlib.sha256(json.dumps(essential(config), sort_keys=True).encode()).hexdigest()
+    out: a run may move to another folder, machine or number of workers and still be the same run. So are values that
+    are the default, because a later version's new key should not make another run of this one."""
+    tree = essential(config)
+    for name, kind in (("plan", Plan), ("federated", Federated)):
+        if tree[name] is not None:
+            usual = plain(dataclasses.asdict(kind()))
+            tree[name] = {key: value for key, value in tree[name].items() if value != usual[key]}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

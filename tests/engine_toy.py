@@ -110,7 +110,7 @@ def bench(*, rank: int = 0, world: int = 1, broken: bool = False, lr: float = 0.
     if settings.precision == "float64":
         method = method.double()
     if settings.channels_last:
-        method = method.to(memory_format=torch.channels_last)
+        method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pixels = images(broken)
     dataset = ArrayDataset(name="toy", images=pixels, labels=torch.zeros(12, dtype=torch.int64), classes=("a",))
     batches = Batches(dataset, global_batch=settings.batch_size, seed=1, rank=rank, world=world)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ class Import:
         return f"{self.file.relative_to(ROOT)}:{self.line} imports {self.module}"
 
 
+@cache
 def files(package: str) -> list[Path]:
     """All modules of a package."""
     return sorted((ROOT / package).rglob("*.py"))
@@ -65,7 +67,8 @@ def part(file: Path) -> str:
     return first.removesuffix(".py")
 
 
-def imports(file: Path) -> Iterator[Import]:
+@cache
+def imports(file: Path) -> list[Import]:
     """Every import of a file; ``from a import b`` counts as ``a.b``, for b may be a module."""
 
     def walk(node: ast.AST, inside: bool) -> Iterator[Import]:
@@ -77,7 +80,7 @@ def imports(file: Path) -> Iterator[Import]:
                 yield from (Import(file, child.lineno, f"{child.module}.{a.name}", inside) for a in child.names)
             yield from walk(child, inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
 
-    yield from walk(ast.parse(file.read_text(encoding="utf-8")), False)
+    return list(walk(ast.parse(file.read_text(encoding="utf-8")), False))
 
 
 def foreign(package: str) -> list[Import]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sslmed_dist import optim, randomness
 
 Leaf = dict[str, Any]
+Memory = dict[str, Tensor]  # what the readable loops keep of one parameter
 STEPS = 4
 
 
@@ -43,37 +44,37 @@ def gradients(model: nn.Module, step: int) -> list[Tensor]:
     return made
 
 
-def slow_sgd(p: Tensor, g: Tensor, s: Leaf, step: int, *, lr: float, momentum: float, weight_decay: float) -> Tensor:
+def slow_sgd(p: Tensor, g: Tensor, s: Memory, step: int, *, lr: float, momentum: float, weight_decay: float) -> Tensor:
     g = g + weight_decay * p
     s["v"] = g if step == 0 else momentum * s["v"] + g
     return p - lr * s["v"]
 
 
 def slow_nesterov(
-    p: Tensor, g: Tensor, s: Leaf, step: int, *, lr: float, momentum: float, weight_decay: float
+    p: Tensor, g: Tensor, s: Memory, step: int, *, lr: float, momentum: float, weight_decay: float
 ) -> Tensor:
     g = g + weight_decay * p
     s["v"] = g if step == 0 else momentum * s["v"] + g
     return p - lr * (g + momentum * s["v"])
 
 
-def slow_adamw(p: Tensor, g: Tensor, s: Leaf, step: int, *, lr: float, weight_decay: float) -> Tensor:
+def slow_adamw(p: Tensor, g: Tensor, s: Memory, step: int, *, lr: float, weight_decay: float) -> Tensor:
     first, second, eps = 0.8, 0.95, 1e-6
-    s["m"] = first * s.get("m", 0.0) + (1 - first) * g
-    s["v"] = second * s.get("v", 0.0) + (1 - second) * g**2
+    s["m"] = first * s.get("m", torch.zeros_like(p)) + (1 - first) * g
+    s["v"] = second * s.get("v", torch.zeros_like(p)) + (1 - second) * g**2
     m, v = s["m"] / (1 - first ** (step + 1)), s["v"] / (1 - second ** (step + 1))
     return p * (1 - lr * weight_decay) - lr * m / (v.sqrt() + eps)
 
 
-def slow_rmsprop(p: Tensor, g: Tensor, s: Leaf, step: int, *, lr: float, weight_decay: float) -> Tensor:
+def slow_rmsprop(p: Tensor, g: Tensor, s: Memory, step: int, *, lr: float, weight_decay: float) -> Tensor:
     g = g + weight_decay * p
-    s["v"] = 0.9 * s.get("v", 0.0) + 0.1 * g**2
-    s["b"] = 0.5 * s.get("b", 0.0) + g / (s["v"].sqrt() + 1e-6)
+    s["v"] = 0.9 * s.get("v", torch.zeros_like(p)) + 0.1 * g**2
+    s["b"] = 0.5 * s.get("b", torch.zeros_like(p)) + g / (s["v"].sqrt() + 1e-6)
     return p - lr * s["b"]
 
 
 def slow_lars(
-    p: Tensor, g: Tensor, s: Leaf, step: int, *, lr: float, weight_decay: float, adapt: bool, clip: bool
+    p: Tensor, g: Tensor, s: Memory, step: int, *, lr: float, weight_decay: float, adapt: bool, clip: bool
 ) -> Tensor:
     size = math.sqrt(sum(v**2 for v in p.flatten().tolist()))
     grad = math.sqrt(sum(v**2 for v in g.flatten().tolist()))
@@ -91,7 +92,7 @@ def slow_lars_step(model: nn.Module, clip: bool) -> Callable[..., Tensor]:
     names = [name for name, _ in model.named_parameters()]
     plain = {number for number, name in enumerate(names) if name.endswith("bias") or name.startswith("bn.")}
 
-    def step(p: Tensor, g: Tensor, s: Leaf, step: int, *, lr: float, number: int) -> Tensor:
+    def step(p: Tensor, g: Tensor, s: Memory, step: int, *, lr: float, number: int) -> Tensor:
         decay = 0.0 if number in plain else 0.1
         return slow_lars(p, g, s, step, lr=lr, weight_decay=decay, adapt=number not in plain, clip=clip)
 
@@ -135,7 +136,7 @@ def test_steps_equal_a_slow_loop(name: str) -> None:
     model, reference = network(), [p.detach().clone() for p in network().parameters()]
     built = build(model, leaf)
     take_steps(model, built)
-    memory: list[Leaf] = [{} for _ in reference]
+    memory: list[Memory] = [{} for _ in reference]
     for step in range(STEPS):
         for number, gradient in enumerate(gradients(model, step)):
             kept = {"lr": built.learning_rate(step), "weight_decay": 0.1, **extra}
@@ -149,7 +150,8 @@ def test_lars_equals_a_slow_loop(clip: bool) -> None:
     model, reference = network(), [p.detach().clone() for p in network().parameters()]
     built = build(model, {**LARS, "clip": clip})
     take_steps(model, built)
-    slow, memory = slow_lars_step(model, clip), [{} for _ in reference]
+    slow = slow_lars_step(model, clip)
+    memory: list[Memory] = [{} for _ in reference]
     for step in range(STEPS):
         for number, gradient in enumerate(gradients(model, step)):
             rate = built.learning_rate(step)

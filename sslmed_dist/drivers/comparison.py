@@ -54,6 +54,7 @@ def run(settings: Config, resume: str = "auto") -> Path:
     """Everything, resumable at every point; returns the run folder. Simulated sites only: real hospitals evaluate
     themselves."""
     resolved, sites = prepare(settings)
+    training.check(resolved, everything(sites))  # what cannot work should end here, not at every site
     federated.run(resolved, resume)
     train_arms(resolved, sites)
     measure(resolved, sites)

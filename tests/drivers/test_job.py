@@ -185,7 +185,7 @@ def test_first_weights_are_not_read_again_by_whoever_uses_the_encoder(tmp_path: 
     """A weights file that has gone since must not be missed, and a random encoder must be random."""
     plain = tiny.settings(tmp_path, plan={"epochs": 1, "steps_per_epoch": 1})
     weights = tmp_path / "weights.pth"
-    torch.save(job.build_method(config.replace(plain, method={"channels": 1})).encoder.state_dict(), weights)  # type: ignore[union-attr, operator]
+    torch.save(job.build_method(config.replace(plain, method={"channels": 1})).encoder.state_dict(), weights)  # type: ignore[union-attr]
     settings = config.replace(plain, method={"encoder": {"weights": str(weights)}}, run={"seed": 5})
     job.train(settings)
     weights.unlink()
@@ -223,7 +223,7 @@ def test_evaluation_splits(tmp_path: Path) -> None:
     """``val`` is cut from train to choose with; the test split is whole and shares nothing with them."""
     dataset, parts = evaluation.splits(tiny.settings(tmp_path, evaluate={"val_fraction": 0.25}))
     assert {name: len(positions) for name, positions in parts.items()} == {"train": 36, "val": 12, "test": 24}
-    assert len(dataset) == 72 and len(torch.cat(list(parts.values())).unique()) == 72
+    assert len(dataset) == 72 and len(set(torch.cat(list(parts.values())).tolist())) == 72
     assert dataset.ids[parts["test"]].tolist() == list(range(60, 84))
 
 
@@ -233,7 +233,7 @@ def test_joined_splits_are_fetched_from_where_they_lie(tmp_path: Path) -> None:
     joined = Joined(parts)
     whole = job.load_data(settings, "all")
     wanted = torch.tensor([47, 0, 48, 71, 0])
-    keys = {"seed": 0, "epoch": 0, "draw": torch.tensor([0, 1, 2, 3, 4])}
+    keys: dict[str, Any] = {"seed": 0, "epoch": 0, "draw": torch.tensor([0, 1, 2, 3, 4])}
     batch, expected = joined.fetch(wanted, **keys), whole.fetch(joined.ids[wanted], **keys)
     assert batch.keys() == expected.keys() and all(torch.equal(batch[key], expected[key]) for key in batch)
     assert joined.positions(1).tolist() == list(range(48, 72)) and joined.value_range() == (0.0, 255.0)

@@ -99,7 +99,7 @@ def network() -> nn.Sequential:
     """Norms at several depths, one of them frozen, one already in evaluation mode."""
     inner = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3, momentum=0.2, eps=1e-3), nn.ReLU())
     made = nn.Sequential(nn.BatchNorm2d(1, affine=False), inner, nn.Flatten(), nn.BatchNorm1d(3))
-    made[1][1].weight.requires_grad_(False)  # type: ignore[index, union-attr, operator]
+    made[1][1].weight.requires_grad_(False)  # type: ignore[index]
     made[3].eval()
     return made
 
