@@ -25,6 +25,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_COLOR_PREFIX": "0",
     "RAY_DEDUP_LOGS": "0",
+    # Ray runs workers at niceness 15; beside its own dashboard and agents on a small machine that costs throughput.
+    "RAY_worker_niceness": "0",
 }
 
 

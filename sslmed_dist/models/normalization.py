@@ -1,8 +1,8 @@
 """Batch normalisation over the global batch, on CPU as well.
 
 ``torch.nn.SyncBatchNorm`` refuses CPU tensors, so tests and CPU clusters could not have global-batch semantics. The
-layer here computes the same function with two all-reduces (counts and sums, then squared deviations: two passes are
-stable where E[x^2] - E[x]^2 cancels), differentiably. Parameters, buffers and state-dict keys are those of BatchNorm.
+layer here computes the same function, differentiably, with one message forward and one backward. Parameters, buffers
+and state-dict keys are those of BatchNorm.
 """
 
 import torch
@@ -30,13 +30,18 @@ class SyncBatchNorm(_BatchNorm):
         shape = [1, -1] + [1] * (x.dim() - 2)
         count = x.numel() // x.shape[1] * distributed.world_size()
         wide = x if x.dtype == torch.float64 else x.float()
-        mean = distributed.reduce_sum(wide.sum(axes)) / count
-        centred = wide - mean.view(shape)
-        variance = distributed.reduce_sum(centred.square().sum(axes)) / count
+        # One message carries every rank's mean and variance; the variance of the whole is the mean variance plus the
+        # variance of the means (Chan et al. 1979), exact for equal counts and free of cancellation.
+        own_variance, own_mean = torch.var_mean(wide, axes, correction=0)
+        means, variances = distributed.gather(torch.stack([own_mean, own_variance])[None]).unbind(1)
+        mean = means.mean(0)
+        variance = variances.mean(0) + (means - mean).square().mean(0)
         self.track(mean.detach(), variance.detach(), count)
-        out = centred * torch.rsqrt(variance + self.eps).view(shape)
+        scale = torch.rsqrt(variance + self.eps)
         if self.affine:
-            out = out * self.weight.view(shape) + self.bias.view(shape)
+            out = (wide - mean.view(shape)) * (scale * self.weight).view(shape) + self.bias.view(shape)
+        else:
+            out = (wide - mean.view(shape)) * scale.view(shape)
         return out.to(x.dtype)
 
     def track(self, mean: Tensor, variance: Tensor, count: int) -> None:
