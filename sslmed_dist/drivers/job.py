@@ -14,6 +14,7 @@ from sslmed_dist.data import DATASETS, SUBSETS
 from sslmed_dist.data.batches import Batches
 from sslmed_dist.data.dataset import Dataset, Subset
 from sslmed_dist.downstream import EVALUATORS
+from sslmed_dist.drivers.allocation import keep_freed_memory
 from sslmed_dist.drivers.progress import Progress
 from sslmed_dist.drivers.stopping import Stop
 from sslmed_dist.methods import METHODS
@@ -147,6 +148,8 @@ def assemble(settings: Config, dataset: Dataset | None = None) -> Job:
     for leaf in settings.evaluate.protocols:  # written into every checkpoint, so a mistake has to end the run here
         registry.check(EVALUATORS, leaf, "evaluate.protocols")
     plan, device = settings.plan, choose_device(settings)
+    if device.type == "cpu":
+        keep_freed_memory()
     dataset = load_data(settings, "train") if dataset is None else dataset
     settings = resolve(settings, dataset)
     method = first_method(settings).to(device)

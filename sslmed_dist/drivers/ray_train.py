@@ -16,6 +16,7 @@ from typing import Any
 
 from sslmed_dist import config, run_folder
 from sslmed_dist.drivers import check, job
+from sslmed_dist.drivers.allocation import ONE_ARENA
 from sslmed_dist.engine import NonFinite
 
 FAILURE = "failure.txt"
@@ -117,6 +118,7 @@ def trainer_of(settings: config.Config) -> Any:
             name=f"{settings.run.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
             storage_path=str(settings.folder / "ray"),
             failure_config=FailureConfig(max_failures=options.max_failures),
+            worker_runtime_env={"env_vars": ONE_ARENA},
         ),
     )
 

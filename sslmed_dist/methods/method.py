@@ -30,6 +30,12 @@ class Method(nn.Module, ABC):
         """``objective(embed(batch), batch)``."""
         return self.objective(self.embed(batch), batch)
 
+    def step_begin(self, epoch: float, progress: float) -> None:
+        """Called before the forward pass: ``epoch`` is the number of epochs done, a fraction within one, ``progress``
+        the share of the run's steps done, in [0, 1). Both are functions of the step alone, so what follows from them
+        (a temperature's or a momentum's schedule) needs no saving. Nothing by default."""
+        return None
+
     def before_update(self) -> None:
         """Called between the gradient average and the optimiser's step: gradient surgery. Nothing by default."""
         return None

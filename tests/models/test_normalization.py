@@ -133,3 +133,24 @@ def test_in_one_process_it_is_batch_norm() -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), plain.buffers(), strict=True))
     with pytest.raises(ValueError, match=r"batch norm expects \(N, C, ...\), got shape \(3,\)"):
         ours(torch.ones(3, dtype=torch.float64))
+
+
+def twice() -> list[Tensor]:
+    """Derivatives of a gradient's square with respect to rows, weight and bias, on this rank's rows."""
+    rank, world = distributed.rank(), distributed.world_size()
+    norm: nn.Module = layer(4, {})
+    if world > 1:
+        norm = synchronise(norm, CPU)
+    mine = slice(rank * ROWS // world, (rank + 1) * ROWS // world)
+    x = (rows(4, 0) - 50.0)[mine].requires_grad_()
+    inputs = (x, norm.weight, norm.bias)
+    first = torch.autograd.grad((norm(x).pow(3) * rows(4, 9)[mine]).sum(), inputs, create_graph=True)
+    total = first[0].square().sum() + sum(distributed.reduce_sum(g).square().sum() / world for g in first[1:])
+    return list(torch.autograd.grad(total, inputs))
+
+
+def test_two_processes_equal_one_in_the_second_derivative(gloo: GlooPool) -> None:
+    alone, (first, second) = twice(), gloo.run(twice, 2)
+    torch.testing.assert_close(torch.cat([first[0], second[0]]), alone[0], rtol=1e-9, atol=1e-9)
+    for one, two, expected in zip(first[1:], second[1:], alone[1:], strict=True):
+        torch.testing.assert_close(one + two, expected, rtol=1e-9, atol=1e-9)
