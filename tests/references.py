@@ -51,6 +51,75 @@ def nt_xent(z0: Tensor, z1: Tensor, temperature: float) -> float:
     return math.fsum(terms) / len(terms)
 
 
+def denominators(rows: list[Vector], temperature: float, partner: bool) -> list[float]:
+    """Of each row, the sum of e^(c/t) over the other rows, with or without its partner."""
+    half = len(rows) // 2
+    return [
+        math.fsum(
+            math.exp(dot(row, other) / temperature)
+            for m, other in enumerate(rows)
+            if m != n and (partner or m != (n + half) % len(rows))
+        )
+        for n, row in enumerate(rows)
+    ]
+
+
+def contr(z0: Tensor, z1: Tensor, temperature: float) -> float:
+    """Thesis Eq. 4.17 with distances written out."""
+    rows = stacked(z0, z1)
+    terms = []
+    for n, row in enumerate(rows):
+        logits = [-squared_distance(row, other) / temperature for other in rows]
+        others = math.fsum(math.exp(x) for m, x in enumerate(logits) if m != n)
+        terms.append(-math.log(math.exp(logits[(n + len(rows) // 2) % len(rows)]) / others))
+    return math.fsum(terms) / len(terms)
+
+
+def dcl(z0: Tensor, z1: Tensor, temperature: float) -> float:
+    """Yeh et al. 2022, Eq. 5."""
+    rows = stacked(z0, z1)
+    sums = denominators(rows, temperature, partner=False)
+    return mean(math.log(d) - c / temperature for d, c in zip(sums, positives(rows), strict=True))
+
+
+def dclw(z0: Tensor, z1: Tensor, temperature: float, sigma: float = 0.5) -> float:
+    """Yeh et al. 2022, Eq. 6 and 7: one anchor view at a time, as the paper writes it."""
+    rows = stacked(z0, z1)
+    sums, cosines = denominators(rows, temperature, partner=False), list(positives(rows))
+    total = 0.0
+    for view in range(2):
+        mine = range(view * len(rows) // 2, (view + 1) * len(rows) // 2)
+        average = mean(math.exp(cosines[k] / sigma) for k in mine)
+        weights = {n: 2.0 - math.exp(cosines[n] / sigma) / average for n in mine}
+        total += math.fsum(math.log(sums[n]) - weights[n] * cosines[n] / temperature for n in mine)
+    return total / len(rows)
+
+
+def macl(z0: Tensor, z1: Tensor, temperature: float, alpha: float = 0.5) -> float:
+    """Huang et al. 2023, Eq. 10 and 13, A0 = 0."""
+    rows = stacked(z0, z1)
+    cosines = list(positives(rows))
+    adapted = temperature * (1.0 + alpha * math.fsum(cosines) / len(cosines))
+    terms = []
+    for c, everything in zip(cosines, denominators(rows, adapted, partner=True), strict=True):
+        others = everything - math.exp(c / adapted)
+        terms.append(-math.log(math.exp(c / adapted) / everything) / max(others / everything, 1e-8))
+    return math.fsum(terms) / len(terms)
+
+
+def binary(z0: Tensor, z1: Tensor, temperature: float) -> float:
+    """Thesis Eq. 4.14."""
+    rows = stacked(z0, z1)
+    attraction = math.fsum(math.log(logistic(c / temperature)) for c in positives(rows))
+    repulsion = math.fsum(math.log(logistic(-c / temperature)) for c in negatives(rows))
+    return -(attraction + repulsion) / len(rows) ** 2
+
+
+def combo(z0: Tensor, z1: Tensor, temperature: float) -> float:
+    """Thesis Eq. 4.18, L_contr at 0.33."""
+    return mio_v1(z0, z1, temperature) + contr(z0, z1, 0.33)
+
+
 def logistic(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x))
 

@@ -1,38 +1,38 @@
-"""What all losses on pairs of views share: checked input, unit rows in full precision, one matrix of scaled cosines.
+"""What all losses on pairs of views share: checked input, and unit rows in full precision.
 
 The two views of a sample lie beside each other: sample i of rank r holds the rows 2 (r N + i) and 2 (r N + i) + 1 of
 the gathered (2 W N, D) matrix. A rank's own rows are then one contiguous block, a row's partner is its index with the
 last bit flipped, and one message gathers both views.
 """
 
-import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslmed_dist import distributed
+from sslmed_dist.losses import temperature as temperatures
+from sslmed_dist.losses.blocks import Similarity
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Unit embeddings: the own ``rows`` (2 N, D) and those of all ranks, ``columns`` (2 W N, D)."""
+    """Own unit ``rows`` (2 N, D), views of a sample beside each other, and the number of ``samples`` of all ranks."""
 
     rows: Tensor
-    columns: Tensor
+    samples: int
+
+    @property
+    def cosines(self) -> Tensor:
+        """Cosine of the two views of each own sample, (N,); a positive pair's, in both directions."""
+        return (self.rows[0::2] * self.rows[1::2]).sum(1)
 
     @property
     def negatives(self) -> int:
         """How many negatives each row has: every row of every rank but itself and its partner."""
-        return self.columns.shape[0] - 2
-
-
-def check_temperature(temperature: float) -> float:
-    """The temperature itself. ``ValueError`` unless it is a finite number above 0."""
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature: expected a finite number > 0, got {temperature}")
-    return temperature
+        return 2 * self.samples - 2
 
 
 def check_embeddings(z0: Tensor, z1: Tensor) -> None:
@@ -58,36 +58,52 @@ def full_precision(z: Tensor) -> torch.autocast:
     return torch.autocast(device_type=z.device.type, enabled=False)
 
 
-def gather_pairs(z0: Tensor, z1: Tensor) -> Pairs:
-    """Normalise the local views z0, z1 (N, D) and gather both from all ranks in one message.
+def unit_pairs(z0: Tensor, z1: Tensor) -> Pairs:
+    """Normalise the local views z0, z1 (N, D). Every rank must hold the same N.
 
-    Every rank must hold the same N. Raises ``ValueError`` for what ``check_embeddings`` refuses and for a batch of
-    fewer than 2 samples over all ranks, which has no negatives.
+    Raises ``ValueError`` for what ``check_embeddings`` refuses and for a batch of fewer than 2 samples over all ranks,
+    which has no negatives. In one process on a CPU also for values that are not finite; elsewhere that would cost
+    a synchronisation per step, or leave the other ranks waiting: there the loss is not finite and ``fit`` stops.
     """
     check_embeddings(z0, z1)
     samples = z0.shape[0] * distributed.world_size()
     if samples < 2:
         raise ValueError(f"z0: expected at least 2 samples over all ranks (for negatives), got {samples}")
-    views = torch.stack((unit_rows(z0), unit_rows(z1)), dim=1)
-    return Pairs(views.flatten(0, 1), distributed.gather(views).flatten(0, 1))
+    if z0.device.type == "cpu" and not distributed.active():
+        for name, z in (("z0", z0), ("z1", z1)):
+            if not bool(z.isfinite().all()):
+                row = int((~z.isfinite()).any(dim=1).nonzero()[0])
+                raise ValueError(f"{name}: expected finite embeddings, row {row} of {len(z)} is not")
+    return Pairs(torch.stack((unit_rows(z0), unit_rows(z1)), dim=1).flatten(0, 1), samples)
 
 
-def positive_logits(pairs: Pairs, temperature: float) -> Tensor:
-    """Cosine of the two views over temperature, (N,): once per sample, as the two directions are equal."""
-    return (pairs.rows[0::2] * pairs.rows[1::2]).sum(1) / temperature
+class PairLoss(nn.Module, ABC):
+    """A loss of the pairs of a batch under a temperature: (z0, z1) -> scalar, float32 (float64 for float64 input).
 
-
-def logits(pairs: Pairs, temperature: float, *, partner: bool) -> Tensor:
-    """Cosines over temperature of own rows and all columns, (2 N, 2 W N), with -inf where a row meets itself.
-
-    ``partner=False`` puts -inf at the row's other view as well. Excluded entries are overwritten by index: adding
-    them and taking them off again would cancel e^(1/temperature) against the sum. exp and softplus of -inf, and
-    their gradients, are exactly 0. The matrix is the caller's to overwrite.
+    ``z0``, ``z1``: un-normalised embeddings (N, D) of this rank's two views. Every rank returns the mean over its own
+    rows against the rows of all ranks, so the mean over ranks of the value and of the gradient is that of one process
+    with the whole batch. ``temperature`` is a number > 0 or an entry of ``TEMPERATURES``. ``ValueError`` for a
+    temperature out of range, embeddings that are not two equal finite floating-point (N, D), or a batch of 1 over all
+    ranks. Memory is linear in the batch (see ``blocks``).
     """
-    matrix = (pairs.rows / temperature) @ pairs.columns.T
-    row = torch.arange(pairs.rows.shape[0], device=matrix.device)
-    own = row + distributed.rank() * pairs.rows.shape[0]
-    matrix[row, own] = -math.inf
-    if not partner:
-        matrix[row, own ^ 1] = -math.inf
-    return matrix
+
+    squared_distance = False
+
+    def __init__(self, temperature: temperatures.Leaf) -> None:
+        super().__init__()
+        self.temperature = temperatures.build(temperature)
+
+    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
+        with full_precision(z0):
+            return self.value(unit_pairs(z0, z1), Similarity(self.temperature, self.squared_distance))
+
+    @abstractmethod
+    def value(self, pairs: Pairs, similarity: Similarity) -> Tensor:
+        """This rank's value of the loss."""
+
+
+def advance(loss: nn.Module, epoch: float) -> None:
+    """Tell the temperatures in ``loss`` (or in its terms) how many epochs are done."""
+    for module in loss.modules():
+        if isinstance(module, PairLoss):
+            module.temperature.advance(epoch)

@@ -9,6 +9,8 @@ from torch import Tensor
 from sslmed_dist import distributed, registry
 from sslmed_dist.losses import LOSSES
 from sslmed_dist.losses.measures import collapse_measures
+from sslmed_dist.losses.pairs import advance
+from sslmed_dist.losses.weighted import WeightedSum
 from sslmed_dist.methods.method import Method
 from sslmed_dist.models import ENCODERS, HEADS
 
@@ -39,8 +41,16 @@ class Contrastive(Method):
         return {"z0": z0, "z1": z1}
 
     def objective(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The contrastive loss of the gathered batch (this rank's rows of it)."""
-        return {"loss": self.loss(embeddings["z0"], embeddings["z1"])}
+        """The loss of the gathered batch (this rank's rows of it), and the terms of a weighted sum by name."""
+        z0, z1 = embeddings["z0"], embeddings["z1"]
+        if not isinstance(self.loss, WeightedSum):
+            return {"loss": self.loss(z0, z1)}
+        terms = self.loss.terms(z0, z1)
+        return {"loss": self.loss.total(terms), **{name: value.detach() for name, value in terms.items()}}
+
+    def step_begin(self, epoch: float, progress: float) -> None:
+        """Temperatures that follow a schedule over epochs are told where training stands."""
+        advance(self.loss, epoch)
 
     @torch.no_grad()
     def measures(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from sslmed_dist import distributed, randomness, registry
 from sslmed_dist.losses import LOSSES
 from tests import references
 from tests.gloo import GlooPool
-from tests.losses import golden
+from tests.losses import golden, test_redundancy
 from tests.losses.golden import embeddings
 
 
@@ -21,26 +21,57 @@ def softplus(x: float) -> float:
     return math.log1p(math.exp(x))
 
 
-def closed_nt_xent(p: float, q: float, n: int) -> float:
+def closed_nt_xent(p: float, q: float, n: int, t: float) -> float:
     return math.log(math.exp(p) + (2 * n - 2) * math.exp(q)) - p
+
+
+def closed_dcl(p: float, q: float, n: int, t: float) -> float:
+    return math.log(2 * n - 2) + q - p
+
+
+def closed_macl(p: float, q: float, n: int, t: float) -> float:
+    adapted = 1.0 + 0.5 * p * t
+    surprise = closed_nt_xent(p / adapted, q / adapted, n, t)
+    return surprise / max(-math.expm1(-surprise), 1e-8)
+
+
+def closed_mio_v1(p: float, q: float, n: int, t: float) -> float:
+    return softplus(-p) + softplus(q)
 
 
 @dataclass(frozen=True)
 class Row:
-    """``closed(p, q, n)``: the value on n samples when c/t is p for every positive and q for every negative pair."""
+    """``closed(p, q, n, t)``: the value on n samples at temperature t when c/t is p for every positive and q for every
+    negative pair. ``differentiable``: whether the gradient is the derivative of the value (not where weights are
+    constants for it)."""
 
     reference: Callable[[Tensor, Tensor, float], float]
-    closed: Callable[[float, float, int], float]
+    closed: Callable[[float, float, int, float], float]
+    differentiable: bool = True
 
 
 ROWS = {
     "nt_xent": Row(references.nt_xent, closed_nt_xent),
-    "mio_v1": Row(references.mio_v1, lambda p, q, n: softplus(-p) + softplus(q)),
-    "mio_v2": Row(references.mio_v2, lambda p, q, n: -p + softplus(q)),
-    "mio_v3": Row(references.mio_v3, lambda p, q, n: -p + math.exp(q)),
+    "contr": Row(references.contr, lambda p, q, n, t: closed_nt_xent(2 * p, 2 * q, n, t)),
+    "dcl": Row(references.dcl, closed_dcl),
+    "dclw": Row(references.dclw, closed_dcl, differentiable=False),
+    "macl": Row(references.macl, closed_macl, differentiable=False),
+    "binary": Row(
+        references.binary,
+        lambda p, q, n, t: (2 * n * softplus(-p) + (4 * n * n - 4 * n) * softplus(q)) / (4 * n * n),
+    ),
+    "combo": Row(
+        references.combo,
+        lambda p, q, n, t: closed_mio_v1(p, q, n, t) + closed_nt_xent(p * t / 0.165, q * t / 0.165, n, t),
+    ),
+    "mio_v1": Row(references.mio_v1, closed_mio_v1),
+    "mio_v2": Row(references.mio_v2, lambda p, q, n, t: -p + softplus(q)),
+    "mio_v3": Row(references.mio_v3, lambda p, q, n, t: -p + math.exp(q)),
 }
 NAMES = sorted(ROWS)
+DEFAULTS = {"dcl": 0.1, "dclw": 0.1, "macl": 0.1, "binary": 0.25, "contr": 0.33, "combo": 0.25}
 every_loss = pytest.mark.parametrize("name", NAMES)
+DIFFERENTIABLE = [name for name in NAMES if ROWS[name].differentiable]
 
 
 def close(value: Tensor, expected: Tensor, tolerance: float) -> bool:
@@ -49,7 +80,9 @@ def close(value: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 
 def test_every_loss_has_a_row() -> None:
-    assert set(ROWS) == set(LOSSES), "add the loss to ROWS of this file, to tests/references.py and to the golden file"
+    """Those of a weighted sum are its terms'."""
+    rows = set(ROWS) | set(test_redundancy.ROWS)
+    assert rows == set(LOSSES) - {"sum"}, "add the loss to a table ROWS, to the references and to the golden file"
 
 
 @every_loss
@@ -63,8 +96,10 @@ def test_slow_reference(name: str, temperature: float, samples: int) -> None:
 
 @every_loss
 def test_built_from_a_configuration(name: str) -> None:
-    assert registry.build(LOSSES, {"name": name, "temperature": 0.1}, "method.loss").temperature == 0.1
-    assert registry.build(LOSSES, name, "method.loss").temperature == 0.2
+    assert registry.build(LOSSES, {"name": name, "temperature": 0.1}, "method.loss").temperature.smallest == 0.1
+    assert registry.build(LOSSES, name, "method.loss").temperature.smallest == DEFAULTS.get(name, 0.2)
+    pair = {"name": name, "temperature": {"name": "dystress", "low": 0.1, "high": 0.3}}
+    assert registry.build(LOSSES, pair, "method.loss").temperature.smallest == 0.1
 
 
 @every_loss
@@ -73,7 +108,7 @@ def test_analytic_values(name: str, temperature: float) -> None:
     loss, closed, n, eye = LOSSES[name](temperature=temperature), ROWS[name].closed, 6, torch.eye(6).double()
     constant = torch.ones(n, 4, dtype=torch.float64)
     for z0, z1, positive, negative in [(constant, constant, 1, 1), (eye, eye, 1, 0), (eye, -eye, -1, 0)]:
-        expected = closed(positive / temperature, negative / temperature, n)
+        expected = closed(positive / temperature, negative / temperature, n, temperature)
         assert loss(z0, z1).item() == pytest.approx(expected, rel=1e-12), (positive, negative)
 
 
@@ -96,7 +131,7 @@ def test_symmetries(name: str) -> None:
         assert loss(first, second).item() == pytest.approx(value, rel=1e-12)
 
 
-@every_loss
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_gradients_to_second_order(name: str) -> None:
     z0, z1 = (z.requires_grad_() for z in embeddings(3, 4, "gradcheck"))
     loss = LOSSES[name](temperature=0.4)

@@ -1,0 +1,185 @@
+"""Temperatures of contrastive losses: a number, a schedule over epochs, or a function of the pair's cosine (DySTreSS).
+
+An entry of ``TEMPERATURES`` is what ``temperature: {name: ..., ...}`` of a loss names; a plain number is ``constant``.
+A pair's logit is c / tau(c), and its gradient flows through tau as well (thesis Eq. 6.6-6.7):
+d(c/tau)/dc = (tau - c tau') / tau^2. ``gradient: false`` stops it there: then d(c/tau)/dc = 1/tau.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslmed_dist import registry
+
+Leaf = float | Mapping[str, Any]
+
+
+def check_temperature(value: float, name: str = "temperature") -> float:
+    """The temperature itself. ``ValueError`` unless it is a finite number above 0."""
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name}: expected a finite number > 0, got {value}")
+    return float(value)
+
+
+def check_range(low: float, high: float) -> tuple[float, float]:
+    """``ValueError`` unless 0 < low <= high."""
+    low, high = check_temperature(low, "temperature.low"), check_temperature(high, "temperature.high")
+    if low > high:
+        raise ValueError(f"temperature.low: expected a number <= high = {high}, got {low}")
+    return low, high
+
+
+class Temperature(ABC):
+    """tau(c) > 0 for every cosine c. ``smallest`` is a lower bound of it; ``gradient`` as above."""
+
+    smallest: float
+    gradient: bool = True
+
+    def advance(self, epoch: float) -> None:
+        """Told before each step how many epochs are done. Nothing by default."""
+        return None
+
+    @abstractmethod
+    def tau(self, c: Tensor) -> Tensor | float:
+        """The temperature of pairs of cosine ``c``; a number when it is the same for all pairs."""
+
+    @abstractmethod
+    def slope(self, c: Tensor) -> Tensor | float:
+        """d tau / dc."""
+
+
+class Constant(Temperature):
+    """The same temperature for all pairs at all times."""
+
+    def __init__(self, value: float) -> None:
+        self.value = self.smallest = check_temperature(value)
+
+    def tau(self, c: Tensor) -> float:
+        return self.value
+
+    def slope(self, c: Tensor) -> float:
+        return 0.0
+
+
+class CosineSchedule(Temperature):
+    """One temperature for all pairs that swings between ``high`` and ``low`` with ``period`` epochs:
+
+        tau = low + (high - low) (1 + cos(2 pi epoch / period)) / 2
+
+    Source: Kukleva et al. 2023, "Temperature schedules for self-supervised contrastive methods on long-tail data",
+    Eq. 3, with their defaults 0.1, 1.0 and 400 epochs. It follows the epoch that ``advance`` was last told.
+    """
+
+    def __init__(self, low: float = 0.1, high: float = 1.0, period: float = 400.0) -> None:
+        self.low, self.high = check_range(low, high)
+        self.smallest = self.low
+        if not (period > 0 and math.isfinite(period)):
+            raise ValueError(f"temperature.period: expected a number of epochs > 0, got {period}")
+        self.period, self.epoch = float(period), 0.0
+
+    def advance(self, epoch: float) -> None:
+        self.epoch = epoch
+
+    def tau(self, c: Tensor) -> float:
+        return self.low + 0.5 * (self.high - self.low) * (1.0 + math.cos(2.0 * math.pi * self.epoch / self.period))
+
+    def slope(self, c: Tensor) -> float:
+        return 0.0
+
+
+class Dystress(Temperature):
+    """DySTreSS, thesis Eq. 6.16: low + (high - low) (1 + cos(pi (1 + c))) / 2; least at 0, most at +-1."""
+
+    def __init__(self, low: float = 0.07, high: float = 0.2, gradient: bool = True) -> None:
+        self.low, self.high = check_range(low, high)
+        self.smallest, self.gradient = self.low, gradient
+
+    def tau(self, c: Tensor) -> Tensor:
+        return (c * math.pi).cos_().mul_(0.5 * (self.low - self.high)).add_(0.5 * (self.low + self.high))
+
+    def slope(self, c: Tensor) -> Tensor:
+        return (c * math.pi).sin_().mul_(0.5 * math.pi * (self.high - self.low))
+
+
+class DystressLinear(Temperature):
+    """low + (high - low) |c|: the thesis names the linear profile (Table 6.13) without its formula."""
+
+    def __init__(self, low: float = 0.07, high: float = 0.2, gradient: bool = True) -> None:
+        self.low, self.high = check_range(low, high)
+        self.smallest, self.gradient = self.low, gradient
+
+    def tau(self, c: Tensor) -> Tensor:
+        return c.abs().mul_(self.high - self.low).add_(self.low)
+
+    def slope(self, c: Tensor) -> Tensor:
+        return c.sign().mul_(self.high - self.low)
+
+
+class DystressExponential(Temperature):
+    """low + (high - low) (e^|c| - 1) / (e - 1): named in Table 6.13 of the thesis without its formula."""
+
+    def __init__(self, low: float = 0.07, high: float = 0.2, gradient: bool = True) -> None:
+        self.low, self.high = check_range(low, high)
+        self.smallest, self.gradient = self.low, gradient
+
+    def tau(self, c: Tensor) -> Tensor:
+        return c.abs().expm1_().mul((self.high - self.low) / math.expm1(1.0)).add_(self.low)
+
+    def slope(self, c: Tensor) -> Tensor:
+        return c.abs().exp_().mul_(c.sign()).mul_((self.high - self.low) / math.expm1(1.0))
+
+
+class DystressShifted(Temperature):
+    """Thesis Alg. 6.1: the minimum moved by ``shift`` (delta c), ``high`` outside of the active part.
+
+    Active is c <= -shift for shift <= 0 and c >= -shift for shift > 0; there tau = low + (high - low) (1 + cos(pi
+    (shift + c) / k)) / 2 with k = ``scale``, by default (1 + |shift|) / 2, which puts ``high`` at both ends of the
+    active part. shift -0.4: minimum at c = -0.3; -0.2: at -0.4; 0.2: at 0.4; 0: at -0.5 (only c <= 0 is active).
+    """
+
+    def __init__(
+        self, low: float = 0.07, high: float = 0.2, shift: float = -0.4, scale: float | None = None,
+        gradient: bool = True,
+    ) -> None:  # fmt: skip
+        self.low, self.high = check_range(low, high)
+        self.smallest, self.gradient = self.low, gradient
+        if not -1 < shift < 1:
+            raise ValueError(f"temperature.shift: expected a number between -1 and 1, got {shift}")
+        if scale is not None and not scale > 0:
+            raise ValueError(f"temperature.scale: expected a number > 0, got {scale}")
+        self.shift, self.scale = shift, 0.5 * (1.0 + abs(shift)) if scale is None else scale
+
+    def active(self, c: Tensor) -> Tensor:
+        """Where the cosine profile holds."""
+        return c >= -self.shift if self.shift > 0 else c <= -self.shift
+
+    def tau(self, c: Tensor) -> Tensor:
+        wave = ((c + self.shift) * (math.pi / self.scale)).cos_()
+        profile = wave.mul_(0.5 * (self.high - self.low)).add_(0.5 * (self.low + self.high))
+        return torch.where(self.active(c), profile, self.high)
+
+    def slope(self, c: Tensor) -> Tensor:
+        wave = ((c + self.shift) * (math.pi / self.scale)).sin_()
+        return wave.mul_(-0.5 * math.pi / self.scale * (self.high - self.low)).mul_(self.active(c))
+
+
+TEMPERATURES: Mapping[str, Callable[..., Temperature]] = {
+    "constant": Constant,
+    "cosine_schedule": CosineSchedule,
+    "dystress": Dystress,
+    "dystress_linear": DystressLinear,
+    "dystress_exponential": DystressExponential,
+    "dystress_shifted": DystressShifted,
+}
+
+
+def build(temperature: Leaf) -> Temperature:
+    """The temperature that a number or an entry of ``TEMPERATURES`` describes."""
+    if isinstance(temperature, (int, float)):
+        return Constant(temperature)
+    built: Temperature = registry.build(TEMPERATURES, temperature, "temperature")
+    return built
