@@ -1,8 +1,6 @@
 """``fit``: the one training loop. A driver decides where it runs and which samples it sees; nothing else differs."""
 
-import contextlib
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from sslmed_dist import distributed
+from sslmed_dist import distributed, gradient_cache
 from sslmed_dist.config import Plan
+from sslmed_dist.guard import HALF, Batch, NonFinite, autocast, first_non_finite, precision
 from sslmed_dist.optim import Optimisation
 
-Batch = dict[str, Tensor]
 Metrics = dict[str, float]
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Parts = Callable[[], Iterator[Batch]]
 
 
 class Batches(Protocol):
@@ -40,10 +38,6 @@ class Trainable(Protocol):
     def step_begin(self, epoch: float, progress: float) -> None: ...
     def before_update(self) -> None: ...
     def step_end(self, progress: float) -> None: ...
-
-
-class NonFinite(ArithmeticError):
-    """A loss or gradient is not finite: training stopped before the parameters were touched."""
 
 
 @dataclass
@@ -147,24 +141,22 @@ class Stepper:
         self.device = self.parameters[0].device
         self.dtype = self.parameters[0].dtype
         self.total = plan.epochs * batches.steps
+        self.micro_batches = micro_batches(plan, batches.global_batch)
 
     def step(self, batch: Batch, epoch: int, stop: bool) -> Metrics | None:
         """Forward, backward, average, guard, update. Returns the scalars when this step is to be logged."""
         state, plan = self.state, self.plan
         distributed.seed_step(self.batches.seed, state.step)
         self.method.step_begin(state.step / self.batches.steps, state.step / self.total)  # type: ignore[operator]
-        batch = self.prepare(batch, epoch)
-        terms, embeddings = self.losses(batch)
-        scaler = state.scaler
-        (scaler.scale(terms["loss"]) if scaler else terms["loss"]).backward()  # type: ignore[no-untyped-call]
+        parts, terms, embeddings = (self.cached if self.micro_batches > 1 else self.plain)(batch, epoch)
         flag = torch.tensor(float(stop), dtype=self.dtype, device=self.device)
         names = list(terms)
         averaged = self.average(self.parameters, [terms[name].detach() for name in names] + [flag])
-        if scaler:
+        if state.scaler:
             # After the average, so that an overflow on one rank is one on all and all skip the step together.
-            scaler.unscale_(state.optimisation.optimizer)
+            state.scaler.unscale_(state.optimisation.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        self.guard(dict(zip(names, averaged[:-1], strict=True)), norm, batch)
+        self.guard(dict(zip(names, averaged[:-1], strict=True)), norm, parts)
         if plan.clip is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, plan.clip, norm)
         rate = self.update()
@@ -180,6 +172,42 @@ class Stepper:
         logged |= {name: float(value) for name, value in measures.items()}
         return logged | {"lr": rate, "gradient_norm": float(norm)}
 
+    def plain(self, batch: Batch, epoch: int) -> tuple[Parts, Batch, Batch]:
+        """Gradients of the whole batch at once: (what can be run again, loss terms, embeddings)."""
+        ready = self.prepare(batch, epoch)
+        embeddings = self.embed(ready)
+        terms = self.objective(embeddings, ready)
+        self.scaled(terms["loss"]).backward()  # type: ignore[no-untyped-call]
+        return lambda: iter([ready]), terms, embeddings
+
+    def cached(self, batch: Batch, epoch: int) -> tuple[Parts, Batch, Batch]:
+        """The same for ``plan.micro_batch`` samples at a time, by the gradient cache.
+
+        Views and dropout are drawn anew in the second pass, from the same keys. Batch norm sees one micro-batch at a
+        time; micro-batch k of K holds the samples whose place in the global batch is k modulo K, whatever the number
+        of ranks.
+        """
+        count = self.micro_batches
+        pieces = [{name: value[number::count] for name, value in batch.items()} for number in range(count)]
+
+        def embed(number: int) -> Batch:
+            distributed.seed_step(self.batches.seed, self.state.step, number)
+            return self.embed(self.prepare(pieces[number], epoch))
+
+        def objective(embeddings: Batch) -> tuple[Tensor, Batch]:
+            distributed.seed_step(self.batches.seed, self.state.step, count)
+            terms = self.objective(embeddings, {name: value for name, value in batch.items() if name != "images"})
+            return self.scaled(terms["loss"]), terms
+
+        terms, embeddings = gradient_cache.backward(self.method, embed, objective, count)
+        return lambda: (self.prepare(piece, epoch) for piece in pieces), terms, embeddings
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss times the scaler's factor under fp16."""
+        scaler = self.state.scaler
+        scaled: Tensor = scaler.scale(loss) if scaler else loss
+        return scaled
+
     def prepare(self, batch: Batch, epoch: int) -> Batch:
         """Batch to the device, views, precision and memory format."""
         batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
@@ -191,17 +219,28 @@ class Stepper:
                 batch[name] = value.to(self.dtype, memory_format=layout)
         return batch
 
-    def losses(self, batch: Batch) -> tuple[Batch, Batch]:
-        """Loss terms of this rank and the embeddings they came from; encoder in half precision where asked."""
+    def embed(self, batch: Batch) -> Batch:
+        """The embeddings of a prepared batch; encoder in half precision where asked."""
         with autocast(self.plan, self.device):
             embeddings = self.method.embed(batch)  # type: ignore[operator]
         # Losses are float32 islands: exponentials of similarities overflow and cancel in half precision.
-        embeddings = {k: v.float() if v.dtype in HALF.values() else v for k, v in embeddings.items()}
-        terms = self.method.objective(embeddings, batch)  # type: ignore[operator]
+        return {k: v.float() if v.dtype in HALF.values() else v for k, v in embeddings.items()}
+
+    def objective(self, embeddings: Batch, batch: Batch) -> Batch:
+        """Loss terms of this rank. A loss that refuses embeddings that are not finite gives a NaN for the guard, which
+        says where they came from."""
+        try:
+            terms: Batch = self.method.objective(embeddings, batch)  # type: ignore[operator]
+        except ValueError:
+            total = torch.stack([value.sum() for value in embeddings.values() if value.is_floating_point()]).sum()
+            # Losses that look at the values gather them first, so all ranks are here.
+            if bool(distributed.reduce_sum(total.detach()).isfinite()):
+                raise
+            terms = {"loss": total}
         if self.penalty is not None:
             extra = self.penalty(self.method)
             terms = {**terms, "loss": terms["loss"] + extra, "penalty": extra.detach()}
-        return terms, embeddings
+        return terms
 
     def update(self) -> float:
         """The optimiser's step at this step's learning rate, which is returned."""
@@ -216,14 +255,14 @@ class Stepper:
         state.optimisation.optimizer.zero_grad(set_to_none=True)
         return rate
 
-    def guard(self, terms: Batch, norm: Tensor, batch: Batch) -> None:
+    def guard(self, terms: Batch, norm: Tensor, parts: Parts) -> None:
         """Raise ``NonFinite`` with the step, the loss terms and the first non-finite module, before any update."""
         # fp16 meets infinite gradients by design: the scaler then skips the step, so only the loss is looked at.
         watched = terms["loss"] if self.state.scaler else terms["loss"] + norm
         if math.isfinite(float(watched)):
             return
         shown = ", ".join(f"{name}={float(value):g}" for name, value in terms.items())
-        where = first_non_finite(self.method, batch, self.plan, self.device)
+        where = first_non_finite(self.method, parts(), self.plan, self.device)
         if where is None:
             where = "none, the embeddings are finite" + (" on this rank" if distributed.active() else "")
         self.state.optimisation.optimizer.zero_grad(set_to_none=True)  # nothing bad may enter a later sum
@@ -233,51 +272,17 @@ class Stepper:
         )
 
 
-def autocast(plan: Plan, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The autocast region that ``plan.precision`` asks for."""
-    if plan.precision not in HALF:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, HALF[plan.precision])
-
-
-@contextlib.contextmanager
-def precision(plan: Plan) -> Iterator[None]:
-    """Deterministic kernels while ``plan.deterministic`` asks for them."""
-    if plan.deterministic:
-        # cuBLAS is deterministic only with a fixed workspace, and torch refuses its matrix products without one.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(plan.deterministic or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-def first_non_finite(method: nn.Module, batch: Batch, plan: Plan, device: torch.device) -> str | None:
-    """Name of the first module, in order of execution, whose output is not finite when ``batch`` is run again."""
-    found: list[str] = []
-
-    def watch(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and not found and not bool(torch.isfinite(output).all()):
-                found.append(name)
-
-        return hook
-
-    inputs = [name for name, value in batch.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    hooks = [module.register_forward_hook(watch(name)) for name, module in method.named_modules() if name]
-    try:
-        # Even where the input is at fault: synchronised layers would wait for a rank that does not run. Eagerly, or a
-        # compiled encoder would be compiled once more for the hooks.
-        with torch.no_grad(), autocast(plan, device), torch.compiler.set_stance("force_eager"):
-            method.embed(batch)  # type: ignore[operator]
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if inputs:
-        return f"input {inputs[0]}"
-    return found[0] if found else None
+def micro_batches(plan: Plan, batch: int) -> int:
+    """Number of micro-batches of a global batch. ``ValueError`` where it cannot be cut evenly over all ranks."""
+    if plan.micro_batch is None:
+        return 1
+    world = distributed.world_size()
+    if batch % plan.micro_batch or plan.micro_batch % world:
+        raise ValueError(
+            f"plan.micro_batch: expected a divisor of the global batch {batch} and a multiple of the {world} "
+            f"worker(s), got {plan.micro_batch}"
+        )
+    return batch // plan.micro_batch
 
 
 def begin(method: nn.Module, optimisation: Optimisation, plan: Plan, steps_per_epoch: int) -> TrainState:

@@ -27,10 +27,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and in what arithmetic ``fit`` trains. ``batch_size`` is the global batch, over all workers."""
+    """How long and in what arithmetic ``fit`` trains. ``batch_size`` is the global batch, over all workers;
+    ``micro_batch`` of its samples (over all workers too) are embedded at a time, by the gradient cache."""
 
     epochs: int = 200
     batch_size: int = 128
+    micro_batch: int | None = None
     steps_per_epoch: int | None = None
     draws: int = 1
     precision: Literal["float32", "bf16", "fp16", "float64"] = "float32"
@@ -46,7 +48,8 @@ class Plan:
     resident: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "steps_per_epoch", "draws", "log_every", "checkpoint_every", "keep_last"):
+        counts = ("epochs", "batch_size", "micro_batch", "steps_per_epoch", "draws")
+        for name in (*counts, "log_every", "checkpoint_every", "keep_last"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"plan.{name}: expected an integer >= 1, got {value}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from sslmed_dist import distributed, engine
+from sslmed_dist import distributed, guard
 from sslmed_dist.models.normalization import synchronise
 from tests.engine_toy import Bench, bench, same, tensors
 from tests.gloo import GlooPool
@@ -148,7 +148,7 @@ def test_a_compiled_encoder_computes_the_same_and_is_searched_for_what_is_not_fi
     with torch.no_grad():
         made.method.encoder.bn.weight[1] = torch.inf
     made.state.step = 0
-    with pytest.raises(engine.NonFinite, match="first non-finite module: encoder.bn;"):
+    with pytest.raises(guard.NonFinite, match="first non-finite module: encoder.bn;"):
         made.fit()
 
 
@@ -186,7 +186,7 @@ def refused(made: Bench, **arguments: Any) -> str:
     before = {name: p.clone() for name, p in made.method.named_parameters()}
     momentum = {name: value for name, value in tensors(made).items() if name.startswith("momentum")}
     step = made.state.step
-    with pytest.raises(engine.NonFinite) as caught:
+    with pytest.raises(guard.NonFinite) as caught:
         made.fit(**arguments)
     assert made.state.step == step
     assert all(torch.equal(p, before[name]) for name, p in made.method.named_parameters())
@@ -201,7 +201,7 @@ def test_the_guard_names_the_first_module_with_a_bad_weight(name: str, value: fl
     made = bench().fit(until=1)
     made.method.get_submodule(name).weight.data.flatten()[0] = value  # type: ignore[union-attr, operator]
     before = [torch.nan_to_num(p) for p in made.method.parameters()]
-    with pytest.raises(engine.NonFinite) as caught:
+    with pytest.raises(guard.NonFinite) as caught:
         made.fit()
     assert all(torch.equal(torch.nan_to_num(p), b) for p, b in zip(made.method.parameters(), before, strict=True))
     assert str(caught.value).startswith("step 3: not finite: loss=nan, distance=")
@@ -212,7 +212,7 @@ def test_the_guard_names_a_module_whose_output_turns_bad() -> None:
     """``relu`` comes before ``pool``, whatever their place in the list of modules; the container comes last."""
     made = bench().fit(until=1)
     handle = made.method.encoder.pool.register_forward_hook(lambda _, __, output: output / 0.0)
-    with pytest.raises(engine.NonFinite, match="first non-finite module: encoder.pool;"):
+    with pytest.raises(guard.NonFinite, match="first non-finite module: encoder.pool;"):
         made.fit()
     handle.remove()
     made.fit()
@@ -241,7 +241,7 @@ def meet_a_bad_image(broken: int) -> str:
     synchronise(made.method, torch.device("cpu"))
     try:
         made.fit(average=distributed.average_gradients)
-    except engine.NonFinite as error:
+    except guard.NonFinite as error:
         return str(error)
     return "trained"
 

@@ -26,9 +26,12 @@ ALLOWED: dict[str, set[str]] = {
     "sections": set(),
     "config": {"registry", "plain_yaml", "sections"},
     "envelope": {"config"},
+    "table": {"config", "registry", "plain_yaml", "sections"},
     "checkpoint": set(),
     "optim": {"registry"},
-    "engine": {"config", "distributed", "optim"},
+    "guard": {"config"},
+    "gradient_cache": set(),
+    "engine": {"config", "distributed", "gradient_cache", "guard", "optim"},
     "run_folder": {"config", "checkpoint"},
     **{part: FOUNDATION for part in ("losses", "models", "views", "data")},
     "methods": FOUNDATION | {"losses", "models"},
@@ -38,7 +41,7 @@ TOP = ("cli", "drivers", "federation", "report")
 
 CORE = {"torch", "torchvision", "numpy", "yaml"}
 LAZY = {"nibabel", "monai", "pandas", "matplotlib", "skimage", "sklearn", "PIL", "rich", "tensorboard", "safetensors"}
-NO_TORCH = ("cli", "config", "plain_yaml", "registry", "sections", "__init__")
+NO_TORCH = ("cli", "config", "plain_yaml", "registry", "sections", "table", "__init__")
 EMPTY_WORDS = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager", "handler"}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from sslmed_dist import distributed, engine
+from sslmed_dist import distributed, engine, guard
 from sslmed_dist.config import Config, fingerprint, replace
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.drivers import job
@@ -43,7 +43,7 @@ def seconds_per_step(work: job.Job) -> float:
     average = distributed.leave_gradients
     stepper = engine.Stepper(work.method, work.views, plan, batches, work.state, average, None)
     seconds = 0.0
-    with engine.precision(plan):
+    with guard.precision(plan):
         for _ in range(2):
             started = time.perf_counter()
             stepper.step(next(iter(batches.epoch(0))), 0, False)

@@ -17,7 +17,7 @@ from typing import Any
 from sslmed_dist import config, run_folder
 from sslmed_dist.drivers import check, job
 from sslmed_dist.drivers.allocation import ONE_ARENA
-from sslmed_dist.engine import NonFinite
+from sslmed_dist.guard import NonFinite
 
 FAILURE = "failure.txt"
 ENVIRONMENT = {

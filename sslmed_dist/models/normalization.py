@@ -57,7 +57,7 @@ class Synchronised(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
         mean, variance = moments(x)
-        ctx.save_for_backward(x, weight, bias, mean, variance)
+        ctx.save_for_backward(x, weight, bias, mean, variance)  # type: ignore[arg-type]
         ctx.eps = eps  # type: ignore[attr-defined]
         ctx.mark_non_differentiable(mean, variance)
         return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), mean, variance

@@ -12,7 +12,13 @@ from sslmed_dist.drivers import job
 from tests import tiny
 from tests.gloo import GlooPool
 
-LOSSES = ("nt_xent", "mio_v1", "mio_v2", "mio_v3")
+DYSTRESS = {"name": "dystress", "low": 0.1, "high": 0.3}
+SUM = {"name": "sum", "terms": [{"name": "mio_v3"}, {"name": "vicreg", "weight": 0.004, "invariance": 0}]}
+LOSSES: dict[str, dict[str, Any]] = {
+    **{name: {"name": name} for name in ("nt_xent", "dclw", "macl", "mio_v1", "mio_v2", "mio_v3", "barlow_twins")},
+    "dystress": {"name": "nt_xent", "temperature": DYSTRESS},
+    "sum": SUM,
+}
 
 
 def trained(tree: dict[str, Any], name: str) -> dict[str, Tensor]:
@@ -33,7 +39,18 @@ def relative(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_workers_walk_one_float64_trajectory(tmp_path: Path, gloo: GlooPool, loss: str) -> None:
     """Six optimiser steps of a ResNet with synchronised batch norm: any number of workers, the same parameters."""
-    tree = tiny.tree(tmp_path, plan={"precision": "float64"}, method={"loss": {"name": loss, "temperature": 0.2}})
+    tree = tiny.tree(tmp_path, plan={"precision": "float64"})
+    tree["method"]["loss"] = LOSSES[loss]
+    walk_together(tree, gloo)
+
+
+def test_workers_walk_one_trajectory_with_the_gradient_cache(tmp_path: Path, gloo: GlooPool) -> None:
+    """Micro-batches of 8 of 16 samples, batch norm over the micro-batch of all workers."""
+    walk_together(tiny.tree(tmp_path, plan={"precision": "float64", "micro_batch": 8}), gloo)
+
+
+def walk_together(tree: dict[str, Any], gloo: GlooPool) -> None:
+    """Two and four workers end where one ends, and all of them with the same bits."""
     alone = trained(tree, "alone")
     for world in (2, 4):
         together = gloo.run(trained, world, tree, f"world-{world}")

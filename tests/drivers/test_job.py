@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslmed_dist import checkpoint, config, engine
+from sslmed_dist import checkpoint, config, guard
 from sslmed_dist.data.joined import Joined
 from sslmed_dist.drivers import check, encoder, evaluation, job
 from sslmed_dist.drivers.progress import Progress
@@ -163,7 +163,7 @@ def test_a_run_that_is_not_finite_leaves_its_last_checkpoint(tmp_path: Path) -> 
     settings = tiny.settings(tmp_path, optim={"lr": 1e38})
     lines = []
     for _ in range(2):  # going on from the checkpoint meets the same step again
-        with pytest.raises(engine.NonFinite) as caught:
+        with pytest.raises(guard.NonFinite) as caught:
             job.train(settings)
         lines.append(str(caught.value))
     assert lines[0] == lines[1] and lines[0].startswith("step 1: not finite: loss=")
