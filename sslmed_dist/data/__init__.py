@@ -5,21 +5,35 @@ from collections.abc import Callable
 from sslmed_dist.data.abdominal import Abdominal
 from sslmed_dist.data.batches import Batches
 from sslmed_dist.data.dataset import ArrayDataset, Dataset, Subset, duplicates
-from sslmed_dist.data.folder import ImageFolder
+from sslmed_dist.data.flowers import flowers17
+from sslmed_dist.data.folder import image_folder
 from sslmed_dist.data.medical2d import medmnist
+from sslmed_dist.data.medical_files import chaoyang, isic2016, mhist, mura
 from sslmed_dist.data.mrnet import MRNet
 from sslmed_dist.data.natural import cifar10, cifar10_jpeg, cifar100
+from sslmed_dist.data.packed import Packed
 from sslmed_dist.data.partition import PARTITIONS, hold_out
+from sslmed_dist.data.stl10 import stl10
 from sslmed_dist.data.subsets import SUBSETS
+from sslmed_dist.data.wordnet import imagenet, tiny_imagenet
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "abdominal": Abdominal,
+    "chaoyang": chaoyang,
     "cifar10": cifar10,
     "cifar100": cifar100,
     "cifar10_jpeg": cifar10_jpeg,
-    "image_folder": ImageFolder,
+    "flowers17": flowers17,
+    "image_folder": image_folder,
+    "imagenet": imagenet,
+    "isic2016": isic2016,
     "medmnist": medmnist,
+    "mhist": mhist,
     "mrnet": MRNet,
+    "mura": mura,
+    "packed": Packed,
+    "stl10": stl10,
+    "tiny_imagenet": tiny_imagenet,
 }
 
 __all__ = [

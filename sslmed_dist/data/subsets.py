@@ -1,10 +1,12 @@
-"""Index subsets: long tail, label fraction, cross-validation fold, chosen classes.
+"""Index subsets: long tail, label fraction, cross-validation fold, chosen classes, a published list of files.
 
 Every function is pure: (labels, groups, ids, *, seed, ...) -> sorted int64 positions. The choice of a sample depends
-on its id (or its group's number) and the seed, so subsets of different sizes are nested.
+on its id (or its group's number) and the seed, so subsets of different sizes are nested. ``listed`` reads its file and
+also takes the samples' file names.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import torch
@@ -105,9 +107,52 @@ def classes(labels: Tensor, groups: Tensor, ids: Tensor, *, seed: int, keep: tup
     return torch.nonzero(torch.isin(labels, torch.tensor(keep)))[:, 0]
 
 
+def listed(labels: Tensor, groups: Tensor, ids: Tensor, *, seed: int, names: Sequence[str], file: str) -> Tensor:
+    """The samples that a text ``file`` lists: one image a line, its path, then perhaps a class number, which is left
+    aside (labels are the data's own). This is how ImageNet-LT is published (Liu et al. 2019, "Large-scale long-tailed
+    recognition in an open world": 115,846 images of 1000 classes, 1280 to 5 each; its profile is a Pareto
+    distribution of power 6, but no formula gives back its draw). ``names`` are the samples' paths below the root.
+
+    A listed path means the one sample whose path equals it, or where one of the two ends in "/" and the other:
+    ``train/n01440764/n01440764_190.JPEG`` finds ``n01440764/n01440764_190.JPEG`` (``seed`` plays no part).
+    ``ValueError`` for data without file names, and for a line that means no sample, two, or the same one again.
+    """
+    if len(names) != len(ids):
+        raise ValueError("subset listed: this data has no file names; it needs images that lie in files of their own")
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise ValueError(f"subset listed: {file}: no such file")
+    by_last: dict[str, list[int]] = {}
+    for position, name in enumerate(names):
+        by_last.setdefault(PurePosixPath(name).name, []).append(position)
+    chosen: dict[int, int] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        before, _, last = line.strip().rpartition(" ")
+        wanted = before.strip() if before and last.isdigit() else line.strip()
+        if not wanted:
+            continue
+        found = [i for i in by_last.get(PurePosixPath(wanted).name, []) if same_file(names[i], wanted)]
+        if len(found) != 1:
+            raise ValueError(
+                f"subset listed: {file}:{number}: {wanted!r} means {len(found)} samples of the data, not 1"
+            )
+        if found[0] in chosen:
+            raise ValueError(f"subset listed: {file}:{number}: {wanted!r} stood already in line {chosen[found[0]]}")
+        chosen[found[0]] = number
+    if not chosen:
+        raise ValueError(f"subset listed: {file}: lists no image")
+    return torch.sort(torch.tensor(list(chosen))).values
+
+
+def same_file(name: str, wanted: str) -> bool:
+    """Whether two paths are equal, or the longer one ends in the shorter one at a folder's boundary."""
+    return f"/{name}".endswith(f"/{wanted}") or f"/{wanted}".endswith(f"/{name}")
+
+
 SUBSETS: dict[str, Callable[..., Tensor]] = {
     "long_tail": long_tail,
     "label_fraction": label_fraction,
     "fold": fold,
     "classes": classes,
+    "listed": listed,
 }

@@ -121,7 +121,7 @@ def test_what_cannot_be_recognised_is_refused(tmp_path):
         inspect(tmp_path / "absent")
     (tmp_path / "notes.txt").write_text("x")
     for place in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(ValueError, match="not a layout that can be read; allowed: CIFAR-10"):
+        with pytest.raises(ValueError, match="not a layout that can be read; allowed: packed set, CIFAR-10"):
             inspect(place)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sslmed_dist.data.phantom import PHANTOMS, write_abdomen, write_knee, write_shapes
 from sslmed_dist.data.phantom.knee import PLANES, Knee, draw_knee
+from sslmed_dist.data.phantom.layouts import LAYOUTS
 from sslmed_dist.data.phantom.publish import publish
 from sslmed_dist.data.phantom.scanner import acquire, axis, scanner, smooth_field
 from sslmed_dist.data.phantom.shapes import SHAPES, coverage, shape_set
@@ -24,7 +25,9 @@ SMALL: dict[str, Knobs] = {
     "shapes": {"train": 40, "val": 8, "test": 8},
     "knee": {"train": 3, "valid": 2, "size": 48, "slices": (5, 7)},
     "abdomen": {"exams": 3, "size": 48, "slices": 10},
+    **{kind: {} if kind == "stl10" else {"size": 16} for kind in LAYOUTS},
 }
+IMAGES = (".npz", ".npy", ".nii.gz", "X.bin", ".png", ".jpg", ".JPG", ".JPEG")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -38,7 +41,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(kind: str, t
         for name, seed in (("first", 1), ("again", 1), ("other", 2))
     )
     assert first == again
-    images = [name for name in first if name.endswith((".npz", ".npy", ".nii.gz"))]
+    images = [name for name in first if name.endswith(IMAGES)]
     assert images and all(first[name] != other.get(name) for name in images)
 
 
@@ -90,6 +93,9 @@ def test_until_it_is_whole_only_a_hidden_folder_is_there(tmp_path: Path) -> None
         (write_knee, {"abnormal": 1.5}, "abnormal: expected a share"),
         (write_knee, {"slices": (9, 3)}, "slices: expected lowest"),
         (write_abdomen, {"slices": 2}, "at least 32 pixels and 8 slices"),
+        (PHANTOMS["mhist"], {"test": -1}, "test: expected a number from 0"),
+        (PHANTOMS["flowers17"], {"train": 9}, "train: this layout has exactly 1360, got 9"),
+        (PHANTOMS["stl10"], {"size": 32}, "size: this layout has exactly 96 pixels, got 32"),
     ],
 )
 def test_impossible_requests_are_refused_and_leave_nothing(

@@ -8,12 +8,14 @@ COUNT = 1000
 LABELS = torch.arange(COUNT) % 10
 IDS = torch.arange(COUNT) * 7 + 3
 GROUPS = torch.arange(COUNT) // 5
+NAMES = [f"train/{code % 10}/{code}.png" for code in IDS.tolist()]
 MULTI = torch.stack([LABELS % 2, (LABELS > 6).long()], 1).float()
 
 
-def cut(name, labels=LABELS, groups=IDS, ids=IDS, seed=0, **arguments):
+def cut(name, labels=LABELS, groups=IDS, ids=IDS, names=NAMES, seed=0, **arguments):
     leaf = {"name": name, **arguments}
-    return registry.build(SUBSETS, leaf, "subset", labels=labels, groups=groups, ids=ids, seed=seed)
+    given = {"labels": labels, "groups": groups, "ids": ids, "names": names}
+    return registry.build(SUBSETS, leaf, "subset", **given, seed=seed)
 
 
 ALL = {
@@ -21,16 +23,24 @@ ALL = {
     "label_fraction": {"fraction": 0.1},
     "fold": {"folds": 5, "index": 2},
     "classes": {"keep": [1, 4]},
+    "listed": {"file": "list.txt"},
 }
 
 
+def write_list(folder, *lines):
+    (folder / "list.txt").write_text("\n".join(lines) + "\n")
+
+
 @pytest.mark.parametrize("name", SUBSETS)
-def test_subsets_are_sorted_pure_and_follow_the_ids(name):
+def test_subsets_are_sorted_pure_and_follow_the_ids(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_list(tmp_path, *NAMES[70:50:-3])
     positions = cut(name, **ALL[name])
     assert positions.dtype == torch.int64 and torch.equal(positions, positions.unique())
     assert torch.equal(positions, cut(name, **ALL[name]))
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(1))
-    again = cut(name, labels=LABELS[order], groups=IDS[order], ids=IDS[order], **ALL[name])
+    names = [NAMES[i] for i in order.tolist()]
+    again = cut(name, labels=LABELS[order], groups=IDS[order], ids=IDS[order], names=names, **ALL[name])
     assert set(IDS[order][again].tolist()) == set(IDS[positions].tolist())
 
 
@@ -45,6 +55,44 @@ def test_long_tail_has_the_exponential_profile():
     assert sizes[0] == 100 and sizes[9] == 1
     mild = cut("long_tail", imbalance=10.0)
     assert set(cut("long_tail", imbalance=100.0).tolist()) <= set(mild.tolist())
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(10, [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]), (100, None)])
+def test_cifar_lt_has_its_published_sizes(count, sizes):
+    """Imbalance 100 on CIFAR's balanced 50,000: 12,406 images of 10 classes, 10,847 of 100 (500 to 5 each)."""
+    labels = torch.arange(50_000) % count
+    found = torch.bincount(labels[cut("long_tail", labels=labels, groups=labels, ids=torch.arange(50_000))])
+    assert sizes is None or found.tolist() == sizes
+    assert found.sum() == {10: 12_406, 100: 10_847}[count]
+    assert (found[0], found[-1]) == (50_000 // count, 500 // count)
+
+
+def test_listed_finds_the_lines_of_a_published_list(tmp_path):
+    """Whole paths, paths with more or fewer folders in front, with a class number behind or without one."""
+    write_list(tmp_path, f"{NAMES[7]} 3", f"imagenet/{NAMES[2]} 12", "", NAMES[500].removeprefix("train/"), NAMES[9])
+    assert cut("listed", file=str(tmp_path / "list.txt")).tolist() == [2, 7, 9, 500]
+    names = ["a/image 1 2.png", "b/image 1 2.png", *NAMES[2:]]
+    write_list(tmp_path, "b/image 1 2.png 0")
+    assert cut("listed", names=names, file=str(tmp_path / "list.txt")).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("lines", "names", "message"),
+    [
+        ([NAMES[1], "train/3/absent.png 3"], NAMES, "list.txt:2: 'train/3/absent.png' means 0 samples"),
+        (["in/train/3/3.png", f"{NAMES[0]} 1"], NAMES, r"list.txt:2: 'train/3/3.png' stood already in line 1"),
+        (["3.png"], ["a/3.png", "b/3.png", *NAMES[2:]], "list.txt:1: '3.png' means 2 samples of the data, not 1"),
+        (["rain/3/3.png"], NAMES, "list.txt:1: 'rain/3/3.png' means 0 samples"),
+        ([""], NAMES, "list.txt: lists no image"),
+        ([NAMES[1]], [], "this data has no file names"),
+    ],
+)
+def test_lists_that_do_not_fit_are_refused(tmp_path, lines, names, message):
+    write_list(tmp_path, *lines)
+    with pytest.raises(ValueError, match=message):
+        cut("listed", names=names, file=str(tmp_path / "list.txt"))
+    with pytest.raises(ValueError, match="absent.txt: no such file"):
+        cut("listed", file=str(tmp_path / "absent.txt"))
 
 
 def test_label_fractions_are_nested_and_stratified():

@@ -9,6 +9,12 @@ from pathlib import Path
 
 from sslmed_dist.data.phantom.abdomen import write_abdomen
 from sslmed_dist.data.phantom.knee import write_knee
+from sslmed_dist.data.phantom.layouts import LAYOUTS, writer
 from sslmed_dist.data.phantom.shapes import write_shapes
 
-PHANTOMS: dict[str, Callable[..., Path]] = {"shapes": write_shapes, "knee": write_knee, "abdomen": write_abdomen}
+PHANTOMS: dict[str, Callable[..., Path]] = {
+    "shapes": write_shapes,
+    "knee": write_knee,
+    "abdomen": write_abdomen,
+    **{kind: writer(kind) for kind in LAYOUTS},
+}

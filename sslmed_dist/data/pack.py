@@ -1,0 +1,158 @@
+"""``pack``: write a set of image files as shards that are read by memory map."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sslmed_dist import registry
+from sslmed_dist.data import DATASETS
+from sslmed_dist.data.dataset import SPLITS
+from sslmed_dist.data.files import ImageFiles
+from sslmed_dist.data.shards import SUMMARY, VERSION, Form, Shard, read_summary, write_shard, write_whole
+
+
+def pack(
+    leaf: Mapping[str, Any],
+    out: str | Path,
+    *,
+    form: Form = "jpeg",
+    short: int = 256,
+    quality: int = 90,
+    rows: int = 8192,
+    workers: int = 1,
+    note: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Pack all splits of the dataset ``leaf`` ({"name", "root", arguments}; a set of image files) into the folder
+    ``out``, and return it. Images keep their ids, labels, groups and splits.
+
+    Every image is brought to the short side ``short`` as the dataset itself would with that ``size``. ``form`` "jpeg":
+    stored whole at ``quality`` (libjpeg, 4:2:0 chroma), cut to the square when read; "raw": its middle square,
+    ``channels x short x short`` bytes, bit-equal to the dataset's. ``rows`` images a shard; ``workers`` processes.
+    A run that was killed goes on with the first shard that is not whole and ends with the same files.
+    ``note`` is told of each finished shard.
+    ``ValueError``: another dataset, an argument out of range, an image that cannot be read, a folder of something else.
+    """
+    for name, value, low, high in (("short", short, 16, 4096), ("quality", quality, 1, 100), ("rows", rows, 1, 10**6)):
+        if not low <= value <= high:
+            raise ValueError(f"pack: {name} must be {low} to {high}, got {value}")
+    if form not in ("jpeg", "raw") or workers < 1:
+        raise ValueError(f"pack: format must be jpeg or raw and workers at least 1, got {form!r} and {workers}")
+    source = open_source(leaf, short)
+    summary = describe(source, leaf, {"format": form, "short": short, "quality": quality, "rows": rows})
+    folder = prepare(Path(out), summary)
+    if (folder / SUMMARY).exists():
+        note(f"{folder}: is packed already")
+        return folder
+    shards = list(cut(source, folder, summary))
+    entries = []
+    for entry in run(shards, workers):
+        entries.append(entry)
+        note(f"{entry['shard']}: {entry['images']} images, {entry['bytes']:,} bytes ({len(entries)} of {len(shards)})")
+    content = json.dumps({**summary, "shards": entries}, indent=1) + "\n"
+    write_whole(folder / SUMMARY, content.encode())
+    return folder
+
+
+def open_source(leaf: Mapping[str, Any], short: int) -> ImageFiles:
+    """The dataset with all its splits at the size ``short``. ``ValueError`` for one that is not of image files."""
+    registry.check(DATASETS, leaf, "data", ("split", "size"))
+    constructor = DATASETS[leaf["name"]]
+    source = None
+    if leaf["name"] != "packed" and "size" in signature(constructor).parameters:
+        source = registry.build(DATASETS, leaf, "data", split="all", size=short)
+    if not isinstance(source, ImageFiles) or source.bits != 8:
+        raise ValueError(f"pack: {leaf['name']} is not a set of 8-bit image files; it is read as it is")
+    return source
+
+
+def describe(source: ImageFiles, leaf: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """``pack.json`` without its shards. The fingerprint covers the settings and every name, label, group and split; not
+    where the files lie."""
+    facts = {"name": source.name, "classes": list(source.classes), "channels": source.channels, **settings}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    digest.update("\0".join(source.listing.names).encode())
+    digest.update("\0".join(source.listing.splits).encode())
+    for values in (source.labels, source.groups):
+        digest.update(values.numpy().astype("<i8").tobytes())
+    head = {"kind": "sslmed pack", "version": VERSION, "fingerprint": digest.hexdigest()}
+    return head | facts | {"images": len(source), "source": {key: readable(value) for key, value in leaf.items()}}
+
+
+def readable(value: Any) -> Any:
+    """An argument as JSON can hold it."""
+    return str(value) if isinstance(value, Path) else value
+
+
+def prepare(folder: Path, summary: Mapping[str, Any]) -> Path:
+    """The folder to write into, without what a killed run left half written. ``ValueError`` when it holds something
+    else or another pack."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: exists and is not a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    other = sorted(p.name for p in folder.iterdir() if not p.name.startswith((".", "shard-")) and p.name != SUMMARY)
+    if other:
+        raise ValueError(f"{folder}: holds {other[0]}, which is no part of a pack; give an empty or a new folder")
+    if (folder / SUMMARY).exists() and read_summary(folder)["fingerprint"] != summary["fingerprint"]:
+        raise ValueError(f"{folder / SUMMARY}: another pack; give an empty or a new folder")
+    for path in folder.glob(".shard-*"):
+        path.unlink()
+    return folder
+
+
+def cut(source: ImageFiles, folder: Path, summary: Mapping[str, Any]) -> Iterator[Shard]:
+    """The shards of a set: ``rows`` images each, in the order of the ids."""
+    splits = torch.tensor([SPLITS.index(split) for split in source.listing.splits])
+    table = {"ids": source.ids, "labels": source.labels, "groups": source.groups, "splits": splits[source.ids]}
+    rows = int(summary["rows"])
+    for number, start in enumerate(range(0, len(source), rows)):
+        part = slice(start, start + rows)
+        yield Shard(
+            folder=folder,
+            number=number,
+            root=source.listing.root,
+            names=source.files[part],
+            columns={key: values[part].numpy().astype(np.int64) for key, values in table.items()},
+            fingerprint=summary["fingerprint"],
+            form=summary["format"],
+            short=summary["short"],
+            quality=summary["quality"],
+            channels=source.channels,
+        )
+
+
+def run(shards: list[Shard], workers: int) -> Iterator[dict[str, Any]]:
+    """Write the shards in ``workers`` processes; their entries in order. The first error ends the others' queue."""
+    if workers == 1 or len(shards) == 1:
+        yield from map(write_shard, shards)
+        return
+    # fork would copy torch's threads in whatever state they are
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(shards)), context, initializer=enter_worker) as pool:
+        try:
+            yield from pool.map(write_shard, shards)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def enter_worker() -> None:
+    """One thread for torch, and an end with the parent: a pool whose parent was killed would wait for ever."""
+    torch.set_num_threads(1)
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def leave_with_parent() -> None:
+    """End this process when its parent has ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

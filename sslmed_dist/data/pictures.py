@@ -1,0 +1,65 @@
+"""One image file as a tensor: opened, brought to a short side, cut to the centre square."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+
+def read_picture(path: Path, size: int, channels: int, bits: int = 8) -> Tensor:
+    """The image in ``path`` with its short side brought to ``size`` and its aspect kept: (channels, H, W), uint8 for
+    ``bits`` 8, float32 in [0, 1] for 16. ``ValueError`` names a file that cannot be read, or is deeper than ``bits``.
+    """
+    picture, deep = open_picture(path)
+    if deep and bits == 8:
+        raise ValueError(f"{path}: a 16-bit image in a set of 8-bit ones; set bits to 16")
+    return resize_picture(picture, size, channels, bits)
+
+
+def crop_centre(image: Tensor, size: int) -> Tensor:
+    """The middle ``size`` x ``size`` pixels of (..., H, W), contiguous."""
+    top, left = ((side - size) // 2 for side in image.shape[-2:])
+    return image[..., top : top + size, left : left + size].contiguous()
+
+
+def open_picture(path: Path) -> tuple[Any, bool]:
+    """(a loaded PIL image, turned upright; whether it is 16-bit grey). ``ValueError`` naming a corrupt file, or one
+    of a depth that is not supported (16-bit colour, 32-bit)."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as opened:
+            # Pillow reads 16-bit colour as 8-bit without a word; only the raw mode of the tiles tells
+            raw = str(opened.tile[0][3]) if opened.tile else ""
+            picture = ImageOps.exif_transpose(opened)
+            picture.load()
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is corrupt or no image: {error}") from error
+    deep = picture.mode.startswith("I;16") or (picture.mode == "I" and ";16" in raw)
+    if not deep and (picture.mode in ("I", "F") or ";16" in raw):
+        kind = "16-bit colour" if ";16" in raw else f"kind {picture.mode}"
+        raise ValueError(f"{path}: pixels of {kind}; allowed: 8-bit grey or colour, 16-bit grey")
+    return picture, deep
+
+
+def resize_picture(picture: Any, size: int, channels: int, bits: int) -> Tensor:
+    """Short side to ``size``, aspect kept: uint8 (C, H, W) for 8 bits, float32 in [0, 1] for 16."""
+    from PIL import Image
+
+    scale = size / min(picture.size)
+    width, height = (max(size, round(side * scale)) for side in picture.size)
+    deep = picture.mode.startswith("I")
+    if not deep:
+        picture = picture.convert("L" if channels == 1 else "RGB")
+    if bits == 8:
+        resized = np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
+        return torch.from_numpy(resized).reshape(height, width, channels).permute(2, 0, 1)
+    values = np.asarray(picture).astype(np.float32) / np.float32(65535 if deep else 255)
+    image = torch.from_numpy(values).reshape(*values.shape[:2], -1).permute(2, 0, 1)
+    image = F.interpolate(image[None], (height, width), mode="bilinear", antialias=True, align_corners=False)[0]
+    return image.clamp(0.0, 1.0).expand(channels, -1, -1)
