@@ -1,11 +1,11 @@
-"""Sums over all pairs of a batch, block by block: exact at any size, with memory linear in the batch.
+"""Sums over all pairs of a batch, tile by tile: exact at any size, with memory linear in the batch.
 
-A block holds the similarities of some own rows with all columns. Autograd through such a loop would keep every block
-for the backward pass, so the two sums that all contrastive losses are made of are functions with closed-form
-gradients: ``repulsion`` (a sum of a function of each negative pair; its gradient is ready after the forward pass) and
+A tile holds the similarities of some own rows with some columns. Autograd through such a loop would keep every tile for
+the backward pass, so the two sums that all contrastive losses are made of are functions with closed-form gradients:
+``repulsion`` (a sum of a function of each negative pair; its gradient is ready after the forward pass) and
 ``row_logsumexp`` (the log of a row's softmax denominator; its gradient needs every row's normaliser, hence a second
-pass). Where the gradient itself is to be differentiated, both fall back to the dense equation, which autograd can
-differentiate any number of times, with memory quadratic in the batch.
+pass). A pair of own rows is met once and counts from both ends. Where the gradient itself is to be differentiated, both
+fall back to the dense equation, which autograd can differentiate any number of times; its memory is quadratic.
 
 Over ranks: a rank owns its rows. The unit rows of all ranks are gathered, and for ``row_logsumexp`` the normalisers
 and their upstream gradients; every rank then knows the gradient of *all* ranks' values in its own rows, so no gradient
@@ -25,10 +25,10 @@ from torch.autograd.function import FunctionCtx
 from sslmed_dist import distributed
 from sslmed_dist.losses.temperature import Temperature
 
-# Similarities of one block: 16 MiB of float32 on a CPU (its cache), 128 MiB on a GPU.
-CPU_BLOCK, GPU_BLOCK = 1 << 22, 1 << 25
-# exp(logit - largest logit) keeps its digits in float32 while the logits' span, at most 2 / tau, stays below this.
-SPAN = 60.0
+# Rows and columns of a tile, even: 1 MiB of float32 on a CPU, 256 MiB on a GPU.
+CPU_EDGE, GPU_EDGE = 512, 8192
+# e^logit and e^-lse stay in float32's range, with digits to spare, while no logit is larger than this.
+LARGEST_LOGIT = 60.0
 
 
 @dataclass(frozen=True)
@@ -48,32 +48,36 @@ class Similarity:
         numerator = 2.0 * c - 2.0 if self.squared_distance else c
         return numerator / (tau * self.scale)
 
-    def block(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Callable[[], Tensor | float]]:
-        """Logits (B, M) of some rows with all columns, and a function that gives d logit / dc (called before the
-        logits are overwritten)."""
+    def tile(self, rows: Tensor, columns: Tensor, out: Tensor) -> tuple[Tensor, Tensor | float | None]:
+        """Logits (R, C) of rows with columns, written to ``out`` where the temperature is one number, and
+        d logit / dc: None where it is ``uniform_slope`` for all pairs."""
         factor, offset = (2.0, -2.0) if self.squared_distance else (1.0, 0.0)
-        c = rows @ columns.T
-        tau = self.temperature.tau(c)
+        tau = self.temperature.tau(rows)
         if not isinstance(tau, Tensor):
             inverse = 1.0 / (tau * self.scale)
-            s = c.mul_(factor * inverse)
-            return (s.add_(offset * inverse) if offset else s), lambda: factor * inverse
-        tau.mul_(self.scale) if not (isinstance(self.scale, float) and self.scale == 1.0) else tau
-        s = (c * factor).add_(offset).div_(tau) if offset else c / tau
+            s = torch.mm(rows * (factor * inverse), columns.T, out=out)
+            return (s.add_(offset * inverse) if offset else s), None
+        c = torch.mm(rows, columns.T, out=out)
+        taus = self.temperature.tau(c)
+        assert isinstance(taus, Tensor)
+        taus.mul_(self.scale)
+        s = (c * factor).add_(offset).div_(taus) if offset else c / taus
+        if not self.temperature.gradient:
+            return s, taus.reciprocal_().mul_(factor)
+        rate = self.temperature.slope(c)
+        assert isinstance(rate, Tensor)
+        return s, rate.mul_(s).mul_(-1.0 * self.scale).add_(factor).div_(taus)
 
-        def slope() -> Tensor:
-            if not self.temperature.gradient:
-                return factor / tau
-            rate = self.temperature.slope(c)
-            assert isinstance(rate, Tensor)
-            return rate.mul_(s).mul_(-1.0 * self.scale).add_(factor).div_(tau)
-
-        return s, slope
+    def uniform_slope(self) -> Tensor | float:
+        """d logit / dc where the temperature is one number."""
+        tau = self.temperature.tau(torch.zeros(()))
+        return (2.0 if self.squared_distance else 1.0) / (tau * self.scale)
 
     @property
-    def narrow(self) -> bool:
-        """Whether one shift serves all logits: their span is small enough for float32's exponents."""
-        return isinstance(self.scale, float) and 2.0 * (1 + self.squared_distance) / self.temperature.smallest < SPAN
+    def small(self) -> bool:
+        """Whether no logit can be larger than ``LARGEST_LOGIT``: no shift is needed before the exponential."""
+        bound = (4.0 if self.squared_distance else 1.0) / self.temperature.smallest
+        return isinstance(self.scale, float) and bound * max(1.0, 1.0 / self.scale) < LARGEST_LOGIT
 
 
 @dataclass(frozen=True)
@@ -95,25 +99,53 @@ def exponential_slope(s: Tensor) -> tuple[Tensor, Tensor]:
     return value, value
 
 
-SOFTPLUS = Repel(softplus, lambda s: (softplus(s), s.sigmoid()))
+SOFTPLUS = Repel(softplus, lambda s: (softplus(s), s.sigmoid_()))
 EXPONENTIAL = Repel(torch.exp, exponential_slope)
 
 
-def split(rows: Tensor, columns: Tensor) -> Iterator[slice]:
-    """Row blocks whose similarities with all columns fit ``CPU_BLOCK`` or ``GPU_BLOCK``; never fewer than 32 rows."""
-    size = max(32, (GPU_BLOCK if rows.is_cuda else CPU_BLOCK) // len(columns))
-    return (slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size))
+@dataclass(frozen=True)
+class Tile:
+    """Some own rows against some columns. ``mirror``: the own rows that these columns are, where the tile on the other
+    side of the diagonal is left out because this one is its transpose. ``diagonal``: rows meet themselves."""
+
+    rows: slice
+    columns: slice
+    mirror: slice | None
+    diagonal: bool
 
 
-def mask_(matrix: Tensor, part: slice, partner: bool, value: float) -> Tensor:
-    """Overwrite, in a block of own rows ``part``, the entries where a row meets itself, and its partner unless
-    ``partner``. By index: adding such terms and taking them off again would cancel e^(1/temperature)."""
-    row = torch.arange(len(matrix), device=matrix.device)
-    # The own rows are one contiguous block of the columns; the other view of row 2 k is 2 k + 1.
-    own = row + part.start + distributed.rank() * (matrix.shape[1] // distributed.world_size())
-    matrix[row, own] = value
-    if not partner:
-        matrix[row, own ^ 1] = value
+def tiles(own: int, total: int, edge: int) -> Iterator[Tile]:
+    """Tiles that cover ``own`` rows of this rank against ``total`` columns of all ranks."""
+    start = distributed.rank() * own
+    blocks = [slice(first, min(first + edge, own)) for first in range(0, own, edge)]
+    others = [(0, start), (start + own, total)]
+    foreign = [slice(i, min(i + edge, end)) for begin, end in others for i in range(begin, end, edge)]
+    for number, rows in enumerate(blocks):
+        for columns in blocks[number:]:
+            place = slice(start + columns.start, start + columns.stop)
+            same = columns == rows
+            yield Tile(rows, place, None if same else columns, same)
+        for columns in foreign:
+            yield Tile(rows, columns, None, False)
+
+
+def work_through(rows: Tensor, columns: Tensor) -> Iterator[tuple[Tile, Tensor]]:
+    """The tiles, each with room for its similarities; the room is used again for the next."""
+    edge = GPU_EDGE if rows.is_cuda else CPU_EDGE
+    room = rows.new_empty(min(edge, len(rows)) * min(edge, len(columns)))
+    for tile in tiles(len(rows), len(columns), edge):
+        height, width = tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start
+        yield tile, room[: height * width].view(height, width)
+
+
+def mask_(matrix: Tensor, tile: Tile, partner: bool, value: float) -> Tensor:
+    """Overwrite the entries where a row meets itself, and its other view unless ``partner``. By index: adding such
+    terms and taking them off again would cancel e^(1/temperature)."""
+    if tile.diagonal:
+        row = torch.arange(len(matrix), device=matrix.device)
+        matrix[row, row] = value
+        if not partner:
+            matrix[row, row ^ 1] = value  # the views of a sample lie beside each other, tiles begin at even rows
     return matrix
 
 
@@ -130,6 +162,13 @@ def dense(rows: Tensor, similarity: Similarity, partner: bool) -> Tensor:
     return similarity.logits(cosines.masked_fill(left_out, 0.0)).masked_fill(left_out, -math.inf)
 
 
+def add_products(gradient: Tensor, weights: Tensor, tile: Tile, rows: Tensor, columns: Tensor) -> None:
+    """Each own row gets the columns weighted by its row of the tile; and the same on the other side of the diagonal."""
+    gradient[tile.rows].addmm_(weights, columns[tile.columns])
+    if tile.mirror is not None:
+        gradient[tile.mirror].addmm_(weights.T, rows[tile.rows])
+
+
 class Repulsion(torch.autograd.Function):
     """See ``repulsion``."""
 
@@ -137,18 +176,20 @@ class Repulsion(torch.autograd.Function):
     def forward(ctx: FunctionCtx, rows: Tensor, similarity: Similarity, repel: Repel) -> Tensor:
         columns = distributed.gather(rows)
         wanted = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
-        gradient = torch.empty_like(rows) if wanted else rows.new_empty(0)
+        gradient = torch.zeros_like(rows) if wanted else rows.new_empty(0)
         totals = []
-        for part in split(rows, columns):
-            s, slope = similarity.block(rows[part], columns)
-            if not wanted:
-                totals.append(repel.value(mask_(s, part, False, -math.inf)).sum())
-                continue
-            by_cosine = slope()
-            value, by_logit = repel.value_and_slope(mask_(s, part, False, -math.inf))
-            totals.append(value.sum())
-            gradient[part] = by_logit.mul_(by_cosine) @ columns
-        ctx.save_for_backward(rows, gradient.mul_(2.0))  # each unordered pair counts from both of its ends
+        for tile, room in work_through(rows, columns):
+            s, slope = similarity.tile(rows[tile.rows], columns[tile.columns], room)
+            mask_(s, tile, False, -math.inf)
+            value, by_logit = repel.value_and_slope(s) if wanted else (repel.value(s), s)
+            totals.append(value.sum() * (1 if tile.mirror is None else 2))
+            if wanted:
+                weights = by_logit if slope is None else by_logit.mul_(slope)
+                add_products(gradient, weights, tile, rows, columns)
+        if wanted:
+            gradient.mul_(2.0)  # each unordered pair counts from both of its ends
+            gradient.mul_(similarity.uniform_slope()) if slope is None else gradient
+        ctx.save_for_backward(rows, gradient)
         ctx.equation = (similarity, repel)  # type: ignore[attr-defined]
         return torch.stack(totals).sum()
 
@@ -174,14 +215,10 @@ class RowLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, rows: Tensor, similarity: Similarity, partner: bool) -> Tensor:
         columns = distributed.gather(rows)
-        normalisers = []
-        for part in split(rows, columns):
-            s = mask_(similarity.block(rows[part], columns)[0], part, partner, -math.inf)
-            largest = s.amax(dim=1, keepdim=True)
-            normalisers.append(s.sub_(largest).exp_().sum(dim=1).log_().add_(largest[:, 0]))
-        ctx.save_for_backward(rows, columns, torch.cat(normalisers))
+        values = normalisers(rows, columns, similarity, partner)
+        ctx.save_for_backward(rows, columns, values)
         ctx.equation = (similarity, partner)  # type: ignore[attr-defined]
-        return torch.cat(normalisers)
+        return values
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> Any:
@@ -190,31 +227,48 @@ class RowLogSumExp(torch.autograd.Function):
         if torch.is_grad_enabled():
             values = dense(rows, similarity, partner).logsumexp(dim=1)
             return torch.autograd.grad(values, rows, grads[0], create_graph=True)[0], None, None
-        upstream, normalisers = distributed.gather(torch.stack([grads[0], own], dim=1)).unbind(1)
-        gradient = torch.empty_like(rows)
-        for part in split(rows, columns):
-            s, slope = similarity.block(rows[part], columns)
-            by_cosine = slope()
-            shares = softmax_both_ways(s, own[part], grads[0][part], normalisers, upstream, similarity.narrow)
-            gradient[part] = mask_(shares, part, partner, 0.0).mul_(by_cosine) @ columns
-        return gradient, None, None
+        upstream, of_all = distributed.gather(torch.stack([grads[0], own], dim=1)).unbind(1)
+        gradient = torch.zeros_like(rows)
+        spare = None
+        for tile, room in work_through(rows, columns):
+            s, slope = similarity.tile(rows[tile.rows], columns[tile.columns], room)
+            ends = (grads[0][tile.rows], own[tile.rows], upstream[tile.columns], of_all[tile.columns])
+            if similarity.small:
+                spare = torch.empty_like(room) if spare is None or spare.shape != room.shape else spare
+                factor = torch.add((ends[0] * (-ends[1]).exp())[:, None], ends[2] * (-ends[3]).exp(), out=spare)
+                weights = s.exp_().mul_(factor)
+            else:
+                weights = softmax_both_ways(s, *ends)
+            mask_(weights, tile, partner, 0.0)
+            add_products(gradient, weights if slope is None else weights.mul_(slope), tile, rows, columns)
+        return gradient.mul_(similarity.uniform_slope()) if slope is None else gradient, None, None
 
 
-def softmax_both_ways(
-    s: Tensor, own: Tensor, weight: Tensor, normalisers: Tensor, weights: Tensor, narrow: bool
-) -> Tensor:
-    """w_i e^(s_ij - lse_i) + w_j e^(s_ij - lse_j): what the pair (i, j) gets from row i's and from row j's softmax.
+def normalisers(rows: Tensor, columns: Tensor, similarity: Similarity, partner: bool) -> Tensor:
+    """ln sum_j e^(logit_ij) of each own row."""
+    if similarity.small:
+        sums = rows.new_zeros(len(rows))
+        for tile, room in work_through(rows, columns):
+            s = similarity.tile(rows[tile.rows], columns[tile.columns], room)[0]
+            e = mask_(s.exp_(), tile, partner, 0.0)
+            sums[tile.rows] += e.sum(1)
+            if tile.mirror is not None:
+                sums[tile.mirror] += e.sum(0)
+        return sums.log_()
+    values = rows.new_full((len(rows),), -math.inf)
+    for tile, room in work_through(rows, columns):
+        s = mask_(similarity.tile(rows[tile.rows], columns[tile.columns], room)[0], tile, partner, -math.inf)
+        values[tile.rows] = torch.logaddexp(values[tile.rows], s.logsumexp(1))
+        if tile.mirror is not None:
+            values[tile.mirror] = torch.logaddexp(values[tile.mirror], s.logsumexp(0))
+    return values
 
-    ``narrow``: the normalisers lie so close together that one exponential per pair is enough, the other being it times
-    e^(lse_i - lse_j), a product of a number per row and a number per column.
-    """
-    if not narrow:
-        other = (s - normalisers[None, :]).exp_().mul_(weights[None, :])
-        return s.sub_(own[:, None]).exp_().mul_(weight[:, None]).add_(other)
-    middle = normalisers.mean()
-    row, column = (own - middle).exp(), (middle - normalisers).exp() * weights
-    factor = torch.addcmul(weight[:, None], row[:, None], column[None, :])
-    return s.sub_(own[:, None]).exp_().mul_(factor)
+
+def softmax_both_ways(s: Tensor, weight: Tensor, own: Tensor, weights: Tensor, of_all: Tensor) -> Tensor:
+    """w_i e^(s_ij - lse_i) + w_j e^(s_ij - lse_j): what a pair gets from its row's and from its column's softmax, for
+    logits of any size."""
+    other = (s - of_all[None, :]).exp_().mul_(weights[None, :])
+    return s.sub_(own[:, None]).exp_().mul_(weight[:, None]).add_(other)
 
 
 def row_logsumexp(rows: Tensor, similarity: Similarity, *, partner: bool) -> Tensor:

@@ -1,5 +1,6 @@
 """A weighted sum of losses, put together in a configuration."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ class WeightedSum(nn.Module):
         for number, term in enumerate(terms):
             leaf = dict(term)
             weight = leaf.pop("weight", 1.0)
-            if not registry.matches(weight, float) or not torch.isfinite(torch.tensor(float(weight))):
+            if not registry.matches(weight, float) or not math.isfinite(weight):
                 raise ValueError(f"method.loss.terms[{number}].weight: expected a finite number, got {weight!r}")
             self.losses.append(registry.build(losses, leaf, f"method.loss.terms[{number}]"))
             self.weights.append(float(weight))
