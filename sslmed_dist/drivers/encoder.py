@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,6 +12,9 @@ from sslmed_dist import checkpoint, config
 from sslmed_dist.config import Config
 from sslmed_dist.drivers import job
 from sslmed_dist.run_folder import write_json
+
+Part = Literal["encoder", "momentum"]
+PREFIXES: dict[Part, str] = {"encoder": "encoder.", "momentum": "momentum_encoder."}
 
 
 @dataclass(frozen=True)
@@ -50,24 +53,26 @@ def untrained(settings: Config) -> nn.Module:
     return encoder
 
 
-def load(source: Path, which: str = "last", device: torch.device | str = "cpu") -> Pretrained:
-    """Build the encoder that the checkpoint describes and load its weights (float32). ``ValueError`` if they do not
-    fit."""
+def load(source: Path, which: str = "last", device: torch.device | str = "cpu", part: Part = "encoder") -> Pretrained:
+    """Build the encoder that the checkpoint describes and load its weights (float32), or with ``part`` ``momentum``
+    those of its slow copy. ``ValueError`` if they do not fit, or if the checkpoint has no such copy."""
     path = find(source, which)
     saved = checkpoint.load(path)
     settings = config.from_tree(saved["config"], str(path))
     encoder = untrained(settings)
-    own = encoder.state_dict()
-    state = {key.removeprefix("encoder."): v for key, v in saved["method"].items() if key.startswith("encoder.")}
+    own, prefix = encoder.state_dict(), PREFIXES[part]
+    state = {key.removeprefix(prefix): v for key, v in saved["method"].items() if key.startswith(prefix)}
+    if part == "momentum" and not state:
+        raise ValueError(f"{path}: has no momentum encoder (method {settings.method['name']}); allowed part: encoder")
     # A federation leaves integer counters at the sites; in evaluation they play no part.
     counters = {key: value for key, value in own.items() if not value.is_floating_point()}
     checkpoint.load_method(encoder, {**counters, **state}, path)
     return Pretrained(encoder.to(device).eval(), settings, path, checkpoint.sha256(path))
 
 
-def export(source: Path, out: Path, which: str = "last") -> tuple[Path, Path]:
-    """Write the encoder as ``OUT.safetensors`` with ``OUT.json`` (architecture, normalisation, source hash). ``out``
-    may end in either suffix itself.
+def export(source: Path, out: Path, which: str = "last", part: Part = "encoder") -> tuple[Path, Path]:
+    """Write the encoder (or its slow copy: ``part``) as ``OUT.safetensors`` with ``OUT.json`` (architecture,
+    normalisation, source hash). ``out`` may end in either suffix itself.
 
     Keys are torchvision's ResNet names without a prefix. ``ValueError`` when safetensors is not installed.
     """
@@ -75,7 +80,7 @@ def export(source: Path, out: Path, which: str = "last") -> tuple[Path, Path]:
         from safetensors.torch import save
     except ImportError:
         raise ValueError("export needs safetensors: pip install 'sslmed-dist[report]'") from None
-    found = load(source, which)
+    found = load(source, which, part=part)
     tensors = {key: value.contiguous() for key, value in found.encoder.state_dict().items()}
     stem = out.name.removesuffix(".safetensors").removesuffix(".json")  # a name may have other dots: resnet18-v0.2
     weights, card = out.with_name(f"{stem}.safetensors"), out.with_name(f"{stem}.json")
@@ -87,6 +92,7 @@ def export(source: Path, out: Path, which: str = "last") -> tuple[Path, Path]:
         "feature_dim": int(found.encoder.feature_dim),  # type: ignore[arg-type]
         "input": {"size": views["size"], "mean": views["mean"], "std": views["std"], "scale": "[0, 1] before mean"},
         "method": found.settings.method,
+        "part": part,
         "source_sha256": found.sha256,
         "use": "Research use only, not a medical device.",
     }

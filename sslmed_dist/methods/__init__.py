@@ -3,9 +3,22 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sslmed_dist.methods.byol import BYOL, SimSiam
+from sslmed_dist.methods.classify import Classify
 from sslmed_dist.methods.contrastive import Contrastive
+from sslmed_dist.methods.dino import DINO
 from sslmed_dist.methods.method import Method
+from sslmed_dist.methods.moco import MoCoV2
+from sslmed_dist.methods.pirl import PIRL
 
-METHODS: Mapping[str, Callable[..., Any]] = {"contrastive": Contrastive}
+METHODS: Mapping[str, Callable[..., Any]] = {
+    "classify": Classify,
+    "contrastive": Contrastive,
+    "moco_v2": MoCoV2,
+    "pirl": PIRL,
+    "byol": BYOL,
+    "simsiam": SimSiam,
+    "dino": DINO,
+}
 
 __all__ = ["METHODS", "Method"]

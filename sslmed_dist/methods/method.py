@@ -1,6 +1,7 @@
 """What ``fit`` knows of a method: a module that maps a batch to a dict with a ``loss``."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -13,6 +14,9 @@ class Method(nn.Module, ABC):
     """
 
     encoder: nn.Module
+    # Beginnings of the names of tensors that no federation may share: a queue's embeddings of single images, and copies
+    # that every site keeps for itself.
+    site_only: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

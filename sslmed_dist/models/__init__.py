@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sslmed_dist.models.heads import Identity, Projection
+from sslmed_dist.models.heads import DinoHead, Identity, Projection
 from sslmed_dist.models.resnet import ResNet
 
 ENCODERS: Mapping[str, Callable[..., Any]] = {"resnet": ResNet}
-HEADS: Mapping[str, Callable[..., Any]] = {"projection": Projection, "identity": Identity}
+HEADS: Mapping[str, Callable[..., Any]] = {"projection": Projection, "identity": Identity, "dino": DinoHead}
