@@ -85,10 +85,11 @@ def pooled_rows(sites: Sequence[Mapping[str, Predictions]], *, arm: str, seed: i
 
 
 def pooled(sites: Sequence[Mapping[str, Predictions]]) -> dict[str, Predictions]:
-    """The predictions of all sites put together, by evaluator."""
+    """The predictions of all sites put together, by evaluator; those with measures of their own are left out, for they
+    compare samples with each other, and the sites' features may be of different encoders."""
     if not sites:
         raise ValueError("pooled rows: there are no sites")
-    return {name: pool([site[name] for site in sites]) for name in sites[0]}
+    return {name: pool([site[name] for site in sites]) for name, made in sites[0].items() if made.measures is None}
 
 
 def compared_rows(

@@ -25,7 +25,8 @@ class Score:
     """One measured number: ``value`` on ``n`` samples of ``groups`` patients with its interval [``low``, ``high``].
 
     ``value`` is None where the measure is undefined (``note`` says why); ``low`` and ``high`` are None where there is
-    no interval (``note`` says why). All measures here are fractions in [0, 1].
+    no interval (``note`` says why). Accuracies and areas under a curve are fractions in [0, 1]; the measures of
+    ``representation`` have their own ranges: uniformities [-8, 0], tolerance [-1, 1].
     """
 
     evaluator: str
@@ -188,11 +189,17 @@ def difference(
     """``statistic(first) - statistic(second)`` for two predictions of the same samples, with its paired interval:
     both predictions are judged on each re-sampling, so what makes a sample easy or hard for both cancels."""
 
-    def gap(one: Tensor, two: Tensor, truth: Tensor, *, weights: Tensor) -> Tensor:
-        return statistic(one, truth, weights=weights) - statistic(two, truth, weights=weights)
-
     arrays = (first, second, labels)
-    value = point(gap, arrays)
+    value = point(gap(statistic), arrays)
     if value is None:
         return None, Interval(None, None, "undefined")
-    return value, bootstrap(gap, arrays, groups, draws=draws, seed=seed, low=low, high=high)
+    return value, bootstrap(gap(statistic), arrays, groups, draws=draws, seed=seed, low=low, high=high)
+
+
+def gap(statistic: Statistic) -> Statistic:
+    """The statistic of (first scores, second scores, labels): what ``statistic`` says of the first less the second."""
+
+    def less(first: Tensor, second: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
+        return statistic(first, labels, weights=weights) - statistic(second, labels, weights=weights)
+
+    return less

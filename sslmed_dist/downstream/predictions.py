@@ -1,6 +1,6 @@
 """What an evaluator predicts for the test samples, how it is scored, pooled over sites and compared between arms."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -18,6 +18,8 @@ class Predictions:
 
     ``scores`` float64 (N, C), higher is likelier (C labels for the task ``multi``); ``labels`` int64 (N,) or float32
     (N, C); ``groups`` int64 (N,) patients; ``index`` int64 (N,) sample ids; ``note`` is printed beside the scores.
+    ``measures``: what is measured where ``scores`` are no classes' scores (see ``representation``); such predictions
+    are not pooled over sites, whose encoders need not be one.
     """
 
     scores: Tensor
@@ -27,6 +29,19 @@ class Predictions:
     task: Literal["single", "multi"]
     classes: tuple[str, ...]
     note: str = ""
+    measures: "Callable[[Predictions], Iterator[Measure]] | None" = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number to be measured: ``statistic(scores, labels, weights=...)`` of ``metrics``. ``undefined`` says why
+    where it has no value; ``no_interval``, where it is not empty, why no bootstrap is made of it."""
+
+    name: str
+    statistic: Statistic
+    labels: Tensor
+    undefined: str = ""
+    no_interval: str = ""
 
 
 class Evaluator(Protocol):
@@ -46,17 +61,20 @@ def measure(predictions: Predictions, evaluator: str, *, seed: int, draws: int =
 
     Task ``single``: accuracy, balanced accuracy, top-5 (above ten classes), AUC (two classes: of class 1; up to ten:
     mean of one against the rest). Task ``multi``: mean AUC over labels (``auc``), and ``auc/LABEL`` of each.
+    Predictions with ``measures`` of their own: those.
     """
     scores = []
-    for metric, statistic, labels in statistics(predictions):
-        arrays = (predictions.scores, labels)
-        value = metrics.point(statistic, arrays)
+    for one in measures_of(predictions):
+        arrays = (predictions.scores, one.labels)
+        value = metrics.point(one.statistic, arrays)
         if value is None:
-            interval = Interval(None, None, undefined(metric, predictions))
+            interval = Interval(None, None, one.undefined or undefined(one.name, predictions))
+        elif one.no_interval:
+            interval = Interval(None, None, one.no_interval)
         else:
-            interval = metrics.bootstrap(statistic, arrays, predictions.groups, draws=draws, seed=seed)
+            interval = metrics.bootstrap(one.statistic, arrays, predictions.groups, draws=draws, seed=seed)
         note = "; ".join(part for part in (interval.note, predictions.note) if part)
-        scores.append(score(evaluator, metric, value, interval, predictions, note))
+        scores.append(score(evaluator, one.name, value, interval, predictions, note))
     return scores
 
 
@@ -66,22 +84,25 @@ def score(evaluator: str, metric: str, value: float | None, interval: Interval, 
     return Score(evaluator, metric, value, interval.low, interval.high, len(of.labels), groups, note)
 
 
-def statistics(predictions: Predictions) -> Iterator[tuple[str, Statistic, Tensor]]:
-    """Name, statistic and labels of every measure that the task asks for."""
+def measures_of(predictions: Predictions) -> Iterator[Measure]:
+    """The predictions' own measures, or every one that the task asks for."""
+    if predictions.measures is not None:
+        yield from predictions.measures(predictions)
+        return
     labels, count = predictions.labels, predictions.scores.shape[1]
     if predictions.task == "multi":
-        yield "auc", metrics.mean_auc, labels
+        yield Measure("auc", metrics.mean_auc, labels)
         for column, name in enumerate(predictions.classes):
-            yield f"auc/{name}", one_label(column), labels
+            yield Measure(f"auc/{name}", one_label(column), labels)
         return
-    yield "accuracy", metrics.accuracy, labels
-    yield "balanced_accuracy", metrics.balanced_accuracy, labels
+    yield Measure("accuracy", metrics.accuracy, labels)
+    yield Measure("balanced_accuracy", metrics.balanced_accuracy, labels)
     if count == 2:
-        yield "auc", metrics.binary_auc, labels
+        yield Measure("auc", metrics.binary_auc, labels)
     elif count <= 10:
-        yield "auc", metrics.macro_auc, labels
+        yield Measure("auc", metrics.macro_auc, labels)
     else:
-        yield "top5", metrics.top(5), labels
+        yield Measure("top5", metrics.top(5), labels)
 
 
 def one_label(column: int) -> Statistic:
@@ -134,10 +155,13 @@ def compare(first: Predictions, second: Predictions, evaluator: str, *, seed: in
     if not torch.equal(first.index, second.index) or not torch.equal(first.labels, second.labels):
         raise ValueError(f"{evaluator}: only predictions of the same test samples can be compared")
     scores = []
-    for metric, statistic, labels in statistics(first):
-        value, interval = metrics.difference(
-            statistic, first.scores, second.scores, labels, first.groups, draws=draws, seed=seed
-        )
-        note = undefined(metric, first) if value is None else interval.note
-        scores.append(score(evaluator, metric, value, interval, first, note))
+    for one in measures_of(first):
+        arrays = (first.scores, second.scores, one.labels)
+        if one.no_interval:
+            value = metrics.point(metrics.gap(one.statistic), arrays)
+            interval = Interval(None, None, one.no_interval)
+        else:
+            value, interval = metrics.difference(one.statistic, *arrays, first.groups, draws=draws, seed=seed)
+        note = (one.undefined or undefined(one.name, first)) if value is None else interval.note
+        scores.append(score(evaluator, one.name, value, interval, first, note))
     return scores

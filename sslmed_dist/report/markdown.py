@@ -31,6 +31,9 @@ def section(experiment: Experiment, *, alone: bool) -> list[str]:
     differences = tables.difference_table(experiment)
     for table in [*ordered, *([differences] if differences else [])]:
         parts += table_text(table)
+    for label, run in zip(experiment.labels, experiment.runs, strict=True):
+        if run.similarity is not None:
+            parts.append(f"{wording.similarity(run.similarity)} ({label}).")
     for note, places in tables.notes(sites).items():
         parts.append(f"- {note}: {'; '.join(places)}")
     last = facts.last_values(experiment)

@@ -44,7 +44,7 @@ def section(experiment: Experiment, number: int, *, alone: bool, pictures: bool)
     lines = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.facts(experiment))
     sites = tables.site_tables(experiment)
     parts = {
-        "results": headline(sites) + evaluation(experiment, sites),
+        "results": headline(sites) + evaluation(experiment, sites) + similarity(experiment),
         "training": training(experiment),
         "pictures": sheets(experiment, pictures),
         "notes": small_print(experiment, sites),
@@ -141,6 +141,21 @@ def forest(sites: Sequence[Table], column: Column, *, zero: bool = False) -> str
         f"{'Difference in ' if zero else ''}{name}",
         f"forest plot of {name} by site and arm",
     )
+
+
+def similarity(experiment: Experiment) -> str:
+    """Histograms of the cosine similarity of pairs, one picture per run that has one; nothing where none has."""
+    parts, means = [], []
+    for label, run in zip(experiment.labels, experiment.runs, strict=True):
+        if run.similarity is None:
+            continue
+        edges, counts = run.similarity["bins"], run.similarity["counts"]
+        named = {wording.KIND_NAMES.get(kind, kind): values for kind, values in counts.items()}
+        pair = plots.histograms(edges, named, "cosine similarity of features")
+        parts.append(figure(pair, f"Similarity of pairs, {label}", "histograms of cosine similarity by kind of pair"))
+        means.append(f"<p class='hint'>{escape(wording.similarity(run.similarity))} ({escape(label)}).</p>")
+    shown = f"<div class='figures'>{''.join(parts)}</div>{''.join(means)}"
+    return f"<h2>Similarity of pairs</h2>{shown}" if parts else ""
 
 
 def training(experiment: Experiment) -> str:

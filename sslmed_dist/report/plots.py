@@ -174,3 +174,30 @@ def draw_dot(axes: Any, dot: Dot, y: float, theme: Theme) -> None:
         axes.plot([dot.low, dot.high], [y, y], color=colour, lw=2.2, alpha=0.55, solid_capstyle="round")
     axes.plot(dot.each, [y] * len(dot.each), "|", color=colour, ms=6, mew=1)
     axes.plot([dot.value], [y], "o", color=colour, ms=6)
+
+
+def histograms(edges: Sequence[float], counts: Mapping[str, Sequence[int]], x_label: str) -> tuple[bytes, bytes]:
+    """Densities of several histograms over the same bins, one outline each; one without a count is left out.
+
+    ``edges`` has one number more than each of the ``counts``. Empty bins at both ends are cut off.
+    """
+    shown = {label: values for label, values in counts.items() if sum(values)}
+    full = [place for values in shown.values() for place, count in enumerate(values) if count]
+
+    def draw(axes: Any, theme: Theme) -> None:
+        for place, (label, values) in enumerate(shown.items()):
+            colour, total = theme.colour(COLOURS[place]), sum(values)
+            density = [n / total / (right - left) for n, left, right in zip(values, edges, edges[1:], strict=False)]
+            axes.stairs(density, edges, color=colour, lw=1.6, label=label)
+            axes.stairs(density, edges, color=colour, alpha=0.15, fill=True)
+        if full:
+            axes.set_xlim(edges[min(full)], edges[max(full) + 1])
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel("density")
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=1, handlelength=1.2, fontsize=8.5)
+
+    return plot(draw, (4.4, 3.2))

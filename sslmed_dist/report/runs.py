@@ -19,6 +19,7 @@ FREE = {
     *("federated.runtime", "federated.timeout_s"),
 }
 ROW_KEYS = {"arm", "site", "evaluator", "metric", "value", "low", "high", "n"}
+SIMILARITY = "similarity.json"  # a histogram; every other file of evaluate/ holds rows
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -35,6 +36,7 @@ class Run:
     pictures: list[tuple[str, bytes]]
     pictures_there: int
     remarks: list[str] = field(default_factory=list)
+    similarity: Tree | None = None
 
     @property
     def name(self) -> str:
@@ -72,6 +74,7 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such run folder")
     evaluations = sorted([*folder.glob("evaluate/*.json"), *folder.glob("sites/*/evaluate/*.json")])
+    evaluations = [path for path in evaluations if path.name != SIMILARITY]
     metrics = sorted([*folder.glob("metrics.jsonl"), *folder.glob("sites/*/metrics.jsonl")])
     metrics += sorted(folder.glob("arms/*/metrics.jsonl"))
     missing = [] if (folder / "config.yaml").is_file() else ["config.yaml"]
@@ -91,6 +94,7 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
         pictures=read_pictures(folder / "pictures", drawn) if pictures else [],
         pictures_there=len(drawn),
         remarks=remarks,
+        similarity=read_similarity(folder / "evaluate" / SIMILARITY),
     )
 
 
@@ -126,6 +130,17 @@ def read_rows(path: Path) -> list[Row]:
         if absent:
             raise ValueError(f"{path}: rows[{number}] has no {', '.join(absent)}")
     return [{**row, "file": path.stem} for row in rows]
+
+
+def read_similarity(path: Path) -> Tree | None:
+    """``evaluate/similarity.json``, None where it is not there; ``ValueError`` names the file and what it lacks."""
+    if not path.is_file():
+        return None
+    value = read_json(path)
+    absent = [key for key in ("bins", "counts", "means", "alignment", "n") if key not in value]
+    if absent:
+        raise ValueError(f"{path}: has no {', '.join(absent)}")
+    return value
 
 
 def read_metrics(path: Path, remarks: list[str]) -> Iterator[Row]:

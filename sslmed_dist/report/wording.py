@@ -1,5 +1,8 @@
 """How sites, arms, evaluators, measures and numbers are printed."""
 
+from collections.abc import Mapping
+from typing import Any
+
 ALL_SITES = "all"
 ARM_NAMES = {
     "raw_pixels": "raw pixels",
@@ -14,18 +17,27 @@ METRIC_NAMES = {
     "balanced_accuracy": "balanced accuracy, %",
     "auc": "AUC",
     "top5": "top-5, %",
+    "uniformity": "uniformity",
+    "inter_class_uniformity": "inter-class uniformity",
+    "tolerance": "tolerance",
+}
+PERCENT = ("accuracy", "balanced_accuracy", "top5")
+KIND_NAMES = {
+    "true_positive": "true positives (two views of an image)",
+    "false_negative": "false negatives (two images of a class)",
+    "true_negative": "true negatives (two classes)",
 }
 
 Column = tuple[str, str]
 
 
 def in_percent(metric: str) -> bool:
-    """Accuracies are printed in per cent, areas under a curve as fractions."""
-    return not metric.startswith("auc")
+    """Accuracies are printed in per cent; areas under a curve and the geometry of features as they are."""
+    return metric in PERCENT
 
 
 def number(value: float, metric: str, *, signed: bool = False) -> str:
-    """``84.2`` per cent or ``0.871``; differences with their sign."""
+    """``84.2`` per cent, or ``0.871`` and ``-2.314``; differences with their sign."""
     text = f"{100 * value:{'+' if signed else ''}.1f}" if in_percent(metric) else f"{value:{'+' if signed else ''}.3f}"
     return text.replace("-", "\N{MINUS SIGN}")
 
@@ -52,3 +64,15 @@ def evaluator_name(evaluator: str) -> str:
 def site_name(site: str) -> str:
     """A table's title."""
     return "All sites together" if site == ALL_SITES else site[:1].upper() + site[1:]
+
+
+def similarity(found: Mapping[str, Any]) -> str:
+    """The means of ``evaluate/similarity.json`` in a line."""
+    means = (
+        f"{KIND_NAMES.get(kind, kind)} {'none' if mean is None else number(mean, 'cosine')}"
+        for kind, mean in found["means"].items()
+    )
+    return (
+        f"Mean cosine similarity between training views of {found['n']} test images: {', '.join(means)}; "
+        f"alignment {number(found['alignment'], 'alignment')}"
+    )

@@ -53,3 +53,14 @@ def test_runs_that_share_x_get_a_mean(monkeypatch: Any) -> None:
     apart = Line("site", (([0, 1], [1.0, 2.0]), ([0, 2], [3.0, 4.0])))
     axes = captured(monkeypatch, lambda: plots.curves([apart], "round"))
     assert len(axes.lines) == 2 and axes.get_xlabel() == "round"
+
+
+def test_histograms_have_one_density_each_and_leave_out_the_empty(monkeypatch: Any) -> None:
+    counts = {"near": (0, 0, 3, 1), "far": (0, 4, 0, 0), "none": (0, 0, 0, 0)}
+    axes = captured(monkeypatch, lambda: plots.histograms((-1.0, -0.5, 0.0, 0.5, 1.0), counts, "cosine"))
+    outlines = {patch.get_label(): patch.get_data() for patch in axes.patches if not patch.get_fill()}
+    assert {name: list(data.values) for name, data in outlines.items()} == {
+        "near": [0.0, 0.0, 1.5, 0.5], "far": [0.0, 2.0, 0.0, 0.0]
+    }  # fmt: skip
+    assert axes.get_xlim() == (-0.5, 1.0) and axes.get_xlabel() == "cosine"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["near", "far"]

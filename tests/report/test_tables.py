@@ -64,6 +64,19 @@ def test_numbers_as_printed() -> None:
     assert wording.number(0.012, "auc", signed=True) == "+0.012"
     assert tables.cell_text(None, "auc") == ("not run", "")
     assert wording.column_name(("knn", "auc/liver")) == "kNN AUC liver"
+    assert wording.number(-2.3456, "uniformity") == "−2.346"
+    assert wording.number(0.25, "tolerance", signed=True) == "+0.250"
+    column = ("representation", "inter_class_uniformity")
+    assert wording.column_name(column) == "representation inter-class uniformity"
+    assert wording.column_name(("knn(k=1, metric=l2)", "top5")) == "kNN(k=1, metric=l2) top-5, %"
+
+
+def test_geometry_is_printed_as_it_is_and_not_plotted_as_accuracy() -> None:
+    rows = [row("all", value, metric=metric) for metric, value in (("uniformity", -3.5), ("accuracy", 0.5))]
+    table = tables.site_tables(experiment(rows))[0]
+    assert tables.cell_text(table.cells["local", ("knn", "uniformity")], "uniformity") == ("−3.500", "")
+    assert table.columns == (("knn", "accuracy"), ("knn", "uniformity"))
+    assert tables.plotted_columns(table.columns) == (("knn", "accuracy"),)
 
 
 def test_curves_use_the_finest_abscissa_and_are_thinned() -> None:
