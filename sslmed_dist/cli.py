@@ -50,6 +50,17 @@ def parser() -> argparse.ArgumentParser:
     evaluate = verbs.add_parser("evaluate", help="measure a run's encoder on frozen features")
     evaluate.add_argument("run", type=Path)
     evaluate.add_argument("--which", default="last", help="last, step_N or round_N")
+    evaluate.add_argument("--part", choices=("encoder", "momentum"), default="encoder", help="or its slow copy")
+    evaluate.add_argument("--histogram", action="store_true", help="also similarities of pairs of training views")
+
+    reproduce = verbs.add_parser("reproduce", help="run what is missing of a published table, print ours beside it")
+    reproduce.add_argument("table", metavar="TABLE", help="table-5.2, figure-6.8 or the path of a table's .yaml")
+    reproduce.add_argument("overrides", nargs="*", default=[], metavar="SECTION.KEY=VALUE")
+    reproduce.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows")
+    reproduce.add_argument("--columns", nargs="+", metavar="COLUMN", help="only these columns")
+    reproduce.add_argument("--seeds", type=int, default=1, help="seeds a cell (3 before a difference is called one)")
+    reproduce.add_argument("--root", action="append", default=[], metavar="DATASET=PATH", help="where a dataset is")
+    reproduce.add_argument("--dry-run", action="store_true", help="print the cells and what is there, run nothing")
 
     report = verbs.add_parser("report", help="one HTML page and Markdown from one or several runs (seeds)")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
@@ -61,21 +72,33 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("run", type=Path)
     export.add_argument("out", type=Path)
     export.add_argument("--which", default="last")
+    export.add_argument("--part", choices=("encoder", "momentum"), default="encoder", help="or its slow copy")
 
     embed = verbs.add_parser("embed", help="features of a folder of images")
     embed.add_argument("run", type=Path)
     embed.add_argument("images", type=Path)
     embed.add_argument("--out", type=Path, default=Path("features.npz"))
     embed.add_argument("--which", default="last")
+    embed.add_argument("--part", choices=("encoder", "momentum"), default="encoder", help="or its slow copy")
 
-    data = verbs.add_parser("data", help="look at data, make phantoms")
+    data = verbs.add_parser("data", help="look at data, make phantoms, pack image files")
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     look = actions.add_parser("check", help="what a file or folder holds and what is wrong with it")
     look.add_argument("path", type=Path)
-    phantom = actions.add_parser("phantom", help="write phantom data (shapes, knee, abdomen)")
+    phantom = actions.add_parser("phantom", help="write phantom data (shapes, knee, abdomen, stl10, mura, ...)")
     phantom.add_argument("kind")
     phantom.add_argument("out", type=Path)
     phantom.add_argument("options", nargs="*", metavar="KEY=VALUE")
+    pack = actions.add_parser("pack", help="write a set of image files as shards read by memory map")
+    pack.add_argument("name", metavar="NAME", help="of the dataset: imagenet, tiny_imagenet, image_folder, ...")
+    pack.add_argument("root", metavar="ROOT")
+    pack.add_argument("out", type=Path, metavar="OUT")
+    pack.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="the dataset's other arguments")
+    pack.add_argument("--format", choices=("jpeg", "raw"), default="jpeg")
+    pack.add_argument("--short", type=int, default=256, help="short side in pixels")
+    pack.add_argument("--quality", type=int, default=90, help="of the JPEG")
+    pack.add_argument("--rows", type=int, default=8192, help="images a shard")
+    pack.add_argument("--workers", type=int, default=2, help="processes")
 
     demo = verbs.add_parser("demo", help="the whole story on phantom data: Ray, Flower, report")
     demo.add_argument("--out", type=Path, default=Path("runs"), help="where runs and phantom data go")
@@ -130,7 +153,27 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """``sslmed evaluate``."""
     from sslmed_dist.drivers import evaluation
 
-    print(evaluation.evaluate_run(arguments.run, arguments.which))
+    print(evaluation.evaluate_run(arguments.run, arguments.which, arguments.part))
+    if arguments.histogram:
+        print(evaluation.similarities(arguments.run, arguments.which, arguments.part))
+    return 0
+
+
+def reproduce(arguments: argparse.Namespace) -> int:
+    """``sslmed reproduce``."""
+    from sslmed_dist.drivers import reproduction
+    from sslmed_dist.report import published
+
+    words = {name: getattr(arguments, name) for name in ("rows", "columns")}
+    overrides = [*arguments.overrides, *(word for found in words.values() for word in found or () if "=" in word)]
+    names = {name: found and [word for word in found if "=" not in word] for name, found in words.items()}
+    asked = reproduction.request(
+        arguments.table, **names, seeds=arguments.seeds, roots=arguments.root, overrides=overrides
+    )
+    if arguments.dry_run or not reproduction.possible(asked):
+        print("\n".join(reproduction.plan(asked)))
+    else:
+        print(published.text(reproduction.run(asked)), end="")
     return 0
 
 
@@ -150,7 +193,7 @@ def export(arguments: argparse.Namespace) -> int:
     """``sslmed export``."""
     from sslmed_dist.drivers import encoder
 
-    print(*encoder.export(arguments.run, arguments.out, arguments.which), sep="\n")
+    print(*encoder.export(arguments.run, arguments.out, arguments.which, arguments.part), sep="\n")
     return 0
 
 
@@ -158,7 +201,7 @@ def embed(arguments: argparse.Namespace) -> int:
     """``sslmed embed``."""
     from sslmed_dist.drivers import evaluation
 
-    count = evaluation.embed(arguments.run, arguments.images, arguments.out, arguments.which)
+    count = evaluation.embed(arguments.run, arguments.images, arguments.out, arguments.which, arguments.part)
     print(f"{arguments.out}: {count} images")
     return 0
 
@@ -174,11 +217,19 @@ def data(arguments: argparse.Namespace) -> int:
             print(f"problem: {problem}")
         return USER_ERROR if problems else 0
     from sslmed_dist import config, registry
-    from sslmed_dist.data.phantom import PHANTOMS
 
     options: dict[str, object] = {}
-    for option in arguments.options:
+    for option in arguments.overrides if arguments.action == "pack" else arguments.options:
         options = config.merge(options, config.parse_override(option))
+    if arguments.action == "pack":
+        from sslmed_dist.data.pack import pack
+
+        leaf = {"root": arguments.root, **options, "name": arguments.name}
+        knobs = {name: getattr(arguments, name) for name in ("short", "quality", "rows", "workers")}
+        print(pack(leaf, arguments.out, form=arguments.format, note=lambda line: print(line, file=sys.stderr), **knobs))
+        return 0
+    from sslmed_dist.data.phantom import PHANTOMS
+
     registry.build(PHANTOMS, {"name": arguments.kind, **options}, "phantom", root=arguments.out)
     print(arguments.out)
     return 0
@@ -207,6 +258,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": train,
     "federate": federate,
     "evaluate": evaluate,
+    "reproduce": reproduce,
     "report": report,
     "export": export,
     "embed": embed,

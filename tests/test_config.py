@@ -9,8 +9,8 @@ from sslmed_dist import config, plain_yaml
 
 SECTIONS = "data, views, method, run, optim, plan, driver, ray, evaluate, federated"
 PLAN = (
-    "epochs, batch_size, steps_per_epoch, draws, precision, channels_last, compile, deterministic, clip, log_every, "
-    "checkpoint_every, keep_last, keep_every, loader_threads, resident"
+    "epochs, batch_size, micro_batch, steps_per_epoch, draws, precision, channels_last, compile, deterministic, clip, "
+    "log_every, checkpoint_every, keep_last, keep_every, loader_threads, resident"
 )
 LEAVES: dict[str, Any] = {
     "data": {"name": "medmnist", "root": "somewhere.npz"},

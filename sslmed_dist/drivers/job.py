@@ -1,5 +1,6 @@
 """From a configuration to a trained method: what every driver does, wherever it runs."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,19 +42,26 @@ def load_data(settings: Config, split: str, overrides: Mapping[str, Any] | None 
     dataset: Dataset = registry.build(DATASETS, leaf, "data", split=split)
     if subset is not None and split == "train":
         given = {"labels": dataset.labels, "groups": dataset.groups, "ids": dataset.ids}
+        names = [record["file"] for record in dataset.records if "file" in record]
         seed = randomness.key(settings.run.seed, "subset")
-        chosen = registry.build(SUBSETS, subset, "data.subset", **given, seed=seed)
+        chosen = registry.build(SUBSETS, subset, "data.subset", **given, names=names, seed=seed)
         return Subset(dataset, chosen)
     return dataset
 
 
 def resolve(settings: Config, dataset: Dataset) -> Config:
-    """Fill in what the data decides: channels and the constants of normalisation, so that they are written down."""
-    trees: dict[str, Any] = {}
-    if settings.method.get("channels") is None:
-        trees["method"] = {"channels": dataset.channels}
-    elif settings.method["channels"] != dataset.channels:
-        raise ValueError(f"method.channels: {settings.method['channels']}, but {dataset.name} has {dataset.channels}")
+    """Fill in what the data decides: channels, classes and task where the method asks for them, and the constants of
+    normalisation, so that they are written down. ``ValueError`` where the configuration says otherwise."""
+    trees: dict[str, Any] = {"method": {}}
+    facts = {"channels": dataset.channels, "classes": len(dataset.classes), "task": dataset.task}
+    asked = inspect.signature(registry.split(METHODS, settings.method, "method")[0]).parameters
+    for key in ("channels", *(key for key in ("classes", "task") if key in asked)):
+        if settings.method.get(key) is None:
+            trees["method"][key] = facts[key]
+        elif settings.method[key] != facts[key]:
+            raise ValueError(f"method.{key}: {settings.method[key]}, but {dataset.name} has {facts[key]}")
+    if "classes" in asked and (not dataset.classes or bool((dataset.labels < 0).any())):
+        raise ValueError(f"{dataset.name}: holds unlabelled samples; the method {settings.method['name']} needs labels")
     missing = [key for key in ("mean", "std") if settings.views.get(key) is None]
     if missing:
         found = dict(zip(("mean", "std"), moments(dataset, settings.run.seed), strict=True))
@@ -248,6 +256,8 @@ def run_fit(job: Job, run: RunFolder, stop: Stop, bar: Progress) -> None:
 
 def shared_keys(method: nn.Module, share: str) -> list[str]:
     """Names of the tensors a federation averages: floating-point parameters and norm statistics of the encoder, or of
-    the whole method. Integer counters (``num_batches_tracked``) stay where they are."""
+    the whole method but what it calls ``site_only``. Integer counters (``num_batches_tracked``) stay where they are."""
     state: Mapping[str, Tensor] = method.state_dict()
-    return [k for k, v in state.items() if v.is_floating_point() and (share == "all" or k.startswith("encoder."))]
+    kept: tuple[str, ...] = method.site_only  # type: ignore[assignment]
+    shared = [key for key in state if share == "all" or key.startswith("encoder.")]
+    return [key for key in shared if state[key].is_floating_point() and not key.startswith(kept)]

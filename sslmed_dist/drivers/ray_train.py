@@ -10,6 +10,7 @@ import importlib.util
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +21,7 @@ from sslmed_dist.drivers.allocation import ONE_ARENA
 from sslmed_dist.guard import NonFinite
 
 FAILURE = "failure.txt"
+PATHS = ("root", "weights", "file")
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -71,8 +73,8 @@ def train(settings: config.Config, resume: str = "auto") -> None:
     folder.close()
     (settings.folder / FAILURE).unlink(missing_ok=True)
     runs = {"dir": str(settings.folder.parent), "start_from": absolute(settings.run.start_from)}
-    data = {"root": absolute(settings.data["root"])} if "root" in settings.data else {}
-    launch(config.replace(resolved, run=runs, data=data))
+    leaves = {"data": absolute_paths(settings.data), "method": absolute_paths(settings.method)}
+    launch(config.replace(resolved, run=runs, **leaves))
     if (settings.folder / FAILURE).exists():
         raise NonFinite((settings.folder / FAILURE).read_text().strip())
 
@@ -80,6 +82,17 @@ def train(settings: config.Config, resume: str = "auto") -> None:
 def absolute(path: str | None) -> str | None:
     """``path`` made absolute: a worker's current folder is a session folder of Ray's."""
     return str(Path(path).expanduser().resolve()) if path is not None else None
+
+
+def absolute_paths(leaf: Mapping[str, Any]) -> dict[str, Any]:
+    """The paths in a leaf and in the leaves within it, made absolute: what PATHS names, and any text that is one."""
+    found: dict[str, Any] = {}
+    for key, value in leaf.items():
+        if isinstance(value, Mapping):
+            found[key] = absolute_paths(value)
+        elif isinstance(value, str) and key != "name" and (key in PATHS or Path(value).is_file()):
+            found[key] = absolute(value)
+    return found
 
 
 def connect(options: config.Ray) -> bool:

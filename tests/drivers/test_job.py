@@ -93,6 +93,15 @@ def test_shared_keys(tmp_path: Path) -> None:
     assert "encoder.bn1.running_var" in encoders and not any("num_batches_tracked" in key for key in everything)
 
 
+def test_a_site_keeps_its_queue_and_its_copies(tmp_path: Path) -> None:
+    """A queue holds embeddings of single images: not even ``share: all`` may send it."""
+    tree = tiny.tree(tmp_path)
+    tree["method"] = {"name": "moco_v2", "queue": 64, "encoder": tree["method"]["encoder"]}
+    method = job.build_method(config.from_tree(tree, "test"))
+    assert {"queue", "momentum_encoder", "momentum_head"} <= {key.split(".")[0] for key in method.state_dict()}
+    assert {key.split(".")[0] for key in job.shared_keys(method, "all")} == {"encoder", "head"}
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_at_a_step_and_the_rest_has_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int

@@ -1,0 +1,178 @@
+"""Time and memory of losses block by block against the same loss as one dense matrix under autograd.
+
+    python -m tests.benchmarks.losses [--pairs 4096] [--memory-pairs 8192] [--device cpu|cuda]
+
+Loss and gradient of N pairs, D = 128, float32. CPU time: one thread, interleaved repetitions in one process, the
+median ratio; target <= 0.5x dense at N = 4096. Memory: growth of the peak resident set, each case in a process of its
+own; target <= 0.05x dense at N = 8192 and at most 2.2x for twice the pairs. On a GPU (``--device cuda``): milliseconds
+and extra memory at N = 131072 against the matrix products alone (16 N^2 D operations, 24 for the softmax family).
+"""
+
+import argparse
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslmed_dist.drivers.allocation import keep_freed_memory
+from sslmed_dist.losses import LOSSES
+
+WIDTH = 128
+DYSTRESS = {"name": "dystress", "low": 0.07, "high": 0.2}
+CASES: dict[str, tuple[str, Any]] = {
+    "mio_v3": ("mio_v3", 0.2),
+    "nt_xent": ("nt_xent", 0.2),
+    "dystress": ("nt_xent", DYSTRESS),
+    "dcl": ("dcl", 0.1),
+}
+
+
+def dense(case: str, z0: Tensor, z1: Tensor) -> Tensor:
+    """The loss as one would write it down, for autograd."""
+    x = F.normalize(torch.cat([z0, z1]), dim=1)
+    cosines, count = x @ x.T, len(z0)
+    partner = torch.arange(2 * count, device=x.device).roll(count)
+    if case == "dystress":
+        tau = 0.07 + 0.5 * (0.2 - 0.07) * (1.0 + torch.cos(math.pi * (1.0 + cosines)))
+        logits = (cosines / tau).fill_diagonal_(-math.inf)
+        return F.cross_entropy(logits, partner)
+    if case == "nt_xent":
+        return F.cross_entropy((cosines / 0.2).fill_diagonal_(-math.inf), partner)
+    own = torch.arange(2 * count, device=x.device)
+    if case == "dcl":
+        logits = cosines / 0.1
+        positives = logits[own, partner]
+        logits = logits.fill_diagonal_(-math.inf).index_put((own, partner), positives.new_tensor(-math.inf))
+        return logits.logsumexp(1).mean() - positives.mean()
+    logits = cosines / 0.2
+    positives = logits[own, partner]
+    logits = logits.fill_diagonal_(-math.inf).index_put((own, partner), positives.new_tensor(-math.inf))
+    return logits.exp().sum() / (2 * count * (2 * count - 2)) - positives.mean()
+
+
+def blockwise(case: str) -> Callable[[Tensor, Tensor], Tensor]:
+    name, temperature = CASES[case]
+    return LOSSES[name](temperature=temperature)
+
+
+def embeddings(pairs: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    first = torch.randn(pairs, WIDTH)
+    return first.to(device), (first + torch.randn(pairs, WIDTH)).to(device)
+
+
+def step(loss: Callable[[Tensor, Tensor], Tensor], z0: Tensor, z1: Tensor) -> Tensor:
+    """The gradient."""
+    leaf = z0.clone().requires_grad_()
+    loss(leaf, z1).backward()  # type: ignore[no-untyped-call]
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def times(pairs: int, repeat: int, keep: bool) -> None:
+    """CPU-time ratios; ``keep``: under the allocator as a run of ours has it, which helps the dense matrix most."""
+    torch.set_num_threads(1)
+    if keep:
+        keep_freed_memory()
+    print("freed memory kept, as in a run" if keep else "the C library's allocator as it comes")
+    z0, z1 = embeddings(pairs)
+    for case in CASES:
+        functions = {"dense": lambda a, b, case=case: dense(case, a, b), "blocks": blockwise(case)}
+        spent: dict[str, list[float]] = {name: [] for name in functions}
+        for turn in range(repeat + 1):
+            for name, function in functions.items():
+                started = time.process_time()
+                step(function, z0, z1)
+                if turn:
+                    spent[name].append(time.process_time() - started)
+        ratio = statistics.median(b / d for b, d in zip(spent["blocks"], spent["dense"], strict=True))
+        exact = step(functions["dense"], z0[:1024].double(), z1[:1024].double())
+        error = float((step(functions["blocks"], z0[:1024], z1[:1024]).double() - exact).norm() / exact.norm())
+        shown = f"{statistics.median(spent['blocks']):.2f} s against {statistics.median(spent['dense']):.2f} s"
+        print(f"{case:9} N = {pairs}: CPU time {ratio:.2f}x dense ({shown}; target <= 0.5x); ", end="")
+        print(f"float32 gradient within {error:.1e} of float64 dense at N = 1024 (target 5e-6)", flush=True)
+
+
+def resident(field: str) -> int:
+    """VmRSS or VmHWM of this process in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def peak(case: str, pairs: int, kind: str) -> None:
+    """Print by how many bytes loss and gradient raise the peak resident set of this process."""
+    torch.set_num_threads(1)
+    function = blockwise(case) if kind == "blocks" else lambda a, b: dense(case, a, b)
+    step(function, *embeddings(64))  # libraries are loaded at their first use
+    z0, z1 = embeddings(pairs)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = resident("VmRSS")
+    step(function, z0, z1)
+    print(resident("VmHWM") - before)
+
+
+def measured_peak(case: str, pairs: int, kind: str) -> int:
+    call = f"from tests.benchmarks.losses import peak; peak({case!r}, {pairs}, {kind!r})"
+    return int(subprocess.run([sys.executable, "-c", call], check=True, capture_output=True, text=True).stdout)
+
+
+def memory(pairs: int) -> None:
+    """Peak ratios."""
+    for case in CASES:
+        whole, blocks, twice = (
+            measured_peak(case, *arguments)
+            for arguments in ((pairs, "dense"), (pairs, "blocks"), (2 * pairs, "blocks"))
+        )
+        print(
+            f"{case:9} N = {pairs}: peak memory {blocks / whole:.3f}x dense ({blocks / 2**20:.0f} against "
+            f"{whole / 2**20:.0f} MiB; target <= 0.05x); twice the pairs {twice / blocks:.2f}x (target <= 2.2x)",
+            flush=True,
+        )
+
+
+def gpu(pairs: int) -> None:
+    """Milliseconds of loss and gradient against the matrix products alone, bf16 tensor cores left aside."""
+    z0, z1 = embeddings(pairs, "cuda")
+    for case in CASES:
+        loss = blockwise(case)
+        step(loss, z0[:4096], z1[:4096])
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before, started = torch.cuda.memory_allocated(), time.perf_counter()
+        step(loss, z0, z1)
+        torch.cuda.synchronize()
+        seconds, extra = time.perf_counter() - started, torch.cuda.max_memory_allocated() - before
+        operations = (16 if case == "mio_v3" else 24) * pairs**2 * WIDTH
+        print(
+            f"{case:9} N = {pairs}: {seconds * 1e3:.0f} ms, {operations / seconds / 1e12:.0f} TFLOP/s of matrix ",
+            end="",
+        )
+        print(f"products, {extra / 2**30:.2f} GiB extra")
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--pairs", type=int, default=4096)
+    arguments.add_argument("--memory-pairs", type=int, default=8192)
+    arguments.add_argument("--repeat", type=int, default=3)
+    arguments.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options = arguments.parse_args()
+    if options.device == "cuda":
+        gpu(131072)
+        return
+    for keep in (False, True):  # the advice cannot be taken back
+        times(options.pairs, options.repeat, keep)
+    memory(options.memory_pairs)
+
+
+if __name__ == "__main__":
+    main()
