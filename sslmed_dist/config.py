@@ -82,9 +82,9 @@ def read(path: Path, inherited_by: Path | None = None) -> dict[str, Any]:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``. A leaf that names another constructor and says more than the name replaces the whole
-    leaf: arguments of the old one would mean nothing to the new one. A name alone (``method.loss.name=mio_v3``) keeps
-    the arguments, so that overrides may come in any order."""
+    """``above`` over ``below``. A leaf that names another constructor replaces the whole leaf: arguments of the old one
+    would mean nothing to the new one. An override of the name alone (``method.loss.name=mio_v3``) keeps the arguments,
+    so that overrides may come in any order."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -99,7 +99,11 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def replaces(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether ``new`` is another leaf than ``old`` altogether. The name in section ``run`` is no constructor's."""
-    return key != "run" and len(new) > 1 and new.get("name") not in (None, old.get("name"))
+    return key != "run" and not isinstance(new, NameAlone) and new.get("name") not in (None, old.get("name"))
+
+
+class NameAlone(dict[str, Any]):
+    """What an override that ends in ``.name`` says of a leaf."""
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -113,7 +117,7 @@ def parse_override(text: str) -> dict[str, Any]:
     except yaml.YAMLError:
         raise ValueError(f"override {text!r}: the value is not valid YAML") from None
     for key in reversed(keys):
-        tree = {key: tree}
+        tree = NameAlone(name=tree) if key == "name" else {key: tree}
     return dict(tree)
 
 

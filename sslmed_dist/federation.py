@@ -270,10 +270,16 @@ def fedavg(replies: Sequence[Reply]) -> Arrays:
 
 
 def save_round(folder: Path, number: int, arrays: Mapping[str, Tensor], settings: Config) -> Path:
-    """Write the shared tensors after ``number`` rounds: ``checkpoints/round_NNNNN.pt``."""
+    """Write the shared tensors after ``number`` rounds: ``checkpoints/round_NNNNN.pt``. As of a training's checkpoints,
+    the newest ``plan.keep_last`` stay and every ``plan.keep_every``-th; the first weights (round 0) always do."""
     tree, mark = to_tree(settings), fingerprint(settings)
     path = folder / "checkpoints" / f"round_{number:05d}.pt"
-    return checkpoint.save(path, kind="encoder", config=tree, fingerprint=mark, round=number, method=dict(arrays))
+    checkpoint.save(path, kind="encoder", config=tree, fingerprint=mark, round=number, method=dict(arrays))
+    for old in sorted(path.parent.glob("round_*.pt"))[: -settings.plan.keep_last]:
+        past = int(old.stem.rsplit("_", 1)[1])
+        if past and not (settings.plan.keep_every and past % settings.plan.keep_every == 0):
+            old.unlink(missing_ok=True)
+    return path
 
 
 def last_round(folder: Path, settings: Config) -> tuple[int, Arrays] | None:

@@ -49,14 +49,22 @@ def test_a_child_is_laid_over_its_parent(tmp_path: Path) -> None:
         ({"name": "sgd", "lr": 0.5}, {"name": "sgd", "lr": 0.5, "momentum": 0.8}),
         ({"lr": 0.5}, {"name": "sgd", "lr": 0.5, "momentum": 0.8}),
         ({"name": "adamw", "lr": 0.5}, {"name": "adamw", "lr": 0.5}),
-        ({"name": "adamw"}, {"name": "adamw", "lr": 0.1, "momentum": 0.8}),
+        ({"name": "adamw"}, {"name": "adamw"}),
         ("adamw", {"name": "adamw"}),
     ],
 )
 def test_a_leaf_of_another_name_is_another_leaf(tmp_path: Path, child: Any, expected: dict[str, Any]) -> None:
-    """The same name merges; another name with arguments replaces the whole leaf; a bare name only renames it."""
+    """The same name merges; another name replaces the whole leaf, with or without arguments of its own."""
     settings = loaded(tmp_path, {"optim": child}, parent={"optim": {"name": "sgd", "lr": 0.1, "momentum": 0.8}})
     assert settings.optim == expected
+
+
+def test_an_override_of_a_name_alone_only_renames(tmp_path: Path) -> None:
+    """In any order with the overrides of its arguments."""
+    path = write(tmp_path / "a.yaml", {**LEAVES, "optim": {"name": "sgd", "lr": 0.1, "momentum": 0.8}})
+    for overrides in (["optim.name=lars", "optim.lr=0.3"], ["optim.lr=0.3", "optim.name=lars"]):
+        assert config.load(path, overrides).optim == {"name": "lars", "lr": 0.3, "momentum": 0.8}
+    assert config.load(path, ["optim={name: lars}"]).optim == {"name": "lars"}
 
 
 def test_leaves_inside_a_leaf_follow_the_same_rule(tmp_path: Path) -> None:

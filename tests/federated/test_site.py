@@ -97,3 +97,12 @@ def test_a_repeated_round_gives_the_same_reply_and_two_states_are_kept(tmp_path:
     assert sorted(federation.site_states(folder)) == [2, 3]
     federation.local_update(chosen, site.name, site.pretrain, 0, federation.initial_arrays(chosen), folder)
     assert sorted(federation.site_states(folder)) == [1]
+
+
+def test_rounds_are_pruned_like_steps_and_the_first_weights_stay(tmp_path: Path) -> None:
+    chosen = tiny.settings(tmp_path, plan={"keep_last": 2, "keep_every": 3})
+    arrays = federation.initial_arrays(chosen)
+    for number in range(9):
+        federation.save_round(tmp_path / "run", number, arrays, chosen)
+    kept = sorted(int(path.stem.rsplit("_", 1)[1]) for path in (tmp_path / "run" / "checkpoints").glob("round_*.pt"))
+    assert kept == [0, 3, 6, 7, 8]
