@@ -34,23 +34,40 @@ def world_size() -> int:
 
 
 def exchange(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Send ``parts[s]`` to rank s; return what the ranks sent to this one, in rank order. All of one shape.
+    """Send ``parts[s]`` to rank s; return what the ranks sent to this one, in rank order. CPU tensors of one shape.
 
-    On the CPU, plain sends and receives: gloo's own collectives take seven to fourteen times as long for the small
-    messages of a synchronised batch norm, and its all-reduce moves W times the bytes that a gather's backward needs.
+    Plain sends and receives: gloo's own collectives take seven to fourteen times as long for the small messages of a
+    synchronised batch norm, and its all-reduce moves W times the bytes that a gather's backward needs.
     """
     world, own = dist.get_world_size(), dist.get_rank()
     sent = [part.contiguous() for part in parts]
     received = [part if rank == own else torch.empty_like(part) for rank, part in enumerate(sent)]
-    if sent[own].is_cuda:
-        dist.all_to_all(received, sent)
-        return received
     others = [(own + offset) % world for offset in range(1, world)]  # not all to rank 0 at first
     waiting = [dist.isend(sent[rank], rank) for rank in others] + [dist.irecv(received[rank], rank) for rank in others]
     for request in waiting:
         assert request is not None
         request.wait()
     return received
+
+
+def gathered(x: Tensor) -> Tensor:
+    """(b, ...) -> (W b, ...) in rank order, no gradient."""
+    world = dist.get_world_size()
+    if not x.is_cuda:
+        return torch.cat(exchange([x] * world))
+    out = x.new_empty(world * x.shape[0], *x.shape[1:])
+    dist.all_gather_into_tensor(out, x.contiguous())
+    return out
+
+
+def scattered_sum(x: Tensor) -> Tensor:
+    """(W b, ...) -> (b, ...): the own block summed over ranks (in rank order on a CPU), no gradient."""
+    world = dist.get_world_size()
+    if not x.is_cuda:
+        return torch.stack(exchange(x.chunk(world))).sum(0)
+    out = x.new_empty(x.shape[0] // world, *x.shape[1:])
+    dist.reduce_scatter_tensor(out, x.contiguous())
+    return out
 
 
 class ReduceSum(torch.autograd.Function):
@@ -75,7 +92,7 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: "torch.autograd.function.FunctionCtx", x: Tensor) -> Tensor:
-        return torch.cat(exchange([x] * dist.get_world_size()))
+        return gathered(x)
 
     @staticmethod
     def backward(ctx: "torch.autograd.function.FunctionCtx", *grads: Tensor) -> Tensor:
@@ -84,11 +101,11 @@ class Gather(torch.autograd.Function):
 
 
 class ScatterSum(torch.autograd.Function):
-    """(W b, ...) -> (b, ...): the own block of rows, summed over ranks in rank order. Adjoint of ``Gather``."""
+    """(W b, ...) -> (b, ...): the own block of rows, summed over ranks. Adjoint of ``Gather``."""
 
     @staticmethod
     def forward(ctx: "torch.autograd.function.FunctionCtx", x: Tensor) -> Tensor:
-        return torch.stack(exchange(x.chunk(dist.get_world_size()))).sum(0)
+        return scattered_sum(x)
 
     @staticmethod
     def backward(ctx: "torch.autograd.function.FunctionCtx", *grads: Tensor) -> Tensor:
