@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "registry": set(),
     "randomness": set(),
     "plain_yaml": set(),
+    "command": set(),
     "distributed": {"randomness"},
     "sections": set(),
     "config": {"registry", "plain_yaml", "sections"},
@@ -41,7 +42,7 @@ TOP = ("cli", "drivers", "federation", "report")
 
 CORE = {"torch", "torchvision", "numpy", "yaml"}
 LAZY = {"nibabel", "monai", "pandas", "matplotlib", "skimage", "sklearn", "PIL", "rich", "tensorboard", "safetensors"}
-NO_TORCH = ("cli", "config", "plain_yaml", "registry", "sections", "table", "__init__")
+NO_TORCH = ("cli", "command", "config", "plain_yaml", "registry", "sections", "table", "__init__")
 EMPTY_WORDS = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager", "handler"}
 
 

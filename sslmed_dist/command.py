@@ -1,0 +1,128 @@
+"""What may stand on the command line. Standard library only: ``sslmed --help`` answers at once."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, TypeAlias
+
+USER_ERROR = 2
+
+Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with mistakes in one line; where the usage is to be had is said instead of printed."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments. Overrides may also stand after an option, where argparse does not take them up by itself."""
+    top = parser()
+    arguments, left = top.parse_known_args(argv)
+    for text in left:
+        if text.startswith("-") or "=" not in text or not hasattr(arguments, "overrides"):
+            top.error(f"unrecognized argument {text!r}")
+        arguments.overrides = [*arguments.overrides, text]
+    return arguments
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line. Every verb's function is in ``cli.VERBS``."""
+    top = Parser(
+        prog="sslmed",
+        description="Self-supervised image encoders: train, federate, evaluate. Research use, not a medical device.",
+    )
+    top.add_argument("--traceback", action="store_true", help="show where an error came from, not only its line")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    training(verbs)
+    measuring(verbs)
+    giving_away(verbs)
+    handling_data(verbs)
+    demo = verbs.add_parser("demo", help="the whole story on phantom data: Ray, Flower, report")
+    demo.add_argument("--out", type=Path, default=Path("runs"), help="where runs and phantom data go")
+    demo.add_argument("--quick", action="store_true", help="fewer steps, no Ray cluster and no Flower runtime")
+    verbs.add_parser("doctor", help="what this machine has, what is missing, what will not work")
+    return top
+
+
+def training(verbs: Verbs) -> None:
+    """``train`` and ``federate``."""
+    train = verbs.add_parser("train", help="pretrain an encoder (driver=local or driver=ray)")
+    configuration(train)
+    train.add_argument("--check", action="store_true", help="validate everything, print plan, memory and time, stop")
+    train.add_argument("--resume", choices=("auto", "never"), default="auto", help="go on with a run of this name")
+
+    federate = verbs.add_parser("federate", help="pretrain at sites that never share an image, and compare")
+    configuration(federate)
+    federate.add_argument("--check", action="store_true", help="validate, print the sites, stop")
+    federate.add_argument("--resume", choices=("auto", "never"), default="auto")
+
+
+def measuring(verbs: Verbs) -> None:
+    """``evaluate``, ``reproduce`` and ``report``."""
+    evaluate = verbs.add_parser("evaluate", help="measure a run's encoder on frozen features")
+    evaluate.add_argument("run", type=Path)
+    evaluate.add_argument("--which", default="last", help="last, step_N or round_N")
+    evaluate.add_argument("--part", choices=("encoder", "momentum"), default="encoder", help="or its slow copy")
+    evaluate.add_argument("--histogram", action="store_true", help="also similarities of pairs of training views")
+
+    reproduce = verbs.add_parser("reproduce", help="run what is missing of a published table, print ours beside it")
+    reproduce.add_argument("table", metavar="TABLE", help="table-5.2, figure-6.8 or the path of a table's .yaml")
+    reproduce.add_argument("overrides", nargs="*", default=[], metavar="SECTION.KEY=VALUE")
+    reproduce.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows")
+    reproduce.add_argument("--columns", nargs="+", metavar="COLUMN", help="only these columns")
+    reproduce.add_argument("--seeds", type=int, default=1, help="seeds a cell (3 before a difference is called one)")
+    reproduce.add_argument("--root", action="append", default=[], metavar="DATASET=PATH", help="where a dataset is")
+    reproduce.add_argument("--dry-run", action="store_true", help="print the cells and what is there, run nothing")
+
+    report = verbs.add_parser("report", help="one HTML page and Markdown from one or several runs (seeds)")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    report.add_argument("--out", type=Path, help="the page's path (default: report.html in the first run)")
+    report.add_argument("--pictures", action="store_true", help="embed the runs' pictures: the page then holds pixels")
+    report.add_argument("--tensorboard", type=Path, help="also write the curves as TensorBoard events to this folder")
+
+
+def giving_away(verbs: Verbs) -> None:
+    """``export`` and ``embed``."""
+    export = verbs.add_parser("export", help="write the encoder as safetensors and JSON")
+    export.add_argument("run", type=Path)
+    export.add_argument("out", type=Path)
+    export.add_argument("--which", default="last")
+    export.add_argument("--part", choices=("encoder", "momentum"), default="encoder", help="or its slow copy")
+
+    embed = verbs.add_parser("embed", help="features of a folder of images")
+    embed.add_argument("run", type=Path)
+    embed.add_argument("images", type=Path)
+    embed.add_argument("--out", type=Path, default=Path("features.npz"))
+    embed.add_argument("--which", default="last")
+    embed.add_argument("--part", choices=("encoder", "momentum"), default="encoder", help="or its slow copy")
+
+
+def handling_data(verbs: Verbs) -> None:
+    """``data`` and its actions."""
+    data = verbs.add_parser("data", help="look at data, make phantoms, pack image files")
+    actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
+    look = actions.add_parser("check", help="what a file or folder holds and what is wrong with it")
+    look.add_argument("path", type=Path)
+    phantom = actions.add_parser("phantom", help="write phantom data (shapes, knee, abdomen, stl10, mura, ...)")
+    phantom.add_argument("kind")
+    phantom.add_argument("out", type=Path)
+    phantom.add_argument("options", nargs="*", metavar="KEY=VALUE")
+    pack = actions.add_parser("pack", help="write a set of image files as shards read by memory map")
+    pack.add_argument("name", metavar="NAME", help="of the dataset: imagenet, tiny_imagenet, image_folder, ...")
+    pack.add_argument("root", metavar="ROOT")
+    pack.add_argument("out", type=Path, metavar="OUT")
+    pack.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="the dataset's other arguments")
+    pack.add_argument("--format", choices=("jpeg", "raw"), default="jpeg")
+    pack.add_argument("--short", type=int, default=256, help="short side in pixels")
+    pack.add_argument("--quality", type=int, default=90, help="of the JPEG")
+    pack.add_argument("--rows", type=int, default=8192, help="images a shard")
+    pack.add_argument("--workers", type=int, default=2, help="processes")
+
+
+def configuration(verb: argparse.ArgumentParser) -> None:
+    """The arguments of every verb that reads a configuration."""
+    verb.add_argument("config", type=Path, metavar="CONFIG")
+    verb.add_argument("overrides", nargs="*", default=[], metavar="SECTION.KEY=VALUE")
