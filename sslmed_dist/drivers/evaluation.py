@@ -100,15 +100,15 @@ def evaluate_run(folder: Path, which: str = "last", part: encoders.Part = "encod
     found = encoders.load(folder, which, part=part)
     settings = found.settings
     dataset, parts = splits(settings)
-    arms = {"encoder": found.encoder, "random": encoders.untrained(settings), "raw_pixels": RawPixels()}
+    arms = {part: found.encoder, "random": encoders.untrained(settings), "raw_pixels": RawPixels()}
     own = own_predictions(found, dataset, parts)
-    rows: Rows = rows_of(own, arm="encoder", site="all", seed=settings.run.seed)
+    rows: Rows = rows_of(own, arm=part, site="all", seed=settings.run.seed)
     made: dict[str, dict[str, Predictions]] = {}
     for arm, network in arms.items():
         made[arm] = predictions(settings, network, dataset, parts)
         rows += rows_of(made[arm], arm=arm, site="all", seed=settings.run.seed)
-    names = ("encoder", "random")
-    rows += compared_rows(made["encoder"], made["random"], arms=names, site="all", seed=settings.run.seed)
+    names = (part, "random")
+    rows += compared_rows(made[part], made["random"], arms=names, site="all", seed=settings.run.seed)
     out = folder / "evaluate" / (f"{which}.json" if part == "encoder" else f"{which}-{part}.json")
     write_json(out, {"encoder": {"file": found.file.name, "sha256": found.sha256}, "part": part, "rows": rows})
     return out

@@ -14,6 +14,7 @@ ARM_COLOURS = {
     "federated": "#0072B2",
     "pooled": "#009E73",
     "encoder": "#0072B2",
+    "momentum": "#CC79A7",
 }
 DARKER_TO_LIGHTER = {"#0072B2": "#56B4E9", "#8C6D31": "#C9A968", "#7F7F7F": "#A5A5A5", "#56B4E9": "#9AD4F5"}
 GREY = "#808080"  # legible on white and on black: contact sheets are drawn once for both schemes

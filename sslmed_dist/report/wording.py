@@ -11,6 +11,7 @@ ARM_NAMES = {
     "federated": "federated",
     "pooled": "pooled data",
     "encoder": "this encoder",
+    "momentum": "its momentum encoder",
 }
 METRIC_NAMES = {
     "accuracy": "accuracy, %",
