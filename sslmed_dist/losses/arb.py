@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sslmed_dist.losses import pairs, roots, statistics
+from sslmed_dist.losses import arguments, pairs, roots, statistics
 
 
 def nearest_base(x: Tensor, groups: int, eps: float) -> Tensor:
@@ -27,7 +27,7 @@ def arb(z0: Tensor, z1: Tensor, groups: int = 1, eps: float = 1e-5, stop_gradien
     ``eps`` <= 0, embeddings that are not two equal finite floating-point (N, D), or a batch of 1 over all ranks.
     """
     check_groups(groups)
-    statistics.check_positive("eps", eps)
+    arguments.check_positive("eps", eps)
     with pairs.full_precision(z0):
         views = statistics.gather_views(z0, z1)
         width = views[0].shape[1]
@@ -53,7 +53,7 @@ class ARB(nn.Module):
     def __init__(self, groups: int = 1, eps: float = 1e-5, stop_gradient: bool = True) -> None:
         super().__init__()
         self.groups = check_groups(groups)
-        self.eps = statistics.check_positive("eps", eps)
+        self.eps = arguments.check_positive("eps", eps)
         self.stop_gradient = stop_gradient
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from sslmed_dist import distributed
-from sslmed_dist.losses import pairs, statistics
+from sslmed_dist.losses import arguments, pairs, statistics
 
 
 def barlow_twins(z0: Tensor, z1: Tensor, redundancy: float = 5e-3, eps: float = 1e-5) -> Tensor:
@@ -18,8 +18,8 @@ def barlow_twins(z0: Tensor, z1: Tensor, redundancy: float = 5e-3, eps: float = 
     is the loss of the whole batch. ``ValueError`` for ``redundancy`` < 0, ``eps`` <= 0, embeddings that are not two
     equal finite floating-point (N, D), or a batch of 1 over all ranks.
     """
-    statistics.check_weight("redundancy", redundancy)
-    statistics.check_positive("eps", eps)
+    arguments.check_weight("redundancy", redundancy)
+    arguments.check_positive("eps", eps)
     with pairs.full_precision(z0):
         x0, x1 = (statistics.standard_scores(x, eps, dim=0) for x in statistics.gather_views(z0, z1))
         own = statistics.own_columns(x0.shape[1])
@@ -32,8 +32,8 @@ class BarlowTwins(nn.Module):
 
     def __init__(self, redundancy: float = 5e-3, eps: float = 1e-5) -> None:
         super().__init__()
-        self.redundancy = statistics.check_weight("redundancy", redundancy)
-        self.eps = statistics.check_positive("eps", eps)
+        self.redundancy = arguments.check_weight("redundancy", redundancy)
+        self.eps = arguments.check_positive("eps", eps)
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         return barlow_twins(z0, z1, self.redundancy, self.eps)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sslmed_dist.losses import pairs, statistics
+from sslmed_dist.losses import arguments, pairs, statistics
 
 
 def logdet_divergence(x: Tensor, eps: float) -> Tensor:
@@ -39,9 +39,9 @@ def logdet(z0: Tensor, z1: Tensor, invariance: float = 25.0, decorrelation: floa
     batch. ``ValueError`` for a weight < 0, ``eps`` <= 0, embeddings that are not two equal finite floating-point
     (N, D), or a batch of 1 over all ranks.
     """
-    statistics.check_weight("invariance", invariance)
-    statistics.check_weight("decorrelation", decorrelation)
-    statistics.check_positive("eps", eps)
+    arguments.check_weight("invariance", invariance)
+    arguments.check_weight("decorrelation", decorrelation)
+    arguments.check_positive("eps", eps)
     with pairs.full_precision(z0):
         views = statistics.gather_views(z0, z1)
         x0, x1 = (x.double() for x in views)
@@ -55,9 +55,9 @@ class LogDet(nn.Module):
 
     def __init__(self, invariance: float = 25.0, decorrelation: float = 1.0, eps: float = 1e-4) -> None:
         super().__init__()
-        self.invariance = statistics.check_weight("invariance", invariance)
-        self.decorrelation = statistics.check_weight("decorrelation", decorrelation)
-        self.eps = statistics.check_positive("eps", eps)
+        self.invariance = arguments.check_weight("invariance", invariance)
+        self.decorrelation = arguments.check_weight("decorrelation", decorrelation)
+        self.eps = arguments.check_positive("eps", eps)
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         return logdet(z0, z1, self.invariance, self.decorrelation, self.eps)

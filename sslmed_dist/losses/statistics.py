@@ -1,4 +1,4 @@
-"""What the losses on statistics of the whole batch share: the views of all ranks, standard scores, checked weights.
+"""What the losses on statistics of the whole batch share: the views of all ranks, standard scores.
 
 Such a loss is no mean over samples, so a rank cannot compute its part from its own rows. Two ways are used, both with
 one message, the gathered embeddings, whose backward sums over ranks:
@@ -10,34 +10,11 @@ one message, the gathered embeddings, whose backward sums over ranks:
 Either way the mean over ranks of value and gradient is that of one process with the whole batch.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from sslmed_dist import distributed
 from sslmed_dist.losses import pairs
-
-
-def check_weight(name: str, value: float) -> float:
-    """The value itself. ``ValueError`` unless it is a finite number >= 0."""
-    if not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
-    return value
-
-
-def check_positive(name: str, value: float) -> float:
-    """The value itself. ``ValueError`` unless it is a finite number > 0."""
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name}: expected a finite number > 0, got {value}")
-    return value
-
-
-def check_share(name: str, value: float) -> float:
-    """The value itself. ``ValueError`` unless it lies in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
-    return value
 
 
 def gather_views(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:

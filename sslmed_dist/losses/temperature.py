@@ -14,23 +14,17 @@ import torch
 from torch import Tensor
 
 from sslmed_dist import registry
+from sslmed_dist.losses.arguments import check_positive
 
 Leaf = float | Mapping[str, Any]
 
 
-def check_temperature(value: float, name: str = "temperature") -> float:
-    """The temperature itself. ``ValueError`` unless it is a finite number above 0."""
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name}: expected a finite number > 0, got {value}")
-    return float(value)
-
-
 def check_range(low: float, high: float) -> tuple[float, float]:
     """``ValueError`` unless 0 < low <= high."""
-    low, high = check_temperature(low, "temperature.low"), check_temperature(high, "temperature.high")
+    low, high = check_positive("temperature.low", low), check_positive("temperature.high", high)
     if low > high:
         raise ValueError(f"temperature.low: expected a number <= high = {high}, got {low}")
-    return low, high
+    return float(low), float(high)
 
 
 class Temperature(ABC):
@@ -56,7 +50,7 @@ class Constant(Temperature):
     """The same temperature for all pairs at all times."""
 
     def __init__(self, value: float) -> None:
-        self.value = self.smallest = check_temperature(value)
+        self.value = self.smallest = float(check_positive("temperature", value))
 
     def tau(self, c: Tensor) -> float:
         return self.value

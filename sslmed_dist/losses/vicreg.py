@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslmed_dist import distributed
-from sslmed_dist.losses import pairs, statistics
+from sslmed_dist.losses import arguments, pairs, statistics
 
 
 def variance_and_covariance(x: Tensor, gamma: float, eps: float) -> tuple[Tensor, Tensor]:
@@ -43,9 +43,9 @@ def vicreg(
     ``eps`` <= 0, embeddings that are not two equal finite floating-point (N, D), or a batch of 1 over all ranks.
     """
     for name, weight in (("invariance", invariance), ("variance", variance), ("covariance", covariance)):
-        statistics.check_weight(name, weight)
-    statistics.check_weight("gamma", gamma)
-    statistics.check_positive("eps", eps)
+        arguments.check_weight(name, weight)
+    arguments.check_weight("gamma", gamma)
+    arguments.check_positive("eps", eps)
     with pairs.full_precision(z0):
         views = statistics.gather_views(z0, z1)
         own0, own1 = (z.to(views[0].dtype) for z in (z0, z1))
@@ -67,11 +67,11 @@ class VICReg(nn.Module):
         eps: float = 1e-4,
     ) -> None:
         super().__init__()
-        self.invariance = statistics.check_weight("invariance", invariance)
-        self.variance = statistics.check_weight("variance", variance)
-        self.covariance = statistics.check_weight("covariance", covariance)
-        self.gamma = statistics.check_weight("gamma", gamma)
-        self.eps = statistics.check_positive("eps", eps)
+        self.invariance = arguments.check_weight("invariance", invariance)
+        self.variance = arguments.check_weight("variance", variance)
+        self.covariance = arguments.check_weight("covariance", covariance)
+        self.gamma = arguments.check_weight("gamma", gamma)
+        self.eps = arguments.check_positive("eps", eps)
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         return vicreg(z0, z1, self.invariance, self.variance, self.covariance, self.gamma, self.eps)

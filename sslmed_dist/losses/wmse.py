@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslmed_dist import distributed
-from sslmed_dist.losses import pairs, statistics
+from sslmed_dist.losses import arguments, pairs, statistics
 
 
 def cholesky_whiten(name: str, x: Tensor, shrinkage: float) -> Tensor:
@@ -57,7 +57,7 @@ def wmse(z0: Tensor, z1: Tensor, size: int | None = None, iterations: int = 1, s
     ``shrinkage`` 0, or embeddings that are not two equal finite floating-point (N, D).
     """
     check_slicing(size, iterations)
-    statistics.check_share("shrinkage", shrinkage)
+    arguments.check_share("shrinkage", shrinkage)
     with pairs.full_precision(z0):
         views = statistics.gather_views(z0, z1)
         samples, width = views[0].shape
@@ -91,7 +91,7 @@ class WMSE(nn.Module):
         super().__init__()
         check_slicing(size, iterations)
         self.size, self.iterations = size, iterations
-        self.shrinkage = statistics.check_share("shrinkage", shrinkage)
+        self.shrinkage = arguments.check_share("shrinkage", shrinkage)
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         return wmse(z0, z1, self.size, self.iterations, self.shrinkage)

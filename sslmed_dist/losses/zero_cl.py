@@ -21,7 +21,7 @@ of the whole batch. Embeddings without variance along the axis give c = 0 and a 
 
 from torch import Tensor, nn
 
-from sslmed_dist.losses import pairs, roots, statistics
+from sslmed_dist.losses import arguments, pairs, roots, statistics
 
 
 def agreement(x0: Tensor, x1: Tensor, shrinkage: float, eps: float, stop_gradient: bool) -> Tensor:
@@ -33,8 +33,8 @@ def agreement(x0: Tensor, x1: Tensor, shrinkage: float, eps: float, stop_gradien
 
 def zero_fcl(z0: Tensor, z1: Tensor, shrinkage: float = 0.1, eps: float = 1e-5, stop_gradient: bool = True) -> Tensor:
     """Zero-CL along the features: the loss of this module with the samples as rows."""
-    statistics.check_share("shrinkage", shrinkage)
-    statistics.check_positive("eps", eps)
+    arguments.check_share("shrinkage", shrinkage)
+    arguments.check_positive("eps", eps)
     with pairs.full_precision(z0):
         x0, x1 = statistics.gather_views(z0, z1)
         return agreement(x0, x1, shrinkage, eps, stop_gradient).to(x0.dtype)
@@ -42,8 +42,8 @@ def zero_fcl(z0: Tensor, z1: Tensor, shrinkage: float = 0.1, eps: float = 1e-5, 
 
 def zero_icl(z0: Tensor, z1: Tensor, shrinkage: float = 0.1, eps: float = 1e-5, stop_gradient: bool = True) -> Tensor:
     """Zero-CL along the samples: the loss of this module with the features as rows. ``ValueError`` also for D < 2."""
-    statistics.check_share("shrinkage", shrinkage)
-    statistics.check_positive("eps", eps)
+    arguments.check_share("shrinkage", shrinkage)
+    arguments.check_positive("eps", eps)
     with pairs.full_precision(z0):
         x0, x1 = statistics.gather_views(z0, z1)
         if x0.shape[1] < 2:
@@ -56,8 +56,8 @@ class ZeroFCL(nn.Module):
 
     def __init__(self, shrinkage: float = 0.1, eps: float = 1e-5, stop_gradient: bool = True) -> None:
         super().__init__()
-        self.shrinkage = statistics.check_share("shrinkage", shrinkage)
-        self.eps = statistics.check_positive("eps", eps)
+        self.shrinkage = arguments.check_share("shrinkage", shrinkage)
+        self.eps = arguments.check_positive("eps", eps)
         self.stop_gradient = stop_gradient
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ class ZeroICL(nn.Module):
 
     def __init__(self, shrinkage: float = 0.1, eps: float = 1e-5, stop_gradient: bool = True) -> None:
         super().__init__()
-        self.shrinkage = statistics.check_share("shrinkage", shrinkage)
-        self.eps = statistics.check_positive("eps", eps)
+        self.shrinkage = arguments.check_share("shrinkage", shrinkage)
+        self.eps = arguments.check_positive("eps", eps)
         self.stop_gradient = stop_gradient
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Checks of the arguments of methods and of the batches they are given. Every message names what is wrong."""
 
-import math
 from collections.abc import Mapping
 
 from torch import Tensor
+
+from sslmed_dist.losses.arguments import check_positive
 
 
 def require_share(name: str, value: float) -> float:
@@ -15,9 +16,7 @@ def require_share(name: str, value: float) -> float:
 
 def require_temperature(name: str, value: float) -> float:
     """The value itself. ``ValueError`` unless it is a finite number above 0."""
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"method.{name}: expected a finite number > 0, got {value}")
-    return value
+    return check_positive(f"method.{name}", value)
 
 
 def require_least(name: str, value: float, least: int) -> None:
