@@ -6,6 +6,7 @@ from typing import Any
 from sslmed_dist.methods.byol import BYOL, SimSiam
 from sslmed_dist.methods.classify import Classify
 from sslmed_dist.methods.contrastive import Contrastive
+from sslmed_dist.methods.cowpro import CoWPro
 from sslmed_dist.methods.dino import DINO
 from sslmed_dist.methods.method import Method
 from sslmed_dist.methods.moco import MoCoV2
@@ -19,6 +20,7 @@ METHODS: Mapping[str, Callable[..., Any]] = {
     "byol": BYOL,
     "simsiam": SimSiam,
     "dino": DINO,
+    "cowpro": CoWPro,
 }
 
 __all__ = ["METHODS", "Method"]

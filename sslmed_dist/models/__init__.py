@@ -3,8 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sslmed_dist.models.dilated import DilatedResNet
 from sslmed_dist.models.heads import DinoHead, Identity, Projection
+from sslmed_dist.models.prototypes import ALPNetHead, CoWProHead, PANetHead
 from sslmed_dist.models.resnet import ResNet
 
-ENCODERS: Mapping[str, Callable[..., Any]] = {"resnet": ResNet}
+ENCODERS: Mapping[str, Callable[..., Any]] = {"resnet": ResNet, "dilated_resnet": DilatedResNet}
 HEADS: Mapping[str, Callable[..., Any]] = {"projection": Projection, "identity": Identity, "dino": DinoHead}
+# Heads without parameters that score a query's pixels by a support's prototypes.
+PROTOTYPE_HEADS: Mapping[str, Callable[..., Any]] = {"cowpro": CoWProHead, "alpnet": ALPNetHead, "panet": PANetHead}

@@ -26,8 +26,8 @@ class ResNet(nn.Module):
     """Images (N, C, H, W) -> features (N, feature_dim), the globally averaged last feature map.
 
     ``depth`` 9 is one basic block per stage. ``width`` is the number of channels of the first stage (64 in the paper);
-    later stages have 2, 4 and 8 times as many. ``weights`` is a local file with a torchvision state dict (its
-    classifier is left out); nothing is ever downloaded.
+    later stages have 2, 4 and 8 times as many. ``weights`` is a local file with a torchvision state dict, of a ResNet
+    or of a DeepLabV3 with such a body (classifiers are left out); nothing is ever downloaded.
     """
 
     def __init__(
@@ -91,15 +91,27 @@ class ResNet(nn.Module):
         own = self.state_dict()
         # Files older than torch 0.4.1 lack the counters of batch norm.
         counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
-        state = counters | {key: value for key, value in state.items() if not key.startswith("fc.")}
+        state = counters | body_of(state)
         for key in sorted(own.keys() | state.keys()):
             if key not in own or key not in state or own[key].shape != state[key].shape:
                 raise ValueError(f"{where}: {key} is missing, unknown or of another shape")
         self.load_state_dict(state)
 
+    def maps(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> the last feature map, (N, feature_dim, H / 32, W / 32); H / 8 with the stem ``cifar``."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        last: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return last
+
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, feature_dim)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        features: Tensor = x.mean(dim=(2, 3))
-        return features
+        return self.maps(images).mean(dim=(2, 3))
+
+
+def body_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a torchvision state dict that belong to a ResNet's body: all but the classifier ``fc``, or of a
+    segmentation model those under ``backbone.``, without its classifiers."""
+    if not any(key.startswith("backbone.") for key in state):
+        return {key: value for key, value in state.items() if not key.startswith("fc.")}
+    heads = ("classifier.", "aux_classifier.")
+    return {key.removeprefix("backbone."): value for key, value in state.items() if not key.startswith(heads)}

@@ -1,0 +1,74 @@
+"""ResNets with dilation in place of the last two strides: feature maps of an eighth of the image's size.
+
+The body is that of torchvision's DeepLabV3 (Chen et al. 2017, arXiv 1706.05587), without its pyramid of dilated
+convolutions and without a classifier; a 1x1 convolution narrows the maps (Ouyang et al. 2020, arXiv 2007.09886).
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sslmed_dist.models.resnet import ResNet
+
+DILATED_STAGES = ("layer3", "layer4")
+
+
+def dilate(body: ResNet) -> ResNet:
+    """``body`` with stride 1 in its last two stages, their 3x3 convolutions dilated by 2 and 4 instead.
+
+    A stage's first 3x3 convolution, which had the stride, keeps the dilation of the stage before, so every fourth row
+    and column of the new maps are the maps of before. In bottlenecks that is torchvision's rule for
+    ``replace_stride_with_dilation``, whose first block has one such convolution; basic blocks, which have two,
+    torchvision refuses. Parameters and their names stay.
+    """
+    dilation = 1
+    for name in DILATED_STAGES:
+        layers = [layer for layer in body.get_submodule(name).modules() if isinstance(layer, nn.Conv2d)]
+        for layer in layers:
+            layer.stride = (1, 1)
+        first, *others = [layer for layer in layers if layer.kernel_size == (3, 3)]
+        first.dilation = first.padding = (dilation, dilation)
+        dilation *= 2
+        for layer in others:
+            layer.dilation = layer.padding = (dilation, dilation)
+    return body
+
+
+class DilatedResNet(nn.Module):
+    """Images (N, C, H, W) -> maps (N, out, H / 8, W / 8), sizes rounded up; with the stem ``cifar`` H / 2.
+
+    ``backbone`` is a ResNet of the given ``depth``, ``stem`` and ``width``, ``project`` a 1x1 convolution to ``out``
+    channels without bias. Images of one channel are repeated to three, as published, so that weights learned on
+    colour images fit. ``weights`` is a local file of a torchvision ResNet or DeepLabV3 (classifiers are left out; the
+    1x1 convolution starts from random weights all the same). ``feature_dim`` is ``out``. ``ValueError`` for an
+    ``out`` below 1.
+    """
+
+    def __init__(
+        self,
+        depth: Literal[9, 18, 34, 50, 101] = 101,
+        stem: Literal["imagenet", "cifar"] = "imagenet",
+        width: int = 64,
+        out: int = 256,
+        weights: str | None = None,
+        *,
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        if out < 1:
+            raise ValueError(f"method.encoder.out: expected an integer >= 1, got {out}")
+        self.backbone = dilate(ResNet(depth, stem, width, weights, channels=3 if channels == 1 else channels))
+        self.project = nn.Conv2d(self.backbone.feature_dim, out, 1, bias=False)
+        self.feature_dim = out
+
+    def maps(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, out, H / 8, W / 8)."""
+        if images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        narrow: Tensor = self.project(self.backbone.maps(images))
+        return narrow
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, out): the mean of the maps, for methods that compare whole images."""
+        return torch.mean(self.maps(images), dim=(2, 3))
