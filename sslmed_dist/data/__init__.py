@@ -5,6 +5,7 @@ from collections.abc import Callable
 from sslmed_dist.data.abdominal import Abdominal
 from sslmed_dist.data.batches import Batches
 from sslmed_dist.data.dataset import ArrayDataset, Dataset, Subset, duplicates
+from sslmed_dist.data.episodes import Episodes
 from sslmed_dist.data.flowers import flowers17
 from sslmed_dist.data.folder import image_folder
 from sslmed_dist.data.medical2d import medmnist
@@ -23,6 +24,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "cifar10": cifar10,
     "cifar100": cifar100,
     "cifar10_jpeg": cifar10_jpeg,
+    "episodes": Episodes,
     "flowers17": flowers17,
     "image_folder": image_folder,
     "imagenet": imagenet,

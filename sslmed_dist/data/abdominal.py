@@ -2,7 +2,6 @@
 
 import copy
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from sslmed_dist.data.dataset import Dataset, Item, Split, select_split
 from sslmed_dist.data.exams import draw_slices, read_sites, split_exams
+from sslmed_dist.data.scan import load_nifti
 
 ORGANS = ("liver", "right kidney", "left kidney", "spleen")  # values 1 ... 4 of CHAOS MR
 NAME = re.compile(r"(image|label)_(\d{1,9})\.nii(\.gz)?")
@@ -138,23 +138,27 @@ def find_exams(folder: Path) -> dict[int, tuple[Path, Path | None]]:
 
 
 def read_volume(path: Path) -> tuple[Volume, tuple[float, ...], Any]:
-    """(float32 voxels turned to right-anterior-superior, spacing in mm, affine). ``ValueError`` naming the file when
-    it cannot be read, is not 3-D or holds NaN or infinity."""
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-
-    try:
-        image: Any = nibabel.load(path)
-        shape = tuple(image.shape)
-        if len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"{path}: expected a 3-D volume, got shape {shape}")
-        image = nibabel.as_closest_canonical(image)
-        voxels: Volume = np.asarray(image.dataobj, dtype=np.float32)
-    except (OSError, EOFError, zlib.error, ImageFileError) as error:
-        raise ValueError(f"{path}: cannot be read, truncated or not NIfTI: {error}") from error
-    if not np.isfinite(voxels).all():
-        raise ValueError(f"{path}: {int((~np.isfinite(voxels)).sum())} voxels are NaN or infinite")
+    """(float32 voxels turned to right-anterior-superior, spacing in mm, affine). ``ValueError`` naming the file as
+    ``scan.load_nifti``: it cannot be read, is not 3-D, has no voxel size or orientation, or holds NaN or infinity."""
+    image, voxels = load_nifti(path, canonical=True)
     return voxels, tuple(float(side) for side in image.header.get_zooms()), image.affine
+
+
+def read_mask(path: Path, shape: tuple[int, ...], affine: Any, organs: Sequence[str]) -> Volume:
+    """The organ values 0 to L of a mask, float32, turned as its image. ``ValueError`` naming the file: as
+    ``read_volume``, another shape or position than the image's, or a value that is no organ's."""
+    labels, _, grid = read_volume(path)
+    if labels.shape != shape or not np.allclose(grid, affine, atol=1e-2):
+        raise ValueError(f"{path}: shape {labels.shape} or position differs from its image {shape}")
+    if not np.isin(labels, np.arange(len(organs) + 1)).all():
+        raise ValueError(f"{path}: holds a value outside 0 to {len(organs)} ({', '.join(organs)})")
+    return labels
+
+
+def upright(voxels: Volume) -> Volume:
+    """Axial slices (S, H, W) of a right-anterior-superior volume: rows run from anterior to posterior, columns from the
+    patient's right to the left."""
+    return np.ascontiguousarray(voxels[::-1, ::-1].transpose(2, 1, 0))
 
 
 def read_exam(number: int, image: Path, mask: Path | None, *, organs: Sequence[str], min_voxels: int) -> Exam:
@@ -169,16 +173,11 @@ def read_exam(number: int, image: Path, mask: Path | None, *, organs: Sequence[s
     scaled = (np.clip(voxels, low, high) - np.float32(low)) / np.float32(high - low)
     present = None
     if mask is not None:
-        labels, _, grid = read_volume(mask)
-        if labels.shape != voxels.shape or not np.allclose(grid, affine, atol=1e-2):
-            raise ValueError(f"{mask}: shape {labels.shape} or position differs from its image {voxels.shape}")
-        if not np.isin(labels, np.arange(len(organs) + 1)).all():
-            raise ValueError(f"{mask}: holds a value outside 0 to {len(organs)} ({', '.join(organs)})")
+        labels = read_mask(mask, voxels.shape, affine, organs)
         voxel_counts = np.stack([(labels == k + 1).sum(axis=(0, 1)) for k in range(len(organs))], 1)
         present = torch.from_numpy((voxel_counts >= max(min_voxels, 1)).astype(np.float32))[kept]
-    upright = np.ascontiguousarray(scaled[::-1, ::-1, kept].transpose(2, 1, 0))
     facts = {"file": image.name, "spacing_mm": spacing, "shape": voxels.shape}
-    return Exam(number, torch.from_numpy(upright)[:, None], kept.tolist(), present, facts)
+    return Exam(number, torch.from_numpy(upright(scaled[:, :, kept]))[:, None], kept.tolist(), present, facts)
 
 
 def stack_slices(exams: Sequence[Exam], size: int | None, folder: Path) -> Tensor:

@@ -31,6 +31,7 @@ class Joined(Dataset):
             channels=first.channels,
             bits=first.bits,
             groups=torch.cat([part.groups for part in parts]),
+            records=[record for part in parts for record in part.records] if all(p.records for p in parts) else (),
         )
         self.device = first.device
 

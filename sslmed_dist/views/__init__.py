@@ -4,10 +4,12 @@ from torch import nn
 
 from sslmed_dist.views.contrastive import ContrastiveViews
 from sslmed_dist.views.crops import JigsawViews, MultiCropViews
+from sslmed_dist.views.episode import EpisodeViews
 from sslmed_dist.views.standard import StandardViews
 
 VIEWS: dict[str, type[nn.Module]] = {
     "contrastive": ContrastiveViews,
+    "episode": EpisodeViews,
     "jigsaw": JigsawViews,
     "multi_crop": MultiCropViews,
     "standard": StandardViews,
