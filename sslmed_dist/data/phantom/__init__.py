@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sslmed_dist.data.phantom.abdomen import write_abdomen
+from sslmed_dist.data.phantom.chaos import write_btcv, write_chaos
 from sslmed_dist.data.phantom.knee import write_knee
 from sslmed_dist.data.phantom.layouts import LAYOUTS, writer
 from sslmed_dist.data.phantom.shapes import write_shapes
@@ -16,5 +17,7 @@ PHANTOMS: dict[str, Callable[..., Path]] = {
     "shapes": write_shapes,
     "knee": write_knee,
     "abdomen": write_abdomen,
+    "chaos": write_chaos,
+    "btcv": write_btcv,
     **{kind: writer(kind) for kind in LAYOUTS},
 }

@@ -1,0 +1,176 @@
+"""A volume of any orientation as a stack of square axial slices of one pixel size, and maps of the stack brought back.
+
+The stack is what the 2-D encoders are trained on: the volume turned to the nearest right-anterior-superior order, cut
+along its third axis, rows from anterior to posterior and columns from the patient's right to the left, resampled in the
+plane and cropped or padded about its centre. Nothing is resampled across slices: those of an oblique volume stay
+oblique. Back, every voxel of the volume reads the map where it lies itself, so shape and affine are those of the file.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SNAP = 0.05  # pixels: a pixel size that displaces the border by less than this is the volume's own
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Pixels along one axis of the plane: model pixel j lies at ``start + j step`` of ``count`` source pixels."""
+
+    count: int
+    start: float
+    step: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the slices of a volume lie in the model's pixels.
+
+    ``shape`` (I, J, K) and ``affine`` (4, 4) are the volume's own. ``axes`` are the array axes that run (left-right,
+    posterior-anterior, inferior-superior), ``flips`` says which of them run the other way, ``spacing`` is their voxel
+    size in mm. ``pixel`` is the model's pixel size in mm, ``size`` its pixels along a side.
+    """
+
+    shape: tuple[int, int, int]
+    affine: Array
+    axes: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+    spacing: tuple[float, float, float]
+    pixel: float
+    size: int
+    rows: Line
+    columns: Line
+
+    @property
+    def slices(self) -> int:
+        """Slices of the stack."""
+        return self.shape[self.axes[2]]
+
+
+def check_affine(affine: Array, name: str) -> None:
+    """``ValueError`` naming ``name`` unless ``affine`` is 4 x 4, finite and gives every axis a length and the volume a
+    size (no singular matrix)."""
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        raise ValueError(f"{name}: its affine is not a finite 4 x 4 matrix")
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (sides > 0).all():
+        raise ValueError(f"{name}: voxel sizes {[round(float(s), 4) for s in sides]} mm; each must be above 0")
+    if abs(np.linalg.det(affine[:3, :3] / sides)) < 1e-3:
+        raise ValueError(f"{name}: its affine is singular (two axes run the same way); no orientation follows from it")
+
+
+def place(shape: tuple[int, ...], affine: Array, *, pixel: float, size: int) -> Placement:
+    """The placement of a volume (I, J, K) with ``affine`` (voxel index to RAS mm) in slices ``size`` x ``size`` of
+    ``pixel`` mm. ``ValueError`` for a shape that is not 3-D, a pixel or size below what there is, a singular affine.
+    """
+    from nibabel.orientations import io_orientation
+
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"shape: expected (I, J, K), got {tuple(shape)}")
+    if not (0 < pixel < float("inf")) or size < 1:
+        raise ValueError(f"pixel, size: expected a pixel size above 0 mm and a size of at least 1, got {pixel}, {size}")
+    affine = np.array(affine, dtype=np.float64)
+    check_affine(affine, "affine")
+    turn = io_orientation(affine)  # per array axis: which of R, A, S it runs along, and in which direction
+    order = [int(np.nonzero(turn[:, 0] == world)[0][0]) for world in range(3)]
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = tuple(float(sides[axis]) for axis in order)
+    x, y = (line(shape[axis], pixel / side, size) for axis, side in zip(order[:2], spacing[:2], strict=True))
+    return Placement(
+        shape=(int(shape[0]), int(shape[1]), int(shape[2])),
+        affine=affine,
+        axes=(order[0], order[1], order[2]),
+        flips=(turn[order[0], 1] < 0, turn[order[1], 1] < 0, turn[order[2], 1] < 0),
+        spacing=(spacing[0], spacing[1], spacing[2]),
+        pixel=float(pixel),
+        size=size,
+        rows=y,
+        columns=x,
+    )
+
+
+def corners(placement: Placement) -> Array:
+    """(8, 3) mm: the centres of the corner voxels of the upright stack, in its order. Two volumes of one shape whose
+    corners agree are one grid, in whatever order each is stored."""
+    index = np.zeros((8, 3))
+    for bit, (axis, flip) in enumerate(zip(placement.axes, placement.flips, strict=True)):
+        ends = (placement.shape[axis] - 1, 0) if flip else (0, placement.shape[axis] - 1)
+        index[:, axis] = [ends[(number >> bit) & 1] for number in range(8)]
+    return index @ placement.affine[:3, :3].T + placement.affine[:3, 3]
+
+
+def same_grid(a: Placement, b: Placement, tolerance: float = 0.1) -> bool:
+    """Whether two volumes have the same upright shape, and corners closer than ``tolerance`` voxels (the thinnest side)
+    to each other."""
+    if [a.shape[axis] for axis in a.axes] != [b.shape[axis] for axis in b.axes]:
+        return False
+    return bool(np.linalg.norm(corners(a) - corners(b), axis=1).max() < tolerance * min(a.spacing))
+
+
+def line(count: int, step: float, size: int) -> Line:
+    """``size`` pixels, each ``step`` source pixels, about the middle of ``count``. A step of 1 starts at a whole pixel
+    (an odd one is cut, or added, at the end), so that equal grids are cropped and not resampled."""
+    if abs(step - 1.0) * max(count, size) / 2 < SNAP:
+        return Line(count, float(int((count - size) / 2)), 1.0)
+    return Line(count, (count - 1) / 2 - step * (size - 1) / 2, step)
+
+
+def upright(volume: Array, placement: Placement) -> Array:
+    """(I, J, K) -> (S, H, W): a view with rows anterior to posterior, columns right to left, slices upwards."""
+    turned = volume.transpose(placement.axes)
+    right, front, up = (slice(None, None, -1) if flip else slice(None) for flip in placement.flips)
+    return turned[right, front, up][::-1, ::-1].transpose(2, 1, 0)
+
+
+def restored(stack: Array, placement: Placement) -> Array:
+    """(S, H, W) -> (I, J, K): undoes ``upright``."""
+    turned = stack.transpose(2, 1, 0)[::-1, ::-1]
+    right, front, up = (slice(None, None, -1) if flip else slice(None) for flip in placement.flips)
+    return turned[right, front, up].transpose(np.argsort(placement.axes))
+
+
+def weights(positions: Tensor, count: int, step: float) -> tuple[Tensor, Tensor]:
+    """(float32 (N, count), bool (N,)): linear interpolation at ``positions`` (N,) of ``count`` pixels, and which
+    positions lie in them (half a pixel beyond the outer centres included). A step above 1 widens the triangle by it,
+    against aliasing. Rows of positions outside are 0."""
+    distance = (positions[:, None] - torch.arange(count, dtype=torch.float64)).abs()
+    found = (1.0 - distance / max(step, 1.0)).clamp_min(0.0)
+    inside = (positions >= -0.5) & (positions <= count - 0.5)
+    total = found.sum(1, keepdim=True)
+    return torch.where(inside[:, None], found / total.clamp_min(1e-12), 0.0).float(), inside
+
+
+def resample(stack: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], outside: float) -> Tensor:
+    """(S, h, w) -> (S, H, W) by the ``weights`` of rows and columns; pixels outside the source hold ``outside``."""
+    made = torch.matmul(torch.matmul(rows[0], stack), columns[0].T)
+    return made.masked_fill_(~(rows[1][:, None] & columns[1][None, :]), outside)
+
+
+def to_model(volume: Array, placement: Placement) -> Tensor:
+    """(I, J, K) -> float32 (S, 1, size, size); what lies outside the volume holds its minimum. ``ValueError`` for a
+    volume of another shape."""
+    if volume.shape != placement.shape:
+        raise ValueError(f"volume: expected the shape {placement.shape} of its placement, got {volume.shape}")
+    stack = torch.from_numpy(np.ascontiguousarray(upright(volume, placement), dtype=np.float32))
+    steps = torch.arange(placement.size, dtype=torch.float64)
+    along = (placement.rows, placement.columns)
+    rows, columns = (weights(a.start + a.step * steps, a.count, a.step) for a in along)
+    return resample(stack, rows, columns, float(stack.min()))[:, None]
+
+
+def from_model(maps: Tensor, placement: Placement, *, outside: float = 0.0) -> Array:
+    """(S, size, size) float -> float32 (I, J, K) in the volume's own array order: the map where each voxel lies, and
+    ``outside`` where it lies in no slice's square. ``ValueError`` for maps of another shape."""
+    expected = (placement.slices, placement.size, placement.size)
+    if tuple(maps.shape) != expected:
+        raise ValueError(f"maps: expected {expected}, got {tuple(maps.shape)}")
+    along = (placement.rows, placement.columns)
+    rows, columns = (
+        weights((torch.arange(a.count, dtype=torch.float64) - a.start) / a.step, placement.size, 1.0 / a.step)
+        for a in along
+    )
+    return restored(resample(maps.detach().float().cpu(), rows, columns, outside).numpy(), placement)
