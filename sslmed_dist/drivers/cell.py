@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sslmed_dist import config, run_folder, table
+from sslmed_dist import config, run_folder, table, table_file
 from sslmed_dist.config import Config
 from sslmed_dist.downstream import rows_of
 from sslmed_dist.drivers import encoder as encoders
@@ -16,12 +16,16 @@ from sslmed_dist.table import Metric
 
 FINISHED, BEGUN, MISSING = "finished", "begun, not finished", "not run"
 # What a run resolves from its data and writes into its configuration (see ``job.resolve``).
-RESOLVED = (*(("method", key) for key in ("channels", "classes", "task")), ("views", "mean"), ("views", "std"))
+RESOLVED = (
+    *(("method", key) for key in ("channels", "classes", "task")),
+    *(("views", key) for key in ("mean", "std", "pixel_mm")),
+)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: a cell of the table at one seed. ``tables`` is the folder of the table's file and its siblings."""
+    """One training: a cell of the table at one seed and, where the table has folds, one fold. ``tables`` is the folder
+    of the table's file and its siblings."""
 
     row: str
     column: str
@@ -29,9 +33,11 @@ class Cell:
     settings: Config
     metrics: Mapping[str, Metric]
     tables: Path
+    fold: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.row} / {self.column} / seed-{self.seed}"
+        fold = "" if self.fold is None else f" / fold-{self.fold}"
+        return f"{self.row} / {self.column}{fold} / seed-{self.seed}"
 
 
 def state(cell: Cell) -> str:
@@ -80,11 +86,12 @@ def shortened(cell: Cell) -> list[str]:
     start = cell.settings.run.start_from
     if start is None or not (Path(start) / "config.yaml").is_file():
         return []
-    name, row, column = Path(start).parts[-4:-1]
+    place = [part for part in Path(start).parts[:-1] if not part.startswith("fold-")]
+    name, row, column = place[-3:]
     file = cell.tables / f"{name}.yaml"
     if not file.is_file():
         return []
-    published = table.load(file).settings(row, column, [f"run.seed={cell.seed}"])
+    published = table_file.load(file).settings(row, column, [f"run.seed={cell.seed}"], fold=cell.fold)
     return changes(config.load(Path(start) / "config.yaml"), published)
 
 
@@ -123,6 +130,7 @@ def evaluate(cell: Cell) -> None:
     made = evaluation.own_predictions(found, dataset, parts)
     if settings.evaluate.protocols:
         made |= evaluation.predictions(found.settings, found.encoder, dataset, parts)
+    evaluation.write_cases(folder / "evaluate" / "last-cases.csv", {"encoder": made})
     rows = rows_of(made, arm="encoder", site="all", seed=cell.seed)
     source = {"file": found.file.name, "sha256": found.sha256, "part": "encoder"}
     if any(metric.evaluator["name"] == "similarity" for metric in cell.metrics.values()):

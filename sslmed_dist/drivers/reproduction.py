@@ -1,12 +1,14 @@
 """``sslmed reproduce``: the cells of a published table that are missing are run, and ours is printed beside theirs."""
 
 import os
+import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
-from sslmed_dist import config, run_folder, table
+from sslmed_dist import config, run_folder, table_file
 from sslmed_dist.checkpoint import write_atomically
 from sslmed_dist.drivers import cell as single
 from sslmed_dist.drivers.cell import FINISHED, Cell
@@ -18,7 +20,8 @@ from sslmed_dist.table import Table
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: rows and columns (None: all), seeds, where data is (name -> path), overrides of all cells."""
+    """What was asked for: rows, columns and folds (None: all), seeds, where data is (name -> path), overrides of all
+    cells."""
 
     table: Table
     rows: Sequence[str] | None = None
@@ -26,6 +29,7 @@ class Request:
     seeds: int = 1
     roots: Mapping[str, str] | None = None
     overrides: Sequence[str] = ()
+    folds: Sequence[int] | None = None
 
 
 def request(
@@ -35,9 +39,16 @@ def request(
     seeds: int = 1,
     roots: Sequence[str] = (),
     overrides: Sequence[str] = (),
+    folds: Sequence[int] | None = None,
 ) -> Request:
     """The checked request; ``roots`` are ``DATASET=PATH``. ``ValueError`` lists what would have been allowed."""
-    asked = table.load(table.find(text))
+    asked = table_file.load(table_file.find(text))
+    there = () if asked.folds is None else asked.folds.values
+    for fold in folds or ():
+        if fold not in there:
+            raise ValueError(
+                f"{asked.name}: --folds {fold}: allowed: {', '.join(map(str, there)) or 'none, it has none'}"
+            )
     choices = {"--rows": (rows, (*asked.rows, *asked.not_ours)), "--columns": (columns, tuple(asked.columns))}
     for option, (chosen, allowed) in choices.items():
         for name in chosen or ():
@@ -51,7 +62,7 @@ def request(
         if not (dataset and separator and path):
             raise ValueError(f"--root {root}: expected DATASET=PATH, such as cifar10=PATH")
         places[dataset] = path
-    made = Request(asked, rows, columns, seeds, places, tuple(overrides))
+    made = Request(asked, rows, columns, seeds, places, tuple(overrides), folds)
     datasets = {cell.settings.data["name"]: None for cell in cells(made)}
     for dataset in places:
         if dataset not in datasets:
@@ -62,7 +73,7 @@ def request(
 
 
 def cells(asked: Request) -> list[Cell]:
-    """The trainings of the chosen cells, seeds side by side, in the table's order."""
+    """The trainings of the chosen cells, folds one after another and seeds side by side, in the table's order."""
     found = []
     for row, column in chosen(asked):
         if row in asked.table.not_ours:
@@ -70,12 +81,19 @@ def cells(asked: Request) -> list[Cell]:
         first = asked.table.settings(row, column, asked.overrides)
         root = (asked.roots or {}).get(first.data["name"])
         start = first.run.seed
-        for seed in range(start, start + asked.seeds):
+        metrics = asked.table.metrics(row, column)
+        for fold, seed in product(folds_of(asked), range(start, start + asked.seeds)):
             overrides = [*asked.overrides, f"run.seed={seed}"]
-            settings = asked.table.settings(row, column, overrides, root)
-            metrics = asked.table.columns[column].metrics
-            found.append(Cell(row, column, seed, settings, metrics, asked.table.path.parent))
+            settings = asked.table.settings(row, column, overrides, root, fold)
+            found.append(Cell(row, column, seed, settings, metrics, asked.table.path.parent, fold))
     return found
+
+
+def folds_of(asked: Request) -> Sequence[int | None]:
+    """The chosen folds; one None where the table has none."""
+    if asked.table.folds is None:
+        return (None,)
+    return [fold for fold in asked.table.folds.values if asked.folds is None or fold in asked.folds]
 
 
 def chosen(asked: Request) -> Iterator[tuple[str, str]]:
@@ -129,7 +147,7 @@ def run(asked: Request) -> Outcome:
         states[str(cell)] = FINISHED
     outcome = collect(asked, todo, states)
     if todo:
-        write(outcome, todo[0].settings.folder.parents[2])
+        write(outcome, todo[0].settings.folder.parents[2 if asked.table.folds is None else 3])
     return outcome
 
 
@@ -139,19 +157,51 @@ def collect(asked: Request, todo: Sequence[Cell], states: Mapping[str, str]) -> 
     for row, column in chosen(asked):
         mine = [cell for cell in todo if (cell.row, cell.column) == (row, column)]
         done = [cell for cell in mine if states[str(cell)] == FINISHED]
-        for name, metric in asked.table.columns[column].metrics.items():
-            values = {cell.seed: value for cell in done if (value := single.measured(cell, metric)) is not None}
-            reasons = [states[str(cell)] for cell in mine if cell.seed not in values]
+        for name, metric in asked.table.metrics(row, column).items():
+            read = {(cell.seed, cell.fold): single.measured(cell, metric) for cell in done}
+            each = {key: value for key, value in read.items() if value is not None}
+            values, partial = over_folds(asked, each)
+            reasons = [states[str(cell)] for cell in mine if (cell.seed, cell.fold) not in each]
             lacking = f"not measured: no {metric.name} of {metric.evaluator['name']} in its evaluate folder"
             reasons = [lacking if reason == FINISHED else reason for reason in reasons]
             if row in asked.table.not_ours:
                 reasons = [f"not ours: {asked.table.not_ours[row]}"]
             why = "; ".join(dict.fromkeys(reasons))
             figures, source = asked.table.published[row, column, name], asked.table.quoted.get((row, column), "")
-            lines.append(Line(row, column, name, values, asked.seeds, why, figures, source))
+            lines.append(Line(row, column, name, values, asked.seeds, why, figures, source, partial))
+    lines += means(asked, lines)
     changing = [text for text in asked.overrides if not free(text.partition("=")[0])]
     shortened = {f"{cell.settings.run.start_from} ({path})": None for cell in todo for path in single.shortened(cell)}
     return Outcome(asked.table, lines, asked.seeds, asked.overrides, [*changing, *shortened])
+
+
+def over_folds(asked: Request, each: Mapping[tuple[int, int | None], float]) -> tuple[dict[int, float], str]:
+    """Per seed the mean over the folds that were measured, and which these are where some are missing."""
+    values = {seed: statistics.fmean(v for (s, _), v in each.items() if s == seed) for seed, _ in each}
+    if asked.table.folds is None or not each:
+        return values, ""
+    folds = asked.table.folds.values
+    there = [fold for fold in folds if all((seed, fold) in each for seed in values)]
+    whole = len(each) == len(values) * len(folds)
+    return values, "" if whole else f"folds {', '.join(map(str, there)) or '(mixed)'} of {len(folds)}"
+
+
+def means(asked: Request, lines: Sequence[Line]) -> list[Line]:
+    """Where the table publishes them: per row the mean over all of its columns and metrics."""
+    found = []
+    for row in dict.fromkeys(line.row for line in lines) if asked.table.means else ():
+        mine = [line for line in lines if line.row == row]
+        whole = {line.column for line in mine} == set(asked.table.columns)
+        seeds = set.intersection(*(set(line.values) for line in mine)) if whole else set()
+        values = {seed: statistics.fmean(line.values[seed] for line in mine) for seed in sorted(seeds)}
+        published = asked.table.means[row]
+        figures = () if published is None else (published,)
+        why = "; ".join(dict.fromkeys(line.state for line in mine if line.state)) or (
+            "" if whole else "not all columns"
+        )
+        partial = "; ".join(dict.fromkeys(line.partial for line in mine if line.partial))
+        found.append(Line(row, "all", "mean", values, asked.seeds, why, figures, mine[0].quoted, partial))
+    return found
 
 
 def free(path: str) -> bool:

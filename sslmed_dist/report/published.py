@@ -15,7 +15,8 @@ SEEDS = 3
 class Line:
     """One figure of one cell. ``values``: what was measured, by seed (per cent where the metric is). ``state`` says in
     words why seeds are missing, "" when none is. ``published``: this table's figure first, then those that the thesis
-    gives elsewhere; ``quoted``: from whom the thesis took it."""
+    gives elsewhere; ``quoted``: from whom the thesis took it; ``partial``: of which folds the values are the mean,
+    where some are missing."""
 
     row: str
     column: str
@@ -25,6 +26,7 @@ class Line:
     state: str
     published: tuple[float, ...]
     quoted: str = ""
+    partial: str = ""
 
     @property
     def mean(self) -> float | None:
@@ -83,12 +85,14 @@ def text(outcome: Outcome) -> str:
         parts.append("\n".join(["(q) quoted by the thesis, not measured in it:", *(f"- {it}" for it in sources)]))
     if any(line.difference is not None and len(line.values) < SEEDS for line in outcome.lines):
         parts.append(f"(s) fewer than {SEEDS} seeds: the difference is not called one.")
+    if any(line.partial for line in outcome.lines):
+        parts.append("(f) not all folds: the published figure is the mean over all of them.")
     return "\n\n".join(parts) + "\n"
 
 
 def words(line: Line, tolerance: float) -> list[str]:
     """One line of the table as it is printed."""
-    marks = " (s)" if len(line.values) < SEEDS else ""
+    marks = (" (s)" if len(line.values) < SEEDS else "") + (" (f)" if line.partial else "")
     inside = line.inside(tolerance)
     return [
         line.row,
@@ -108,6 +112,7 @@ def ours(line: Line) -> str:
     sd = "" if line.sd is None else f" \N{PLUS-MINUS SIGN} {line.sd:.2f}"
     missing = line.seeds - len(line.values)
     count = f"{len(line.values)} of {line.seeds} seeds; {line.state}" if missing else f"{line.seeds} seed(s)"
+    count += f"; {line.partial}" if line.partial else ""
     return f"{line.mean:.2f}{sd} ({count})"
 
 
@@ -131,6 +136,7 @@ def tree(outcome: Outcome) -> dict[str, Any]:
                 "sd": line.sd,
                 "values": {str(seed): value for seed, value in line.values.items()},
                 "state": line.state,
+                "partial": line.partial or None,
                 "published": list(line.published),
                 "quoted": line.quoted or None,
                 "difference": line.difference,

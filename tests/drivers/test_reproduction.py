@@ -138,6 +138,34 @@ def test_a_plan_is_printed_and_nothing_written(path: Path, capsys: Capture) -> N
     assert "no data" not in capsys.readouterr().out
 
 
+def test_a_cell_of_folds_is_their_mean(path: Path, capsys: Capture) -> None:
+    rows = {"SimCLR": {}, "MIOv3": {"method.loss": {"name": "mio_v3", "temperature": 0.2}}}
+    folds = {"views.cutout_fraction": [1]}  # a key that takes an integer and changes nothing here
+    assert reproduce(write(path.parent, folds=folds), "--dry-run") == 0
+    folds = {"run.threads": [1, 2]}
+    means = {"SimCLR": 82.0, "MIOv3": None, "Other": None}
+    write(path.parent, rows=rows, folds=folds, means=means)
+    assert reproduce(path, "--rows", "SimCLR", "--folds", "2") == 0
+    out = capsys.readouterr().out
+    top = path.parent / "runs" / "table-9.1"
+    assert (top / "table.md").read_text() == out[out.index("# table-9.1: two") :]
+    assert re.search(r"\| SimCLR \| tiny \| accuracy \| [\d.]+ \(1 seed\(s\); folds 2 of 2\) .* \(s\) \(f\) \|", out)
+    assert "(f) not all folds: the published figure is the mean over all of them." in out
+    assert reproduce(path, "--rows", "SimCLR") == 0
+    out = capsys.readouterr().out
+    values = []
+    for fold in (1, 2):
+        file = top / "SimCLR" / "tiny" / f"fold-{fold}" / "seed-0" / "evaluate" / "last.json"
+        values += [r["value"] for r in json.loads(file.read_text())["rows"] if r["metric"] == "accuracy"]
+    mean = 50 * sum(values)
+    assert f"| SimCLR | tiny | accuracy | {mean:.2f} (1 seed(s)) |" in out and "(f)" not in out
+    assert f"| SimCLR | all | mean | {mean:.2f} (1 seed(s)) | 82 | {mean - 82:+.2f} (s) |" in out
+    assert reproduce(path, "--folds", "3") == 2
+    assert "table-9.1: --folds 3: allowed: 1, 2" in capsys.readouterr().err
+    assert reproduce(path, "run.threads=1") == 2
+    assert "the table decides run.name, evaluate.protocols, run.start_from, run.threads" in capsys.readouterr().err
+
+
 def test_overrides_are_said_and_another_run_is_refused(path: Path, capsys: Capture) -> None:
     assert reproduce(path, "--rows", "SimCLR", "plan.batch_size=24", "plan.log_every=2") == 0
     out = capsys.readouterr().out
@@ -239,6 +267,6 @@ def test_a_table_that_is_not_there(tmp_path: Path, capsys: Capture, monkeypatch:
     assert reproduce("gone.yaml") == 2
     assert "gone.yaml: no such table file" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sslmed_dist.table.__file__", str(tmp_path / "sslmed_dist" / "table.py"))
+    monkeypatch.setattr("sslmed_dist.table_file.__file__", str(tmp_path / "sslmed_dist" / "table_file.py"))
     assert reproduce("table-5.2") == 2
     assert "there is no folder configs/thesis here; run from a checkout or give a .yaml path" in capsys.readouterr().err
