@@ -45,9 +45,10 @@ def federate(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """``sslmed evaluate``."""
-    from sslmed_dist.drivers import evaluation
+    from sslmed_dist.drivers import evaluation, pictures
 
     print(evaluation.evaluate_run(arguments.run, arguments.which, arguments.part))
+    pictures.of_run(arguments.run, arguments.which, arguments.part)
     if arguments.histogram:
         print(evaluation.similarities(arguments.run, arguments.which, arguments.part))
     return 0
@@ -62,7 +63,12 @@ def reproduce(arguments: argparse.Namespace) -> int:
     overrides = [*arguments.overrides, *(word for found in words.values() for word in found or () if "=" in word)]
     names = {name: found and [word for word in found if "=" not in word] for name, found in words.items()}
     asked = reproduction.request(
-        arguments.table, **names, seeds=arguments.seeds, roots=arguments.root, overrides=overrides
+        arguments.table,
+        **names,
+        seeds=arguments.seeds,
+        roots=arguments.root,
+        overrides=overrides,
+        folds=arguments.folds,
     )
     if arguments.dry_run or not reproduction.possible(asked):
         print("\n".join(reproduction.plan(asked)))
@@ -100,6 +106,22 @@ def embed(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def segment(arguments: argparse.Namespace) -> int:
+    """``sslmed segment``."""
+    from sslmed_dist import config
+    from sslmed_dist.drivers import segmentation
+
+    head: dict[str, object] = {}
+    for option in arguments.head:
+        head = config.merge(head, config.parse_override(option))
+    given = {name: getattr(arguments, name) for name in ("support", "support_mask", "query", "out")}
+    knobs = {name: getattr(arguments, name) for name in ("which", "labels", "pixel_mm", "intensity", "quadrants")}
+    window = None if arguments.window is None else tuple(arguments.window)
+    devices = {"device": arguments.device, "dicom_seg": arguments.dicom_seg}
+    print(*segmentation.segment(arguments.model, **given, head=head, window=window, **knobs, **devices), sep="\n")
+    return 0
+
+
 def data(arguments: argparse.Namespace) -> int:
     """``sslmed data``."""
     if arguments.action == "check":
@@ -110,6 +132,14 @@ def data(arguments: argparse.Namespace) -> int:
         for problem in problems:
             print(f"problem: {problem}")
         return USER_ERROR if problems else 0
+    if arguments.action == "prepare":
+        from sslmed_dist.data.prepare import PREPARATIONS
+
+        done = PREPARATIONS[arguments.kind](
+            arguments.source, arguments.out, note=lambda line: print(line, file=sys.stderr)
+        )
+        print(done)
+        return 0
     from sslmed_dist import config, registry
 
     options: dict[str, object] = {}
@@ -156,6 +186,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "report": report,
     "export": export,
     "embed": embed,
+    "segment": segment,
     "data": data,
     "demo": demo,
     "doctor": doctor,

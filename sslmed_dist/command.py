@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     training(verbs)
     measuring(verbs)
     giving_away(verbs)
+    segmenting(verbs)
     handling_data(verbs)
     demo = verbs.add_parser("demo", help="the whole story on phantom data: Ray, Flower, report")
     demo.add_argument("--out", type=Path, default=Path("runs"), help="where runs and phantom data go")
@@ -74,6 +75,7 @@ def measuring(verbs: Verbs) -> None:
     reproduce.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows")
     reproduce.add_argument("--columns", nargs="+", metavar="COLUMN", help="only these columns")
     reproduce.add_argument("--seeds", type=int, default=1, help="seeds a cell (3 before a difference is called one)")
+    reproduce.add_argument("--folds", nargs="+", type=int, metavar="K", help="only these folds of a cross-validation")
     reproduce.add_argument("--root", action="append", default=[], metavar="DATASET=PATH", help="where a dataset is")
     reproduce.add_argument("--dry-run", action="store_true", help="print the cells and what is there, run nothing")
 
@@ -100,9 +102,36 @@ def giving_away(verbs: Verbs) -> None:
     embed.add_argument("--part", choices=("encoder", "momentum"), default="encoder", help="or its slow copy")
 
 
+def segmenting(verbs: Verbs) -> None:
+    """``segment``."""
+    segment = verbs.add_parser("segment", help="one annotated scan in, masks for others out (research use only)")
+    segment.add_argument("--model", type=Path, required=True, metavar="RUN", help="run folder or checkpoint")
+    segment.add_argument(
+        "--support", type=Path, required=True, metavar="IMG", help="annotated scan: NIfTI or DICOM folder"
+    )
+    segment.add_argument("--support-mask", type=Path, required=True, metavar="MASK", help="its mask, any label ids")
+    segment.add_argument("--query", type=Path, required=True, metavar="PATH", help="NIfTI or DICOM, one or a folder")
+    segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="must not hold the outputs yet")
+    segment.add_argument("--which", default="last", help="checkpoint: last, step_N or round_N")
+    segment.add_argument("--labels", type=int, nargs="+", default=(), metavar="N", help="default: all ids in the mask")
+    segment.add_argument("--head", nargs="+", default=[], metavar="KEY=VALUE", help="over the run's head with window 2")
+    segment.add_argument(
+        "--pixel-mm", type=float, metavar="MM", help="pixel size of the training slices, if not recorded"
+    )
+    segment.add_argument(
+        "--intensity", choices=("auto", "clip", "keep"), default="auto", help="clip above 99.5 percentile"
+    )
+    segment.add_argument(
+        "--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="clip CT to these Hounsfield units"
+    )
+    segment.add_argument("--quadrants", action="store_true", help="only in quadrants that the support's organ occupies")
+    segment.add_argument("--dicom-seg", action="store_true", help="also write DICOM-SEG (needs the extra dicom)")
+    segment.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
 def handling_data(verbs: Verbs) -> None:
     """``data`` and its actions."""
-    data = verbs.add_parser("data", help="look at data, make phantoms, pack image files")
+    data = verbs.add_parser("data", help="look at data, make phantoms, pack image files, prepare exams")
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     look = actions.add_parser("check", help="what a file or folder holds and what is wrong with it")
     look.add_argument("path", type=Path)
@@ -120,6 +149,10 @@ def handling_data(verbs: Verbs) -> None:
     pack.add_argument("--quality", type=int, default=90, help="of the JPEG")
     pack.add_argument("--rows", type=int, default=8192, help="images a shard")
     pack.add_argument("--workers", type=int, default=2, help="processes")
+    ready = actions.add_parser("prepare", help="turn a published set as downloaded into NIfTI exams for training")
+    ready.add_argument("kind", choices=("chaos", "abdomen-ct"))
+    ready.add_argument("source", type=Path, metavar="SRC")
+    ready.add_argument("out", type=Path, metavar="OUT")
 
 
 def configuration(verb: argparse.ArgumentParser) -> None:

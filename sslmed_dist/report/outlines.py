@@ -1,0 +1,56 @@
+"""Sheets of slices with outlines drawn on them. They hold pixels and stay where they are made."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from sslmed_dist.report.plots import new_figure
+
+SIDE, DPI = 2.0, 110  # inches along a side of a tile, pixels per inch
+TRUE, FOUND, GIVEN = "#3ddc84", "#ff5a5f", "#ffd166"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A slice (H, W), the outlines drawn on it (colour -> (H, W) bool), and the line above it."""
+
+    image: Tensor
+    outlines: Mapping[Any, Tensor]
+    title: str
+
+
+def sheet(rows: Sequence[Sequence[Tile]], heading: str) -> bytes:
+    """PNG: a row of tiles for each of ``rows``, on black."""
+    columns = max(len(row) for row in rows)
+    figure = new_figure((columns * SIDE, len(rows) * (SIDE + 0.25) + 0.3))
+    figure.set_facecolor("black")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for row, line in zip(rows, grid, strict=True):
+        for number, axes in enumerate(line):
+            axes.axis("off")
+            if number < len(row):
+                draw(axes, row[number])
+    figure.suptitle(heading, color="white", fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="black", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def draw(axes: Any, tile: Tile) -> None:
+    """One slice between its own 1st and 99.5th percentile, with its outlines."""
+    image = tile.image.numpy()
+    low, high = np.percentile(image, (1.0, 99.5))
+    axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
+    for colour, outline in tile.outlines.items():
+        mask = outline.numpy().astype(np.float32)
+        if mask.any():
+            # A frame of zeros closes the outline of a mask that touches the border.
+            down, across = (np.arange(-1, side + 1) for side in mask.shape)
+            axes.contour(across, down, np.pad(mask, 1), levels=[0.5], colors=[colour], linewidths=1.1)
+    axes.set_xlim(-0.5, image.shape[1] - 0.5)
+    axes.set_ylim(image.shape[0] - 0.5, -0.5)
+    axes.set_title(tile.title, color="white", fontsize=7, pad=2)
