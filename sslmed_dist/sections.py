@@ -107,7 +107,7 @@ class Federated:
     quorum: int = 2
     timeout_s: float = 3600.0
     runtime: Literal["in_process", "simulation", "deployment"] = "simulation"
-    compare: tuple[Literal["raw_pixels", "random", "local", "pooled"], ...] = ("random", "local", "pooled")
+    compare: tuple[Literal["raw_pixels", "copy_mask", "random", "local", "pooled"], ...] = ("random", "local", "pooled")
 
     def __post_init__(self) -> None:
         for name in ("rounds", "local_epochs", "quorum"):

@@ -32,10 +32,14 @@ def test_a_recipe_builds(path: Path) -> None:
     settings = config.replace(settings, method={"channels": channels})
     method = job.build_method(settings)
     size = settings.views["size"]
-    images = torch.zeros(2, channels, size, size, dtype=torch.uint8)
+    episodes = settings.views["name"] == "episode"
+    images = torch.zeros(2, channels, size, size, dtype=torch.float32 if episodes else torch.uint8)
     batch = {"images": images, "index": torch.arange(2), "draw": torch.zeros(2, dtype=torch.int64)}
+    if episodes:
+        batch["mask"] = torch.zeros(2, size, size, dtype=torch.uint8)
+    seen = views(batch, seed=0, epoch=0)["query" if episodes else "views_0"]
     with torch.no_grad():
-        features = method.encoder(views(batch, seed=0, epoch=0)["views_0"])  # type: ignore[operator, union-attr]
+        features = method.encoder(seen)  # type: ignore[operator, union-attr]
     assert features.shape == (2, method.encoder.feature_dim)  # type: ignore[union-attr]
     built = optim.build(
         settings.optim, method, batch_size=settings.plan.batch_size, epochs=settings.plan.epochs, per_epoch=10

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from torch import nn
+
 from sslmed_dist.downstream.classifier import CLASSIFIER, classified
 from sslmed_dist.downstream.evaluation import (
     ALL_SITES,
@@ -13,33 +15,49 @@ from sslmed_dist.downstream.evaluation import (
     rows_of,
     write_rows,
 )
-from sslmed_dist.downstream.features import Features, RawPixels, SplitFeatures, extract, extract_splits
+from sslmed_dist.downstream.features import RAW_PIXELS, Features, RawPixels, SplitFeatures, extract, extract_splits
 from sslmed_dist.downstream.knn import KNN
 from sslmed_dist.downstream.linear import LinearProbe
 from sslmed_dist.downstream.metrics import Score
-from sslmed_dist.downstream.predictions import Evaluator, Predictions
+from sslmed_dist.downstream.oneshot import OneShot, Picture
+from sslmed_dist.downstream.predictions import Evaluator, Predictions, Segmenting
 from sslmed_dist.downstream.representation import Representation, alignment
+from sslmed_dist.downstream.segmenter import COPY_MASK, CopyMask, Segmenter
 from sslmed_dist.downstream.similarity import Histogram, histogram
 
-EVALUATORS: dict[str, Callable[..., Evaluator]] = {
+EVALUATORS: dict[str, Callable[..., Evaluator | Segmenting]] = {
     "knn": KNN,
     "linear": LinearProbe,
+    "one_shot": OneShot,
     "representation": Representation,
+}
+
+# What every encoder must beat, by the name of its arm; an evaluator says which is its own (``floor``).
+FLOORS: dict[str, Callable[[], nn.Module]] = {
+    RAW_PIXELS: RawPixels,
+    COPY_MASK: CopyMask,
 }
 
 __all__ = [
     "ALL_SITES",
     "CLASSIFIER",
+    "COPY_MASK",
     "EVALUATORS",
+    "FLOORS",
     "KNN",
+    "CopyMask",
     "Evaluator",
     "Features",
     "Histogram",
     "LinearProbe",
+    "OneShot",
+    "Picture",
     "Predictions",
     "RawPixels",
     "Representation",
     "Score",
+    "Segmenter",
+    "Segmenting",
     "SplitFeatures",
     "alignment",
     "classified",

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sslmed_dist.checkpoint import write_atomically
 from sslmed_dist.data.dataset import Dataset
-from sslmed_dist.downstream.features import extract_splits
-from sslmed_dist.downstream.predictions import Evaluator, Predictions, compare, measure, pool
+from sslmed_dist.downstream.features import SplitFeatures, check, extract_splits
+from sslmed_dist.downstream.predictions import Evaluator, Predictions, Segmenting, compare, measure, pool
 
 # The site of rows that hold the samples of every site (and of runs that know no sites).
 ALL_SITES = "all"
@@ -25,7 +25,7 @@ def evaluate(
     dataset: Dataset,
     splits_positions: Mapping[str, Tensor],
     *,
-    evaluators: Mapping[str, Evaluator],
+    evaluators: Mapping[str, Evaluator | Segmenting],
     views: nn.Module,
     device: torch.device | str,
     seed: int,
@@ -52,18 +52,26 @@ def predict(
     dataset: Dataset,
     splits_positions: Mapping[str, Tensor],
     *,
-    evaluators: Mapping[str, Evaluator],
+    evaluators: Mapping[str, Evaluator | Segmenting],
     views: nn.Module,
     device: torch.device | str,
     seed: int,
 ) -> dict[str, Predictions]:
     """The test predictions of every evaluator by its name: what ``rows_of``, ``pooled_rows`` and ``compared_rows``
     measure. An evaluator's ``ValueError`` gets the dataset's name."""
-    splits = extract_splits(encoder, dataset, splits_positions, views=views, device=device, seed=seed).to(device)
+    facts: dict[str, Any] = {"device": device, "seed": seed}
+    check(dataset, splits_positions)
+    splits: SplitFeatures | None = None
+    if not all(isinstance(evaluator, Segmenting) for evaluator in evaluators.values()):
+        splits = extract_splits(encoder, dataset, splits_positions, views=views, **facts).to(device)
     predictions = {}
     for name, evaluator in evaluators.items():
         try:
-            predictions[name] = evaluator.predict(splits, seed=seed)
+            if isinstance(evaluator, Segmenting):
+                predictions[name] = evaluator.segment(encoder, dataset, splits_positions["test"], **facts)
+            else:
+                assert splits is not None
+                predictions[name] = evaluator.predict(splits, seed=seed)
         except ValueError as error:
             raise ValueError(f"{dataset.name}: {error}") from None
     return predictions
@@ -85,11 +93,12 @@ def pooled_rows(sites: Sequence[Mapping[str, Predictions]], *, arm: str, seed: i
 
 
 def pooled(sites: Sequence[Mapping[str, Predictions]]) -> dict[str, Predictions]:
-    """The predictions of all sites put together, by evaluator; those with measures of their own are left out, for they
-    compare samples with each other, and the sites' features may be of different encoders."""
+    """The predictions of all sites put together, by evaluator. Those with measures of their own are left out unless
+    ``by_sample``, for they compare samples with each other, and the sites' features may be of different encoders."""
     if not sites:
         raise ValueError("pooled rows: there are no sites")
-    return {name: pool([site[name] for site in sites]) for name, made in sites[0].items() if made.measures is None}
+    kept = [name for name, made in sites[0].items() if made.measures is None or made.by_sample]
+    return {name: pool([site[name] for site in sites]) for name in kept}
 
 
 def compared_rows(

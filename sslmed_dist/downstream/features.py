@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from sslmed_dist.data.dataset import Dataset
 
 SPLITS = ("train", "val", "test")
+# The arm of the floor below.
+RAW_PIXELS = "raw_pixels"
 
 
 @dataclass(frozen=True)

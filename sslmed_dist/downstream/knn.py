@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sslmed_dist.downstream.features import Features, SplitFeatures
+from sslmed_dist.downstream.features import RAW_PIXELS, Features, SplitFeatures
 from sslmed_dist.downstream.metrics import Score
 from sslmed_dist.downstream.predictions import Predictions, measure
 
@@ -22,6 +22,8 @@ class KNN:
     the thesis, k = 1 and 10); ``temperature`` has no part in it. Scores are the fractions of the votes, for the task
     ``multi`` the weighted mean of the neighbours' labels. Equal votes go to the class of the lowest number.
     """
+
+    floor = RAW_PIXELS
 
     def __init__(self, k: int = 200, temperature: float = 0.1, metric: Literal["cosine", "l2"] = "cosine") -> None:
         if k < 1:

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from sslmed_dist import randomness
 from sslmed_dist.downstream import metrics
-from sslmed_dist.downstream.features import Features, SplitFeatures
+from sslmed_dist.downstream.features import RAW_PIXELS, Features, SplitFeatures
 from sslmed_dist.downstream.metrics import Score
 from sslmed_dist.downstream.predictions import Predictions, measure
 
@@ -22,6 +22,8 @@ class LinearProbe:
     ``standardise`` takes mean and standard deviation of the training features. The loss of a minibatch is the mean
     over its samples (and labels). Deterministic: the order of samples is keyed by (seed, epoch, sample id).
     """
+
+    floor = RAW_PIXELS
 
     def __init__(
         self,

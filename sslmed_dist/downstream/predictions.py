@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.downstream import metrics
 from sslmed_dist.downstream.features import SplitFeatures
 from sslmed_dist.downstream.metrics import Interval, Score, Statistic
@@ -19,7 +20,8 @@ class Predictions:
     ``scores`` float64 (N, C), higher is likelier (C labels for the task ``multi``); ``labels`` int64 (N,) or float32
     (N, C); ``groups`` int64 (N,) patients; ``index`` int64 (N,) sample ids; ``note`` is printed beside the scores.
     ``measures``: what is measured where ``scores`` are no classes' scores (see ``representation``); such predictions
-    are not pooled over sites, whose encoders need not be one.
+    are not pooled over sites, whose encoders need not be one, unless ``by_sample``: each row was measured by itself
+    (see ``oneshot``), NaN where that has no value. ``cases``: what a table of single cases says, in any number of rows.
     """
 
     scores: Tensor
@@ -30,22 +32,31 @@ class Predictions:
     classes: tuple[str, ...]
     note: str = ""
     measures: "Callable[[Predictions], Iterator[Measure]] | None" = None
+    by_sample: bool = False
+    cases: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
 class Measure:
     """One number to be measured: ``statistic(scores, labels, weights=...)`` of ``metrics``. ``undefined`` says why
-    where it has no value; ``no_interval``, where it is not empty, why no bootstrap is made of it."""
+    where it has no value; ``no_interval``, where it is not empty, why no bootstrap is made of it; ``note`` is printed
+    beside it."""
 
     name: str
     statistic: Statistic
     labels: Tensor
     undefined: str = ""
     no_interval: str = ""
+    note: str = ""
 
 
 class Evaluator(Protocol):
-    """Predicts the test split of frozen features; hyper-parameters are chosen on the validation split only."""
+    """Predicts the test split of frozen features; hyper-parameters are chosen on the validation split only.
+
+    ``floor`` names the arm (of ``downstream.FLOORS``) that every encoder must beat in it.
+    """
+
+    floor: str
 
     def predict(self, splits: SplitFeatures, *, seed: int) -> Predictions:
         """Scores for every test sample."""
@@ -53,6 +64,19 @@ class Evaluator(Protocol):
 
     def __call__(self, splits: SplitFeatures, *, seed: int) -> list[Score]:
         """``measure(predict(splits))``."""
+        ...
+
+
+@runtime_checkable
+class Segmenting(Protocol):
+    """An evaluator that needs the feature maps of whole scans, and so the encoder itself (``one_shot``)."""
+
+    floor: str
+
+    def segment(
+        self, encoder: nn.Module, dataset: Dataset, positions: Tensor, *, device: torch.device | str, seed: int
+    ) -> Predictions:
+        """Measures of the segmentation of the test scans, whose slices are at ``positions``."""
         ...
 
 
@@ -73,7 +97,7 @@ def measure(predictions: Predictions, evaluator: str, *, seed: int, draws: int =
             interval = Interval(None, None, one.no_interval)
         else:
             interval = metrics.bootstrap(one.statistic, arrays, predictions.groups, draws=draws, seed=seed)
-        note = "; ".join(part for part in (interval.note, predictions.note) if part)
+        note = "; ".join(part for part in (interval.note, one.note, predictions.note) if part)
         scores.append(score(evaluator, one.name, value, interval, predictions, note))
     return scores
 
@@ -143,7 +167,8 @@ def pool(parts: Sequence[Predictions]) -> Predictions:
         labels=torch.cat([part.labels for part in parts]),
         groups=torch.cat([part.groups for part in parts]),
         index=torch.cat([part.index for part in parts]),
-        note=notes[0] if len(notes) == 1 else "",
+        note=notes[0] if len(notes) == 1 else "; ".join(filter(None, notes)) if first.by_sample else "",
+        cases=tuple(case for part in parts for case in part.cases),
     )
 
 
@@ -154,6 +179,9 @@ def compare(first: Predictions, second: Predictions, evaluator: str, *, seed: in
     """
     if not torch.equal(first.index, second.index) or not torch.equal(first.labels, second.labels):
         raise ValueError(f"{evaluator}: only predictions of the same test samples can be compared")
+    if first.by_sample:  # over the rows that both have a number for
+        missing = first.scores.isnan() | second.scores.isnan()
+        first, second = (replace(of, scores=of.scores.masked_fill(missing, torch.nan)) for of in (first, second))
     scores = []
     for one in measures_of(first):
         arrays = (first.scores, second.scores, one.labels)
@@ -162,6 +190,7 @@ def compare(first: Predictions, second: Predictions, evaluator: str, *, seed: in
             interval = Interval(None, None, one.no_interval)
         else:
             value, interval = metrics.difference(one.statistic, *arrays, first.groups, draws=draws, seed=seed)
-        note = (one.undefined or undefined(one.name, first)) if value is None else interval.note
+        said = "; ".join(part for part in (interval.note, one.note) if part)
+        note = (one.undefined or undefined(one.name, first)) if value is None else said
         scores.append(score(evaluator, one.name, value, interval, first, note))
     return scores

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sslmed_dist.downstream.features import SplitFeatures
+from sslmed_dist.downstream.features import RAW_PIXELS, SplitFeatures
 from sslmed_dist.downstream.metrics import Score
 from sslmed_dist.downstream.predictions import Measure, Predictions, measure
 
@@ -31,6 +31,8 @@ class Representation:
     Task ``multi`` has no classes: uniformity alone. The tolerance always has its bootstrap interval, the uniformities
     up to 4096 samples. A sample drawn twice makes no pair with itself.
     """
+
+    floor = RAW_PIXELS
 
     def predict(self, splits: SplitFeatures, *, seed: int = 0) -> Predictions:
         """The unit features of the test split, float64 (N, D) on their device, to be measured. No randomness."""

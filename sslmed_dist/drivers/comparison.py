@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sslmed_dist import federation
 from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import Dataset, Subset
-from sslmed_dist.downstream import RawPixels, compared_rows, pooled, pooled_rows, rows_of
+from sslmed_dist.downstream import FLOORS, compared_rows, pooled, pooled_rows, rows_of
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.drivers import check as training
 from sslmed_dist.drivers import encoder as encoders
@@ -60,6 +60,10 @@ def run(settings: Config, resume: str = "auto") -> Path:
     measure(resolved, sites)
     if resolved.evaluate.pictures:
         pictures.draw(resolved, sites[0].pretrain, resolved.folder)
+        dataset = evaluation_data(resolved, sites)
+        test = parts_of(sites[0], dataset, not resolved.evaluate.data)["test"]
+        network = encoder_of("federated", sites[0].name, resolved)
+        pictures.draw_segmented(resolved, network, dataset, test, resolved.folder)
     return resolved.folder
 
 
@@ -85,8 +89,8 @@ def finish(done: job.Job) -> None:
 def encoder_of(arm: str, site: str, settings: Config) -> nn.Module:
     """The encoder of one arm as one site would use it."""
     folder = settings.folder
-    if arm == "raw_pixels":
-        return RawPixels()
+    if arm in FLOORS:
+        return FLOORS[arm]()
     if arm == "random":
         return encoders.untrained(settings)
     sources = {"federated": folder, "pooled": folder / "arms" / "pooled", "local": folder / "arms" / f"local-{site}"}
@@ -104,20 +108,27 @@ def parts_of(site: federation.Site, dataset: Dataset, same: bool) -> Mapping[str
     return found
 
 
+def evaluation_data(settings: Config, sites: list[federation.Site]) -> Dataset:
+    """What the arms are measured on: the pretraining data, or another cut of it where ``evaluate.data`` says so."""
+    overrides = settings.evaluate.data
+    if not overrides:
+        return sites[0].pretrain.dataset
+    return job.load_data(settings, federation.section(settings).pool, overrides)
+
+
 def measure(settings: Config, sites: list[federation.Site]) -> Path:
     """Every arm at every site on the site's own held-out part, pooled rows over all sites, and paired differences of
     the federated encoder with the others: ``evaluate/sites.json``."""
     fed, seed = federation.section(settings), settings.run.seed
-    overrides = settings.evaluate.data
-    dataset = job.load_data(settings, fed.pool, overrides) if overrides else sites[0].pretrain.dataset
-    arms = [*(arm for arm in ("raw_pixels", *BASELINES) if arm in fed.compare), "federated"]
+    overrides, dataset = settings.evaluate.data, evaluation_data(settings, sites)
+    arms = [*(arm for arm in (*FLOORS, *BASELINES) if arm in fed.compare), "federated"]
     rows: Rows = []
     made: dict[str, list[dict[str, Predictions]]] = {arm: [] for arm in arms}
     for site in sites:
         parts = parts_of(site, dataset, not overrides)
         for arm in arms:
             network = encoder_of(arm, site.name, settings)
-            made[arm].append(evaluation.predictions(settings, network, dataset, parts))
+            made[arm].append(evaluation.predictions(settings, network, dataset, parts, arm))
             rows += rows_of(made[arm][-1], arm=arm, site=site.name, seed=seed)
     for arm in arms:
         rows += pooled_rows(made[arm], arm=arm, seed=seed)
@@ -126,5 +137,7 @@ def measure(settings: Config, sites: list[federation.Site]) -> Path:
         rows += compared_rows(*pair, arms=("federated", arm), site="all", seed=seed)
     sizes = {site.name: {name: len(p) for name, p in parts_of(site, dataset, not overrides).items()} for site in sites}
     out = settings.folder / "evaluate" / "sites.json"
+    cases = {f"{arm}, {site.name}": found for arm in arms for site, found in zip(sites, made[arm], strict=True)}
+    evaluation.write_cases(out.with_name("sites-cases.csv"), cases)
     write_json(out, {"sites": sizes, "rows": rows})
     return out

@@ -74,7 +74,8 @@ def export(source: Path, out: Path, which: str = "last", part: Part = "encoder")
     """Write the encoder (or its slow copy: ``part``) as ``OUT.safetensors`` with ``OUT.json`` (architecture,
     normalisation, source hash). ``out`` may end in either suffix itself.
 
-    Keys are torchvision's ResNet names without a prefix. ``ValueError`` when safetensors is not installed.
+    Keys are torchvision's ResNet names without a prefix (a dilated encoder's: DeepLabV3's ``backbone.`` and its own
+    ``project.weight``). ``ValueError`` when safetensors is not installed.
     """
     try:
         from safetensors.torch import save

@@ -1,5 +1,8 @@
 """Measuring a run's encoder, beside the floors: a random encoder of the same shape and the raw pixels."""
 
+import csv
+import inspect
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from sslmed_dist.data.partition import hold_out
 from sslmed_dist.downstream import (
     CLASSIFIER,
     EVALUATORS,
-    RawPixels,
+    FLOORS,
     alignment,
     classified,
     compared_rows,
@@ -25,27 +28,45 @@ from sslmed_dist.downstream import (
     rows_of,
 )
 from sslmed_dist.downstream.features import check
-from sslmed_dist.downstream.predictions import Evaluator, Predictions
+from sslmed_dist.downstream.predictions import Evaluator, Predictions, Segmenting
 from sslmed_dist.drivers import encoder as encoders
 from sslmed_dist.drivers import job
 from sslmed_dist.methods import METHODS
+from sslmed_dist.models import PROTOTYPE_HEADS
 from sslmed_dist.run_folder import write_json
 
 Rows = list[dict[str, Any]]
 
 
-def build_evaluators(settings: Config) -> dict[str, Evaluator]:
-    """The evaluators of ``evaluate.protocols`` by name; a name that comes twice gets its arguments appended.
-    ``ValueError`` for the same protocol twice."""
-    built: dict[str, Evaluator] = {}
+def build_evaluators(settings: Config) -> dict[str, Evaluator | Segmenting]:
+    """The evaluators of ``evaluate.protocols`` by name; a name that comes twice gets those of its arguments appended
+    that are not the same in all. ``ValueError`` for the same protocol twice."""
+    built: dict[str, Evaluator | Segmenting] = {}
     names = [leaf["name"] for leaf in settings.evaluate.protocols]
     for name, leaf in zip(names, settings.evaluate.protocols, strict=True):
-        arguments = ", ".join(f"{k}={v}" for k, v in leaf.items() if k != "name")
-        title = f"{name}({arguments})" if names.count(name) > 1 else name
+        others = [one for one in settings.evaluate.protocols if one["name"] == name]
+        own = {k: v for k, v in leaf.items() if any(one.get(k) != v for one in others)}
+        title = f"{name}({', '.join(f'{k}={v}' for k, v in own.items())})" if own else name
         if title in built:
             raise ValueError(f"evaluate.protocols: {title} stands there twice")
-        built[title] = registry.build(EVALUATORS, leaf, "evaluate.protocols")
+        built[title] = registry.build(EVALUATORS, inherit(leaf, settings.method), "evaluate.protocols")
     return built
+
+
+def inherit(leaf: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, Any]:
+    """``leaf`` with the run's own prototype head below it, where the evaluator asks for a ``head``: a run is measured
+    with what it was trained with, but for what the protocol says otherwise (another window, say)."""
+    registry.check(EVALUATORS, leaf, "evaluate.protocols")
+    constructor, _ = registry.split(EVALUATORS, leaf, "evaluate.protocols")
+    own = method.get("head")
+    own = {"name": own} if isinstance(own, str) else own
+    if "head" not in inspect.signature(constructor).parameters or not own or own["name"] not in PROTOTYPE_HEADS:
+        return dict(leaf)
+    said = leaf.get("head") or {}
+    return {
+        **leaf,
+        "head": config.merge({"head": own}, {"head": {"name": said} if isinstance(said, str) else said})["head"],
+    }
 
 
 def splits(settings: Config) -> tuple[Dataset, dict[str, Tensor]]:
@@ -60,12 +81,13 @@ def splits(settings: Config) -> tuple[Dataset, dict[str, Tensor]]:
 
 
 def predictions(
-    settings: Config, encoder: nn.Module, dataset: Dataset, parts: Mapping[str, Tensor]
+    settings: Config, encoder: nn.Module, dataset: Dataset, parts: Mapping[str, Tensor], arm: str = "encoder"
 ) -> dict[str, Predictions]:
-    """Test predictions of every protocol on ``encoder``'s features."""
+    """Test predictions of every protocol on ``encoder``'s features; of those protocols that ``arm`` is a floor of."""
     device = job.choose_device(settings)
     views = job.standard_views(settings, dataset).to(device)
-    evaluators, seed = build_evaluators(settings), settings.run.seed
+    built, seed = build_evaluators(settings), settings.run.seed
+    evaluators = {name: one for name, one in built.items() if arm not in FLOORS or one.floor == arm}
     return predict(encoder.to(device), dataset, parts, evaluators=evaluators, views=views, device=device, seed=seed)
 
 
@@ -92,26 +114,46 @@ def own_predictions(
 
 def evaluate_run(folder: Path, which: str = "last", part: encoders.Part = "encoder") -> Path:
     """Write ``evaluate/WHICH.json``: rows of the run's encoder (a classifier's own predictions first), a random encoder
-    of the same shape, the raw pixels, and the paired difference of the first two. ``part`` ``momentum`` measures the
-    encoder's slow copy, into ``WHICH-momentum.json``. Returns the file. ``ValueError`` if ``folder`` is none of a run,
-    or the run has no such copy."""
+    of the same shape, the floors (raw pixels, or the copied support mask), and the paired difference of the first two;
+    where scans were segmented, also every case (``WHICH-cases.csv``). ``part`` ``momentum`` measures the encoder's slow
+    copy, into ``WHICH-momentum.json``. Returns the file. ``ValueError`` if ``folder`` is none of a run, or the run has
+    no such copy."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a run folder; the results go into it")
     found = encoders.load(folder, which, part=part)
     settings = found.settings
     dataset, parts = splits(settings)
-    arms = {part: found.encoder, "random": encoders.untrained(settings), "raw_pixels": RawPixels()}
+    floors = {name: FLOORS[name]() for name in dict.fromkeys(one.floor for one in build_evaluators(settings).values())}
+    arms = {part: found.encoder, "random": encoders.untrained(settings), **floors}
     own = own_predictions(found, dataset, parts)
     rows: Rows = rows_of(own, arm=part, site="all", seed=settings.run.seed)
     made: dict[str, dict[str, Predictions]] = {}
     for arm, network in arms.items():
-        made[arm] = predictions(settings, network, dataset, parts)
+        made[arm] = predictions(settings, network, dataset, parts, arm)
         rows += rows_of(made[arm], arm=arm, site="all", seed=settings.run.seed)
     names = (part, "random")
     rows += compared_rows(made[part], made["random"], arms=names, site="all", seed=settings.run.seed)
     out = folder / "evaluate" / (f"{which}.json" if part == "encoder" else f"{which}-{part}.json")
+    write_cases(out.with_name(f"{out.stem}-cases.csv"), made)
     write_json(out, {"encoder": {"file": found.file.name, "sha256": found.sha256}, "part": part, "rows": rows})
     return out
+
+
+def write_cases(path: Path, arms: Mapping[str, Mapping[str, Predictions]]) -> None:
+    """One line per arm, query scan and organ, as CSV, where an evaluator has cases; else nothing. Exams are numbers."""
+    cases = [
+        {"arm": arm, "evaluator": name, **case}
+        for arm, made in arms.items()
+        for name, found in made.items()
+        for case in found.cases
+    ]
+    if not cases:
+        return
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(dict.fromkeys(key for case in cases for key in case)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(cases)
+    checkpoint.write_atomically(path, stream.getvalue().encode())
 
 
 def similarities(folder: Path, which: str = "last", part: encoders.Part = "encoder", bins: int = 100) -> Path:
@@ -160,8 +202,6 @@ def embed(source: Path, images: Path, out: Path, which: str = "last", part: enco
 
     The archive holds ``features`` float32 (N, D) and ``index`` int64 (N,); file names stay with the person who ran it.
     """
-    import io
-
     import numpy as np
 
     from sslmed_dist.data import DATASETS

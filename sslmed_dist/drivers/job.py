@@ -51,7 +51,8 @@ def load_data(settings: Config, split: str, overrides: Mapping[str, Any] | None 
 
 def resolve(settings: Config, dataset: Dataset) -> Config:
     """Fill in what the data decides: channels, classes and task where the method asks for them, and the constants of
-    normalisation, so that they are written down. ``ValueError`` where the configuration says otherwise."""
+    normalisation, and of episodes the pixels' size, so that they are written down. ``ValueError`` where the
+    configuration says otherwise."""
     trees: dict[str, Any] = {"method": {}}
     facts = {"channels": dataset.channels, "classes": len(dataset.classes), "task": dataset.task}
     asked = inspect.signature(registry.split(METHODS, settings.method, "method")[0]).parameters
@@ -66,7 +67,19 @@ def resolve(settings: Config, dataset: Dataset) -> Config:
     if missing:
         found = dict(zip(("mean", "std"), moments(dataset, settings.run.seed), strict=True))
         trees["views"] = {key: found[key] for key in missing}
+    shown = inspect.signature(registry.split(VIEWS, settings.views, "views")[0]).parameters
+    if "pixel_mm" in shown and settings.views.get("pixel_mm") is None:
+        trees.setdefault("views", {})["pixel_mm"] = pixel_size(dataset)
     return replace(settings, **trees)
+
+
+def pixel_size(dataset: Dataset) -> float | None:
+    """Side in mm of the pixels of all slices, rounded to a thousandth; None where they are not square, or not of one
+    size to 1 %, or the data does not say."""
+    sides = {float(side) for record in dataset.records for side in record.get("spacing_mm", ())[:2]}
+    if not sides or max(sides) > 1.01 * min(sides):
+        return None
+    return round(sum(sides) / len(sides), 3)
 
 
 def moments(dataset: Dataset, seed: int, samples: int = 1000) -> tuple[list[float], list[float]]:
@@ -120,6 +133,13 @@ def standard_views(settings: Config, dataset: Dataset) -> nn.Module:
     return views
 
 
+def compile_encoder(encoder: nn.Module) -> None:
+    """Compile the encoder's forward pass and, where it has them, its feature maps, which some methods call alone."""
+    encoder.compile()
+    if hasattr(encoder, "maps"):
+        encoder.maps = torch.compile(encoder.maps)  # type: ignore[assignment, arg-type]
+
+
 @dataclass
 class Job:
     """One run, assembled: everything ``fit`` needs. ``settings`` is resolved."""
@@ -167,7 +187,7 @@ def assemble(settings: Config, dataset: Dataset | None = None) -> Job:
     if plan.channels_last:
         method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if plan.compile:
-        method.encoder.compile()  # type: ignore[union-attr]
+        compile_encoder(method.encoder)  # type: ignore[arg-type]
     batches = Batches(
         dataset.to(device) if plan.resident else dataset,
         global_batch=plan.batch_size,

@@ -18,7 +18,7 @@ from sslmed_dist.report.wording import (
     site_name,
 )
 
-ARMS = ("raw_pixels", "random", "local", "federated", "pooled", "encoder", "momentum")
+ARMS = ("raw_pixels", "copy_mask", "random", "local", "federated", "pooled", "encoder", "momentum")
 FEW_PATIENTS, FEW_SAMPLES = 30, 100
 
 

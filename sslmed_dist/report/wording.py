@@ -6,6 +6,7 @@ from typing import Any
 ALL_SITES = "all"
 ARM_NAMES = {
     "raw_pixels": "raw pixels",
+    "copy_mask": "copied support mask",
     "random": "random encoder",
     "local": "local only",
     "federated": "federated",
@@ -18,11 +19,16 @@ METRIC_NAMES = {
     "balanced_accuracy": "balanced accuracy, %",
     "auc": "AUC",
     "top5": "top-5, %",
+    "dice": "Dice, %",
+    "dice_whole": "Dice without the true slice range, %",
+    "dice_sd_supports": "Dice, sd over supports, %",
     "uniformity": "uniformity",
     "inter_class_uniformity": "inter-class uniformity",
     "tolerance": "tolerance",
+    "hd95": "HD95, mm",
+    "surface_dice": "surface Dice, %",
 }
-PERCENT = ("accuracy", "balanced_accuracy", "top5")
+PERCENT = ("accuracy", "balanced_accuracy", "top5", "dice", "dice_whole", "dice_sd_supports", "surface_dice")
 KIND_NAMES = {
     "true_positive": "true positives (two views of an image)",
     "false_negative": "false negatives (two images of a class)",
@@ -33,8 +39,8 @@ Column = tuple[str, str]
 
 
 def in_percent(metric: str) -> bool:
-    """Accuracies are printed in per cent; areas under a curve and the geometry of features as they are."""
-    return metric in PERCENT
+    """Accuracies and Dice are printed in per cent; areas under a curve and the geometry of features as they are."""
+    return metric.partition("/")[0] in PERCENT
 
 
 def number(value: float, metric: str, *, signed: bool = False) -> str:
@@ -49,17 +55,20 @@ def arm_name(arm: str) -> str:
 
 
 def column_name(column: Column) -> str:
-    """``kNN accuracy, %``."""
-    metric = column[1]
-    label = f"AUC {metric.partition('/')[2]}" if metric.startswith("auc/") else METRIC_NAMES.get(metric, metric)
-    return f"{evaluator_name(column[0])} {label}"
+    """``kNN accuracy, %``, ``one-shot Dice liver, %``."""
+    kind, _, label = column[1].partition("/")
+    words = METRIC_NAMES.get(kind, kind)
+    if label:
+        words = f"{words.removesuffix(', %')} {label}" + (", %" if words.endswith(", %") else "")
+    return f"{evaluator_name(column[0])} {words}"
 
 
 def evaluator_name(evaluator: str) -> str:
     """An evaluator as a reader would say it."""
-    return (
-        evaluator.replace("knn", "kNN") if evaluator.startswith("knn") else evaluator.replace("linear", "linear probe")
-    )
+    for word, name in (("knn", "kNN"), ("linear", "linear probe"), ("one_shot", "one-shot")):
+        if evaluator.startswith(word):
+            return name + evaluator.removeprefix(word)
+    return evaluator
 
 
 def site_name(site: str) -> str:
