@@ -1,5 +1,6 @@
 """One-shot segmentation of organs, scored by the protocol of Ouyang et al. (2020), and beside it without its oracle."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,8 +53,9 @@ class OneShot:
 
     The test part's last exam is the support and the others are queries; ``supports`` ``all``: each in turn, every
     measure is then a mean over all pairs, ``dice_last_support`` is the protocol's and ``dice_sd_supports`` the standard
-    deviation (n - 1) over supports. ``head``: a leaf of ``PROTOTYPE_HEADS``; without a name, on top of CoWPro's with
-    window 2.
+    deviation (n - 1) over supports. ``shots`` K: the last K exams are the support together. ``head``: a leaf of
+    ``PROTOTYPE_HEADS`` (a run lays it over its own head; else CoWPro's); ``window`` is that of the test, in place of
+    the head's, where the head has one.
     """
 
     floor = COPY_MASK
@@ -62,7 +64,9 @@ class OneShot:
         self,
         organs: tuple[str, ...],
         head: Mapping[str, Any] | None = None,
+        window: int = 2,
         supports: Literal["last", "all"] = "last",
+        shots: int = 1,
         quadrants: bool = False,
         whole: bool = True,
         surface: bool = False,
@@ -74,13 +78,16 @@ class OneShot:
             raise ValueError(f"one_shot.organs: expected organs, none of them twice, got {list(organs)}")
         if supports not in ("last", "all"):
             raise ValueError(f"one_shot.supports: expected one of last, all, got {supports!r}")
+        if shots < 1 or (shots > 1 and supports == "all"):
+            raise ValueError(f"one_shot.shots: expected at least 1, and 1 with supports all, got {shots}")
         if not 0 <= tolerance_mm < float("inf"):
             raise ValueError(f"one_shot.tolerance_mm: expected a number >= 0, got {tolerance_mm}")
-        self.head = dict(head or {})
-        if "name" not in self.head:
-            self.head = {"name": "cowpro", "window": 2, **self.head}
+        self.head = {"name": "cowpro", **(head or {})}
+        constructor, _ = registry.split(PROTOTYPE_HEADS, self.head, "one_shot.head")
+        if "window" in inspect.signature(constructor).parameters:
+            self.head["window"] = window
         registry.check(PROTOTYPE_HEADS, self.head, "one_shot.head")
-        self.supports, self.quadrants, self.whole = supports, quadrants, whole
+        self.supports, self.shots, self.quadrants, self.whole = supports, shots, quadrants, whole
         self.surface, self.tolerance_mm = surface, float(tolerance_mm)
 
     def segment(
@@ -93,15 +100,16 @@ class OneShot:
         masks, quadrants of a scan whose orientation is unknown.
         """
         scans, segmenter = self.prepare(encoder, dataset, positions, device)
-        supports = scans if self.supports == "all" else scans[-1:]
+        groups = [[scan] for scan in scans] if self.supports == "all" else [scans[-self.shots :]]
         volumes = {scan.number: self.load(segmenter, dataset, scan, seed) for scan in scans}
         cases: list[Case] = []
-        for support in supports:
-            shown = {organ: self.show(segmenter, dataset, volumes[support.number], organ) for organ in self.organs}
-            for query in (scan for scan in scans if scan is not support):
+        for group in groups:
+            supports = [volumes[scan.number] for scan in group]
+            shown = {organ: self.show(segmenter, dataset, supports, organ) for organ in self.organs}
+            for query in (scan for scan in scans if scan not in group):
                 for organ in self.organs:
                     case = self.case(segmenter, dataset, shown[organ], volumes[query.number], organ)
-                    cases.append({"support": support.number, "query": query.number, "organ": organ, **case})
+                    cases.append({"support": group[-1].number, "query": query.number, "organ": organ, **case})
         return self.predictions(cases, scans[-1].number)
 
     def pictures(
@@ -114,7 +122,7 @@ class OneShot:
         images = [fetch(dataset, scan, seed=seed)[0].float().cpu() for scan in (scans[-1], scans[0])]
         found = []
         for organ in self.organs:
-            shown = self.show(segmenter, dataset, support, organ)
+            shown = self.show(segmenter, dataset, [support], organ)
             value = dataset.classes.index(organ) + 1
             truth = query.organs == value
             held = protocol.true_range(truth)
@@ -142,9 +150,10 @@ class OneShot:
                     f"one_shot.organs: no organ {organ!r}; allowed: {', '.join(dataset.classes) or 'none'}"
                 )
         scans = scans_of(dataset, positions)
-        if len(scans) < 2:
+        if len(scans) <= self.shots:
             raise ValueError(
-                f"one_shot: the test part holds {len(scans)} exam; it needs a query and a support, at least 2"
+                f"one_shot: the test part holds {len(scans)} exam(s); it needs a query and a support, at least "
+                f"{self.shots + 1}"
             )
         for scan in scans:
             if self.quadrants and not scan.oriented:
@@ -158,12 +167,17 @@ class OneShot:
         """The scan, encoded once for all its roles."""
         return load(segmenter, dataset, scan, seed=seed, centred=self.quadrants)
 
-    def show(self, segmenter: Segmenter, dataset: Dataset, support: Volume, organ: str) -> Shown:
-        """What the support shows of the organ. ``ValueError`` naming both when it holds none of it."""
-        mask = support.organs == dataset.classes.index(organ) + 1
-        if not mask.any():
-            raise ValueError(f"exam {support.scan.number}: the support holds no voxel of {organ}")
-        return segmenter.learn(support.maps, mask, support.scan.spacing, support.centre)
+    def show(self, segmenter: Segmenter, dataset: Dataset, supports: Sequence[Volume], organ: str) -> Shown:
+        """What the supports show of the organ. ``ValueError`` naming it and one that holds none of it."""
+        masks = [support.organs == dataset.classes.index(organ) + 1 for support in supports]
+        for support, mask in zip(supports, masks, strict=True):
+            if not mask.any():
+                raise ValueError(f"exam {support.scan.number}: the support holds no voxel of {organ}")
+        pairs = zip(supports, masks, strict=True)
+        each = [segmenter.learn(one.maps, mask, one.scan.spacing, one.centre) for one, mask in pairs]
+        if len(each) == 1:
+            return each[0]
+        return segmenter.together(each, [support.maps for support in supports], masks)
 
     def find(self, segmenter: Segmenter, shown: Shown, query: Volume) -> Found:
         """The organ on the query."""

@@ -2,8 +2,8 @@
 
 Slices (S, 1, H, W) run anterior to posterior and patient right to left, so the body's centre cuts them into right and
 left anterior and posterior quadrants. This is knowledge of anatomy, of one annotated patient: it takes a scan whose
-orientation is known, and fails where organs lie elsewhere (situs inversus, a transplanted kidney). The thesis does not say where a slice is
-halved, nor how much of an organ occupies a quadrant.
+orientation is known, and fails where organs lie elsewhere (situs inversus, a transplanted kidney). The thesis does not
+say where a slice is halved, nor how much of an organ occupies a quadrant.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """An organ shown on one scan, found on others: feature maps of whole scans, prototypes of support slices, margins."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -152,6 +152,26 @@ class Segmenter:
             stack=stack,
             level=slice_range.calibrate(own, stack, chosen),
             quadrants=None if centre is None else quadrants.occupied(mask, centre),
+        )
+
+    @torch.inference_mode()
+    def together(self, each: Sequence[Shown], maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Shown:
+        """Several supports of one organ as one: what ``learn`` made of each, with the maps and masks it was given.
+
+        Part by part the head gets the K support slices at once (local prototypes of all, global ones averaged); areas
+        are means, a quadrant is occupied where one support occupies it, range and level are the last support's.
+        """
+        chosen = list(zip(*(shown.slices for shown in each), strict=True))
+        stacks = [
+            [torch.stack([of[k][z].to(self.device) for k, z in enumerate(part)]) for of in (maps, masks)]
+            for part in chosen
+        ]
+        quarters = [shown.quadrants for shown in each if shown.quadrants is not None]
+        return replace(
+            each[-1],
+            prototypes=tuple(self.prototypes(features, mask) for features, mask in stacks),
+            areas=tuple(sum(areas) / len(each) for areas in zip(*(shown.areas for shown in each), strict=True)),
+            quadrants=torch.stack(quarters).any(dim=0) if quarters else None,
         )
 
     @torch.inference_mode()

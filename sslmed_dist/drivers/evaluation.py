@@ -47,8 +47,9 @@ def build_evaluators(settings: Config) -> dict[str, Evaluator | Segmenting]:
         others = [one for one in settings.evaluate.protocols if one["name"] == name]
         own = {k: v for k, v in leaf.items() if any(one.get(k) != v for one in others)}
         title = f"{name}({', '.join(f'{k}={v}' for k, v in own.items())})" if own else name
-        if title in built:
-            raise ValueError(f"evaluate.protocols: {title} stands there twice")
+        if others.count(leaf) > 1:
+            said = ", ".join(f"{k}={v}" for k, v in leaf.items() if k != "name")
+            raise ValueError(f"evaluate.protocols: {name}({said}) stands there twice")
         built[title] = registry.build(EVALUATORS, inherit(leaf, settings.method), "evaluate.protocols")
     return built
 

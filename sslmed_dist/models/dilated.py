@@ -1,4 +1,4 @@
-"""ResNets with dilation in place of the last two strides: feature maps of an eighth of the image's size.
+"""ResNets with dilation in place of the last strides: feature maps of an eighth (or a quarter) of the image's size.
 
 The body is that of torchvision's DeepLabV3 (Chen et al. 2017, arXiv 1706.05587), without its pyramid of dilated
 convolutions and without a classifier; a 1x1 convolution narrows the maps (Ouyang et al. 2020, arXiv 2007.09886).
@@ -11,19 +11,20 @@ from torch import Tensor, nn
 
 from sslmed_dist.models.resnet import ResNet
 
-DILATED_STAGES = ("layer3", "layer4")
+# Total stride of a body with the usual stem -> the stages whose stride is replaced.
+DILATED_STAGES = {8: ("layer3", "layer4"), 4: ("layer2", "layer3", "layer4")}
 
 
-def dilate(body: ResNet) -> ResNet:
-    """``body`` with stride 1 in its last two stages, their 3x3 convolutions dilated by 2 and 4 instead.
+def dilate(body: ResNet, stride: int = 8) -> ResNet:
+    """``body`` with stride 1 in its last two (three) stages, their 3x3 convolutions dilated by 2, 4 (, 8) instead.
 
-    A stage's first 3x3 convolution, which had the stride, keeps the dilation of the stage before, so every fourth row
-    and column of the new maps are the maps of before. In bottlenecks that is torchvision's rule for
+    A stage's first 3x3 convolution, which had the stride, keeps the dilation of the stage before, so every fourth
+    (eighth) row and column of the new maps are the maps of before. In bottlenecks that is torchvision's rule for
     ``replace_stride_with_dilation``, whose first block has one such convolution; basic blocks, which have two,
     torchvision refuses. Parameters and their names stay.
     """
     dilation = 1
-    for name in DILATED_STAGES:
+    for name in DILATED_STAGES[stride]:
         layers = [layer for layer in body.get_submodule(name).modules() if isinstance(layer, nn.Conv2d)]
         for layer in layers:
             layer.stride = (1, 1)
@@ -36,10 +37,12 @@ def dilate(body: ResNet) -> ResNet:
 
 
 class DilatedResNet(nn.Module):
-    """Images (N, C, H, W) -> maps (N, out, H / 8, W / 8), sizes rounded up; with the stem ``cifar`` H / 2.
+    """Images (N, C, H, W) -> maps (N, out, H / stride, W / stride), sizes rounded up; with the stem ``cifar``, which
+    has no stride of its own, a quarter of ``stride``.
 
     ``backbone`` is a ResNet of the given ``depth``, ``stem`` and ``width``, ``project`` a 1x1 convolution to ``out``
-    channels without bias. Images of one channel are repeated to three, as published, so that weights learned on
+    channels without bias. ``stride`` 8 is the published one; 4 gives slices of 128 pixels the published grid of 32 x
+    32. Images of one channel are repeated to three, as published, so that weights learned on
     colour images fit. ``weights`` is a local file of a torchvision ResNet or DeepLabV3 (classifiers are left out; the
     1x1 convolution starts from random weights all the same). ``feature_dim`` is ``out``. ``ValueError`` for an
     ``out`` below 1.
@@ -52,18 +55,19 @@ class DilatedResNet(nn.Module):
         width: int = 64,
         out: int = 256,
         weights: str | None = None,
+        stride: Literal[8, 4] = 8,
         *,
         channels: int = 3,
     ) -> None:
         super().__init__()
         if out < 1:
             raise ValueError(f"method.encoder.out: expected an integer >= 1, got {out}")
-        self.backbone = dilate(ResNet(depth, stem, width, weights, channels=3 if channels == 1 else channels))
+        self.backbone = dilate(ResNet(depth, stem, width, weights, channels=3 if channels == 1 else channels), stride)
         self.project = nn.Conv2d(self.backbone.feature_dim, out, 1, bias=False)
         self.feature_dim = out
 
     def maps(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, out, H / 8, W / 8)."""
+        """(N, C, H, W) -> (N, out, H / stride, W / stride)."""
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         narrow: Tensor = self.project(self.backbone.maps(images))

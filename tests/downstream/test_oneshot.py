@@ -19,25 +19,27 @@ HEAD = {"name": "cowpro", "window": 1, "centre": False}
 
 def made(encoder: nn.Module | None = None, data: FakeScans | None = None, **arguments: Any) -> Predictions:
     data = data or FakeScans(noise=0.35)
-    judge = OneShot(**({"organs": ORGANS, "head": HEAD} | arguments))
+    judge = OneShot(**({"organs": ORGANS, "head": HEAD, "window": 1} | arguments))
     return judge.segment(encoder or Tissues(), data, data.every(), device="cpu", seed=0)
 
 
-def literal(data: FakeScans, support: int, query: int, value: int) -> float:
+def literal(data: FakeScans, supports: list[int], query: int, value: int) -> float:
     """Section 5 of the specification, slice by slice: every slice and support slice encoded anew."""
     encoder, head = Tissues().eval(), registry.build(PROTOTYPE_HEADS, HEAD, "head")
-    (shown, shown_organs), (images, organs) = data.scan(support), data.scan(query)
-    holding = [z for z in range(len(shown)) if (shown_organs[z] == value).any()]
-    chosen = [holding[int(p * len(holding))] for p in (1 / 6, 1 / 2, 5 / 6)]
+    shown, (images, organs) = [data.scan(number) for number in supports], data.scan(query)
+    chosen = []
+    for _, mask in shown:
+        holding = [z for z in range(len(mask)) if (mask[z] == value).any()]
+        chosen.append([holding[int(p * len(holding))] for p in (1 / 6, 1 / 2, 5 / 6)])
     inside = [z for z in range(len(images)) if (organs[z] == value).any()]
     low, high = min(inside), max(inside)
     counts = [0, 0, 0]
     for z in range(low, high + 1):
         part = min(max(math.floor((z - low) / ((high - low) / 3)), 0), 2)
-        s = chosen[part]
         with torch.no_grad():
-            mask = (shown_organs[s] == value).float()[None, None]
-            prototypes = head.prototypes(encoder.maps(shown[s : s + 1])[None], mask)
+            mask = torch.stack([(own[s[part]] == value).float() for (_, own), s in zip(shown, chosen, strict=True)])
+            slices = torch.stack([scan[s[part]] for (scan, _), s in zip(shown, chosen, strict=True)])
+            prototypes = head.prototypes(encoder.maps(slices)[None], mask[None])
             logits = head.scores(prototypes, encoder.maps(images[z : z + 1]))
         logits = functional.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
         guess, truth = logits.argmax(dim=1)[0] == 1, organs[z] == value
@@ -53,8 +55,18 @@ def test_dice_is_that_of_the_protocol_read_literally() -> None:
     pairs = list(zip(found.labels.tolist(), found.groups.tolist(), strict=True))
     assert pairs == [(s, q) for s in EXAMS for q in EXAMS if s != q]
     for row, (support, query) in zip(found.scores.tolist(), pairs, strict=True):
-        expected = [literal(data, support, query, value) for value in (1, 2)]
+        expected = [literal(data, [support], query, value) for value in (1, 2)]
         assert row[:2] == pytest.approx(expected, abs=1e-12) and 0.2 < min(expected) < 0.99
+
+
+def test_two_supports_together_are_the_head_with_both_slices() -> None:
+    data = FakeScans(noise=0.35)
+    found = made(data=data, shots=2)
+    assert found.groups.tolist() == [5] and found.labels.tolist() == [7]
+    expected = [literal(data, [2, 7], 5, value) for value in (1, 2)]
+    assert found.scores[0, :2].tolist() == pytest.approx(expected, abs=1e-12)
+    assert expected != [literal(data, [7], 5, value) for value in (1, 2)]
+    assert torch.isfinite(made(data=data, shots=2, quadrants=True).scores).all()
 
 
 def test_the_last_exam_is_the_support() -> None:
@@ -122,7 +134,7 @@ def test_an_organ_that_is_not_there() -> None:
 
 def test_pictures_show_what_is_scored() -> None:
     data = FakeScans()
-    shown = OneShot(ORGANS, HEAD).pictures(Tissues(), data, data.every(), device="cpu", seed=0)
+    shown = OneShot(ORGANS, HEAD, 1).pictures(Tissues(), data, data.every(), device="cpu", seed=0)
     assert [(one.organ, one.part) for one in shown] == [(organ, part) for organ in ORGANS for part in range(3)]
     assert {(one.support, one.query) for one in shown} == {(7, 5)}
     assert [one.support_slice for one in shown] == [4, 6, 8] * 2
@@ -139,7 +151,7 @@ def test_pictures_show_what_is_scored() -> None:
 
 
 def test_the_table_builds_it() -> None:
-    leaf = {"name": "one_shot", "organs": ["liver"], "head": {"window": 4}, "supports": "all", "tolerance_mm": 2}
+    leaf = {"name": "one_shot", "organs": ["liver"], "window": 4, "supports": "all", "tolerance_mm": 2}
     judge = registry.build(EVALUATORS, leaf, "evaluate.protocols")
     assert isinstance(judge, Segmenting) and judge.floor == "copy_mask"
     assert judge.head == {"name": "cowpro", "window": 4} and OneShot(("liver",)).head["window"] == 2
@@ -152,6 +164,9 @@ def test_the_table_builds_it() -> None:
         ({"organs": ("liver", "liver")}, "one_shot.organs: expected organs, none of them twice"),
         ({"organs": ("heart",)}, "one_shot.organs: no organ 'heart'; allowed: liver, spleen"),
         ({"tolerance_mm": -1.0}, "one_shot.tolerance_mm: expected a number >= 0, got -1"),
+        ({"shots": 0}, "one_shot.shots: expected at least 1, and 1 with supports all, got 0"),
+        ({"shots": 2, "supports": "all"}, "one_shot.shots: expected at least 1, and 1 with supports all, got 2"),
+        ({"shots": 3}, "one_shot: the test part holds 3 exam.s.; it needs a query and a support, at least 4"),
         ({"supports": "first"}, "one_shot.supports: expected one of last, all, got 'first'"),
         ({"head": {"name": "cowpro", "windows": 2}}, "one_shot.head.windows: unknown key"),
         ({"head": {"name": "unet"}}, "one_shot.head.name: 'unet' is unknown; allowed: alpnet, cowpro, panet"),
@@ -164,13 +179,15 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
 
 
 def segment(data: FakeScans, positions: Tensor, encoder: nn.Module | None = None) -> Predictions:
-    return OneShot(ORGANS, HEAD).segment(encoder or Tissues(), data, positions, device="cpu", seed=0)
+    return OneShot(ORGANS, HEAD, 1).segment(encoder or Tissues(), data, positions, device="cpu", seed=0)
 
 
 def test_scans_that_are_not_whole_are_refused() -> None:
     data = FakeScans()
     every = data.every()
-    with pytest.raises(ValueError, match="the test part holds 1 exam; it needs a query and a support, at least 2"):
+    with pytest.raises(
+        ValueError, match="the test part holds 1 exam\\(s\\); it needs a query and a support, at least 2"
+    ):
         segment(data, every[:9])
     with pytest.raises(ValueError, match="exam 5: slice 3 follows 1; a scan has to be given whole"):
         segment(data, torch.cat([every[:2], every[3:]]))

@@ -18,7 +18,7 @@ HEAD = {"name": "cowpro", "window": 1, "centre": False}
 
 def made(encoder: Any = None, exams: Any = None, **arguments: Any) -> Predictions:
     data = FakeScans(exams, noise=0.35)
-    judge = OneShot(ORGANS, HEAD, **arguments)
+    judge = OneShot(ORGANS, HEAD, 1, **arguments)
     return judge.segment(encoder or Tissues(), data, data.every(), device="cpu", seed=0)
 
 
@@ -121,7 +121,7 @@ def test_it_runs_beside_other_evaluators() -> None:
     data = FakeScans({3: EXAMS[2], **EXAMS}, noise=0.35)
     parts = {"train": data.every()[:11], "val": data.every()[:0], "test": data.every()[11:]}
     given: dict[str, Any] = {"views": torch.nn.Identity(), "device": "cpu", "seed": 0}
-    found = evaluation.predict(Tissues(), data, parts, evaluators={"one_shot": OneShot(ORGANS, HEAD)}, **given)
+    found = evaluation.predict(Tissues(), data, parts, evaluators={"one_shot": OneShot(ORGANS, HEAD, 1)}, **given)
     assert found["one_shot"].groups.tolist() == [5, 2]
     with pytest.raises(ValueError, match="fake: one_shot.organs: no organ 'heart'"):
         evaluation.predict(Tissues(), data, parts, evaluators={"one_shot": OneShot(("heart",))}, **given)

@@ -43,15 +43,17 @@ def test_the_body_is_torchvisions_deeplab_body(depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth, size", [(9, 64), (18, 64), (34, 72), (50, 65)])
-def test_every_fourth_place_is_the_strided_networks(depth: int, size: int) -> None:
+@pytest.mark.parametrize("stride", [8, 4])
+def test_every_fourth_place_is_the_strided_networks(depth: int, size: int, stride: int) -> None:
     """Dilation computes the strided maps and those in between; basic blocks, which torchvision refuses, included."""
     torch.manual_seed(0)
     strided = ResNet(depth, width=4).double().eval()  # type: ignore[arg-type]
-    dilated = dilate(ResNet(depth, width=4).double().eval())  # type: ignore[arg-type]
+    dilated = dilate(ResNet(depth, width=4).double().eval(), stride)  # type: ignore[arg-type]
     dilated.load_state_dict(strided.state_dict())
     fine, coarse = dilated.maps(images(size=size)), strided.maps(images(size=size))
-    assert fine.shape[-1] == -(-size // 8) and coarse.shape[-1] == -(-size // 32)
-    torch.testing.assert_close(fine[..., ::4, ::4], coarse, rtol=1e-12, atol=1e-12)
+    assert fine.shape[-1] == -(-size // stride) and coarse.shape[-1] == -(-size // 32)
+    step = 32 // stride
+    torch.testing.assert_close(fine[..., ::step, ::step], coarse, rtol=1e-12, atol=1e-12)
 
 
 def test_the_features_of_a_resnet_are_the_mean_of_its_maps() -> None:
