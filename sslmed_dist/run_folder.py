@@ -46,7 +46,7 @@ class RunFolder:
         except OSError as error:
             raise ValueError(f"{self.path}: cannot be written: {error.strerror}") from None
         write_atomically(existing, config.dump(self.config).encode())
-        write_json(self.path / "environment.json", environment())
+        write_json(self.path / "environment.json", environment() | {"phantom_data": phantom_data(self.config)})
 
     def close(self) -> None:
         """Release the lock."""
@@ -54,6 +54,15 @@ class RunFolder:
         if self.lock is not None:
             self.lock.close()
             self.lock = None
+
+
+def phantom_data(settings: config.Config) -> bool:
+    """Whether the data's folder (or the file's) is one of generated phantoms: ``phantom.json`` lies in it. What is made
+    of phantoms has to be called so wherever it is shown, whatever the folder is called."""
+    if not settings.data.get("root"):
+        return False
+    root = Path(str(settings.data["root"])).expanduser()
+    return any((folder / "phantom.json").is_file() for folder in (root, root.parent))
 
 
 class Metrics:

@@ -57,7 +57,7 @@ def prepare_chaos(source: str | Path, out: str | Path, *, note: Note = silent) -
     for number, folder in patients.items():
         if masked and number not in masked:
             raise ValueError(f"{folder / 'T2SPIR' / 'Ground'}: no such folder, other patients have masks")
-    return write_set(out, "chaos", STEPS, read_patients(patients, bool(masked), note), note)
+    return write_set(out, "chaos", STEPS, read_patients(patients, bool(masked), note), note, source)
 
 
 def find_patients(source: Path) -> dict[int, Path]:

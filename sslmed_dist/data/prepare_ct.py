@@ -53,7 +53,7 @@ def prepare_ct(source: str | Path, out: str | Path, *, note: Note = silent) -> P
     and mask in different orientations.
     """
     pairs = find_pairs(Path(source))
-    return write_set(out, "abdomen-ct", STEPS, (read_pair(n, *paths) for n, paths in pairs.items()), note)
+    return write_set(out, "abdomen-ct", STEPS, (read_pair(n, *paths) for n, paths in pairs.items()), note, source)
 
 
 def find_pairs(source: Path) -> dict[int, tuple[Path, Path]]:

@@ -190,8 +190,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_set(out: str | Path, kind: str, steps: list[str], scans: Iterable[Scan], note: Note) -> Path:
-    """Write all ``scans`` (one at a time is in memory) and the manifest to ``out``, or nothing at all.
+def write_set(
+    out: str | Path, kind: str, steps: list[str], scans: Iterable[Scan], note: Note, source: str | Path
+) -> Path:
+    """Write all ``scans`` (one at a time is in memory) and the manifest to ``out``, or nothing at all. What is made of
+    a ``source`` of phantoms carries their mark (``phantom.json``) on.
 
     ``ValueError``: as ``whole_folder``, ``write_scan`` and ``require_orientation``; no scan.
     """
@@ -217,4 +220,7 @@ def write_set(out: str | Path, kind: str, steps: list[str], scans: Iterable[Scan
             "entries": entries,
         }
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        mark = Path(source) / "phantom.json"
+        if mark.is_file():
+            (folder / mark.name).write_bytes(mark.read_bytes())
     return Path(out).resolve()

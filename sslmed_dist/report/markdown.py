@@ -10,7 +10,7 @@ from sslmed_dist.report.tables import Table
 def text(title: str, experiments: Sequence[Experiment]) -> str:
     """The whole document."""
     parts = [f"# {title}"]
-    if any(is_phantom(experiment.config) for experiment in experiments):
+    if any(is_phantom(run.config, run.environment) for it in experiments for run in it.runs):
         parts.append("**PHANTOM DATA: generated pictures, no patients. The numbers show that the software works.**")
     for experiment in experiments:
         parts += section(experiment, alone=len(experiments) == 1)

@@ -18,7 +18,7 @@ OVER_SEEDS = "mean \N{PLUS-MINUS SIGN} standard deviation over runs; small strok
 
 def html(title: str, experiments: Sequence[Experiment], *, pictures: bool) -> str:
     """The whole page."""
-    phantom = any(is_phantom(experiment.config) for experiment in experiments)
+    phantom = any(is_phantom(run.config, run.environment) for it in experiments for run in it.runs)
     body = [f"<header><p class='kicker'>sslmed-dist report</p><h1>{escape(title)}</h1>"]
     if phantom:
         body.append(

@@ -210,8 +210,11 @@ def stripped(tree: Tree, path: str = "") -> dict[str, Any]:
     return kept
 
 
-def is_phantom(config: Tree) -> bool:
-    """Whether the data section speaks of phantoms anywhere (name, root, flags): then nothing here is a patient."""
+def is_phantom(config: Tree, environment: Tree | None = None) -> bool:
+    """Whether the run says that its data were phantoms (``environment.json``), or its data section speaks of them
+    anywhere (name, root, flags): then nothing here is a patient."""
+    if (environment or {}).get("phantom_data"):
+        return True
 
     def words(value: Any) -> Iterator[str]:
         if isinstance(value, Mapping):

@@ -21,6 +21,7 @@ METRIC_NAMES = {
     "top5": "top-5, %",
     "dice": "Dice, %",
     "dice_whole": "Dice without the true slice range, %",
+    "dice_last_support": "Dice of the last support, %",
     "dice_sd_supports": "Dice, sd over supports, %",
     "uniformity": "uniformity",
     "inter_class_uniformity": "inter-class uniformity",
@@ -28,7 +29,16 @@ METRIC_NAMES = {
     "hd95": "HD95, mm",
     "surface_dice": "surface Dice, %",
 }
-PERCENT = ("accuracy", "balanced_accuracy", "top5", "dice", "dice_whole", "dice_sd_supports", "surface_dice")
+PERCENT = (
+    "accuracy",
+    "balanced_accuracy",
+    "top5",
+    "dice",
+    "dice_whole",
+    "dice_last_support",
+    "dice_sd_supports",
+    "surface_dice",
+)
 KIND_NAMES = {
     "true_positive": "true positives (two views of an image)",
     "false_negative": "false negatives (two images of a class)",

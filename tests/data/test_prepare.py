@@ -107,7 +107,7 @@ def test_the_set_is_read_by_abdominal_and_says_what_it_is(source: Path, tmp_path
     manifest = json.loads((out / "manifest.json").read_text())
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     named = [entry[what] for entry in manifest["entries"] for what in ("image", "label", "picture")]
-    assert files == {item["file"] for item in named} | {"manifest.json"} and len(named) == 6
+    assert files == {item["file"] for item in named} | {"manifest.json", "phantom.json"} and len(named) == 6
     for item in named:
         assert hashlib.sha256((out / item["file"]).read_bytes()).hexdigest() == item["sha256"]
     for entry in manifest["entries"]:

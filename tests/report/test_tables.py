@@ -100,4 +100,5 @@ def test_phantoms_are_recognised_by_name_root_or_flag() -> None:
     assert is_phantom({"data": {"name": "phantom_knee"}}) and is_phantom({"data": "phantom_knee"})
     assert is_phantom({"data": {"name": "abdominal", "root": "x/phantom-abdomen"}})
     assert is_phantom({"data": {"name": "abdominal", "phantom": True}})
+    assert is_phantom({}, {"phantom_data": True}) and not is_phantom({}, {"phantom_data": False})
     assert not is_phantom({"data": {"name": "abdominal", "phantom": False}}) and not is_phantom({})
