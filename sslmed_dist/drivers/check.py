@@ -10,7 +10,7 @@ from torch import nn
 from sslmed_dist import distributed, engine, guard
 from sslmed_dist.config import Config, fingerprint, replace
 from sslmed_dist.data.dataset import Dataset
-from sslmed_dist.drivers import job
+from sslmed_dist.drivers import evaluation, job
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ def check(settings: Config, dataset: Dataset | None = None) -> Summary:
     workers = max(settings.ray.num_workers, 1) if settings.driver == "ray" else 1
     if settings.plan.batch_size % workers:
         raise ValueError(f"plan.batch_size: {settings.plan.batch_size} is not a multiple of {workers} workers")
+    evaluation.build_evaluators(settings)
     # Compiling and starting threads would take longer than all the rest.
     left_out = {"compile": settings.plan.compile, "loader_threads": settings.plan.loader_threads}
     work = job.assemble(replace(settings, plan={"compile": False, "loader_threads": 0}), dataset)
