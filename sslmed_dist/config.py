@@ -41,7 +41,8 @@ __all__ += ["dump", "essential", "merge", "parse_override", "replace", "to_tree"
 
 # What may change while a run stays the same run: paths, worker count, logging, evaluation, how a federation is run.
 FREE = (
-    *("driver", "ray", "evaluate", "data.root", "run.name", "run.dir", "run.device", "run.threads"),
+    *("driver", "ray", "evaluate", "run.name", "run.dir", "run.device", "run.threads"),
+    *("data.root", "data.cache", "data.workers"),
     *("plan.log_every", "plan.checkpoint_every", "plan.keep_last", "plan.keep_every"),
     *("plan.loader_threads", "plan.resident"),
     *("federated.runtime", "federated.compare", "federated.timeout_s", "federated.quorum"),

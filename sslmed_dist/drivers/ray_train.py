@@ -21,7 +21,7 @@ from sslmed_dist.drivers.allocation import ONE_ARENA
 from sslmed_dist.guard import NonFinite
 
 FAILURE = "failure.txt"
-PATHS = ("root", "weights", "file")
+PATHS = ("root", "weights", "file", "cache")
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -90,7 +90,7 @@ def absolute_paths(leaf: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in leaf.items():
         if isinstance(value, Mapping):
             found[key] = absolute_paths(value)
-        elif isinstance(value, str) and key != "name" and (key in PATHS or Path(value).is_file()):
+        elif isinstance(value, str) and value and key != "name" and (key in PATHS or Path(value).is_file()):
             found[key] = absolute(value)
     return found
 

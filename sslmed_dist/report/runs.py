@@ -15,7 +15,17 @@ Tree = Mapping[str, Any]
 # What may differ between two runs of one experiment: the seed, where and on what it ran, and the normalisation, which a
 # run resolves from its own training data and so from its seed's partition.
 FREE = {
-    *("run", "driver", "ray", "evaluate.pictures", "data.root", "views.mean", "views.std"),
+    *(
+        "run",
+        "driver",
+        "ray",
+        "evaluate.pictures",
+        "data.root",
+        "data.cache",
+        "data.workers",
+        "views.mean",
+        "views.std",
+    ),
     *("federated.runtime", "federated.timeout_s"),
 }
 ROW_KEYS = {"arm", "site", "evaluator", "metric", "value", "low", "high", "n"}
