@@ -114,6 +114,7 @@ def nifti_like(scan: Scan, values: Array) -> bytes:
     old, header = scan.header, nibabel.Nifti1Header()
     image: Any
     if old is None:
+        header.set_data_dtype(values.dtype)  # a header that is given keeps its own type, float32
         image = nibabel.Nifti1Image(values, scan.affine, header)
         image.set_qform(scan.affine, 1)
         image.set_sform(scan.affine, 1)

@@ -228,6 +228,7 @@ def test_dicom_in_and_dicom_seg_out(given: dict[str, Path], tmp_path: Path) -> N
     labels, image = load(tmp_path / "out" / "one_labels.nii.gz")
     scan = read_scan(tmp_path / "exams" / "one")
     assert labels.shape == scan.voxels.shape and np.allclose(image.affine, scan.affine, atol=1e-4) and labels.any()
+    assert labels.dtype == np.uint8
     seg = highdicom.seg.segread(tmp_path / "out" / "one_seg.dcm")
     assert [str(item.SegmentLabel) for item in seg.SegmentSequence] == ["label 1", "label 4"]
     assert str(seg.SegmentationType) == "BINARY" and len(files) == 10
