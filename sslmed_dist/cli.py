@@ -59,7 +59,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
     from sslmed_dist.drivers import reproduction
     from sslmed_dist.report import published
 
-    words = {name: getattr(arguments, name) for name in ("rows", "columns")}
+    words = {name: getattr(arguments, name) for name in ("rows", "columns", "folds")}
     overrides = [*arguments.overrides, *(word for found in words.values() for word in found or () if "=" in word)]
     names = {name: found and [word for word in found if "=" not in word] for name, found in words.items()}
     asked = reproduction.request(
@@ -68,7 +68,6 @@ def reproduce(arguments: argparse.Namespace) -> int:
         seeds=arguments.seeds,
         roots=arguments.root,
         overrides=overrides,
-        folds=arguments.folds,
     )
     if arguments.dry_run or not reproduction.possible(asked):
         print("\n".join(reproduction.plan(asked)))

@@ -75,7 +75,7 @@ def measuring(verbs: Verbs) -> None:
     reproduce.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows")
     reproduce.add_argument("--columns", nargs="+", metavar="COLUMN", help="only these columns")
     reproduce.add_argument("--seeds", type=int, default=1, help="seeds a cell (3 before a difference is called one)")
-    reproduce.add_argument("--folds", nargs="+", type=int, metavar="K", help="only these folds of a cross-validation")
+    reproduce.add_argument("--folds", nargs="+", metavar="K", help="only these folds of a cross-validation")
     reproduce.add_argument("--root", action="append", default=[], metavar="DATASET=PATH", help="where a dataset is")
     reproduce.add_argument("--dry-run", action="store_true", help="print the cells and what is there, run nothing")
 

@@ -39,13 +39,13 @@ def request(
     seeds: int = 1,
     roots: Sequence[str] = (),
     overrides: Sequence[str] = (),
-    folds: Sequence[int] | None = None,
+    folds: Sequence[str] | None = None,
 ) -> Request:
     """The checked request; ``roots`` are ``DATASET=PATH``. ``ValueError`` lists what would have been allowed."""
     asked = table_file.load(table_file.find(text))
     there = () if asked.folds is None else asked.folds.values
     for fold in folds or ():
-        if fold not in there:
+        if fold not in map(str, there):
             raise ValueError(
                 f"{asked.name}: --folds {fold}: allowed: {', '.join(map(str, there)) or 'none, it has none'}"
             )
@@ -62,7 +62,9 @@ def request(
         if not (dataset and separator and path):
             raise ValueError(f"--root {root}: expected DATASET=PATH, such as cifar10=PATH")
         places[dataset] = path
-    made = Request(asked, rows, columns, seeds, places, tuple(overrides), folds)
+    made = Request(
+        asked, rows, columns, seeds, places, tuple(overrides), None if folds is None else [int(fold) for fold in folds]
+    )
     datasets = {cell.settings.data["name"]: None for cell in cells(made)}
     for dataset in places:
         if dataset not in datasets:

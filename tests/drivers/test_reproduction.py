@@ -145,7 +145,7 @@ def test_a_cell_of_folds_is_their_mean(path: Path, capsys: Capture) -> None:
     folds = {"run.threads": [1, 2]}
     means = {"SimCLR": 82.0, "MIOv3": None, "Other": None}
     write(path.parent, rows=rows, folds=folds, means=means)
-    assert reproduce(path, "--rows", "SimCLR", "--folds", "2") == 0
+    assert reproduce(path, "--rows", "SimCLR", "--folds", "2", "plan.log_every=2") == 0
     out = capsys.readouterr().out
     top = path.parent / "runs" / "table-9.1"
     assert (top / "table.md").read_text() == out[out.index("# table-9.1: two") :]
