@@ -145,11 +145,12 @@ def data(arguments: argparse.Namespace) -> int:
     for option in arguments.overrides if arguments.action == "pack" else arguments.options:
         options = config.merge(options, config.parse_override(option))
     if arguments.action == "pack":
-        from sslmed_dist.data.pack import pack
+        from sslmed_dist.data.pack import pack_any
 
         leaf = {"root": arguments.root, **options, "name": arguments.name}
         knobs = {name: getattr(arguments, name) for name in ("short", "quality", "rows", "workers")}
-        print(pack(leaf, arguments.out, form=arguments.format, note=lambda line: print(line, file=sys.stderr), **knobs))
+        knobs |= {"form": arguments.format, "note": lambda line: print(line, file=sys.stderr)}
+        print(pack_any(leaf, arguments.out, **knobs))
         return 0
     from sslmed_dist.data.phantom import PHANTOMS
 

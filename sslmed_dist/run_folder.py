@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import time
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -57,11 +58,16 @@ class RunFolder:
 
 
 def phantom_data(settings: config.Config) -> bool:
-    """Whether the data's folder (or the file's) is one of generated phantoms: ``phantom.json`` lies in it. What is made
+    """Whether the data's folder (or the file's) is one of generated phantoms: ``phantom.json`` lies in it (a packed
+    file holds it). What is made
     of phantoms has to be called so wherever it is shown, whatever the folder is called."""
     if not settings.data.get("root"):
         return False
     root = Path(str(settings.data["root"])).expanduser()
+    if root.is_file() and zipfile.is_zipfile(root):
+        with zipfile.ZipFile(root) as archive:
+            if "phantom.npy" in archive.namelist():
+                return True
     return any((folder / "phantom.json").is_file() for folder in (root, root.parent))
 
 

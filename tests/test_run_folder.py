@@ -8,10 +8,11 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sslmed_dist import __version__, config
-from sslmed_dist.run_folder import Metrics, RunFolder, differences
+from sslmed_dist.run_folder import Metrics, RunFolder, differences, phantom_data
 
 LEAVES: dict[str, Any] = {
     "run": {"name": "a-run"},
@@ -157,3 +158,15 @@ def test_the_environment_tells_versions_and_hardware_but_nobody(tmp_path: Path) 
     words = set(re.findall(r"[\w./@-]+", text))
     nobody = {socket.gethostname(), os.uname().nodename, getpass.getuser(), str(Path.home()), str(tmp_path)}
     assert not nobody & words and "/" not in text.replace(facts["processor"], "")
+
+
+def test_runs_on_phantoms_say_so_whatever_their_folder_is_called(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    chosen = settings(data={"root": str(tmp_path / "set" / "a.npz")})
+    assert not phantom_data(chosen)
+    np.savez(tmp_path / "set" / "a.npz", phantom=np.array("{}"))
+    assert phantom_data(chosen)
+    np.savez(tmp_path / "set" / "a.npz", x=np.array(1))
+    assert not phantom_data(chosen)
+    (tmp_path / "set" / "phantom.json").write_text("{}")
+    assert phantom_data(chosen)

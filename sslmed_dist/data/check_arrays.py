@@ -1,6 +1,7 @@
 """Inspection of sets whose images lie in arrays: CIFAR, STL-10, MedMNIST and packed JPEG archives."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from sslmed_dist.data.archive import archive_names, find_archive, read_archive
 from sslmed_dist.data.dataset import SPLITS, Split, content_hash
+from sslmed_dist.data.episode_pack import HEAD, ExamArchive
 from sslmed_dist.data.findings import Findings
 from sslmed_dist.data.medical2d import medmnist
 from sslmed_dist.data.natural import cifar10, cifar100, decode_jpeg, read_packed
@@ -18,14 +20,34 @@ STL_PART = 5000  # images of the unlabelled part hashed at a time
 
 
 def inspect_archive(place: Path, findings: Findings) -> None:
-    """An ``.npz``, or the one in a folder: packed JPEG or MedMNIST."""
+    """An ``.npz``, or the one in a folder: packed JPEG, packed episodes or MedMNIST."""
     path = find_archive(place)
     try:
-        packed = "jpeg" in archive_names(path)
+        names = archive_names(path)
     except ValueError as error:
         findings.problems.append(str(error))
         return
-    (inspect_packed if packed else inspect_medmnist)(path, findings)
+    if HEAD in names:
+        return inspect_episodes(path, findings)
+    (inspect_packed if "jpeg" in names else inspect_medmnist)(path, findings)
+
+
+def inspect_episodes(path: Path, findings: Findings) -> None:
+    """Packed exams: how many, their slices and organs, and what the superpixels were made with."""
+    findings.lines.append("layout: packed episodes .npz")
+    try:
+        source = ExamArchive(path)
+        scans = [source.read(number, source.organs) for number in source.numbers]
+        maps = source.superpixels(scans, source.recipe, None, 1)
+    except ValueError as error:
+        findings.problems.append(str(error))
+        return
+    marked = sum(entry.organs for entry in source.entries.values())
+    findings.lines.append(f"exams: {len(scans)}, {marked} with a mask of {', '.join(source.organs)}")
+    findings.lines.append(f"slices: {sum(len(scan.slices) for scan in scans)}")
+    recipe = ", ".join(f"{name} {value:g}" for name, value in asdict(source.recipe).items())
+    found = sum(int(one.max(axis=(1, 2)).sum()) for one in maps)
+    findings.lines.append(f"superpixels: {found} ({recipe})")
 
 
 def inspect_cifar(place: Path, findings: Findings) -> None:

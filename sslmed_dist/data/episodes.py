@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,39 +11,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslmed_dist import randomness
-from sslmed_dist.data.abdominal import (
-    ORGANS,
-    SLICE_LIMIT,
-    find_exams,
-    list_exams,
-    read_mask,
-    read_volume,
-    upright,
-)
+from sslmed_dist.data.abdominal import ORGANS, SLICE_LIMIT
 from sslmed_dist.data.dataset import Dataset, Item, Split, select_split
-from sslmed_dist.data.exams import read_sites, split_exams
+from sslmed_dist.data.episode_pack import ExamArchive, is_archive
+from sslmed_dist.data.episode_scans import ExamFolder, Scan
+from sslmed_dist.data.exams import split_exams
 from sslmed_dist.data.folds import fold_exams
-from sslmed_dist.data.superpixels import Recipe, Slices, relabel, superpixel_maps
+from sslmed_dist.data.superpixels import Maps, Recipe, relabel
 
-CACHE = "superpixels"  # folder below the root
 Masks = Literal["superpixels", "organs"]
 
 
-@dataclass(frozen=True)
-class Scan:
-    """One volume as stored: raw intensities (S, H, W) float32, organ values (S, H, W) uint8 (None when not read), the
-    spacing (row, column, slice) in mm, and whether the file says how the patient lay."""
-
-    number: int
-    file: str
-    slices: Slices
-    organs: "np.ndarray[Any, np.dtype[np.uint8]] | None"
-    spacing: tuple[float, float, float]
-    oriented: bool
-
-
 class Episodes(Dataset):
-    """Exams ``image_PP.nii[.gz]`` in one folder as ``Abdominal`` reads them (orientation, ``label_PP``, ``sites.csv``).
+    """Exams ``image_PP.nii[.gz]`` in one folder as ``Abdominal`` reads them (orientation, ``label_PP``, ``sites.csv``),
+    or the file that ``sslmed data pack episodes`` made of such a folder: the same, bit for bit, read with numpy alone.
 
     masks "superpixels", for training without labels: a sample is a slice that has a superpixel (``data.superpixels``,
     computed on the raw intensities; label files need not exist). Slices with a voxel of an organ in ``exclude`` are
@@ -88,7 +68,6 @@ class Episodes(Dataset):
     ) -> None:
         """``ValueError``: a file as for ``Abdominal``, masks that are needed and not there, an organ or fold that does
         not exist, a volume without superpixels, no slice left, a cache folder that cannot be written."""
-        folder = Path(root)
         if masks not in ("superpixels", "organs"):
             raise ValueError(f"masks: expected one of superpixels, organs, got {masks!r}")
         for organ in exclude:
@@ -98,32 +77,33 @@ class Episodes(Dataset):
             raise ValueError(f"size: expected at least 1 pixel, got {size}")
         recipe = Recipe(scale, sigma, min_size, body_threshold)
         labelled = masks == "organs" or bool(exclude)
-        files = find_files(folder, labelled, "masks: organs" if masks == "organs" else f"exclude: {', '.join(exclude)}")
-        numbers = choose_exams(list(files), split, fold, (val_fraction, test_fraction), seed, str(folder))
-        scans = [read_scan(number, *files[number], organs) for number in numbers]
-        require_one_size(scans, size, folder)
+        why = "masks: organs" if masks == "organs" else f"exclude: {', '.join(exclude)}"
+        place = Path(root)
+        source = (ExamArchive if is_archive(place) else ExamFolder)(place, labelled, why)
+        numbers = choose_exams(source.numbers, split, fold, (val_fraction, test_fraction), seed, str(place))
+        scans = [source.read(number, organs) for number in numbers]
+        require_one_size(scans, size, place)
         self.masks: Masks = masks
         if masks == "organs":
             maps = [to_size(torch.from_numpy(scan.organs), size) for scan in scans if scan.organs is not None]
             kept = [torch.arange(len(scan.slices)) for scan in scans]
         else:
-            place = folder / CACHE if cache is None else Path(cache) if cache else None
-            maps = pseudo_masks(scans, recipe, size, folder=folder, cache=place, workers=workers)
+            maps = pseudo_masks(source.superpixels(scans, recipe, cache, workers), recipe, size)
             values = [organs.index(organ) + 1 for organ in exclude]
             kept = [usable(one, scan, values) for one, scan in zip(maps, scans, strict=True)]
         if not any(len(chosen) for chosen in kept):
             left = "has no superpixel" + (f" or holds one of exclude: {', '.join(exclude)}" if exclude else "")
-            raise ValueError(f"{folder}: no slice is left: every one {left}")
-        self.images = torch.cat([standardise(scan, folder, size)[use] for scan, use in zip(scans, kept, strict=True)])
+            raise ValueError(f"{place}: no slice is left: every one {left}")
+        self.images = torch.cat([standardise(scan, size)[use] for scan, use in zip(scans, kept, strict=True)])
         self.maps = torch.cat([one[chosen] for one, chosen in zip(maps, kept, strict=True)])
         if self.maps.amax() <= 255:
             self.maps = self.maps.to(torch.uint8)
         self.counts = self.maps.flatten(1).amax(1).to(torch.int64)  # superpixels of each slice
         counts = torch.tensor([len(chosen) for chosen in kept])
         groups = torch.tensor(numbers).repeat_interleave(counts)
-        sites = read_sites(folder / "sites.csv", numbers)
+        sites = source.sites(numbers)
         super().__init__(
-            name=folder.name,
+            name=source.name,
             ids=groups * SLICE_LIMIT + torch.cat(kept),
             labels=presence(self.maps, len(organs)) if masks == "organs" else torch.full((len(groups),), -1),
             classes=organs if masks == "organs" else (),
@@ -161,17 +141,6 @@ class Episodes(Dataset):
         return {int(number): torch.nonzero(self.groups == number)[:, 0] for number in torch.unique(self.groups)}
 
 
-def find_files(folder: Path, labelled: bool, why: str) -> dict[int, tuple[Path, Path | None]]:
-    """(image, mask) of every exam, by ascending number; the mask is None unless ``labelled``. ``ValueError`` when masks
-    are needed (for ``why``) and there are none or not one for every image."""
-    if not labelled:
-        return {number: (path, None) for number, path in list_exams(folder)[0].items()}
-    files = find_exams(folder)
-    if any(mask is None for _, mask in files.values()):
-        raise ValueError(f"{why}: needs organ masks label_... in {folder}, and there are none")
-    return files
-
-
 def choose_exams(
     numbers: Sequence[int], split: str, fold: int | None, fractions: tuple[float, float], seed: int, where: str
 ) -> list[int]:
@@ -189,25 +158,6 @@ def choose_exams(
     return chosen[split]
 
 
-def read_scan(number: int, image: Path, mask: Path | None, organs: Sequence[str]) -> Scan:
-    """Read one exam. Raises as ``read_volume`` and ``read_mask``."""
-    import nibabel
-
-    voxels, spacing, affine = read_volume(image)
-    if voxels.shape[2] > SLICE_LIMIT:
-        raise ValueError(f"{image}: {voxels.shape[2]} slices, allowed at most {SLICE_LIMIT}")
-    header = nibabel.load(image).header
-    found = None if mask is None else upright(read_mask(mask, voxels.shape, affine, organs)).astype(np.uint8)
-    return Scan(
-        number=number,
-        file=image.name,
-        slices=upright(voxels),
-        organs=found,
-        spacing=(spacing[1], spacing[0], spacing[2]),
-        oriented=bool(header["sform_code"] > 0 or header["qform_code"] > 0),
-    )
-
-
 def require_one_size(scans: Sequence[Scan], size: int | None, folder: Path) -> None:
     """``ValueError`` when slices differ in size and none is asked for."""
     shapes = {scan.slices.shape[1:] for scan in scans}
@@ -215,12 +165,10 @@ def require_one_size(scans: Sequence[Scan], size: int | None, folder: Path) -> N
         raise ValueError(f"{folder}: slices of {len(shapes)} sizes {sorted(shapes)}; set size to bring them to one")
 
 
-def standardise(scan: Scan, folder: Path, size: int | None) -> Tensor:
+def standardise(scan: Scan, size: int | None) -> Tensor:
     """The slices, (S, 1, H, W) float32: (x - mean) / sd over all voxels of the volume, then brought to ``size``.
     ``ValueError`` for a constant volume."""
-    mean, deviation = scan.slices.mean(dtype=np.float64), scan.slices.std(dtype=np.float64)
-    if not deviation > 0:
-        raise ValueError(f"{folder / scan.file}: the volume is constant ({float(mean):g})")
+    mean, deviation = (np.float64(value) for value in scan.moments())  # float32 voxels become float64, then round
     images = torch.from_numpy(((scan.slices - mean) / deviation).astype(np.float32))[:, None]
     if size is None:
         return images
@@ -246,13 +194,9 @@ def to_size(labels: Tensor, size: int | None) -> Tensor:
     return F.interpolate(square.to(torch.float32), (size, size), mode="nearest-exact")[:, 0].to(labels.dtype)
 
 
-def pseudo_masks(
-    scans: Sequence[Scan], recipe: Recipe, size: int | None, *, folder: Path, cache: Path | None, workers: int
-) -> list[Tensor]:
-    """Superpixels of every scan at ``size``, int16 (S, H, W), 1 ... n in each slice: those that still are as large a
-    share of the slice as ``data.superpixels`` asks for."""
-    names = [str(folder / scan.file) for scan in scans]
-    found = superpixel_maps([scan.slices for scan in scans], recipe, names=names, cache=cache, workers=workers)
+def pseudo_masks(found: Sequence[Maps], recipe: Recipe, size: int | None) -> list[Tensor]:
+    """The superpixels of every scan at ``size``, int16 (S, H, W), 1 ... n in each slice: those that still are as large
+    a share of the slice as ``data.superpixels`` asks for."""
     maps = [torch.from_numpy(one.astype(np.int16)) for one in found]
     if size is None:
         return maps

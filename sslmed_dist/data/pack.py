@@ -17,8 +17,21 @@ import torch
 from sslmed_dist import registry
 from sslmed_dist.data import DATASETS
 from sslmed_dist.data.dataset import SPLITS
+from sslmed_dist.data.episode_pack import pack_episodes
 from sslmed_dist.data.files import ImageFiles
 from sslmed_dist.data.shards import SUMMARY, VERSION, Form, Shard, read_summary, write_shard, write_whole
+
+# Sets that are packed whole, by name: what packs them.
+WHOLE: Mapping[str, Callable[..., Path]] = {"episodes": pack_episodes}
+
+
+def pack_any(leaf: Mapping[str, Any], out: Path, *, workers: int, note: Callable[[str], None], **form: Any) -> Path:
+    """Pack the dataset ``leaf`` in the way that suits it: image files as shards (``pack``), whole sets of exams as one
+    file (``WHOLE``), on which the form of images has no bearing."""
+    if leaf["name"] not in WHOLE:
+        return pack(leaf, out, workers=workers, note=note, **form)
+    done: Path = registry.build(WHOLE, leaf, "pack", out=out, workers=workers, note=note)
+    return done
 
 
 def pack(
