@@ -58,16 +58,19 @@ class RunFolder:
 
 
 def phantom_data(settings: config.Config) -> bool:
-    """Whether the data's folder (or the file's) is one of generated phantoms: ``phantom.json`` lies in it (a packed
-    file holds it). What is made
-    of phantoms has to be called so wherever it is shown, whatever the folder is called."""
+    """Whether the data's folder (or the file's) is one of generated phantoms: ``phantom.json`` lies in it; a packed
+    file holds it. What is made of phantoms has to be called so wherever it is shown, whatever the folder is called.
+    ``ValueError`` for a damaged file."""
     if not settings.data.get("root"):
         return False
     root = Path(str(settings.data["root"])).expanduser()
     if root.is_file() and zipfile.is_zipfile(root):
-        with zipfile.ZipFile(root) as archive:
-            if "phantom.npy" in archive.namelist():
-                return True
+        try:
+            with zipfile.ZipFile(root) as archive:
+                if "phantom.npy" in archive.namelist():
+                    return True
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{root}: not a readable .npz: {error}") from error
     return any((folder / "phantom.json").is_file() for folder in (root, root.parent))
 
 

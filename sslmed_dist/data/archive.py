@@ -1,5 +1,6 @@
 """Reading ``.npz`` archives whose content is not trusted."""
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,11 @@ from typing import Any
 
 import numpy as np
 
+# What damaged bytes raise; TokenError is numpy's, of the header of an array.
+DAMAGE = (
+    *(ValueError, OSError, EOFError, KeyError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 
@@ -22,7 +28,7 @@ def open_archive(path: Path) -> Iterator[Any]:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("a single array, not an .npz archive")
             yield archive
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except DAMAGE as error:
         raise ValueError(f"{path}: not a readable .npz: {error}") from error
 
 

@@ -1,5 +1,6 @@
 """Inspection of sets whose images lie in arrays: CIFAR, STL-10, MedMNIST and packed JPEG archives."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 from sslmed_dist.data.archive import archive_names, find_archive, read_archive
 from sslmed_dist.data.dataset import SPLITS, Split, content_hash
 from sslmed_dist.data.episode_pack import HEAD, ExamArchive
+from sslmed_dist.data.episode_scans import Scan
 from sslmed_dist.data.findings import Findings
 from sslmed_dist.data.medical2d import medmnist
 from sslmed_dist.data.natural import cifar10, cifar100, decode_jpeg, read_packed
@@ -33,21 +35,43 @@ def inspect_archive(place: Path, findings: Findings) -> None:
 
 
 def inspect_episodes(path: Path, findings: Findings) -> None:
-    """Packed exams: how many, their slices and organs, and what the superpixels were made with."""
+    """Packed exams, every array read: how many, grid, spacing, organs, sites, what the superpixels were made with; and
+    constant or repeated volumes."""
     findings.lines.append("layout: packed episodes .npz")
     try:
         source = ExamArchive(path)
         scans = [source.read(number, source.organs) for number in source.numbers]
         maps = source.superpixels(scans, source.recipe, None, 1)
+        marked = [s for s in scans if source.entries[s.number].organs]
+        organs = [source.read_organs(s.number, s.slices.shape, source.organs) for s in marked]
     except ValueError as error:
         findings.problems.append(str(error))
         return
-    marked = sum(entry.organs for entry in source.entries.values())
-    findings.lines.append(f"exams: {len(scans)}, {marked} with a mask of {', '.join(source.organs)}")
-    findings.lines.append(f"slices: {sum(len(scan.slices) for scan in scans)}")
+    findings.lines.append(f"exams: {len(scans)}, {len(marked)} with a mask of {', '.join(source.organs)}")
+    findings.lines.append(f"slices: {sum(len(scan.slices) for scan in scans)} of {sizes(scans)}")
+    unknown = [scan.file for scan in scans if not scan.oriented]
+    if unknown:
+        findings.lines.append(f"orientation unknown: {len(unknown)} exams")
+    if organs:
+        counts = [sum(int((one == k + 1).any(axis=(1, 2)).sum()) for one in organs) for k in range(len(source.organs))]
+        findings.classes("slices with organ", dict(zip(source.organs, counts, strict=True)))
+    sites = source.sites(source.numbers)
+    if sites is not None:
+        per_site = Counter(sites.tolist())
+        findings.lines.append("exams per site: " + ", ".join(f"{site}: {per_site[site]}" for site in sorted(per_site)))
     recipe = ", ".join(f"{name} {value:g}" for name, value in asdict(source.recipe).items())
     found = sum(int(one.max(axis=(1, 2)).sum()) for one in maps)
-    findings.lines.append(f"superpixels: {found} ({recipe})")
+    versions = ", ".join(f"{name} {value}" for name, value in source.made_by.items())
+    findings.lines.append(f"superpixels: {found} ({recipe}; made by {versions})")
+    findings.named("all", "constant volumes", [s.file for s in scans if s.slices.min() == s.slices.max()])
+    findings.repeats({"all": [(s.file, content_hash(torch.from_numpy(s.slices))) for s in scans]}, "volumes")
+
+
+def sizes(scans: Sequence[Scan]) -> str:
+    """The grids of the slices and their spacings, e.g. "256 x 256 pixels, 1.25 x 1.25 x 7.7 mm"."""
+    grids = sorted({scan.slices.shape[1:] for scan in scans})
+    spacings = sorted({" x ".join(f"{side:.3g}" for side in scan.spacing) for scan in scans})
+    return f"{', '.join(f'{h} x {w}' for h, w in grids)} pixels, {'; '.join(spacings)} mm"
 
 
 def inspect_cifar(place: Path, findings: Findings) -> None:

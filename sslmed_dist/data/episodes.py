@@ -168,7 +168,7 @@ def require_one_size(scans: Sequence[Scan], size: int | None, folder: Path) -> N
 def standardise(scan: Scan, size: int | None) -> Tensor:
     """The slices, (S, 1, H, W) float32: (x - mean) / sd over all voxels of the volume, then brought to ``size``.
     ``ValueError`` for a constant volume."""
-    mean, deviation = (np.float64(value) for value in scan.moments())  # float32 voxels become float64, then round
+    mean, deviation = scan.moments()  # of type float64: float32 voxels become float64, then round
     images = torch.from_numpy(((scan.slices - mean) / deviation).astype(np.float32))[:, None]
     if size is None:
         return images

@@ -27,9 +27,13 @@ WHOLE: Mapping[str, Callable[..., Path]] = {"episodes": pack_episodes}
 
 def pack_any(leaf: Mapping[str, Any], out: Path, *, workers: int, note: Callable[[str], None], **form: Any) -> Path:
     """Pack the dataset ``leaf`` in the way that suits it: image files as shards (``pack``), whole sets of exams as one
-    file (``WHOLE``), on which the form of images has no bearing."""
+    file (``WHOLE``). ``ValueError`` as theirs, and for a form of images that is asked of such a file."""
     if leaf["name"] not in WHOLE:
         return pack(leaf, out, workers=workers, note=note, **form)
+    asked = [name for name, value in form.items() if value != signature(pack).parameters[name].default]
+    if asked:
+        names = ", ".join("format" if name == "form" else name for name in asked)
+        raise ValueError(f"pack: {names}: for sets of image files; {leaf['name']} is packed as it is stored")
     done: Path = registry.build(WHOLE, leaf, "pack", out=out, workers=workers, note=note)
     return done
 

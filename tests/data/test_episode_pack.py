@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 
 from sslmed_dist import cli, registry
 from sslmed_dist.data import DATASETS
-from sslmed_dist.data.episode_pack import join_bytes, smallest, split_bytes
+from sslmed_dist.data.check import inspect
+from sslmed_dist.data.episode_pack import join_bytes, pack_episodes, smallest, split_bytes
 from sslmed_dist.data.phantom import write_abdomen
 from tests.test_imports import loaded
 
@@ -74,7 +76,8 @@ def test_it_says_what_it_is(packed: Path, capsys: pytest.CaptureFixture[str]) ->
     assert cli.main(["data", "check", str(packed)]) == 0
     out = capsys.readouterr().out
     assert "layout: packed episodes .npz" in out and "exams: 7, 7 with a mask of liver" in out and "slices: 56" in out
-    assert "min_size 24" in out
+    assert "slices: 56 of 48 x 48 pixels, 1.25 x 1.25 x 7.7 mm" in out and "exams per site: 0: 4, 1: 3" in out
+    assert "min_size 24" in out and "made by superpixels 1, scikit-image" in out and "slices with organ: liver" in out
     with np.load(packed) as archive:
         head = json.loads(str(archive["episodes"].item()))
         assert "phantom" in archive.files and b"image_0" not in packed.read_bytes()
@@ -146,4 +149,36 @@ def test_nothing_is_overwritten(root: Path, packed: Path, tmp_path: Path, capsys
     assert "give a name that ends in .npz" in capsys.readouterr().err
     assert cli.main(["data", "pack", "episodes", str(root), str(tmp_path / "x.npz"), "sizes=3"]) == 2
     assert "pack.sizes: unknown key; allowed: root, organs, scale," in capsys.readouterr().err
+    assert cli.main(["data", "pack", "episodes", str(root), str(tmp_path / "x.npz"), "--short", "64"]) == 2
+    assert "pack: short: for sets of image files" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_same_exams_give_the_same_bytes(root: Path, packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "again.npz"
+    assert cli.main(["data", "pack", "episodes", str(root), str(out), *RECIPE, "cache=", "--workers", "1"]) == 0
+    assert out.read_bytes() == packed.read_bytes() and [path.name for path in out.parent.iterdir()] == ["again.npz"]
+
+
+def test_a_failed_write_leaves_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, target: Path) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="no space"):
+        pack_episodes(root, tmp_path / "x.npz", min_size=24, body_threshold=20.0, cache="")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("member", ["voxels_2", "organs_2", "superpixels_2"])
+def test_a_flipped_byte_is_found(packed: Path, tmp_path: Path, member: str) -> None:
+    with zipfile.ZipFile(packed) as archive:
+        start = archive.getinfo(f"{member}.npy").header_offset
+        size = archive.getinfo(f"{member}.npy").compress_size
+    damaged = tmp_path / "damaged.npz"
+    data = bytearray(packed.read_bytes())
+    data[start + size - 20] ^= 16
+    damaged.write_bytes(data)
+    assert [line.startswith(f"{damaged}: ") for line in inspect(damaged)[1]] == [True]
+    with pytest.raises(ValueError, match=r"damaged.npz: not a readable .npz"):
+        episodes(damaged, exclude=["liver"])
