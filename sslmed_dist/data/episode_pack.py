@@ -28,9 +28,9 @@ from torch import Tensor
 from sslmed_dist.data.abdominal import ORGANS, list_exams
 from sslmed_dist.data.archive import Arrays, archive_names, read_archive
 from sslmed_dist.data.episode_scans import ExamFolder, Organs, Scan, read_scan
-from sslmed_dist.data.shards import write_whole
 from sslmed_dist.data.superpixels import VERSION as SUPERPIXELS
 from sslmed_dist.data.superpixels import Maps, Recipe
+from sslmed_dist.data.whole import write_whole
 
 KIND = "sslmed episodes"
 VERSION = 1

@@ -19,7 +19,8 @@ from sslmed_dist.data import DATASETS
 from sslmed_dist.data.dataset import SPLITS
 from sslmed_dist.data.episode_pack import pack_episodes
 from sslmed_dist.data.files import ImageFiles
-from sslmed_dist.data.shards import SUMMARY, VERSION, Form, Shard, read_summary, write_shard, write_whole
+from sslmed_dist.data.shards import SUMMARY, VERSION, Form, Shard, read_summary, write_shard
+from sslmed_dist.data.whole import write_whole
 
 # Sets that are packed whole, by name: what packs them.
 WHOLE: Mapping[str, Callable[..., Path]] = {"episodes": pack_episodes}

@@ -8,10 +8,7 @@ of a DICOM header but geometry gets into any of them; PP is the number of the ex
 import gzip
 import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +24,7 @@ from sslmed_dist.data.abdominal import NAME, ORGANS
 from sslmed_dist.data.orientation import margin, misplaced, require_arrangement
 from sslmed_dist.data.quality import contact_sheet, write_picture
 from sslmed_dist.data.regrid import Affine, Labels, Volume, spacing
+from sslmed_dist.data.whole import appearing
 
 Note = Callable[[str], None]
 FEWEST_GREYS = 64  # of a volume rounded to whole numbers
@@ -59,15 +57,8 @@ def whole_folder(out: str | Path) -> Iterator[Path]:
     target = Path(out).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target}: exists and is not an empty folder; nothing is overwritten")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with appearing(target) as unfinished:
         yield unfinished
-        unfinished.chmod(0o755)
-        os.replace(unfinished, target)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 def numbered(places: Iterable[Path], pattern: str) -> dict[int, Path]:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sslmed_dist.data.archive import Arrays, read_archive
 from sslmed_dist.data.pictures import crop_centre, read_picture
+from sslmed_dist.data.whole import hidden, settle, write_whole
 
 VERSION = 1
 SUMMARY = "pack.json"
@@ -214,26 +215,3 @@ def digest_file(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is either there as a whole or not at all."""
-    unfinished = hidden(path)
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            settle(file)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def hidden(path: Path) -> Path:
-    """The temporary name of a file: of this process alone."""
-    return path.with_name(f".{path.name}.{os.getpid()}")
-
-
-def settle(file: Any) -> None:
-    """Force an open file to the disk."""
-    file.flush()
-    os.fsync(file.fileno())

@@ -11,9 +11,9 @@ scikit-image and of this file. A warm cache is read without scikit-image and sci
 """
 
 import hashlib
+import io
 import multiprocessing
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from sslmed_dist.data.archive import read_archive
+from sslmed_dist.data.whole import write_whole
 
 VERSION = 1  # of this file: a change that changes maps changes it
 LEAST = 4  # the smallest pseudo-mask is min_size // LEAST pixels
@@ -210,15 +211,9 @@ def read_only(cache: Path) -> ValueError:
 
 def write_maps(path: Path, maps: Maps) -> None:
     """Write a cache file whole or not at all. ``ValueError`` naming ``data.cache`` if the folder is read-only."""
-    # of this process and thread: clients of a simulated federation may compute the same volume at once
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}")
+    stream = io.BytesIO()
+    np.savez_compressed(stream, maps=maps)
     try:
-        with unfinished.open("wb") as file:
-            np.savez_compressed(file, maps=maps)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        write_whole(path, stream.getvalue())
     except OSError as error:
         raise read_only(path.parent) from error
-    finally:
-        unfinished.unlink(missing_ok=True)

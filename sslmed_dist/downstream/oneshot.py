@@ -82,10 +82,7 @@ class OneShot:
             raise ValueError(f"one_shot.shots: expected at least 1, and 1 with supports all, got {shots}")
         if not 0 <= tolerance_mm < float("inf"):
             raise ValueError(f"one_shot.tolerance_mm: expected a number >= 0, got {tolerance_mm}")
-        self.head = {"name": "cowpro", **(head or {})}
-        constructor, _ = registry.split(PROTOTYPE_HEADS, self.head, "one_shot.head")
-        if "window" in inspect.signature(constructor).parameters:
-            self.head["window"] = window
+        self.head = at_test({"name": "cowpro", **(head or {})}, window, "one_shot.head")
         registry.check(PROTOTYPE_HEADS, self.head, "one_shot.head")
         self.supports, self.shots, self.quadrants, self.whole = supports, shots, quadrants, whole
         self.surface, self.tolerance_mm = surface, float(tolerance_mm)
@@ -236,6 +233,22 @@ class OneShot:
             by_sample=True,
             cases=tuple(cases),
         )
+
+
+def head_over(own: Any, said: Any) -> dict[str, Any]:
+    """The head that ``said`` (a leaf, perhaps without a name, or None) means for a run whose own head is ``own``: laid
+    over it (over CoWPro's where ``own`` is none of prototypes); one of another name starts from its own defaults."""
+    own, said = ({"name": leaf} if isinstance(leaf, str) else dict(leaf or {}) for leaf in (own, said))
+    if own.get("name") not in PROTOTYPE_HEADS:
+        own = {"name": "cowpro"}
+    return said if said.get("name", own["name"]) != own["name"] else {**own, **said}
+
+
+def at_test(head: Mapping[str, Any], window: int, where: str) -> dict[str, Any]:
+    """The leaf ``head`` with the test's ``window``, where it has one. ``ValueError`` for an unknown head."""
+    constructor, _ = registry.split(PROTOTYPE_HEADS, head, where)
+    windowed = "window" in inspect.signature(constructor).parameters
+    return {**head, "window": window} if windowed else dict(head)
 
 
 def volume(suffix: str, mask: Tensor, voxel: float, reference: float) -> Case:

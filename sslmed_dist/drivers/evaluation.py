@@ -28,11 +28,11 @@ from sslmed_dist.downstream import (
     rows_of,
 )
 from sslmed_dist.downstream.features import check
+from sslmed_dist.downstream.oneshot import head_over
 from sslmed_dist.downstream.predictions import Evaluator, Predictions, Segmenting
 from sslmed_dist.drivers import encoder as encoders
 from sslmed_dist.drivers import job
 from sslmed_dist.methods import METHODS
-from sslmed_dist.models import PROTOTYPE_HEADS
 from sslmed_dist.run_folder import write_json
 
 Rows = list[dict[str, Any]]
@@ -59,15 +59,9 @@ def inherit(leaf: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, Any
     with what it was trained with, but for what the protocol says otherwise (another window, say)."""
     registry.check(EVALUATORS, leaf, "evaluate.protocols")
     constructor, _ = registry.split(EVALUATORS, leaf, "evaluate.protocols")
-    own = method.get("head")
-    own = {"name": own} if isinstance(own, str) else own
-    if "head" not in inspect.signature(constructor).parameters or not own or own["name"] not in PROTOTYPE_HEADS:
+    if "head" not in inspect.signature(constructor).parameters:
         return dict(leaf)
-    said = leaf.get("head") or {}
-    return {
-        **leaf,
-        "head": config.merge({"head": own}, {"head": {"name": said} if isinstance(said, str) else said})["head"],
-    }
+    return {**leaf, "head": head_over(method.get("head"), leaf.get("head"))}
 
 
 def splits(settings: Config) -> tuple[Dataset, dict[str, Tensor]]:

@@ -70,9 +70,9 @@ def episodes_sheet(settings: Config, dataset: Dataset) -> bytes:
 
 def of_run(folder: Path, which: str = "last", part: encoders.Part = "encoder") -> None:
     """Pictures of a run whose evaluation segments scans, beside its figures; of others none."""
-    settings = encoders.load(folder, which, part=part).settings
+    found = encoders.load(folder, which, part=part)
+    settings = found.settings
     if settings.evaluate.pictures and settings.views["name"] == "episode":
-        found = encoders.load(folder, which, part=part)
         dataset, parts = evaluation.splits(settings)
         draw(settings, job.load_data(settings, "train"), folder)
         draw_segmented(settings, found.encoder, dataset, parts["test"], folder)

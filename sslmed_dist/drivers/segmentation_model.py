@@ -1,6 +1,5 @@
 """From one annotated scan to margins on another: the run's encoder, the organs it is shown, and what it finds."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from sslmed_dist import config, registry
 from sslmed_dist.data.grid import Line, Placement, place, to_model, upright
 from sslmed_dist.data.scan import Scan
 from sslmed_dist.downstream import protocol
+from sslmed_dist.downstream.oneshot import at_test, head_over
 from sslmed_dist.downstream.quadrants import body_centre
 from sslmed_dist.downstream.segmenter import Segmenter, Shown
 from sslmed_dist.downstream.slice_range import Estimate
@@ -95,7 +95,7 @@ def load_model(
         )
     if method["channels"] != 1:
         raise ValueError(f"{found.file}: trained on {method['channels']} channels, but a scan has 1")
-    leaf = head_leaf(method.get("head", "cowpro"), head or {})
+    leaf = head_leaf(method.get("head"), head or {})
     place = job.choose_device(config.replace(found.settings, run={"device": device}))
     segmenter = Segmenter(found.encoder.to(place), registry.build(PROTOTYPE_HEADS, leaf, "head"), place)
     pixel = found.settings.views.get("pixel_mm") if pixel_mm is None else pixel_mm
@@ -109,15 +109,7 @@ def load_model(
 
 def head_leaf(own: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The head to evaluate with, as ``load_model`` says."""
-    base = {"name": own} if isinstance(own, str) else dict(own)
-    if base.get("name") not in PROTOTYPE_HEADS:  # a contrastive run's projection
-        base = {"name": "cowpro"}
-    if asked.get("name", base["name"]) != base["name"]:
-        base = {"name": asked["name"]}
-    constructor = PROTOTYPE_HEADS.get(base["name"])
-    if constructor is not None and "window" in inspect.signature(constructor).parameters:
-        base["window"] = 2
-    return {**base, **asked}
+    return {**at_test(head_over(own, asked), 2, "head"), **asked}
 
 
 def standardised(

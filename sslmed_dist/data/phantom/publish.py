@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslmed_dist.data.whole import appearing
 from sslmed_dist.randomness import order
 
 
@@ -70,14 +68,7 @@ def publish(root: str | Path, spec: Mapping[str, Any], fill: Callable[[Path], No
         if written.is_file() and written.read_text(encoding="utf-8") == fingerprint:
             return target
         raise ValueError(f"{target}: not empty and not this phantom; give an empty or a new folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with appearing(target) as unfinished:
         fill(unfinished)
         (unfinished / "phantom.json").write_text(fingerprint, encoding="utf-8")
-        unfinished.chmod(0o755)
-        os.replace(unfinished, target)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
     return target
