@@ -1,4 +1,4 @@
-"""The ClientApp: "hello" says who the site is, "train" does a round of ``federation.local_update``.
+"""The ClientApp: "hello" says who the site is, "train" does a round of ``federation.local_round``.
 
 What leaves the site: the shared tensors, counts, scalars, the site's name, and for an error its class. The exception
 itself is written to ``errors.log`` on the site's own disk, because its text may name files or patients.
@@ -20,13 +20,26 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from sslmed_dist import __version__, envelope, federation
+from sslmed_dist import __version__
 from sslmed_dist.config import Config, fingerprint, replace
 from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.federation.local_round import local_update
+from sslmed_dist.federation.messages import (
+    ARRAYS,
+    MARK,
+    METRICS,
+    ORDER,
+    SITE,
+    Account,
+    Greeting,
+    Node,
+    Order,
+    RunSettings,
+    SiteError,
+)
+from sslmed_dist.federation.sites import Site, federated_section, own_site, simulated_sites
 
 FAILED = 2  # Flower's code for an app that raised
-MARK = "sslmed: "  # begins the reasons that this app wrote itself: the server shows no others
-DATA_ROOT, SITES_DIR = "SSLMED_DATA_ROOT", "SSLMED_SITES_DIR"
 
 app = ClientApp()
 
@@ -41,7 +54,7 @@ class Place:
 
 
 # A simulation's process serves many rounds of several sites: the data is read and dealt once.
-DEALT: dict[tuple[str, str | None], list[federation.Site]] = {}
+DEALT: dict[tuple[str, str | None], list[Site]] = {}
 
 
 @app.query()  # type: ignore[untyped-decorator]
@@ -59,34 +72,39 @@ def train(message: Message, context: Context) -> Message:
 def introduce(message: Message, context: Context) -> RecordDict:
     """The reply to "hello". A server of another version gets an answer too, so that it can name the site; its settings
     are not read, they may be of another schema."""
-    if context.run_config["version"] != __version__:
-        name = context.node_config.get("site") or f"partition-{context.node_config.get('partition-id')}"
-        facts = {"site": str(name), "version": __version__, "channels": 0, "samples": 0}
-        return RecordDict({"site": ConfigRecord(facts)})
-    place = settle(envelope.decode(str(context.run_config["config"])), context)
-    facts = {"site": place.name, "version": __version__, "channels": place.dataset.channels}
-    return RecordDict({"site": ConfigRecord({**facts, "samples": len(place.dataset)})})
+    asked, node = RunSettings.from_record(context.run_config), node_of(context)
+    if asked.version != __version__:
+        greeting = Greeting(node.name, __version__, channels=0, samples=0)
+    else:
+        place = settle(asked.settings, node)
+        greeting = Greeting(place.name, __version__, place.dataset.channels, len(place.dataset))
+    return RecordDict({SITE: ConfigRecord(greeting.to_record())})
 
 
 def update(message: Message, context: Context) -> RecordDict:
     """The reply to "train"."""
-    if context.run_config["version"] != __version__:
-        raise envelope.SiteError(
-            f"this site runs sslmed_dist {__version__}, the server {context.run_config['version']}"
-        )
-    settings = envelope.decode(str(context.run_config["config"]))
-    number = int(message.content["config"]["round"])
-    arrays = message.content["arrays"].to_torch_state_dict()
-    place = settle(settings, context)
-    with Deadline(context, federation.section(settings).timeout_s):
-        shared, scalars = federation.local_update(settings, place.name, place.dataset, number, arrays, place.folder)
+    asked, node = RunSettings.from_record(context.run_config), node_of(context)
+    if asked.version != __version__:
+        raise SiteError(f"this site runs sslmed_dist {__version__}, the server {asked.version}")
+    settings = asked.settings
+    number = Order.from_record(message.content[ORDER]).number
+    arrays = message.content[ARRAYS].to_torch_state_dict()
+    place = settle(settings, node)
+    with Deadline(node, federated_section(settings).timeout_s):
+        shared, scalars = local_update(settings, place.name, place.dataset, number, arrays, place.folder)
+    account = Account(place.name, len(place.dataset), scalars)
     return RecordDict(
         {
-            "arrays": ArrayRecord(torch_state_dict=shared),
-            "metrics": MetricRecord({"num-examples": len(place.dataset), **scalars}),
-            "site": ConfigRecord({"site": place.name}),
+            ARRAYS: ArrayRecord(torch_state_dict=shared),
+            METRICS: MetricRecord(account.to_metrics()),
+            SITE: ConfigRecord(account.to_site()),
         }
     )
+
+
+def node_of(context: Context) -> Node:
+    """What this node was told when it was started."""
+    return Node.read(context.node_config, os.environ)
 
 
 def answer(message: Message, context: Context, work: Callable[[Message, Context], RecordDict]) -> Message:
@@ -94,52 +112,49 @@ def answer(message: Message, context: Context, work: Callable[[Message, Context]
     try:
         return Message(work(message, context), reply_to=message)
     except Exception as error:  # whatever went wrong here, the server must get an answer and no details
-        note(context)
+        node = node_of(context)
+        note(node)
         # A simulated site has nothing to hide from the person who simulates it.
-        told = envelope.SiteError if context.node_config.get("state-dir") else ValueError
+        told = SiteError if node.deployed else ValueError
         reason = str(error) if isinstance(error, told) else type(error).__name__
         return Message(Error(FAILED, MARK + reason), reply_to=message)
 
 
-def note(context: Context) -> None:
+def note(node: Node) -> None:
     """Write the exception being handled to the site's own ``errors.log``."""
-    folder = context.node_config.get("state-dir") or os.environ.get(SITES_DIR)
-    if folder is None:
+    if node.state_dir is None:
         return
-    name = context.node_config.get("site") or f"partition-{context.node_config.get('partition-id')}"
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with (Path(folder) / "errors.log").open("a", encoding="utf-8") as log:
-        log.write(f"{name}\n{traceback.format_exc()}\n")
+    folder = Path(node.state_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "errors.log").open("a", encoding="utf-8") as log:
+        log.write(f"{node.name}\n{traceback.format_exc()}\n")
 
 
-def settle(settings: Config, context: Context) -> Place:
+def settle(settings: Config, node: Node) -> Place:
     """The site that this node is. ``SiteError`` names what its node configuration lacks."""
-    node = context.node_config
-    root = node.get("data-root") or os.environ.get(DATA_ROOT) or None
-    folder = node.get("state-dir") or os.environ.get(SITES_DIR)
-    if not folder:
-        raise envelope.SiteError("this node's configuration has no state-dir, the folder of the site's own state")
-    if root is not None:
-        settings = replace(settings, data={"root": str(root)})
-    if "partition-id" in node:
-        site = dealt(settings)[int(node["partition-id"])]
-    elif not node.get("site"):
-        raise envelope.SiteError("this node's configuration has no site, the name of the site")
-    elif root is None:
-        raise envelope.SiteError("this node's configuration has no data-root, the place of the site's data")
+    if node.state_dir is None:
+        raise SiteError("this node's configuration has no state-dir, the folder of the site's own state")
+    if node.data_root is not None:
+        settings = replace(settings, data={"root": node.data_root})
+    if node.partition is not None:
+        site = dealt(settings)[node.partition]
+    elif node.site is None:
+        raise SiteError("this node's configuration has no site, the name of the site")
+    elif node.data_root is None:
+        raise SiteError("this node's configuration has no data-root, the place of the site's data")
     else:
-        site = federation.own_site(settings, str(node["site"]))
-    own = Path(str(folder)) / site.name
+        site = own_site(settings, node.site)
+    own = Path(node.state_dir) / site.name
     # A hospital's disk may serve several runs; a simulated site's folder belongs to one run already.
-    return Place(site.name, site.pretrain, own / fingerprint(settings)[:16] if node.get("state-dir") else own)
+    return Place(site.name, site.pretrain, own / fingerprint(settings)[:16] if node.deployed else own)
 
 
-def dealt(settings: Config) -> list[federation.Site]:
+def dealt(settings: Config) -> list[Site]:
     """The simulated sites, from memory where this process has dealt them before."""
     key = (fingerprint(settings), settings.data.get("root"))
     if key not in DEALT:
         DEALT.clear()
-        DEALT[key] = federation.simulated_sites(settings)
+        DEALT[key] = simulated_sites(settings)
     return DEALT[key]
 
 
@@ -148,8 +163,8 @@ class Deadline:
     would stay wedged behind a hung app while it still counts as online. Only a deployed node's process is ended; it
     lives for one message. In a simulation other sites live in the same process."""
 
-    def __init__(self, context: Context, seconds: float) -> None:
-        self.timer = threading.Timer(seconds, os._exit, (1,)) if context.node_config.get("state-dir") else None
+    def __init__(self, node: Node, seconds: float) -> None:
+        self.timer = threading.Timer(seconds, os._exit, (1,)) if node.deployed else None
 
     def __enter__(self) -> None:
         if self.timer is not None:

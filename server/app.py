@@ -1,24 +1,24 @@
 """The ServerApp: rounds from wherever the run folder stands to ``federated.rounds``, and the truth about the outcome.
 
-Run configuration: ``config`` (the settings, see ``envelope.encode``), ``version`` of the program that wrote them,
-``run-dir`` (absolute; on the machine where the ServerApp runs). ``federation.json`` in the run folder says how it
-ended, because Flower calls a run without a single reply a success.
+The run configuration is ``federation.messages.RunSettings``. ``federation.json`` in the run folder says how it ended,
+because Flower calls a run without a single reply a success.
 """
 
 import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from server.sites import Sites
+from server.roll_call import Sites
 from server.strategies import STRATEGIES
-from sslmed_dist import __version__, envelope, federation, registry
+from sslmed_dist import __version__, registry
+from sslmed_dist.federation.messages import ENDING, LAUNCHER, Ending, RunSettings
+from sslmed_dist.federation.round_files import last_round
+from sslmed_dist.federation.sites import expected_sites, federated_section
 from sslmed_dist.run_folder import Metrics, write_json
 
 log = logging.getLogger("sslmed.server")
@@ -29,19 +29,19 @@ app = ServerApp()
 @app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
     """Run the federation. Whatever ends it early is written to ``federation.json`` and raised."""
-    folder = Path(str(context.run_config["run-dir"]))
+    asked = RunSettings.from_record(context.run_config)
+    folder = Path(asked.run_dir)
     if not folder.is_absolute():
         raise ValueError("run-dir: expected the absolute path of the run folder; start with `sslmed federate`")
-    stay_with(os.environ.get("SSLMED_LAUNCHER"))
+    stay_with(os.environ.get(LAUNCHER))
     handler = open_log(folder / "federation.log")
     try:
-        rounds = serve(grid, context.run_config, folder)
-        write_json(folder / "federation.json", {"status": "finished", "rounds": rounds})
+        rounds = serve(grid, asked, folder)
+        write_json(folder / ENDING, Ending("finished", rounds).to_tree())
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         log.error("stopped: %s", reason)
-        outcome = {"status": "failed", "reason": reason, "kind": type(error).__name__}
-        write_json(folder / "federation.json", outcome)
+        write_json(folder / ENDING, Ending("failed", reason=reason, kind=type(error).__name__).to_tree())
         raise
     finally:
         log.removeHandler(handler)
@@ -72,15 +72,15 @@ def open_log(path: Path) -> logging.Handler:
     return handler
 
 
-def serve(grid: Grid, run_config: Mapping[str, Any], folder: Path) -> int:
+def serve(grid: Grid, asked: RunSettings, folder: Path) -> int:
     """All rounds that are still to be done; returns the number of rounds in all. ``ValueError`` for settings that do
     not fit, ``RuntimeError`` when the sites do not."""
-    if run_config["version"] != __version__:
-        raise ValueError(f"the server runs sslmed_dist {__version__}, the launcher {run_config['version']}")
-    settings = envelope.decode(str(run_config["config"]))
-    fed = federation.section(settings)
-    expected = federation.expected_sites(fed)
-    last = federation.last_round(folder, settings)
+    if asked.version != __version__:
+        raise ValueError(f"the server runs sslmed_dist {__version__}, the launcher {asked.version}")
+    settings = asked.settings
+    fed = federated_section(settings)
+    expected = expected_sites(fed)
+    last = last_round(folder, settings)
     if last is None:
         raise ValueError(
             "the run folder has no first weights (checkpoints/round_00000.pt); start with `sslmed federate`"

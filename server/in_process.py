@@ -24,7 +24,9 @@ from flwr.supercore.object_ref import load_app
 from flwr.supercore.task_identity import TaskIdentity
 
 from server.app import app as server_app
-from sslmed_dist import __version__, config, envelope, federation
+from sslmed_dist import config
+from sslmed_dist.federation.messages import RunSettings
+from sslmed_dist.federation.sites import expected_sites, federated_section
 
 APP_FOLDER = Path(__file__).resolve().parent.parent
 FAILED, GONE = 2, 5  # Flower's codes: the app raised, the node is not there
@@ -115,10 +117,10 @@ class InProcessGrid(Grid):  # type: ignore[misc]
 def run(folder: Path, client: ClientApp | None = None) -> None:
     """Run the federation that ``folder/config.yaml`` describes. ``client`` replaces the app's own (in tests)."""
     settings = config.load(folder / "config.yaml")
-    run_config = {"config": envelope.encode(settings), "version": __version__, "run-dir": str(folder.resolve())}
+    run_config = RunSettings.of(settings, folder.resolve()).to_record()
     if client is None:
         client = load_app("clients.app:app", LoadClientAppError, APP_FOLDER)
-    count = federation.expected_sites(federation.section(settings))
+    count = expected_sites(federated_section(settings))
     grid = InProcessGrid(client, count, run_config)
     server_app(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config))
 

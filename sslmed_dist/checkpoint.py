@@ -5,9 +5,7 @@ position), the resolved configuration and its fingerprint. It is one ``torch.sav
 ``weights_only=True``; a torn, foreign or newer file is refused by name.
 """
 
-import hashlib
 import json
-import os
 import re
 import zipfile
 import zlib
@@ -18,34 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslmed_dist.atomic_files import ENDING, write_atomically, writing
+
 FORMAT, VERSION = "sslmed-dist checkpoint", 1
 MAGIC = b"PK\x03\x04"  # how every zip archive, and so every torch.save file, starts
 NAME = re.compile(r"step_(\d{9})\.pt")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that a reader, or a crash, sees the old file or the new one and nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise ValueError(f"{path}: could not be written: {error.strerror or error}") from None
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def save(path: Path, *, kind: str, config: Mapping[str, Any], fingerprint: str, **content: Any) -> Path:
@@ -58,19 +33,12 @@ def save(path: Path, *, kind: str, config: Mapping[str, Any], fingerprint: str, 
         "fingerprint": fingerprint,
         **content,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with part.open("wb") as file:
+        with writing(path) as file:
             torch.save(payload, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch's archive writer reports a full disk as RuntimeError
-        part.unlink(missing_ok=True)
-        line = str(getattr(error, "strerror", None) or error).splitlines()[0]
-        raise ValueError(f"{path}: checkpoint could not be written: {line}; the previous one is kept") from None
-    sync_folder(path.parent)
+    except (ValueError, RuntimeError) as error:  # torch's archive writer reports a full disk as RuntimeError
+        reason = str(error).removeprefix(f"{path}: could not be written: ").splitlines()[0]
+        raise ValueError(f"{path}: checkpoint could not be written: {reason}; the previous one is kept") from None
     return path
 
 
@@ -144,17 +112,11 @@ class Checkpoints:
         for step in self.steps()[: -self.keep_last]:
             if not (self.keep_every and step % self.keep_every == 0):
                 self.path(step).unlink(missing_ok=True)
-        for part in self.folder.glob("*.tmp"):
-            part.unlink(missing_ok=True)  # left by a process that was killed while writing
+        for unfinished in self.folder.glob(f"*{ENDING}"):
+            unfinished.unlink(missing_ok=True)  # left by a process that was killed while writing
 
     def latest(self) -> Path | None:
         """The newest checkpoint, or None. A file newer than ``latest.json`` says is complete (names appear by rename)
         and is taken: the process died between the two writes."""
         steps = self.steps()
         return self.path(steps[-1]) if steps else None
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file, recorded by whatever uses it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

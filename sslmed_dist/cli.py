@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from sslmed_dist.command import USER_ERROR, parse
+from sslmed_dist.cli_parser import USER_ERROR, parse
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -14,9 +14,9 @@ def train(arguments: argparse.Namespace) -> int:
 
     settings = config.load(arguments.config, arguments.overrides)
     if arguments.check:
-        from sslmed_dist.drivers import check
+        from sslmed_dist.training.check import check_training
 
-        print("\n".join(check.check(settings).lines))
+        print("\n".join(check_training(settings).lines))
         return 0
     if settings.driver == "ray":
         from sslmed_dist.drivers import ray_train
@@ -33,46 +33,47 @@ def train(arguments: argparse.Namespace) -> int:
 def federate(arguments: argparse.Namespace) -> int:
     """``sslmed federate``."""
     from sslmed_dist import config
-    from sslmed_dist.drivers import comparison
+    from sslmed_dist.verbs import federate
 
     settings = config.load(arguments.config, arguments.overrides)
     if arguments.check:
-        print("\n".join(comparison.check(settings)))
+        print("\n".join(federate.check(settings)))
         return 0
-    print(comparison.run(settings, arguments.resume))
+    print(federate.run(settings, arguments.resume))
     return 0
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """``sslmed evaluate``."""
-    from sslmed_dist.drivers import evaluation, pictures
+    from sslmed_dist.verbs import pictures
+    from sslmed_dist.verbs.evaluate import evaluate_run
+    from sslmed_dist.verbs.similarities import similarities
 
-    print(evaluation.evaluate_run(arguments.run, arguments.which, arguments.part))
+    print(evaluate_run(arguments.run, arguments.which, arguments.part))
     pictures.of_run(arguments.run, arguments.which, arguments.part)
     if arguments.histogram:
-        print(evaluation.similarities(arguments.run, arguments.which, arguments.part))
+        print(similarities(arguments.run, arguments.which, arguments.part))
     return 0
 
 
 def reproduce(arguments: argparse.Namespace) -> int:
     """``sslmed reproduce``."""
-    from sslmed_dist.drivers import reproduction
-    from sslmed_dist.report import published
+    from sslmed_dist.verbs.reproduce import published, run
 
     words = {name: getattr(arguments, name) for name in ("rows", "columns", "folds")}
     overrides = [*arguments.overrides, *(word for found in words.values() for word in found or () if "=" in word)]
     names = {name: found and [word for word in found if "=" not in word] for name, found in words.items()}
-    asked = reproduction.request(
+    asked = run.request(
         arguments.table,
         **names,
         seeds=arguments.seeds,
         roots=arguments.root,
         overrides=overrides,
     )
-    if arguments.dry_run or not reproduction.possible(asked):
-        print("\n".join(reproduction.plan(asked)))
+    if arguments.dry_run or not run.possible(asked):
+        print("\n".join(run.plan(asked)))
     else:
-        print(published.text(reproduction.run(asked)), end="")
+        print(published.text(run.run(asked)), end="")
     return 0
 
 
@@ -90,17 +91,17 @@ def report(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """``sslmed export``."""
-    from sslmed_dist.drivers import encoder
+    from sslmed_dist.verbs.export import export_encoder
 
-    print(*encoder.export(arguments.run, arguments.out, arguments.which, arguments.part), sep="\n")
+    print(*export_encoder(arguments.run, arguments.out, arguments.which, arguments.part), sep="\n")
     return 0
 
 
 def embed(arguments: argparse.Namespace) -> int:
     """``sslmed embed``."""
-    from sslmed_dist.drivers import evaluation
+    from sslmed_dist.verbs.embed import embed
 
-    count = evaluation.embed(arguments.run, arguments.images, arguments.out, arguments.which, arguments.part)
+    count = embed(arguments.run, arguments.images, arguments.out, arguments.which, arguments.part)
     print(f"{arguments.out}: {count} images")
     return 0
 
@@ -108,7 +109,7 @@ def embed(arguments: argparse.Namespace) -> int:
 def segment(arguments: argparse.Namespace) -> int:
     """``sslmed segment``."""
     from sslmed_dist import config
-    from sslmed_dist.drivers import segmentation
+    from sslmed_dist.verbs.segment import tool
 
     head: dict[str, object] = {}
     for option in arguments.head:
@@ -117,7 +118,7 @@ def segment(arguments: argparse.Namespace) -> int:
     knobs = {name: getattr(arguments, name) for name in ("which", "labels", "pixel_mm", "intensity", "quadrants")}
     window = None if arguments.window is None else tuple(arguments.window)
     devices = {"device": arguments.device, "dicom_seg": arguments.dicom_seg}
-    print(*segmentation.segment(arguments.model, **given, head=head, window=window, **knobs, **devices), sep="\n")
+    print(*tool.segment(arguments.model, **given, head=head, window=window, **knobs, **devices), sep="\n")
     return 0
 
 
@@ -161,17 +162,17 @@ def data(arguments: argparse.Namespace) -> int:
 
 def demo(arguments: argparse.Namespace) -> int:
     """``sslmed demo``."""
-    from sslmed_dist.drivers import demonstration
+    from sslmed_dist.verbs import demo
 
-    print(demonstration.run(arguments.out, quick=arguments.quick))
+    print(demo.run(arguments.out, quick=arguments.quick))
     return 0
 
 
 def doctor(arguments: argparse.Namespace) -> int:
     """``sslmed doctor``."""
-    from sslmed_dist.drivers import diagnosis
+    from sslmed_dist.verbs import doctor
 
-    lines, problems = diagnosis.examine()
+    lines, problems = doctor.examine()
     print("\n".join(lines))
     for problem in problems:
         print(f"problem: {problem}")

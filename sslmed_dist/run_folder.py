@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from sslmed_dist import __version__, config
-from sslmed_dist.checkpoint import Checkpoints, write_atomically
+from sslmed_dist.atomic_files import write_atomically
+from sslmed_dist.checkpoint import Checkpoints
 
 PACKAGES = ("torch", "torchvision", "numpy", "ray", "flwr")
 

@@ -12,8 +12,8 @@ import torch
 from sslmed_dist import checkpoint, config
 from sslmed_dist.cli import main
 from sslmed_dist.data import DATASETS
-from sslmed_dist.drivers import encoder as encoders
 from sslmed_dist.report.runs import read_run
+from sslmed_dist.training import pretrained
 
 OLD = Path(__file__).parent / "artefacts" / "v0.1.0"
 CONFIGURATIONS: dict[str, Any] = json.loads((OLD / "configurations.json").read_text())
@@ -51,9 +51,9 @@ def test_a_checkpoint_says_which_run_it_is_of() -> None:
 def test_a_run_folder_is_read_and_its_encoder_is_loaded() -> None:
     run = read_run(OLD / "run")
     assert run.name == "run" and run.seed == 3 and len(run.rows) > 10 and run.metrics
-    found = encoders.load(OLD / "run")
+    found = pretrained.load(OLD / "run")
     assert found.file.name == "step_000000002.pt" and found.encoder.feature_dim == 16
-    copy = encoders.load(OLD / "run", part="momentum").encoder.state_dict()
+    copy = pretrained.load(OLD / "run", part="momentum").encoder.state_dict()
     assert not torch.equal(copy["conv1.weight"], found.encoder.state_dict()["conv1.weight"])
 
 

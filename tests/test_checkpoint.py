@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sslmed_dist import checkpoint
+from sslmed_dist.atomic_files import sha256, write_atomically
 from sslmed_dist.checkpoint import Checkpoints
 
 
@@ -104,9 +105,9 @@ def test_a_disk_that_fills_while_writing_keeps_the_former_file(tmp_path: Path, s
 
 def test_write_atomically(tmp_path: Path) -> None:
     path = tmp_path / "sub" / "a.json"
-    checkpoint.write_atomically(path, b"first")
+    write_atomically(path, b"first")
     with largest_file(10), pytest.raises(ValueError) as caught:
-        checkpoint.write_atomically(path, b"x" * 100)
+        write_atomically(path, b"x" * 100)
     assert str(caught.value) == f"{path}: could not be written: File too large"
     assert path.read_bytes() == b"first" and list(path.parent.iterdir()) == [path]
 
@@ -243,4 +244,4 @@ def test_what_a_killed_process_left_is_cleared_and_never_read(tmp_path: Path) ->
 def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"abc")
-    assert checkpoint.sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -10,9 +10,11 @@ import yaml
 from PIL import Image
 
 from sslmed_dist import checkpoint, cli
-from sslmed_dist.drivers import diagnosis, encoder
+from sslmed_dist.atomic_files import sha256
 from sslmed_dist.models.resnet import ResNet
 from sslmed_dist.run_folder import Metrics
+from sslmed_dist.training import pretrained
+from sslmed_dist.verbs import doctor
 from tests import tiny
 
 
@@ -79,7 +81,7 @@ def test_evaluate(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines() == [str(run / "evaluate" / "last.json")]
     result = json.loads((run / "evaluate" / "last.json").read_text())
     latest = run / "checkpoints" / "step_000000006.pt"
-    assert result["encoder"] == {"file": latest.name, "sha256": checkpoint.sha256(latest)}
+    assert result["encoder"] == {"file": latest.name, "sha256": sha256(latest)}
     arms = {row["arm"] for row in result["rows"]}
     assert {"encoder", "random", "raw_pixels"} <= arms
     assert all(0 <= row["value"] <= 1 for row in result["rows"] if row["arm"] in ("encoder", "random", "raw_pixels"))
@@ -95,7 +97,7 @@ def test_embed_a_folder_of_pictures(run: Path, tmp_path: Path, capsys: pytest.Ca
     out = tmp_path / "features.npz"
     assert cli.main(["embed", str(run), str(tmp_path / "pictures"), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}: 3 images\n"
-    found = encoder.load(run)
+    found = pretrained.load(run)
     mean, std = (torch.tensor(found.settings.views[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
     expected = found.encoder((pixels.flip(0)[:, None] / 255 - mean) / std).detach()
     with np.load(out) as archive:
@@ -116,10 +118,10 @@ def test_export_reads_back_as_the_same_encoder(
     leaf = {key: value for key, value in facts["architecture"].items() if key != "name"}
     again = ResNet(**leaf, channels=facts["channels"]).eval()
     again.load_state_dict(safetensors.load_file(weights))
-    found = encoder.load(run)
+    found = pretrained.load(run)
     images = torch.linspace(-1, 1, 2 * 144).view(2, 1, 12, 12)
     assert torch.equal(again(images), found.encoder(images)) and again.feature_dim == facts["feature_dim"] == 32
-    assert facts["source_sha256"] == checkpoint.sha256(found.file)
+    assert facts["source_sha256"] == sha256(found.file)
     assert facts["input"]["size"] == 12 and facts["input"]["mean"] == found.settings.views["mean"]
 
 
@@ -132,14 +134,14 @@ def test_a_float64_run_is_evaluated_too(workplace: Path) -> None:
 def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """What is wrong with this machine is not the test's business: the checks answer as on a good and on a bad one."""
     for name in ("shared_memory", "writable", "loopback"):
-        assert isinstance(getattr(diagnosis, name)(), list)
-        monkeypatch.setattr(diagnosis, name, lambda: [])
-    monkeypatch.setattr(diagnosis, "DISK", 0)
+        assert isinstance(getattr(doctor, name)(), list)
+        monkeypatch.setattr(doctor, name, lambda: [])
+    monkeypatch.setattr(doctor, "DISK", 0)
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "Python 3." in out and "cores, GPU: " in out and "free disk here: " in out and "problem" not in out
-    monkeypatch.setattr(diagnosis, "DISK", 2**60)
-    monkeypatch.setattr(diagnosis.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(doctor, "DISK", 2**60)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda _: None)
     assert cli.main(["doctor"]) == 2
     out = capsys.readouterr().out
     assert "problem: only " in out and "extra ray: not installed (pip install 'sslmed-dist[ray]')" in out

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sslmed_dist import config, plain_yaml
-from sslmed_dist.data.episodes import Episodes
+from sslmed_dist.data.exams.episodes import Episodes
 
 SECTIONS = "data, views, method, run, optim, plan, driver, ray, evaluate, federated"
 PLAN = (

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslmed_dist import config, optim, registry
+from sslmed_dist import config, registry
 from sslmed_dist.data import DATASETS, PARTITIONS
-from sslmed_dist.drivers import evaluation, job
+from sslmed_dist.training import build, optim
 from sslmed_dist.views import VIEWS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -30,7 +30,7 @@ def test_a_recipe_builds(path: Path) -> None:
     given = {"channels": channels, "value_range": (0.0, 255.0)}
     views = registry.build(VIEWS, settings.views, "views", **given)
     settings = config.replace(settings, method={"channels": channels})
-    method = job.build_method(settings)
+    method = build.build_method(settings)
     size = settings.views["size"]
     episodes = settings.views["name"] == "episode"
     images = torch.zeros(2, channels, size, size, dtype=torch.float32 if episodes else torch.uint8)
@@ -45,7 +45,7 @@ def test_a_recipe_builds(path: Path) -> None:
         settings.optim, method, batch_size=settings.plan.batch_size, epochs=settings.plan.epochs, per_epoch=10
     )
     assert built.learning_rate(10) > 0
-    assert evaluation.build_evaluators(settings)
+    assert build.build_evaluators(settings)
     if settings.federated is not None:
         given = {"labels": None, "groups": None, "sites": None, "ids": None, "seed": 0}
         registry.check(PARTITIONS, settings.federated.partition, "federated.partition", tuple(given))

@@ -2,21 +2,21 @@
 
 from collections.abc import Callable
 
-from sslmed_dist.data.abdominal import Abdominal
 from sslmed_dist.data.batches import Batches
 from sslmed_dist.data.dataset import ArrayDataset, Dataset, Subset, duplicates
-from sslmed_dist.data.episodes import Episodes
-from sslmed_dist.data.flowers import flowers17
-from sslmed_dist.data.folder import image_folder
-from sslmed_dist.data.medical2d import medmnist
-from sslmed_dist.data.medical_files import chaoyang, isic2016, mhist, mura
-from sslmed_dist.data.mrnet import MRNet
-from sslmed_dist.data.natural import cifar10, cifar10_jpeg, cifar100
-from sslmed_dist.data.packed import Packed
+from sslmed_dist.data.exams.abdominal import Abdominal
+from sslmed_dist.data.exams.episodes import Episodes
+from sslmed_dist.data.exams.mrnet import MRNet
+from sslmed_dist.data.images.flowers import flowers17
+from sslmed_dist.data.images.folder import image_folder
+from sslmed_dist.data.images.medical2d import medmnist
+from sslmed_dist.data.images.medical_files import chaoyang, isic2016, mhist, mura
+from sslmed_dist.data.images.natural import cifar10, cifar10_jpeg, cifar100
+from sslmed_dist.data.images.packed import Packed
+from sslmed_dist.data.images.stl10 import stl10
+from sslmed_dist.data.images.wordnet import imagenet, tiny_imagenet
 from sslmed_dist.data.partition import PARTITIONS, hold_out
-from sslmed_dist.data.stl10 import stl10
 from sslmed_dist.data.subsets import SUBSETS
-from sslmed_dist.data.wordnet import imagenet, tiny_imagenet
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "abdominal": Abdominal,

@@ -2,11 +2,7 @@
 
 import hashlib
 import json
-import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -15,12 +11,13 @@ import numpy as np
 import torch
 
 from sslmed_dist import registry
+from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.data import DATASETS
 from sslmed_dist.data.dataset import SPLITS
-from sslmed_dist.data.episode_pack import pack_episodes
-from sslmed_dist.data.files import ImageFiles
-from sslmed_dist.data.shards import SUMMARY, VERSION, Form, Shard, read_summary, write_shard
-from sslmed_dist.data.whole import write_whole
+from sslmed_dist.data.exams.exam_archive import pack_episodes
+from sslmed_dist.data.images.files import ImageFiles
+from sslmed_dist.data.images.shards import SUMMARY, VERSION, Form, Shard, read_summary, write_shard
+from sslmed_dist.data.workers import in_processes
 
 # Sets that are packed whole, by name: what packs them.
 WHOLE: Mapping[str, Callable[..., Path]] = {"episodes": pack_episodes}
@@ -73,11 +70,11 @@ def pack(
         return folder
     shards = list(cut(source, folder, summary))
     entries = []
-    for entry in run(shards, workers):
+    for entry in in_processes(write_shard, shards, workers):
         entries.append(entry)
         note(f"{entry['shard']}: {entry['images']} images, {entry['bytes']:,} bytes ({len(entries)} of {len(shards)})")
     content = json.dumps({**summary, "shards": entries}, indent=1) + "\n"
-    write_whole(folder / SUMMARY, content.encode())
+    write_atomically(folder / SUMMARY, content.encode())
     return folder
 
 
@@ -146,31 +143,3 @@ def cut(source: ImageFiles, folder: Path, summary: Mapping[str, Any]) -> Iterato
             quality=summary["quality"],
             channels=source.channels,
         )
-
-
-def run(shards: list[Shard], workers: int) -> Iterator[dict[str, Any]]:
-    """Write the shards in ``workers`` processes; their entries in order. The first error ends the others' queue."""
-    if workers == 1 or len(shards) == 1:
-        yield from map(write_shard, shards)
-        return
-    # fork would copy torch's threads in whatever state they are
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(shards)), context, initializer=enter_worker) as pool:
-        try:
-            yield from pool.map(write_shard, shards)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def enter_worker() -> None:
-    """One thread for torch, and an end with the parent: a pool whose parent was killed would wait for ever."""
-    torch.set_num_threads(1)
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-def leave_with_parent() -> None:
-    """End this process when its parent has ended."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

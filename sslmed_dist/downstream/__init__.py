@@ -5,7 +5,15 @@ from collections.abc import Callable
 from torch import nn
 
 from sslmed_dist.downstream.classifier import CLASSIFIER, classified
-from sslmed_dist.downstream.evaluation import (
+from sslmed_dist.downstream.features import RAW_PIXELS, Features, RawPixels, SplitFeatures, extract, extract_splits
+from sslmed_dist.downstream.knn import KNN
+from sslmed_dist.downstream.linear import LinearProbe
+from sslmed_dist.downstream.metrics import Score
+from sslmed_dist.downstream.oneshot.evaluator import OneShot, Picture
+from sslmed_dist.downstream.oneshot.segmenter import COPY_MASK, CopyMask, Segmenter
+from sslmed_dist.downstream.predictions import Evaluator, Predictions, Segmenting
+from sslmed_dist.downstream.representation import Representation, alignment
+from sslmed_dist.downstream.rows import (
     ALL_SITES,
     compared_rows,
     evaluate,
@@ -15,14 +23,6 @@ from sslmed_dist.downstream.evaluation import (
     rows_of,
     write_rows,
 )
-from sslmed_dist.downstream.features import RAW_PIXELS, Features, RawPixels, SplitFeatures, extract, extract_splits
-from sslmed_dist.downstream.knn import KNN
-from sslmed_dist.downstream.linear import LinearProbe
-from sslmed_dist.downstream.metrics import Score
-from sslmed_dist.downstream.oneshot import OneShot, Picture
-from sslmed_dist.downstream.predictions import Evaluator, Predictions, Segmenting
-from sslmed_dist.downstream.representation import Representation, alignment
-from sslmed_dist.downstream.segmenter import COPY_MASK, CopyMask, Segmenter
 from sslmed_dist.downstream.similarity import Histogram, histogram
 
 EVALUATORS: dict[str, Callable[..., Evaluator | Segmenting]] = {

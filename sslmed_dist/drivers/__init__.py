@@ -1,1 +1,1 @@
-"""Drivers decide where ``fit`` runs and which samples it sees: this process, Ray workers, hospitals in Flower."""
+"""Only where ``fit`` runs: this process, Ray's workers, Flower's programs."""

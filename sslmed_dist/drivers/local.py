@@ -4,7 +4,7 @@ import sys
 
 from sslmed_dist import distributed
 from sslmed_dist.config import Config
-from sslmed_dist.drivers import job
+from sslmed_dist.training import job
 
 
 def train(settings: Config, resume: str = "auto") -> job.Job:

@@ -1,4 +1,4 @@
-"""Ray Train as a driver: the same ``job.train`` in every worker. The only file that imports ray.
+"""Ray Train as a driver: the same ``training.job.train`` in every worker. The only file that imports ray.
 
 Ray starts workers, puts them in a process group and starts them again after a failure. The truth about progress is
 our own run folder: ``ray.train.report`` may return before a checkpoint is registered, and local mode registers none.
@@ -16,9 +16,10 @@ from types import FrameType
 from typing import Any
 
 from sslmed_dist import config, run_folder
-from sslmed_dist.drivers import check, job
-from sslmed_dist.drivers.allocation import ONE_ARENA
-from sslmed_dist.guard import NonFinite
+from sslmed_dist.training import job
+from sslmed_dist.training.allocation import ONE_ARENA
+from sslmed_dist.training.check import check_training
+from sslmed_dist.training.precision import NonFinite
 
 FAILURE = "failure.txt"
 PATHS = ("root", "weights", "file", "cache")
@@ -38,7 +39,7 @@ def worker(tree: dict[str, Any]) -> None:
     import ray.train
 
     from sslmed_dist import distributed
-    from sslmed_dist.checkpoint import write_atomically
+    from sslmed_dist.atomic_files import write_atomically
 
     settings = config.from_tree(tree, "ray worker")
     try:
@@ -67,7 +68,7 @@ def train(settings: config.Config, resume: str = "auto") -> None:
             f"plan.batch_size: {settings.plan.batch_size} is not a multiple of {options.num_workers} workers"
         )
     # A user's mistake should end here, in one line, and not as a failure that Ray tries to heal by a restart.
-    resolved = check.check(settings).settings
+    resolved = check_training(settings).settings
     folder = run_folder.RunFolder(settings.folder, resolved)
     folder.open(resume)
     folder.close()

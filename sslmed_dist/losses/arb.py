@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from sslmed_dist.losses import arguments, pairs, roots, statistics
+from sslmed_dist.arguments import require_positive
+from sslmed_dist.losses import batch_statistics, pairs, whitening
 
 
 def nearest_base(x: Tensor, groups: int, eps: float) -> Tensor:
     """x (C + eps I)^(-1/2) with C = x^T x / M, each of ``groups`` equal parts of the features for itself; (M, D)."""
     parts = x.chunk(groups, dim=1)
-    return torch.cat([roots.whiten(part, 0.0, eps, stop_gradient=False) for part in parts], dim=1)
+    return torch.cat([whitening.whiten(part, 0.0, eps, stop_gradient=False) for part in parts], dim=1)
 
 
 def arb(z0: Tensor, z1: Tensor, groups: int = 1, eps: float = 1e-5, stop_gradient: bool = True) -> Tensor:
@@ -27,13 +28,13 @@ def arb(z0: Tensor, z1: Tensor, groups: int = 1, eps: float = 1e-5, stop_gradien
     ``eps`` <= 0, embeddings that are not two equal finite floating-point (N, D), or a batch of 1 over all ranks.
     """
     check_groups(groups)
-    arguments.check_positive("eps", eps)
+    require_positive("eps", eps)
     with pairs.full_precision(z0):
-        views = statistics.gather_views(z0, z1)
+        views = batch_statistics.gather_views(z0, z1)
         width = views[0].shape[1]
         if width % groups:
             raise ValueError(f"groups: expected a divisor of the {width} embedding dimensions, got {groups}")
-        x0, x1 = (statistics.standard_scores(x.double(), eps, dim=0) for x in views)
+        x0, x1 = (batch_statistics.standard_scores(x.double(), eps, dim=0) for x in views)
         b0, b1 = (nearest_base(x.detach() if stop_gradient else x, groups, eps) for x in (x0, x1))
         forth = (1.0 - (x0 * b1).mean(dim=0)).square().sum()
         back = (1.0 - (x1 * b0).mean(dim=0)).square().sum()
@@ -53,7 +54,7 @@ class ARB(nn.Module):
     def __init__(self, groups: int = 1, eps: float = 1e-5, stop_gradient: bool = True) -> None:
         super().__init__()
         self.groups = check_groups(groups)
-        self.eps = arguments.check_positive("eps", eps)
+        self.eps = require_positive("eps", eps)
         self.stop_gradient = stop_gradient
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:

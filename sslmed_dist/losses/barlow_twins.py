@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 
 from sslmed_dist import distributed
-from sslmed_dist.losses import arguments, pairs, statistics
+from sslmed_dist.arguments import require_not_negative, require_positive
+from sslmed_dist.losses import batch_statistics, pairs
 
 
 def barlow_twins(z0: Tensor, z1: Tensor, redundancy: float = 5e-3, eps: float = 1e-5) -> Tensor:
@@ -18,12 +19,12 @@ def barlow_twins(z0: Tensor, z1: Tensor, redundancy: float = 5e-3, eps: float = 
     is the loss of the whole batch. ``ValueError`` for ``redundancy`` < 0, ``eps`` <= 0, embeddings that are not two
     equal finite floating-point (N, D), or a batch of 1 over all ranks.
     """
-    arguments.check_weight("redundancy", redundancy)
-    arguments.check_positive("eps", eps)
+    require_not_negative("redundancy", redundancy)
+    require_positive("eps", eps)
     with pairs.full_precision(z0):
-        x0, x1 = (statistics.standard_scores(x, eps, dim=0) for x in statistics.gather_views(z0, z1))
-        own = statistics.own_columns(x0.shape[1])
-        diagonal, off = statistics.shares(x0.T @ x1[:, own] / x0.shape[0], own)
+        x0, x1 = (batch_statistics.standard_scores(x, eps, dim=0) for x in batch_statistics.gather_views(z0, z1))
+        own = batch_statistics.own_columns(x0.shape[1])
+        diagonal, off = batch_statistics.shares(x0.T @ x1[:, own] / x0.shape[0], own)
         return distributed.world_size() * ((1.0 - diagonal).square().sum() + redundancy * off)
 
 
@@ -32,8 +33,8 @@ class BarlowTwins(nn.Module):
 
     def __init__(self, redundancy: float = 5e-3, eps: float = 1e-5) -> None:
         super().__init__()
-        self.redundancy = arguments.check_weight("redundancy", redundancy)
-        self.eps = arguments.check_positive("eps", eps)
+        self.redundancy = require_not_negative("redundancy", redundancy)
+        self.eps = require_positive("eps", eps)
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         return barlow_twins(z0, z1, self.redundancy, self.eps)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from sslmed_dist import distributed
-from sslmed_dist.losses.arguments import check_positive
-from sslmed_dist.losses.blocks import Similarity, row_logsumexp
+from sslmed_dist.arguments import require_positive
 from sslmed_dist.losses.pairs import PairLoss, Pairs
 from sslmed_dist.losses.temperature import Leaf
+from sslmed_dist.losses.tiles import Similarity, row_logsumexp
 
 
 def nt_xent(pairs: Pairs, similarity: Similarity) -> Tensor:
@@ -85,7 +85,7 @@ class DCLW(PairLoss):
         detach_weights: bool = True,
     ) -> None:
         super().__init__(temperature)
-        self.sigma = check_positive("sigma", sigma)
+        self.sigma = require_positive("sigma", sigma)
         if weights not in ("global", "local"):
             raise ValueError(f"weights: expected one of 'global', 'local', got {weights!r}")
         self.weights, self.detach_weights = weights, detach_weights

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sslmed_dist.losses import arguments, pairs, statistics
+from sslmed_dist.arguments import require_not_negative, require_positive
+from sslmed_dist.losses import batch_statistics, pairs
 
 
 def logdet_divergence(x: Tensor, eps: float) -> Tensor:
@@ -39,11 +40,11 @@ def logdet(z0: Tensor, z1: Tensor, invariance: float = 25.0, decorrelation: floa
     batch. ``ValueError`` for a weight < 0, ``eps`` <= 0, embeddings that are not two equal finite floating-point
     (N, D), or a batch of 1 over all ranks.
     """
-    arguments.check_weight("invariance", invariance)
-    arguments.check_weight("decorrelation", decorrelation)
-    arguments.check_positive("eps", eps)
+    require_not_negative("invariance", invariance)
+    require_not_negative("decorrelation", decorrelation)
+    require_positive("eps", eps)
     with pairs.full_precision(z0):
-        views = statistics.gather_views(z0, z1)
+        views = batch_statistics.gather_views(z0, z1)
         x0, x1 = (x.double() for x in views)
         loss = invariance * (x0 - x1).square().mean()
         loss = loss + decorrelation * (logdet_divergence(x0, eps) + logdet_divergence(x1, eps))
@@ -55,9 +56,9 @@ class LogDet(nn.Module):
 
     def __init__(self, invariance: float = 25.0, decorrelation: float = 1.0, eps: float = 1e-4) -> None:
         super().__init__()
-        self.invariance = arguments.check_weight("invariance", invariance)
-        self.decorrelation = arguments.check_weight("decorrelation", decorrelation)
-        self.eps = arguments.check_positive("eps", eps)
+        self.invariance = require_not_negative("invariance", invariance)
+        self.decorrelation = require_not_negative("decorrelation", decorrelation)
+        self.eps = require_positive("eps", eps)
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         return logdet(z0, z1, self.invariance, self.decorrelation, self.eps)

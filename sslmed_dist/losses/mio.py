@@ -13,10 +13,10 @@ hence v1 = v2 + mean_pos ln(1 + e^x) and v3 >= v2. Being sums over pairs, they a
 
 from torch import Tensor
 
-from sslmed_dist.losses.blocks import EXPONENTIAL, SOFTPLUS, Repel, Similarity, repulsion, softplus
 from sslmed_dist.losses.contrastive import nt_xent
 from sslmed_dist.losses.pairs import PairLoss, Pairs
 from sslmed_dist.losses.temperature import Constant, Leaf
+from sslmed_dist.losses.tiles import EXPONENTIAL, SOFTPLUS, Repel, Similarity, repulsion, softplus
 
 
 def mean_repulsion(pairs: Pairs, similarity: Similarity, repel: Repel) -> Tensor:

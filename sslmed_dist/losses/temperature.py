@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from sslmed_dist import registry
-from sslmed_dist.losses.arguments import check_positive
+from sslmed_dist.arguments import require_positive
 
 Leaf = float | Mapping[str, Any]
 
 
 def check_range(low: float, high: float) -> tuple[float, float]:
     """``ValueError`` unless 0 < low <= high."""
-    low, high = check_positive("temperature.low", low), check_positive("temperature.high", high)
+    low, high = require_positive("temperature.low", low), require_positive("temperature.high", high)
     if low > high:
         raise ValueError(f"temperature.low: expected a number <= high = {high}, got {low}")
     return float(low), float(high)
@@ -50,7 +50,7 @@ class Constant(Temperature):
     """The same temperature for all pairs at all times."""
 
     def __init__(self, value: float) -> None:
-        self.value = self.smallest = float(check_positive("temperature", value))
+        self.value = self.smallest = float(require_positive("temperature", value))
 
     def tau(self, c: Tensor) -> float:
         return self.value

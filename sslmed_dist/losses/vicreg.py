@@ -4,15 +4,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslmed_dist import distributed
-from sslmed_dist.losses import arguments, pairs, statistics
+from sslmed_dist.arguments import require_not_negative, require_positive
+from sslmed_dist.losses import batch_statistics, pairs
 
 
 def variance_and_covariance(x: Tensor, gamma: float, eps: float) -> tuple[Tensor, Tensor]:
     """This rank's shares of v and c of one view x (M, D), both already divided by D."""
-    own = statistics.own_columns(x.shape[1])
+    own = batch_statistics.own_columns(x.shape[1])
     centred = x - x.mean(dim=0)
     covariance = centred.T @ centred[:, own] / (x.shape[0] - 1)
-    variances, off = statistics.shares(covariance, own)
+    variances, off = batch_statistics.shares(covariance, own)
     hinge = F.relu(gamma - (variances + eps).sqrt()).sum()
     return hinge / x.shape[1], off / x.shape[1]
 
@@ -43,11 +44,11 @@ def vicreg(
     ``eps`` <= 0, embeddings that are not two equal finite floating-point (N, D), or a batch of 1 over all ranks.
     """
     for name, weight in (("invariance", invariance), ("variance", variance), ("covariance", covariance)):
-        arguments.check_weight(name, weight)
-    arguments.check_weight("gamma", gamma)
-    arguments.check_positive("eps", eps)
+        require_not_negative(name, weight)
+    require_not_negative("gamma", gamma)
+    require_positive("eps", eps)
     with pairs.full_precision(z0):
-        views = statistics.gather_views(z0, z1)
+        views = batch_statistics.gather_views(z0, z1)
         own0, own1 = (z.to(views[0].dtype) for z in (z0, z1))
         distance = (own0 - own1).square().mean()
         (spread0, off0), (spread1, off1) = (variance_and_covariance(x, gamma, eps) for x in views)
@@ -67,11 +68,11 @@ class VICReg(nn.Module):
         eps: float = 1e-4,
     ) -> None:
         super().__init__()
-        self.invariance = arguments.check_weight("invariance", invariance)
-        self.variance = arguments.check_weight("variance", variance)
-        self.covariance = arguments.check_weight("covariance", covariance)
-        self.gamma = arguments.check_weight("gamma", gamma)
-        self.eps = arguments.check_positive("eps", eps)
+        self.invariance = require_not_negative("invariance", invariance)
+        self.variance = require_not_negative("variance", variance)
+        self.covariance = require_not_negative("covariance", covariance)
+        self.gamma = require_not_negative("gamma", gamma)
+        self.eps = require_positive("eps", eps)
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         return vicreg(z0, z1, self.invariance, self.variance, self.covariance, self.gamma, self.eps)

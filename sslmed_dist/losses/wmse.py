@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslmed_dist import distributed
-from sslmed_dist.losses import arguments, pairs, statistics
+from sslmed_dist.arguments import require_share
+from sslmed_dist.losses import batch_statistics, pairs
 
 
 def cholesky_whiten(name: str, x: Tensor, shrinkage: float) -> Tensor:
@@ -57,9 +58,9 @@ def wmse(z0: Tensor, z1: Tensor, size: int | None = None, iterations: int = 1, s
     ``shrinkage`` 0, or embeddings that are not two equal finite floating-point (N, D).
     """
     check_slicing(size, iterations)
-    arguments.check_share("shrinkage", shrinkage)
+    require_share("shrinkage", shrinkage)
     with pairs.full_precision(z0):
-        views = statistics.gather_views(z0, z1)
+        views = batch_statistics.gather_views(z0, z1)
         samples, width = views[0].shape
         rows = samples if size is None else size
         if samples % rows:
@@ -91,7 +92,7 @@ class WMSE(nn.Module):
         super().__init__()
         check_slicing(size, iterations)
         self.size, self.iterations = size, iterations
-        self.shrinkage = arguments.check_share("shrinkage", shrinkage)
+        self.shrinkage = require_share("shrinkage", shrinkage)
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         return wmse(z0, z1, self.size, self.iterations, self.shrinkage)

@@ -21,31 +21,32 @@ of the whole batch. Embeddings without variance along the axis give c = 0 and a 
 
 from torch import Tensor, nn
 
-from sslmed_dist.losses import arguments, pairs, roots, statistics
+from sslmed_dist.arguments import require_positive, require_share
+from sslmed_dist.losses import batch_statistics, pairs, whitening
 
 
 def agreement(x0: Tensor, x1: Tensor, shrinkage: float, eps: float, stop_gradient: bool) -> Tensor:
     """sum_i (1 - c_i)^2 of two (n, d), whitened along d."""
-    scores = (statistics.standard_scores(x.double(), eps, dim=0) for x in (x0, x1))
-    h0, h1 = (roots.whiten(x, shrinkage, eps, stop_gradient) for x in scores)
+    scores = (batch_statistics.standard_scores(x.double(), eps, dim=0) for x in (x0, x1))
+    h0, h1 = (whitening.whiten(x, shrinkage, eps, stop_gradient) for x in scores)
     return (1.0 - (h0 * h1).mean(dim=0)).square().sum()
 
 
 def zero_fcl(z0: Tensor, z1: Tensor, shrinkage: float = 0.1, eps: float = 1e-5, stop_gradient: bool = True) -> Tensor:
     """Zero-CL along the features: the loss of this module with the samples as rows."""
-    arguments.check_share("shrinkage", shrinkage)
-    arguments.check_positive("eps", eps)
+    require_share("shrinkage", shrinkage)
+    require_positive("eps", eps)
     with pairs.full_precision(z0):
-        x0, x1 = statistics.gather_views(z0, z1)
+        x0, x1 = batch_statistics.gather_views(z0, z1)
         return agreement(x0, x1, shrinkage, eps, stop_gradient).to(x0.dtype)
 
 
 def zero_icl(z0: Tensor, z1: Tensor, shrinkage: float = 0.1, eps: float = 1e-5, stop_gradient: bool = True) -> Tensor:
     """Zero-CL along the samples: the loss of this module with the features as rows. ``ValueError`` also for D < 2."""
-    arguments.check_share("shrinkage", shrinkage)
-    arguments.check_positive("eps", eps)
+    require_share("shrinkage", shrinkage)
+    require_positive("eps", eps)
     with pairs.full_precision(z0):
-        x0, x1 = statistics.gather_views(z0, z1)
+        x0, x1 = batch_statistics.gather_views(z0, z1)
         if x0.shape[1] < 2:
             raise ValueError(f"z0: expected at least 2 dimensions (standardised over them), got {x0.shape[1]}")
         return agreement(x0.T, x1.T, shrinkage, eps, stop_gradient).to(x0.dtype)
@@ -56,8 +57,8 @@ class ZeroFCL(nn.Module):
 
     def __init__(self, shrinkage: float = 0.1, eps: float = 1e-5, stop_gradient: bool = True) -> None:
         super().__init__()
-        self.shrinkage = arguments.check_share("shrinkage", shrinkage)
-        self.eps = arguments.check_positive("eps", eps)
+        self.shrinkage = require_share("shrinkage", shrinkage)
+        self.eps = require_positive("eps", eps)
         self.stop_gradient = stop_gradient
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
@@ -69,8 +70,8 @@ class ZeroICL(nn.Module):
 
     def __init__(self, shrinkage: float = 0.1, eps: float = 1e-5, stop_gradient: bool = True) -> None:
         super().__init__()
-        self.shrinkage = arguments.check_share("shrinkage", shrinkage)
-        self.eps = arguments.check_positive("eps", eps)
+        self.shrinkage = require_share("shrinkage", shrinkage)
+        self.eps = require_positive("eps", eps)
         self.stop_gradient = stop_gradient
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:

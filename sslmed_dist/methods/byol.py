@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslmed_dist import distributed, registry
-from sslmed_dist.losses.measures import collapse_measures
-from sslmed_dist.methods.arguments import require_width, two_views
-from sslmed_dist.methods.method import Method
+from sslmed_dist.losses.collapse import collapse_measures
+from sslmed_dist.methods.method import Method, require_width, two_views
 from sslmed_dist.methods.momentum import MomentumMethod
 from sslmed_dist.models import ENCODERS, HEADS
 
@@ -71,7 +70,7 @@ class BYOL(MomentumMethod):
 
     @torch.no_grad()
     def measures(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Collapse measures of the whole batch's targets (see ``losses.measures``)."""
+        """Collapse measures of the whole batch's targets (see ``losses.collapse``)."""
         return collapse_measures(*(distributed.gather(embeddings[name]) for name in ("t0", "t1")))
 
 
@@ -111,5 +110,5 @@ class SimSiam(Method):
 
     @torch.no_grad()
     def measures(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Collapse measures of the whole batch's projections (see ``losses.measures``)."""
+        """Collapse measures of the whole batch's projections (see ``losses.collapse``)."""
         return collapse_measures(*(distributed.gather(embeddings[name]) for name in ("z0", "z1")))

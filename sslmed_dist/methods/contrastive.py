@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sslmed_dist import distributed, registry
 from sslmed_dist.losses import LOSSES
-from sslmed_dist.losses.measures import collapse_measures
+from sslmed_dist.losses.collapse import collapse_measures
 from sslmed_dist.losses.pairs import advance
 from sslmed_dist.losses.weighted import WeightedSum
 from sslmed_dist.methods.method import Method
@@ -54,5 +54,5 @@ class Contrastive(Method):
 
     @torch.no_grad()
     def measures(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Collapse measures of the whole batch's embeddings (see ``losses.measures``)."""
+        """Collapse measures of the whole batch's embeddings (see ``losses.collapse``)."""
         return collapse_measures(distributed.gather(embeddings["z0"]), distributed.gather(embeddings["z1"]))

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslmed_dist import registry
-from sslmed_dist.losses.arguments import check_positive, check_weight
+from sslmed_dist.arguments import require_not_negative, require_positive
 from sslmed_dist.methods.method import Method
 from sslmed_dist.models import ENCODERS, PROTOTYPE_HEADS, episode_norm
-from sslmed_dist.models.prototypes import PrototypeHead
+from sslmed_dist.models.prototype_heads import PrototypeHead
 
 CYCLE_LEVEL = 0.95  # threshold of the prototypes of a predicted mask (thesis, Sec. 7.4.1.5)
 PARTS = ("support", "support_mask", "query", "query_mask")
@@ -44,8 +44,8 @@ class CoWPro(Method):
     ) -> None:
         """``ValueError`` for a background weight that is not above 0, or a negative ``cycle``."""
         super().__init__()
-        self.background_weight = check_positive("method.background_weight", background_weight)
-        self.cycle = check_weight("method.cycle", cycle)
+        self.background_weight = require_positive("method.background_weight", background_weight)
+        self.cycle = require_not_negative("method.cycle", cycle)
         self.batch_norm = batch_norm
         self.encoder = registry.build(ENCODERS, encoder, "method.encoder", channels=channels)
         if batch_norm == "episode":

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sslmed_dist import distributed
-from sslmed_dist.losses.measures import collapse_measures
-from sslmed_dist.methods.arguments import require_least, require_share, require_temperature
+from sslmed_dist.arguments import require_least, require_positive, require_share
+from sslmed_dist.losses.collapse import collapse_measures
 from sslmed_dist.methods.momentum import MomentumMethod
 from sslmed_dist.models.heads import DinoHead
 
@@ -76,12 +76,12 @@ class DINO(MomentumMethod):
         super().__init__(encoder, head, channels, momentum, momentum_end)
         if not isinstance(self.head, DinoHead):
             raise ValueError(f"method.head.name: dino needs the head dino (with prototypes), got {head!r}")
-        self.student_temperature = require_temperature("student_temperature", student_temperature)
-        self.teacher_temperature = require_temperature("teacher_temperature", teacher_temperature)
-        self.first_temperature = require_temperature("first_teacher_temperature", first_teacher_temperature)
-        self.centre_momentum = require_share("centre_momentum", centre_momentum)
-        require_least("warmup_epochs", warmup_epochs, 0)
-        require_least("freeze_epochs", freeze_epochs, 0)
+        self.student_temperature = require_positive("method.student_temperature", student_temperature)
+        self.teacher_temperature = require_positive("method.teacher_temperature", teacher_temperature)
+        self.first_temperature = require_positive("method.first_teacher_temperature", first_teacher_temperature)
+        self.centre_momentum = require_share("method.centre_momentum", centre_momentum)
+        require_least("method.warmup_epochs", warmup_epochs, 0)
+        require_least("method.freeze_epochs", freeze_epochs, 0)
         self.warmup_epochs, self.freeze_epochs = warmup_epochs, freeze_epochs
         self.register_buffer("centre", torch.zeros(self.head.out_dim))
         self.waiting: Tensor | None = None

@@ -1,6 +1,7 @@
 """What ``fit`` knows of a method: a module that maps a batch to a dict with a ``loss``."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -47,3 +48,20 @@ class Method(nn.Module, ABC):
     def step_end(self, progress: float) -> None:
         """Called after the optimiser's step with the share of training done: momentum encoders and queues."""
         return None
+
+
+def require_width(name: str, width: int, wanted: int, of: str) -> None:
+    """``ValueError`` unless a head's output has the ``wanted`` width, which is that of the head ``of``."""
+    if width != wanted:
+        raise ValueError(f"method.{name}.out: expected {wanted}, the output of method.{of}, got {width}")
+
+
+def two_views(batch: Mapping[str, Tensor], method: str) -> tuple[Tensor, Tensor]:
+    """``views_0`` and ``views_1`` (n, C, H, W). ``ValueError`` unless these are the batch's views, of one shape."""
+    names = sorted(name for name in batch if name.startswith("views_"))
+    if names != ["views_0", "views_1"]:
+        raise ValueError(f"views: {method} needs two views (views_0, views_1), got {', '.join(names) or 'none'}")
+    first, second = batch["views_0"], batch["views_1"]
+    if first.shape != second.shape:
+        raise ValueError(f"views_1: expected the shape of views_0, {tuple(first.shape)}, got {tuple(second.shape)}")
+    return first, second

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslmed_dist import distributed
-from sslmed_dist.losses.measures import collapse_measures
-from sslmed_dist.methods.arguments import require_temperature, two_views
+from sslmed_dist.arguments import require_positive
+from sslmed_dist.losses.collapse import collapse_measures
+from sslmed_dist.methods.method import two_views
 from sslmed_dist.methods.momentum import MomentumMethod, Queue
 
 
@@ -47,7 +48,7 @@ class MoCoV2(MomentumMethod):
     ) -> None:
         """``ValueError`` for an empty queue, a momentum outside [0, 1] or a temperature that is not above 0."""
         super().__init__(encoder, head, channels, momentum, momentum_end)
-        self.temperature = require_temperature("temperature", temperature)
+        self.temperature = require_positive("method.temperature", temperature)
         self.symmetric = symmetric
         self.queue = Queue(queue, self.head.out_dim)  # type: ignore[arg-type]
 
@@ -75,6 +76,6 @@ class MoCoV2(MomentumMethod):
 
     @torch.no_grad()
     def measures(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Collapse measures of the whole batch's first queries and keys (see ``losses.measures``)."""
+        """Collapse measures of the whole batch's first queries and keys (see ``losses.collapse``)."""
         queries, keys = (distributed.gather(embeddings[name][:, 0]) for name in ("queries", "keys"))
         return collapse_measures(queries, keys)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslmed_dist import distributed, registry
-from sslmed_dist.methods.arguments import require_least, require_share
+from sslmed_dist.arguments import require_least, require_share
 from sslmed_dist.methods.method import Method
 from sslmed_dist.models import ENCODERS, HEADS
 
@@ -49,8 +49,8 @@ class MomentumMethod(Method):
     ) -> None:
         """``encoder`` and ``head`` are entries of ENCODERS and HEADS. ``ValueError`` for a momentum outside [0, 1]."""
         super().__init__()
-        self.momentum = require_share("momentum", momentum)
-        self.momentum_end = momentum if momentum_end is None else require_share("momentum_end", momentum_end)
+        self.momentum = require_share("method.momentum", momentum)
+        self.momentum_end = momentum if momentum_end is None else require_share("method.momentum_end", momentum_end)
         self.encoder = registry.build(ENCODERS, encoder, "method.encoder", channels=channels)
         self.head: nn.Module = registry.build(HEADS, head, "method.head", in_dim=self.encoder.feature_dim)
         self.momentum_encoder, self.momentum_head = frozen_copy(self.encoder), frozen_copy(self.head)
@@ -97,7 +97,7 @@ class Queue(nn.Module):
     def __init__(self, size: int, dim: int) -> None:
         """``ValueError`` for a size below 1."""
         super().__init__()
-        require_least("queue", size, 1)
+        require_least("method.queue", size, 1)
         self.register_buffer("rows", F.normalize(torch.randn(size, dim), dim=1))
         self.register_buffer("ids", torch.full((size,), -1))
         self.register_buffer("pointer", torch.tensor(0))

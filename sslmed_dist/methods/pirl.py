@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslmed_dist import distributed
-from sslmed_dist.losses.measures import collapse_measures
-from sslmed_dist.methods.arguments import require_share, require_temperature, two_views
+from sslmed_dist.arguments import require_positive, require_share
+from sslmed_dist.losses.collapse import collapse_measures
+from sslmed_dist.methods.method import two_views
 from sslmed_dist.methods.momentum import MomentumMethod, Queue
 
 PATCHES = 9
@@ -60,8 +61,8 @@ class PIRL(MomentumMethod):
         or weight outside [0, 1] or a temperature that is not above 0."""
         head = {"name": "projection", "layers": 1, "out": 128} if head is None else head
         super().__init__(encoder, head, channels, momentum, momentum_end)
-        self.temperature = require_temperature("temperature", temperature)
-        self.weight = require_share("weight", weight)
+        self.temperature = require_positive("method.temperature", temperature)
+        self.weight = require_share("method.weight", weight)
         width = int(self.head.out_dim)  # type: ignore[arg-type]
         self.patch_head = nn.Linear(int(self.encoder.feature_dim), width)  # type: ignore[arg-type]
         self.jigsaw_head = nn.Linear(PATCHES * width, width)
@@ -106,5 +107,5 @@ class PIRL(MomentumMethod):
 
     @torch.no_grad()
     def measures(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Collapse measures of the whole batch's images and jumbled patches (see ``losses.measures``)."""
+        """Collapse measures of the whole batch's images and jumbled patches (see ``losses.collapse``)."""
         return collapse_measures(*(distributed.gather(embeddings[name]) for name in ("image", "jigsaw")))

@@ -5,7 +5,7 @@ from typing import Any
 
 from sslmed_dist.models.dilated import DilatedResNet
 from sslmed_dist.models.heads import DinoHead, Identity, Projection
-from sslmed_dist.models.prototypes import ALPNetHead, CoWProHead, PANetHead
+from sslmed_dist.models.prototype_heads import ALPNetHead, CoWProHead, PANetHead
 from sslmed_dist.models.resnet import ResNet
 
 ENCODERS: Mapping[str, Callable[..., Any]] = {"resnet": ResNet, "dilated_resnet": DilatedResNet}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sslmed_dist.checkpoint import write_atomically
+from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.report import markdown, page
 from sslmed_dist.report.runs import group, read_run
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from html import escape
 
 from sslmed_dist.report import facts, plots, tables, wording
-from sslmed_dist.report.grids import css, table_html
 from sslmed_dist.report.plots import Dot
 from sslmed_dist.report.runs import Experiment, is_phantom
 from sslmed_dist.report.style import STYLE
+from sslmed_dist.report.table_html import css, table_html
 from sslmed_dist.report.tables import Table
 from sslmed_dist.report.wording import Column
 

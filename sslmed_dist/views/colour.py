@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sslmed_dist.views.arguments import require_between, require_probability
+from sslmed_dist.arguments import require_between, require_share
 from sslmed_dist.views.draws import Draws, levels, look_up
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -50,8 +50,8 @@ class Colour(nn.Module):
         if len(strengths) != 4 or min(strengths) < 0:
             raise ValueError(f"jitter: expected four strengths of at least 0 (order: {', '.join(NAMES)}), got {jitter}")
         require_between("jitter (hue, the fourth)", strengths[3], 0.0, 0.5)
-        require_probability("jitter_probability", jitter_probability)
-        require_probability("grey", grey)
+        require_share("jitter_probability", jitter_probability)
+        require_share("grey", grey)
         if channels != 3 and (strengths[2] or strengths[3]):
             raise ValueError(f"jitter: saturation and hue (third and fourth) must be 0 with {channels} channels")
         if channels != 3 and grey:

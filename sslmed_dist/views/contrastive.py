@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslmed_dist.arguments import located
 from sslmed_dist.registry import matches, readable
-from sslmed_dist.views.arguments import located
 from sslmed_dist.views.colour import Colour
 from sslmed_dist.views.draws import Draws, draw, word_keys
 from sslmed_dist.views.filters import Blur, Cutout, Noise, Solarise

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslmed_dist import randomness
-from sslmed_dist.views.arguments import require_between, require_range
+from sslmed_dist.arguments import require_between, require_range
 from sslmed_dist.views.draws import Draws, levels, look_up
 from sslmed_dist.views.filters import separable
 from sslmed_dist.views.geometry import Fill

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from sslmed_dist.views.arguments import located, require_range
+from sslmed_dist.arguments import located, require_range
 from sslmed_dist.views.displacement import Displacement
 from sslmed_dist.views.draws import draw, word_keys
 from sslmed_dist.views.geometry import Fill

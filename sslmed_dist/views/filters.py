@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslmed_dist import randomness
-from sslmed_dist.views.arguments import require_between, require_probability, require_range
+from sslmed_dist.arguments import require_between, require_range, require_share
 from sslmed_dist.views.draws import Draws, levels, look_up
 
 CACHE = 1 << 16  # floats that are blurred together on a CPU (a quarter of a megabyte)
@@ -26,7 +26,7 @@ class Blur(nn.Module):
     def __init__(self, size: int, blur: float = 0.0, blur_sigma: tuple[float, float] = (0.1, 2.0)) -> None:
         """``blur``: the probability. ``ValueError`` naming the field for a value out of range."""
         super().__init__()
-        require_probability("blur", blur)
+        require_share("blur", blur)
         require_range("blur_sigma", blur_sigma, 0.0)
         self.probability, self.active = blur, blur > 0
         self.words = ("blur", "blur_sigma")
@@ -86,7 +86,7 @@ class Solarise(nn.Module):
     def __init__(self, solarise: float = 0.0, solarise_threshold: float = 0.5) -> None:
         """``solarise``: the probability. ``ValueError`` naming the field for a value out of range."""
         super().__init__()
-        require_probability("solarise", solarise)
+        require_share("solarise", solarise)
         require_between("solarise_threshold", solarise_threshold, 0.0, 1.0)
         self.probability, self.threshold, self.active = solarise, solarise_threshold, solarise > 0
         self.words = ("solarise",)
@@ -114,7 +114,7 @@ class Noise(nn.Module):
         super().__init__()
         if noise < 0:
             raise ValueError(f"noise: expected a standard deviation of at least 0, got {noise}")
-        require_probability("noise_probability", noise_probability)
+        require_share("noise_probability", noise_probability)
         self.deviation, self.probability = noise, noise_probability
         self.active = noise > 0 and noise_probability > 0
         self.words = ("noise", "noise:pixels")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslmed_dist.views.arguments import require_between, require_probability, require_range
+from sslmed_dist.arguments import require_between, require_range, require_share
 from sslmed_dist.views.draws import Draws, levels, look_up
 
 ATTEMPTS = 10
@@ -53,8 +53,8 @@ class Geometry(nn.Module):
             raise ValueError(f"size: expected a positive number of pixels, got {size}")
         require_range("crop_scale", crop_scale, 0.0, 1.0)
         require_range("crop_ratio", crop_ratio, 0.0)
-        require_probability("flip", flip)
-        require_probability("vertical_flip", vertical_flip)
+        require_share("flip", flip)
+        require_share("vertical_flip", vertical_flip)
         require_between("rotation", rotation, 0.0, 180.0)
         if fill not in ("reflection", "border", "zeros"):
             raise ValueError(f"fill: expected one of reflection, border, zeros, got {fill!r}")

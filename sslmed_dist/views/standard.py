@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslmed_dist.views.arguments import located
+from sslmed_dist.arguments import located
 from sslmed_dist.views.intensity import Intensity
 
 

@@ -16,13 +16,14 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from sslmed_dist import config, distributed, engine
-from sslmed_dist.drivers import job
+from sslmed_dist import config, distributed
+from sslmed_dist.training import job
+from sslmed_dist.training.step import Stepper
 from tests import tiny
 from tests.benchmarks.losses import resident
 
 
-def stepper(folder: Path, width: int, batch: int, micro: int | None) -> engine.Stepper:
+def stepper(folder: Path, width: int, batch: int, micro: int | None) -> Stepper:
     """A ResNet-18 with the CIFAR stem on 32-px images."""
     images = folder / "images.npz"
     if not images.exists():
@@ -38,10 +39,10 @@ def stepper(folder: Path, width: int, batch: int, micro: int | None) -> engine.S
     work = job.assemble(config.from_tree(tree, "benchmark"))
     work.method.train()
     plan, average = work.settings.plan, distributed.leave_gradients
-    return engine.Stepper(work.method, work.views, plan, work.batches, work.state, average, None)
+    return Stepper(work.method, work.views, plan, work.batches, work.state, average, None)
 
 
-def take(made: engine.Stepper) -> None:
+def take(made: Stepper) -> None:
     made.step(next(iter(made.batches.epoch(0))), 0, False)
 
 

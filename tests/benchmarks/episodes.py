@@ -14,9 +14,9 @@ import time
 import torch
 from torch import Tensor
 
-from sslmed_dist.drivers.allocation import keep_freed_memory
-from sslmed_dist.guard import HALF
 from sslmed_dist.methods.cowpro import CoWPro
+from sslmed_dist.training.allocation import keep_freed_memory
+from sslmed_dist.training.precision import HALF
 
 CPU = {"depth": 18, "width": 16, "size": 128}
 GPU = {"depth": 101, "width": 64, "size": 256}

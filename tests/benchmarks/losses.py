@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslmed_dist.drivers.allocation import keep_freed_memory
 from sslmed_dist.losses import LOSSES
+from sslmed_dist.training.allocation import keep_freed_memory
 
 WIDTH = 128
 DYSTRESS = {"name": "dystress", "low": 0.07, "high": 0.2}

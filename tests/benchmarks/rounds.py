@@ -15,8 +15,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from sslmed_dist import config, engine, federation
-from sslmed_dist.drivers import job
+from sslmed_dist import config
+from sslmed_dist.federation.local_round import initial_arrays, local_update
+from sslmed_dist.federation.replies import Reply, fedavg, screen
+from sslmed_dist.federation.round_files import save_round
+from sslmed_dist.federation.sites import Site, simulated_sites, training_settings
+from sslmed_dist.training import build, engine, job
 from tests import tiny
 
 ROUNDS = 3
@@ -34,8 +38,8 @@ def main() -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         settings = recipe(folder, options.width, options.steps)
-        site = federation.simulated_sites(settings)[0]
-        settings = federation.training_settings(job.resolve(settings, site.pretrain))
+        site = simulated_sites(settings)[0]
+        settings = training_settings(build.resolve(settings, site.pretrain))
         for turn in range(options.repeat):
             plain = timed(lambda: local(settings, site))
             rounds = timed(lambda turn=turn: federate(settings, site, folder / str(turn)))
@@ -65,21 +69,21 @@ def recipe(folder: Path, width: int, steps: int) -> config.Config:
     )
 
 
-def local(settings: config.Config, site: federation.Site) -> None:
+def local(settings: config.Config, site: Site) -> None:
     """The same steps as one ``fit``."""
     work = job.assemble(settings, site.pretrain)
     engine.fit(work.method, work.batches, work.settings.plan, views=work.views, state=work.state)
 
 
-def federate(settings: config.Config, site: federation.Site, folder: Path) -> None:
+def federate(settings: config.Config, site: Site, folder: Path) -> None:
     """The same steps as rounds, with all that server and site do of our own."""
-    shared = federation.initial_arrays(settings)
+    shared = initial_arrays(settings)
     for number in range(ROUNDS):
-        arrays, _ = federation.local_update(settings, site.name, site.pretrain, number, shared, folder / "site")
-        reply = federation.Reply(site.name, arrays, len(site.pretrain))
-        assert federation.screen(reply, shared) is None
-        shared = federation.fedavg([reply])
-        federation.save_round(folder, number + 1, shared, settings)
+        arrays, _ = local_update(settings, site.name, site.pretrain, number, shared, folder / "site")
+        reply = Reply(site.name, arrays, len(site.pretrain))
+        assert screen(reply, shared) is None
+        shared = fedavg([reply])
+        save_round(folder, number + 1, shared, settings)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from sslmed_dist import config, distributed, engine
-from sslmed_dist.drivers import job
+from sslmed_dist import config, distributed
+from sslmed_dist.training import job
+from sslmed_dist.training.step import Stepper
 from tests import tiny
 
 
@@ -31,7 +32,7 @@ def main() -> None:
         images = tiny.write_images(Path(name) / "images.npz", train=options.batch * 4, size=32)
         work = job.assemble(settings(Path(name), images, options.width, options.batch))
     work.method.train()
-    stepper = engine.Stepper(
+    stepper = Stepper(
         work.method, work.views, work.settings.plan, work.batches, work.state, distributed.leave_gradients, None
     )
     batch = next(iter(work.batches.epoch(0)))

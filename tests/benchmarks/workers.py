@@ -19,9 +19,9 @@ from typing import Any
 import torch
 import yaml
 
-from sslmed_dist.drivers.allocation import keep_freed_memory
 from sslmed_dist.models import ENCODERS
 from sslmed_dist.run_folder import Metrics
+from sslmed_dist.training.allocation import keep_freed_memory
 from tests import tiny
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}

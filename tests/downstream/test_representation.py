@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sslmed_dist import registry
 from sslmed_dist.downstream import EVALUATORS, Features, Representation, Score, SplitFeatures, alignment, representation
-from sslmed_dist.downstream.evaluation import compared_rows, pooled
+from sslmed_dist.downstream.rows import compared_rows, pooled
 
 
 def split(n: int, seed: int = 0, multi: bool = False) -> Features:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist import config
-from sslmed_dist.drivers import job
+from sslmed_dist.training import job
 from tests import tiny
 from tests.gloo import GlooPool
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from sslmed_dist import checkpoint, config
-from sslmed_dist.drivers import job
+from sslmed_dist.training import job
 from tests import tiny
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslmed_dist import checkpoint, config, distributed, optim, randomness, registry
-from sslmed_dist.drivers import job
+from sslmed_dist import checkpoint, config, distributed, randomness, registry
 from sslmed_dist.methods import METHODS
 from sslmed_dist.methods.classify import Classify
+from sslmed_dist.training import build, job, optim, pretrained
 from tests import tiny
 from tests.drivers.test_equality import relative, trained
 from tests.gloo import GlooPool
@@ -28,7 +28,7 @@ CASES: dict[str, tuple[dict[str, Any], int, Tensor]] = {
 }
 
 
-def build(**arguments: Any) -> Classify:
+def classifier(**arguments: Any) -> Classify:
     """A tiny classifier with keyed weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -56,13 +56,13 @@ def slow(case: str) -> float:
 @pytest.mark.parametrize("case", CASES)
 def test_the_loss_is_the_slow_one(case: str) -> None:
     arguments, outputs, labels = CASES[case]
-    terms = build(**arguments).objective({"logits": LOGITS[:, :outputs]}, {"labels": labels})
+    terms = classifier(**arguments).objective({"logits": LOGITS[:, :outputs]}, {"labels": labels})
     assert terms["loss"].item() == pytest.approx(slow(case), rel=1e-12)
 
 
 def test_accuracy_counts_samples_and_labels() -> None:
     found = [
-        build(**arguments).objective({"logits": LOGITS[:, :outputs]}, {"labels": labels})["accuracy"].item()
+        classifier(**arguments).objective({"logits": LOGITS[:, :outputs]}, {"labels": labels})["accuracy"].item()
         for arguments, outputs, labels in CASES.values()
     ]
     assert found == pytest.approx([3 / 4, 3 / 4, 1 / 4, 7 / 12])
@@ -81,7 +81,7 @@ def batch_of(rows: int, case: str) -> dict[str, Tensor]:
 
 def gradients(case: str) -> tuple[float, Tensor]:
     """This rank's loss and gradient of its rows of eight; batch norm is left out (evaluation mode)."""
-    method = build(**CASES[case][0], channels=1).eval()
+    method = classifier(**CASES[case][0], channels=1).eval()
     part = slice(distributed.rank(), None, distributed.world_size())
     loss = method({name: value[part] for name, value in batch_of(8, case).items()})["loss"]
     grads = torch.autograd.grad(loss, list(method.parameters()))
@@ -115,19 +115,19 @@ def test_workers_walk_one_float64_trajectory(tmp_path: Path, gloo: GlooPool) -> 
 
 def test_the_data_decides_classes_and_task(tmp_path: Path) -> None:
     settings = config.from_tree(tree(tmp_path), "fine")
-    dataset = job.load_data(settings, "train")
-    resolved = job.resolve(settings, dataset)
+    dataset = build.load_data(settings, "train")
+    resolved = build.resolve(settings, dataset)
     assert {key: resolved.method[key] for key in ("channels", "classes", "task")} == {
         "channels": 1, "classes": 2, "task": "single"
     }  # fmt: skip
-    assert job.resolve(resolved, dataset) == resolved
+    assert build.resolve(resolved, dataset) == resolved
     for key, value, has in (("classes", 4, "2"), ("task", "multi", "single")):
         with pytest.raises(ValueError, match=f"^method.{key}: {value}, but tiny has {has}$"):
-            job.resolve(config.replace(settings, method={key: value}), dataset)
+            build.resolve(config.replace(settings, method={key: value}), dataset)
     dataset.labels = dataset.labels - 1
     with pytest.raises(ValueError, match="^tiny: holds unlabelled samples; the method classify needs labels$"):
-        job.resolve(settings, dataset)
-    assert "classes" not in job.resolve(tiny.settings(tmp_path), dataset).method
+        build.resolve(settings, dataset)
+    assert "classes" not in build.resolve(tiny.settings(tmp_path), dataset).method
 
 
 def test_a_frozen_encoder_stays_as_it_was_and_starts_from_a_run(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_frozen_encoder_stays_as_it_was_and_starts_from_a_run(tmp_path: Path) 
     encoder = start.method.encoder.state_dict()  # type: ignore[union-attr]
     own = done.method.encoder.state_dict()  # type: ignore[union-attr]
     assert all(torch.equal(own[key], value) for key, value in encoder.items())
-    untouched = job.first_method(done.settings).state_dict()
+    untouched = pretrained.first_method(done.settings).state_dict()
     assert not torch.equal(done.method.state_dict()["head.weight"], untouched["head.weight"])
     saved = checkpoint.load(done.settings.folder / "checkpoints" / "step_000000006.pt")
     assert "weights" not in saved["method"]
@@ -147,14 +147,14 @@ def test_fine_tuning_moves_the_encoder_and_learns(tmp_path: Path) -> None:
     longer = tree(tmp_path, plan={"epochs": 10}, optim={"schedule": {"name": "step", "milestones": [7]}})
     done = job.train(config.from_tree(longer, "fine"))
     batch = next(iter(done.batches.epoch(0)))
-    views = job.standard_views(done.settings, done.dataset)(batch, seed=0, epoch=0)
+    views = build.standard_views(done.settings, done.dataset)(batch, seed=0, epoch=0)
     done.method.eval()
     assert done.method.objective(done.method.embed(views), views)["accuracy"] > 0.9  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_predictions_are_log_probabilities(case: str) -> None:
-    method = build(**CASES[case][0], channels=1).eval()
+    method = classifier(**CASES[case][0], channels=1).eval()
     images = batch_of(4, case)["views_0"]
     logits, probabilities = method.head(method.encoder(images)), method.predict(images).exp()
     assert probabilities.shape == (4, method.classes)
@@ -168,7 +168,7 @@ def test_predictions_are_log_probabilities(case: str) -> None:
 
 def test_the_schedule_of_the_thesis() -> None:
     leaf = {"name": "sgd", "lr": 1.0, "schedule": {"name": "step", "milestones": [30, 40]}}
-    made = optim.build(leaf, build(), batch_size=128, epochs=50, per_epoch=7)
+    made = optim.build(leaf, classifier(), batch_size=128, epochs=50, per_epoch=7)
     rates = [made.learning_rate(epoch * 7) for epoch in range(50)]
     assert rates == pytest.approx([1.0] * 30 + [0.1] * 10 + [0.01] * 10)
 
@@ -188,4 +188,4 @@ def test_the_schedule_of_the_thesis() -> None:
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build(**arguments)
+        classifier(**arguments)

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslmed_dist import checkpoint, distributed, engine, optim, randomness, registry
+from sslmed_dist import checkpoint, distributed, randomness, registry
 from sslmed_dist.config import Plan
 from sslmed_dist.data.batches import Batches
 from sslmed_dist.data.dataset import ArrayDataset
-from sslmed_dist.drivers import encoder as pretrained
-from sslmed_dist.drivers import job
 from sslmed_dist.methods import METHODS
 from sslmed_dist.methods.cowpro import CoWPro, dice
 from sslmed_dist.models.normalization import synchronise
+from sslmed_dist.training import engine, job, optim, pretrained
+from sslmed_dist.training.state import begin
 from tests import tiny
 from tests.gloo import GlooPool
 
@@ -136,7 +136,7 @@ def trained(kind: str = "episode", method: CoWPro | None = None, **plan: Any) ->
     batches = Batches(dataset, global_batch=8, seed=1, rank=rank, world=world)
     leaf = {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0}
     sizes = {"batch_size": 8, "epochs": settings.epochs, "per_epoch": batches.steps}
-    state = engine.begin(made, optim.build(leaf, made, **sizes), settings, batches.steps)
+    state = begin(made, optim.build(leaf, made, **sizes), settings, batches.steps)
     average = distributed.average_gradients if world > 1 else distributed.leave_gradients
     logged: list[Any] = []
 

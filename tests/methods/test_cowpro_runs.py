@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sslmed_dist import checkpoint, config
 from sslmed_dist.data.phantom import write_abdomen
-from sslmed_dist.drivers import encoder, job
 from sslmed_dist.models import episode_norm
 from sslmed_dist.run_folder import Metrics
+from sslmed_dist.training import job, pretrained
 from tests import tiny
 from tests.gloo import GlooPool
 
@@ -59,12 +59,12 @@ def test_an_encoder_to_start_from_and_one_to_go_on_with(tree: dict[str, Any], tm
     """Contrastive, then CoWPro (keys and norms fit), then its maps in evaluation."""
     start = job.train(tiny.settings(tmp_path, method={"encoder": ENCODER}, plan={"epochs": 1}))
     later = config.merge(tree, {"run": {"name": "later", "start_from": str(start.settings.folder)}})
-    method = job.first_method(config.from_tree(config.merge(later, {"method": {"channels": 1}}), "test"))
+    method = pretrained.first_method(config.from_tree(config.merge(later, {"method": {"channels": 1}}), "test"))
     own, other = method.encoder.state_dict(), start.method.encoder.state_dict()  # type: ignore[union-attr]
     assert own.keys() == other.keys() and all(torch.equal(own[key].float(), other[key].float()) for key in own)
     assert len(episode_norm.layers(method)) == sum(key.endswith("running_mean") for key in own)
     state = trained(later, "later")
-    found: Any = encoder.load(Path(tree["run"]["dir"]) / "later").encoder
+    found: Any = pretrained.load(Path(tree["run"]["dir"]) / "later").encoder
     images = torch.linspace(-1, 1, 3 * 32 * 32).view(3, 1, 32, 32)
     maps = found.maps(images)
     assert maps.shape == (3, 8, 16, 16)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslmed_dist import distributed, gradient_cache, registry
+from sslmed_dist import distributed, registry
 from sslmed_dist.methods import METHODS
 from sslmed_dist.methods.momentum import Queue
+from sslmed_dist.training import gradient_cache
 from tests.gloo import GlooPool
 from tests.methods import small
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sslmed_dist import checkpoint, cli, config
-from sslmed_dist.drivers import encoder, job
+from sslmed_dist.federation.shared import shared_keys
 from sslmed_dist.run_folder import Metrics
+from sslmed_dist.training import build, job, pretrained
 from tests.gloo import GlooPool
 from tests.methods import small
 
@@ -80,13 +81,13 @@ def test_measures_of_collapse_are_logged(walked: Walked) -> None:
 
 def test_both_encoders_can_be_asked_for(walked: Walked) -> None:
     folder, state = walked.folder / "1", walked.states[1][0]
-    own = encoder.load(folder).encoder.state_dict()
+    own = pretrained.load(folder).encoder.state_dict()
     assert torch.equal(own["conv1.weight"], state["encoder.conv1.weight"].float())
     if walked.name == "simsiam":
         with pytest.raises(ValueError, match=r"has no momentum encoder \(method simsiam\); allowed part: encoder$"):
-            encoder.load(folder, part="momentum")
+            pretrained.load(folder, part="momentum")
         return
-    slow = encoder.load(folder, part="momentum").encoder.state_dict()
+    slow = pretrained.load(folder, part="momentum").encoder.state_dict()
     assert slow.keys() == own.keys() and not torch.equal(slow["conv1.weight"], own["conv1.weight"])
     for key, value in slow.items():
         assert torch.equal(value, state[f"momentum_encoder.{key}"].to(value.dtype)), key
@@ -109,9 +110,9 @@ def test_the_momentum_encoder_is_evaluated_and_exported(walked: Walked, tmp_path
 def test_a_federation_shares_the_encoder_and_starts_the_copies_from_it(walked: Walked) -> None:
     """A site without a state of its own begins round 1 with the others' encoder in both places."""
     settings = config.from_tree(walked.tree, "test")
-    dataset = job.load_data(settings, "train")
+    dataset = build.load_data(settings, "train")
     work = job.assemble(settings, dataset)
-    shared = job.shared_keys(work.method, "encoder")
+    shared = shared_keys(work.method, "encoder")
     assert {key.split(".")[0] for key in shared} == {"encoder"}
     with torch.no_grad():
         for key in shared:

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from sslmed_dist.report import facts, plots, write_report
-from sslmed_dist.report.figures import neighbours_picture, views_picture
+from sslmed_dist.report.contact_sheets import neighbours_picture, views_picture
 from sslmed_dist.report.runs import PNG, group, read_run
 
 SITES = ("site-0", "site-1", "site-10")

@@ -108,7 +108,7 @@ def test_default_sizes_of_cells_and_patches() -> None:
     [
         ({**MULTI, "small": {"views": 2}}, "views.small.size: missing; it is required by views.small"),
         ({**MULTI, "large": {"size": 9}}, "views.large.size: unknown key; allowed: crop_scale"),
-        ({**MULTI, "large": {**GREY, "flip": 2.0}}, "views.large.flip: expected a probability from 0 to 1, got 2.0"),
+        ({**MULTI, "large": {**GREY, "flip": 2.0}}, "views.large.flip: expected a number from 0 to 1, got 2.0"),
         (
             {**MULTI, "small": {"size": 6, "crop_scale": [0.0, 0.3]}},
             "views.small.crop_scale: expected two numbers with",

@@ -6,7 +6,6 @@ stomach, so where a voxel lies and what surrounds it say more than how bright it
 no clinical meaning.
 """
 
-import gzip
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from sslmed_dist.data.phantom.canvas import Canvas, Dice, blend
 from sslmed_dist.data.phantom.publish import assign_sites, publish, require_counts, write_rows
 from sslmed_dist.data.phantom.scanner import Scanner, acquire, axis, scanner
+from sslmed_dist.data.scans.nifti import nifti_bytes
 from sslmed_dist.randomness import key
 
 ORGANS = ("liver", "right kidney", "left kidney", "spleen")  # values 1 to 4 of a mask
@@ -213,16 +213,10 @@ def abdomen_volume(subject: int, machine: Scanner, *, size: int, slices: int) ->
 
 
 def nifti(volume: np.ndarray) -> bytes:
-    """A gzipped NIfTI-1 file with axes left, anterior, superior, centred, without a time stamp."""
-    import nibabel
-
+    """A NIfTI file with axes left, anterior, superior, centred."""
     affine = np.diag([-SPACING[0], SPACING[1], SPACING[2], 1.0])
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(volume.shape) - 1) / 2)
-    image = nibabel.Nifti1Image(volume, affine)
-    image.header.set_xyzt_units("mm", "sec")
-    image.set_sform(affine, 1)
-    image.set_qform(affine, 1)
-    return gzip.compress(image.to_bytes(), compresslevel=4, mtime=0)
+    return nifti_bytes(volume, affine, level=4)
 
 
 def write_abdomen(

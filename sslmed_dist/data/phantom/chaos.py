@@ -16,7 +16,7 @@ from sslmed_dist.data.phantom.abdomen import BREADTH, HEIGHT, abdomen_volume
 from sslmed_dist.data.phantom.abdomen import SPACING as PREPARED
 from sslmed_dist.data.phantom.publish import publish, require_counts
 from sslmed_dist.data.phantom.scanner import scanner
-from sslmed_dist.data.prepared_set import nifti
+from sslmed_dist.data.scans.nifti import nifti_bytes
 from sslmed_dist.randomness import key
 
 GREYS = (0, 63, 126, 189, 252)  # of background, liver, right kidney, left kidney, spleen in a mask of CHAOS
@@ -179,8 +179,8 @@ def write_btcv(root: str | Path, *, exams: int = 4, size: int = 192, slices: int
             image = np.pad(units, air, constant_values=int(AIR))
             mask = np.pad(np.array(CT_LABELS, np.uint8)[drawn[1]], air)
             affine = centred(image.shape, (side, side, HEIGHT / slices))
-            (folder / "imagesTr" / f"img{number:04d}.nii.gz").write_bytes(nifti(image, affine))
-            (folder / "labelsTr" / f"label{number:04d}.nii.gz").write_bytes(nifti(mask, affine))
+            (folder / "imagesTr" / f"img{number:04d}.nii.gz").write_bytes(nifti_bytes(image, affine))
+            (folder / "labelsTr" / f"label{number:04d}.nii.gz").write_bytes(nifti_bytes(mask, affine))
 
     return publish(root, spec, fill)
 

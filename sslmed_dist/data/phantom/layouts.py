@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslmed_dist.data.flowers import BLOCK, FLOWERS, PARTS, write_matlab
-from sslmed_dist.data.medical_files import CHAOYANG, ISIC
+from sslmed_dist.data.images.flowers import BLOCK, FLOWERS, PARTS, write_matlab
+from sslmed_dist.data.images.medical_files import CHAOYANG, ISIC
+from sslmed_dist.data.images.stl10 import SIDE
 from sslmed_dist.data.phantom.publish import publish, require_counts
 from sslmed_dist.data.phantom.scanner import acquire, fold_each, scanner
 from sslmed_dist.data.phantom.shapes import SHAPES, draw_shapes
-from sslmed_dist.data.stl10 import SIDE
 from sslmed_dist.randomness import keys
 
 

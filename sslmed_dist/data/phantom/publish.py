@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslmed_dist.data.whole import appearing
+from sslmed_dist.atomic_files import appearing
 from sslmed_dist.randomness import order
 
 

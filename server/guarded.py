@@ -1,0 +1,138 @@
+"""What all strategies share: sites are asked, every reply is screened, the bad ones are left out and named."""
+
+import logging
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from server.roll_call import LIFE_S, Known, Sites, failure
+from sslmed_dist.config import Config
+from sslmed_dist.federation.messages import ARRAYS, METRICS, ORDER, SITE, Account, Order
+from sslmed_dist.federation.replies import Reply, screen
+from sslmed_dist.federation.round_files import save_round
+from sslmed_dist.federation.shared import Arrays
+from sslmed_dist.federation.sites import federated_section
+from sslmed_dist.run_folder import Metrics
+
+log = logging.getLogger("sslmed.server")
+
+Scalars = dict[str, float]
+
+
+class Guarded(Strategy):  # type: ignore[misc]
+    """The common part of all strategies. ``first`` is the number of rounds done before this start."""
+
+    def __init__(self, *, settings: Config, sites: Sites, folder: Path, metrics: Metrics, first: int) -> None:
+        fed = federated_section(settings)
+        steps = settings.plan.steps_per_epoch
+        assert steps is not None  # sites.training_settings demands it
+        self.settings, self.sites, self.folder, self.metrics = settings, sites, folder, metrics
+        self.first, self.rounds, self.quorum = first, fed.rounds, fed.quorum
+        self.timeout_s, self.steps = fed.timeout_s, fed.local_epochs * steps
+        self.asked: dict[int, Known] = {}
+        self.reference: Arrays = {}
+        self.started = 0.0
+
+    @abstractmethod
+    def combine(self, replies: Sequence[Reply]) -> Arrays:
+        """The next shared tensors from at least one good reply, sorted by site name, and ``self.reference`` (what the
+        sites were sent). The same replies must give the same bits, in the tensors' own types."""
+
+    def summary(self) -> None:
+        """One line at the start."""
+        log.info("%s: rounds %d to %d", type(self).__name__, self.first + 1, self.rounds)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """A message to every usable site; waits for the sites first."""
+        self.asked = self.sites.ready(grid)
+        self.reference = dict(arrays.to_torch_state_dict())
+        self.started = time.monotonic()
+        number = self.first + server_round - 1
+        content = RecordDict({ARRAYS: arrays, ORDER: ConfigRecord(Order(number).to_record())})
+        return [Message(content, node, "train", ttl=max(self.timeout_s, LIFE_S)) for node in self.asked]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Screen, combine, keep. ``RuntimeError`` below the quorum; the last good checkpoint stays the newest."""
+        done = self.first + server_round
+        good, scalars, bad = self.sort_out({reply.metadata.src_node_id: reply for reply in replies})
+        for name, reason in bad.items():
+            log.warning("round %d: %s is excluded: %s", done, name, reason)
+        if len(good) < self.quorum:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in bad.items())
+            raise RuntimeError(
+                f"round {done}: {len(good)} good replies, {self.quorum} are needed (federated.quorum); {reasons}; "
+                f"the checkpoint of round {done - 1} is kept"
+            )
+        average = self.combine(good)
+        save_round(self.folder, done, average, self.settings)
+        self.record(done, good, scalars)
+        return ArrayRecord(torch_state_dict=average), None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Nothing: sites are evaluated after the federation, from its checkpoints."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing; see ``configure_evaluate``."""
+        return None
+
+    def sort_out(self, replies: dict[int, Message]) -> tuple[list[Reply], dict[str, Scalars], dict[str, str]]:
+        """(good replies by site name, their scalars, why each other site is left out)."""
+        good, scalars, bad = [], {}, {}
+        for node, site in self.asked.items():
+            if node not in replies:
+                bad[site.name] = f"no reply within {self.timeout_s:g} s"
+            elif replies[node].has_error():
+                bad[site.name] = failure(replies[node])
+            else:
+                reply, reported, reason = self.read(site.name, replies[node])
+                if reply is None or reason is not None:
+                    bad[site.name] = str(reason)
+                else:
+                    good.append(reply)
+                    scalars[site.name] = reported
+        return good, scalars, bad
+
+    def read(self, name: str, message: Message) -> tuple[Reply | None, Scalars, str | None]:
+        """One reply as (tensors and count, scalars, what is wrong with it or None)."""
+        try:
+            arrays = dict(message.content[ARRAYS].to_torch_state_dict())
+            account = Account.from_records(message.content[METRICS], message.content[SITE])
+        except Exception as error:  # bytes of a foreign program: whatever they raise, this site is left out
+            return None, {}, f"unreadable reply ({type(error).__name__})"
+        if account.site != name:
+            return None, {}, "its reply bears another site's name"
+        reply = Reply(name, arrays, account.samples)
+        return reply, dict(account.scalars), screen(reply, self.reference)
+
+    def record(self, done: int, good: Sequence[Reply], scalars: dict[str, Scalars]) -> None:
+        """Metrics of the round, per site and their mean weighted by samples, and one line of log."""
+        keys = {"step": done * self.steps, "round": done, "split": "train"}
+        for name, values in scalars.items():
+            missed = values.pop("missed_rounds", 0.0)
+            if missed:
+                log.warning("round %d: the own state of %s was %d rounds behind", done, name, missed)
+            self.metrics.write({**values, "missed_rounds": missed}, site=name, **keys)
+        total = sum(reply.samples for reply in good)
+        shared = set.intersection(*(set(values) for values in scalars.values()))
+        means = {
+            key: math.fsum(scalars[reply.site][key] * reply.samples / total for reply in good) for key in sorted(shared)
+        }
+        seconds = time.monotonic() - self.started
+        self.metrics.write({**means, "sites": len(good), "samples": total, "seconds": round(seconds, 3)}, **keys)
+        loss = f", loss {means['loss']:.4f}" if "loss" in means else ""
+        log.info(
+            "round %d of %d: %d of %d sites%s, %.1f s", done, self.rounds, len(good), len(self.asked), loss, seconds
+        )

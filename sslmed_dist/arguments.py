@@ -1,0 +1,55 @@
+"""Checks of arguments. Every message names the field, what was expected and what was given."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+
+def require_positive(field: str, value: float) -> float:
+    """The value itself. ``ValueError`` unless it is a finite number > 0."""
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{field}: expected a finite number > 0, got {value}")
+    return value
+
+
+def require_not_negative(field: str, value: float) -> float:
+    """The value itself (a weight). ``ValueError`` unless it is a finite number >= 0."""
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"{field}: expected a finite number >= 0, got {value}")
+    return value
+
+
+def require_share(field: str, value: float) -> float:
+    """The value itself (a probability, a momentum, a weight of two terms). ``ValueError`` unless 0 <= value <= 1."""
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{field}: expected a number from 0 to 1, got {value}")
+    return value
+
+
+def require_least(field: str, value: float, least: int) -> float:
+    """The value itself. ``ValueError`` unless value >= least."""
+    if not value >= least:
+        raise ValueError(f"{field}: expected a number >= {least}, got {value}")
+    return value
+
+
+def require_between(field: str, value: float, low: float, high: float) -> float:
+    """The value itself. ``ValueError`` unless low <= value <= high."""
+    if not low <= value <= high:
+        raise ValueError(f"{field}: expected a number from {low:g} to {high:g}, got {value}")
+    return value
+
+
+def require_range(field: str, pair: Sequence[float], low: float, high: float = math.inf) -> None:
+    """``ValueError`` unless ``pair`` is two numbers with low < first <= second <= high."""
+    if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
+        raise ValueError(f"{field}: expected two numbers with {low:g} < first <= second <= {high:g}, got {list(pair)}")
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Puts the path of the section before the field that a ``ValueError`` names."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from None

@@ -1,0 +1,103 @@
+"""Files and folders that are there as a whole or not at all. The only place that writes whole ones.
+
+One rule for all: what is written has a hidden temporary name beside its place, which no other process or thread uses;
+its bytes are forced to the disk; it is renamed; and the folder's new entry is forced to the disk. A reader, or a crash
+at any moment, sees the old content or the new one and nothing between.
+"""
+
+import hashlib
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+ENDING = ".tmp"  # of every temporary name, so that what a killed process left can be found
+NUMBERS = itertools.count()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file, and the folders above it where they are missing. ``ValueError`` naming it when that fails."""
+    with writing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """An open file that becomes ``path`` when the block ends well, and is removed when not. ``ValueError`` naming
+    ``path`` when it cannot be written."""
+    unfinished = path.with_name(f".{path.name[:64]}.{os.getpid()}-{next(NUMBERS)}{ENDING}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise ValueError(f"{path}: could not be written: {error.strerror or error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that becomes ``target`` (absent or empty) when the block ends well, and is
+    removed when not. A killed process leaves only the hidden temporary folder."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)
+        sync_below(unfinished)
+        os.replace(unfinished, target)
+        sync_folder(target.parent)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def arriving(folder: Path, name: str, *, last: str) -> Iterator[Path]:
+    """A temporary folder in ``folder``, called after ``name``, whose files move to ``folder`` when the block ends well:
+    in the order of their names, but those that end in ``last`` come last, so where these are, the others are. When the
+    block ends in an error none of them stays. ``ValueError`` naming what cannot be written."""
+    unfinished = folder / f".{name[:64]}.{os.getpid()}-{next(NUMBERS)}{ENDING}"
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        sync_below(unfinished)
+        for path in sorted(unfinished.iterdir(), key=lambda path: (path.name.endswith(last), path.name)):
+            os.replace(path, folder / path.name)
+        sync_folder(folder)
+    except OSError as error:
+        raise ValueError(f"{error.filename or folder}: could not be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's entries to the disk: what was renamed in it stays so."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_below(folder: Path) -> None:
+    """Force all files and folders below ``folder`` to the disk."""
+    for place, _, files in os.walk(folder):
+        for name in files:
+            sync_folder(Path(place) / name)
+        sync_folder(Path(place))
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

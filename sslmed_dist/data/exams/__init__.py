@@ -1,0 +1,1 @@
+"""Sets of examinations of patients, and the episodes cut from them."""

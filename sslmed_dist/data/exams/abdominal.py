@@ -1,0 +1,205 @@
+"""Abdominal volumes with organ masks as NIfTI: one exam, or one slice, per sample."""
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sslmed_dist.data.dataset import Dataset, Item, Split, select_split
+from sslmed_dist.data.exams.exam_set import draw_slices, read_sites, split_exams
+from sslmed_dist.data.scans.nifti import axial_slices, read_canonical
+
+ORGANS = ("liver", "right kidney", "left kidney", "spleen")  # values 1 ... 4 of CHAOS MR
+NAME = re.compile(r"(image|label)_(\d{1,9})\.nii(\.gz)?")
+PERCENTILES = (0.5, 99.5)  # of a volume's voxels, mapped to 0 and 1
+SLICE_LIMIT = 4096  # slice s of exam n has the sample id 4096 n + s
+Volume = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The non-empty slices of one volume."""
+
+    number: int
+    slices: Tensor  # (S, 1, H, W) float32 in [0, 1]; rows run anterior to posterior, columns patient right to left
+    kept: list[int]  # their numbers along the superior axis of the canonical volume
+    present: Tensor | None  # (S, L) float32: organ present in slice; None without a label file
+    facts: dict[str, Any]
+
+
+class Abdominal(Dataset):
+    """Exams ``image_PP.nii[.gz]`` with organ masks ``label_PP.nii[.gz]`` (all or none) in one folder, as CHAOS T2-SPIR
+    is packed (Kavur et al. 2021). ``sites.csv`` (id,site) gives the sites, where there is one.
+
+    unit "exam": a sample is an exam, id PP; ``fetch`` draws one of its non-empty slices (more than one value in it),
+    uniformly, keyed by (seed, "slice", epoch, id, draw). unit "slice": a sample is a non-empty slice, id 4096 PP +
+    slice number. Labels are float32 (N, L): organ ``organs[k]`` (mask value k + 1) has ``min_voxels`` voxels or more
+    in the slice, or in some slice of the exam; without masks int64 -1. groups are exam numbers.
+    Intensities: each volume is clipped to its 0.5 and 99.5 percentiles and scaled to [0, 1], float32. Slices are cut
+    along the third axis after turning the volume to right-anterior-superior, zero-padded to a square and resized to
+    ``size`` (bilinear, antialiased) when that is given; they stay in memory.
+    split: by patient, ``val_fraction`` and ``test_fraction`` of the exams, keyed by ``seed``.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: Split = "all",
+        unit: Literal["exam", "slice"] = "exam",
+        size: int | None = None,
+        organs: tuple[str, ...] = ORGANS,
+        min_voxels: int = 1,
+        val_fraction: float = 0.0,
+        test_fraction: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """``ValueError`` naming the file: a missing or mismatched mask, not 3-D, NaN, constant, truncated."""
+        folder = Path(root)
+        files = find_exams(folder)
+        part = split_exams(list(files), (val_fraction, test_fraction), seed, str(folder))
+        numbers = [list(files)[i] for i in select_split(part, split, str(folder)).tolist()]
+        exams = [read_exam(number, *files[number], organs=organs, min_voxels=min_voxels) for number in numbers]
+        self.unit = unit
+        self.images = stack_slices(exams, size, folder)
+        self.counts = torch.tensor([len(exam.kept) for exam in exams])
+        self.starts = torch.cumsum(self.counts, 0) - self.counts
+        sites = read_sites(folder / "sites.csv", numbers)
+        repeat = self.counts if unit == "slice" else torch.ones_like(self.counts)
+        exam_numbers = torch.tensor(numbers).repeat_interleave(repeat)
+        slices = torch.tensor([s for exam in exams for s in exam.kept])
+        super().__init__(
+            name=folder.name,
+            ids=exam_numbers * SLICE_LIMIT + slices if unit == "slice" else exam_numbers,
+            labels=exam_labels(exams, unit),
+            classes=() if exams[0].present is None else organs,
+            channels=1,
+            bits=16,
+            groups=exam_numbers.clone(),
+            sites=None if sites is None else sites.repeat_interleave(repeat),
+            records=exam_records(exams, unit),
+        )
+
+    def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
+        rows = positions
+        if self.unit == "exam":
+            drawn = draw_slices(self.counts[positions], self.ids[positions], seed=seed, epoch=epoch, draw=draw)
+            rows = self.starts[positions] + drawn
+        return self.item(self.images.index_select(0, rows.to(self.device)), positions, draw)
+
+    def value_range(self) -> tuple[float, float]:
+        return (0.0, 1.0)
+
+    def to(self, device: str | torch.device) -> "Abdominal":
+        moved = copy.copy(self)
+        moved.device = torch.device(device)
+        moved.images = self.images.to(moved.device)
+        return moved
+
+    def exams(self) -> dict[int, Tensor]:
+        """Positions (int64) of the samples of each exam, by exam number."""
+        return {int(number): torch.nonzero(self.groups == number)[:, 0] for number in torch.unique(self.groups)}
+
+
+def list_exams(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
+    """(images, masks) by ascending exam number. ``ValueError`` for no folder, no image, or a number that repeats."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    found: dict[str, dict[int, Path]] = {"image": {}, "label": {}}
+    for path in sorted(folder.iterdir()):
+        match = NAME.fullmatch(path.name)
+        if match and int(match[2]) in found[match[1]]:
+            raise ValueError(f"{path}: a second {match[1]} of exam {int(match[2])}")
+        if match:
+            found[match[1]][int(match[2])] = path
+    if not found["image"]:
+        raise ValueError(f"{folder}: no exam in it; expected image_01.nii.gz, label_01.nii.gz, ...")
+    return dict(sorted(found["image"].items())), dict(sorted(found["label"].items()))
+
+
+def unpaired(images: dict[int, Path], masks: dict[int, Path]) -> list[str]:
+    """One line for every image without a mask (when others have one) and every mask without an image."""
+    lines = [f"{images[n]}: has no mask label_... beside it, other exams have one" for n in images if n not in masks]
+    return (lines if masks else []) + [f"{masks[n]}: has no image_... beside it" for n in masks if n not in images]
+
+
+def find_exams(folder: Path) -> dict[int, tuple[Path, Path | None]]:
+    """(image, mask or None) of every exam, by ascending number. ``ValueError`` unless all or none have a mask."""
+    images, masks = list_exams(folder)
+    for line in unpaired(images, masks):
+        raise ValueError(line)
+    return {number: (path, masks.get(number)) for number, path in images.items()}
+
+
+def read_mask(path: Path, shape: tuple[int, ...], affine: Any, organs: Sequence[str]) -> Volume:
+    """The organ values 0 to L of a mask, float32, turned as its image. ``ValueError`` naming the file: as
+    ``read_canonical``, another shape or position than the image's, or a value that is no organ's."""
+    mask = read_canonical(path)
+    labels = mask.voxels
+    if labels.shape != shape or not np.allclose(mask.affine, affine, atol=1e-2):
+        raise ValueError(f"{path}: shape {labels.shape} or position differs from its image {shape}")
+    if not np.isin(labels, np.arange(len(organs) + 1)).all():
+        raise ValueError(f"{path}: holds a value outside 0 to {len(organs)} ({', '.join(organs)})")
+    return labels
+
+
+def read_exam(number: int, image: Path, mask: Path | None, *, organs: Sequence[str], min_voxels: int) -> Exam:
+    """Read, scale and cut one exam. Raises as ``read_canonical``, also for a constant volume or an unfit mask."""
+    volume = read_canonical(image)
+    voxels = volume.voxels
+    if voxels.shape[2] > SLICE_LIMIT:
+        raise ValueError(f"{image}: {voxels.shape[2]} slices, allowed at most {SLICE_LIMIT}")
+    kept = np.nonzero(np.ptp(voxels, axis=(0, 1)) > 0)[0]
+    low, high = (float(value) for value in np.percentile(voxels, PERCENTILES))
+    if not low < high:
+        raise ValueError(f"{image}: the volume is constant ({low}) between its 0.5 and 99.5 percentiles")
+    scaled = (np.clip(voxels, low, high) - np.float32(low)) / np.float32(high - low)
+    present = None
+    if mask is not None:
+        labels = read_mask(mask, voxels.shape, volume.affine, organs)
+        voxel_counts = np.stack([(labels == k + 1).sum(axis=(0, 1)) for k in range(len(organs))], 1)
+        present = torch.from_numpy((voxel_counts >= max(min_voxels, 1)).astype(np.float32))[kept]
+    facts = {"file": image.name, "spacing_mm": volume.spacing, "shape": voxels.shape}
+    return Exam(number, torch.from_numpy(axial_slices(scaled[:, :, kept]))[:, None], kept.tolist(), present, facts)
+
+
+def stack_slices(exams: Sequence[Exam], size: int | None, folder: Path) -> Tensor:
+    """All slices (S, 1, H, W), resized to ``size``. ``ValueError`` when they differ in size and none is asked for."""
+    if size is not None and size < 1:
+        raise ValueError(f"{folder}: size must be at least 1, got {size}")
+    shapes = {tuple(exam.slices.shape[2:]) for exam in exams}
+    if size is None and len(shapes) > 1:
+        raise ValueError(f"{folder}: slices of {len(shapes)} sizes {sorted(shapes)}; set size to bring them to one")
+    return torch.cat([exam.slices if size is None else resize_square(exam.slices, size) for exam in exams])
+
+
+def resize_square(slices: Tensor, size: int) -> Tensor:
+    """Zero-pad (S, 1, H, W) to a square about its centre, then bilinear with antialiasing to (S, 1, size, size)."""
+    height, width = slices.shape[2:]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    square = F.pad(slices, (left, side - width - left, top, side - height - top))
+    if side == size:
+        return square
+    return F.interpolate(square, (size, size), mode="bilinear", antialias=True, align_corners=False).clamp(0.0, 1.0)
+
+
+def exam_labels(exams: Sequence[Exam], unit: str) -> Tensor:
+    """(N, L) float32 organ presence per slice or per exam; int64 -1 (N,) without masks."""
+    present = [exam.present for exam in exams if exam.present is not None]
+    if not present:
+        return torch.full((sum(len(e.kept) for e in exams) if unit == "slice" else len(exams),), -1)
+    return torch.cat(present) if unit == "slice" else torch.stack([p.amax(0) for p in present])
+
+
+def exam_records(exams: Sequence[Exam], unit: str) -> list[dict[str, Any]]:
+    """File, geometry and slice number of every sample."""
+    if unit == "exam":
+        return [exam.facts | {"slices": exam.kept} for exam in exams]
+    return [exam.facts | {"slice": number} for exam in exams for number in exam.kept]

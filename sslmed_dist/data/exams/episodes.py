@@ -1,0 +1,239 @@
+"""Slices with pseudo-masks for episodes of one-shot segmentation, and whole labelled scans for its evaluation."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sslmed_dist import randomness
+from sslmed_dist.data.dataset import Dataset, Item, Split, select_split
+from sslmed_dist.data.exams.abdominal import ORGANS, SLICE_LIMIT
+from sslmed_dist.data.exams.exam_archive import ExamArchive, is_archive
+from sslmed_dist.data.exams.exam_folder import ExamFolder, UprightExam
+from sslmed_dist.data.exams.exam_set import split_exams
+from sslmed_dist.data.exams.folds import fold_exams
+from sslmed_dist.data.exams.superpixels import Maps, Recipe, relabel
+
+Masks = Literal["superpixels", "organs"]
+
+
+class Episodes(Dataset):
+    """Exams ``image_PP.nii[.gz]`` in one folder as ``Abdominal`` reads them (orientation, ``label_PP``, ``sites.csv``),
+    or the file that ``sslmed data pack episodes`` made of such a folder: the same, bit for bit, read with numpy alone.
+
+    masks "superpixels", for training without labels: a sample is a slice that has a superpixel (``superpixels.py``,
+    computed on the raw intensities; label files need not exist). Slices with a voxel of an organ in ``exclude`` are
+    left out ("setting 2" of Ouyang et al. 2020); this alone needs masks. ``fetch`` gives "images" and "mask" (B, H, W)
+    uint8 0 or 1: one superpixel of the slice, uniform among those present, keyed by (seed, "superpixel", epoch, id,
+    draw). Labels are int64 -1.
+
+    masks "organs", for evaluation: a sample is a slice, all of them, exam by exam, upwards; ``exclude`` plays no part.
+    ``fetch`` gives "images" and "organs" (B, H, W) uint8, values 0 to L. Labels are float32 (N, L): the organ has a
+    pixel in "organs".
+
+    Sample ids are 4096 x exam number + slice number, groups exam numbers. Images are float32 (x - mean) / sd over all
+    voxels of the volume. With ``size`` they are padded to a square (the volume's least value) and resized (bilinear,
+    antialiased), masks likewise (0; nearest neighbour); superpixels that lose too much in it are not drawn.
+    ``records``: "file", "slice" (number along the superior axis), "spacing_mm" (row, column, slice) of the fetched grid
+    and "oriented", False when the NIfTI header has neither an sform nor a qform code, so that left is a guess.
+    ``fold`` k: the five folds of ``folds.py``; "test" is its queries and then, last, its support, "train" all other
+    exams. Without it: by patient, ``val_fraction`` and ``test_fraction``, keyed by ``seed``.
+    ``scale``, ``sigma``, ``min_size``, ``body_threshold``: see ``Recipe``; ``cache``: the folder of the superpixel maps
+    (None: "superpixels" below the root; "": none); ``workers``: processes that compute them.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: Split = "all",
+        masks: Masks = "superpixels",
+        fold: int | None = None,
+        exclude: tuple[str, ...] = (),
+        size: int | None = None,
+        organs: tuple[str, ...] = ORGANS,
+        scale: float = 1.0,
+        sigma: float = 1.0,
+        min_size: int = 400,
+        body_threshold: float = 50.0,
+        cache: str | None = None,
+        workers: int = 2,
+        val_fraction: float = 0.0,
+        test_fraction: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """``ValueError``: a file as for ``Abdominal``, masks that are needed and not there, an organ or fold that does
+        not exist, a volume without superpixels, no slice left, a cache folder that cannot be written."""
+        require_choices(masks, exclude, organs, size)
+        recipe = Recipe(scale, sigma, min_size, body_threshold)
+        labelled = masks == "organs" or bool(exclude)
+        why = "masks: organs" if masks == "organs" else f"exclude: {', '.join(exclude)}"
+        place = Path(root)
+        source = (ExamArchive if is_archive(place) else ExamFolder)(place, labelled, why)
+        numbers = choose_exams(source.numbers, split, fold, (val_fraction, test_fraction), seed, str(place))
+        scans = [source.read(number, organs) for number in numbers]
+        require_one_size(scans, size, place)
+        self.masks: Masks = masks
+        if masks == "organs":
+            maps, kept = organ_maps(scans, size), [torch.arange(len(scan.slices)) for scan in scans]
+        else:
+            maps = pseudo_masks(source.superpixels(scans, recipe, cache, workers), recipe, size)
+            values = [organs.index(organ) + 1 for organ in exclude]
+            kept = [usable(one, scan, values) for one, scan in zip(maps, scans, strict=True)]
+        if not any(len(chosen) for chosen in kept):
+            left = "has no superpixel" + (f" or holds one of exclude: {', '.join(exclude)}" if exclude else "")
+            raise ValueError(f"{place}: no slice is left: every one {left}")
+        self.images = torch.cat([standardise(scan, size)[use] for scan, use in zip(scans, kept, strict=True)])
+        self.maps = torch.cat([one[chosen] for one, chosen in zip(maps, kept, strict=True)])
+        if self.maps.amax() <= 255:
+            self.maps = self.maps.to(torch.uint8)
+        self.counts = self.maps.flatten(1).amax(1).to(torch.int64)  # superpixels of each slice
+        counts = torch.tensor([len(chosen) for chosen in kept])
+        groups = torch.tensor(numbers).repeat_interleave(counts)
+        sites = source.sites(numbers)
+        super().__init__(
+            name=source.name,
+            ids=groups * SLICE_LIMIT + torch.cat(kept),
+            labels=presence(self.maps, len(organs)) if masks == "organs" else torch.full((len(groups),), -1),
+            classes=organs if masks == "organs" else (),
+            channels=1,
+            bits=16,
+            groups=groups,
+            sites=None if sites is None else sites.repeat_interleave(counts),
+            records=[fact for scan, chosen in zip(scans, kept, strict=True) for fact in facts(scan, chosen, size)],
+        )
+
+    def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
+        rows = positions.to(self.device)
+        item = self.item(self.images.index_select(0, rows), positions, draw)
+        maps = self.maps.index_select(0, rows)
+        if self.masks == "organs":
+            return item | {"organs": maps.to(torch.uint8)}
+        chosen = 1 + randomness.integers(
+            self.counts[positions], seed, "superpixel", epoch, self.ids[positions], draw.cpu()
+        )
+        return item | {"mask": (maps == chosen.to(self.device)[:, None, None]).to(torch.uint8)}
+
+    def value_range(self) -> tuple[float, float]:
+        """(0, 1): standardised images have no black and white; nothing that clamps to this range may be used on them
+        (``EpisodeViews`` does not)."""
+        return (0.0, 1.0)
+
+    def to(self, device: str | torch.device) -> "Episodes":
+        moved = copy.copy(self)
+        moved.device = torch.device(device)
+        moved.images, moved.maps = self.images.to(moved.device), self.maps.to(moved.device)
+        return moved
+
+    def exams(self) -> dict[int, Tensor]:
+        """Positions (int64) of the samples of each exam, by exam number."""
+        return {int(number): torch.nonzero(self.groups == number)[:, 0] for number in torch.unique(self.groups)}
+
+
+def require_choices(masks: str, exclude: Sequence[str], organs: Sequence[str], size: int | None) -> None:
+    """``ValueError`` naming the argument of ``Episodes`` that is not one of its choices."""
+    if masks not in ("superpixels", "organs"):
+        raise ValueError(f"masks: expected one of superpixels, organs, got {masks!r}")
+    for organ in exclude:
+        if organ not in organs:
+            raise ValueError(f"exclude: no organ {organ!r}; allowed: {', '.join(organs)}")
+    if size is not None and size < 1:
+        raise ValueError(f"size: expected at least 1 pixel, got {size}")
+
+
+def choose_exams(
+    numbers: Sequence[int], split: str, fold: int | None, fractions: tuple[float, float], seed: int, where: str
+) -> list[int]:
+    """The exams of a split, in the order of its samples (see ``Episodes``)."""
+    if fold is None:
+        part = split_exams(numbers, fractions, seed, where)
+        return [numbers[i] for i in select_split(part, split, where).tolist()]
+    if any(fractions):
+        raise ValueError(f"fold: gives the split already; val_fraction {fractions[0]} and test_fraction {fractions[1]}")
+    queries, support = fold_exams(numbers, fold)
+    test = [*queries, support]
+    chosen = {"all": list(numbers), "train": [n for n in numbers if n not in test], "test": test}
+    if split not in chosen:
+        raise ValueError(f"{where}: no split {split!r} in a fold; allowed: train, test, all")
+    return chosen[split]
+
+
+def require_one_size(scans: Sequence[UprightExam], size: int | None, folder: Path) -> None:
+    """``ValueError`` when slices differ in size and none is asked for."""
+    shapes = {scan.slices.shape[1:] for scan in scans}
+    if size is None and len(shapes) > 1:
+        raise ValueError(f"{folder}: slices of {len(shapes)} sizes {sorted(shapes)}; set size to bring them to one")
+
+
+def standardise(scan: UprightExam, size: int | None) -> Tensor:
+    """The slices, (S, 1, H, W) float32: (x - mean) / sd over all voxels of the volume, then brought to ``size``.
+    ``ValueError`` for a constant volume."""
+    mean, deviation = scan.moments()  # of type float64: float32 voxels become float64, then round
+    images = torch.from_numpy(((scan.slices - mean) / deviation).astype(np.float32))[:, None]
+    if size is None:
+        return images
+    square = to_square(images, float(images.min()))
+    if square.shape[-1] == size:
+        return square
+    return F.interpolate(square, (size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def to_square(images: Tensor, value: float) -> Tensor:
+    """Pad (..., H, W) with ``value`` to a square about its centre."""
+    height, width = images.shape[-2:]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    return F.pad(images, (left, side - width - left, top, side - height - top), value=value)
+
+
+def to_size(labels: Tensor, size: int | None) -> Tensor:
+    """Label maps (S, H, W) padded with 0 to a square and brought to (S, size, size) by the nearest pixel."""
+    if size is None:
+        return labels
+    square = to_square(labels[:, None], 0)
+    return F.interpolate(square.to(torch.float32), (size, size), mode="nearest-exact")[:, 0].to(labels.dtype)
+
+
+def organ_maps(scans: Sequence[UprightExam], size: int | None) -> list[Tensor]:
+    """The organ values of every scan, uint8 (S, H, W), at ``size``."""
+    return [to_size(torch.from_numpy(scan.organs), size) for scan in scans if scan.organs is not None]
+
+
+def pseudo_masks(found: Sequence[Maps], recipe: Recipe, size: int | None) -> list[Tensor]:
+    """The superpixels of every scan at ``size``, int16 (S, H, W), 1 ... n in each slice: those that still are as large
+    a share of the slice as ``data.exams.superpixels`` asks for."""
+    maps = [torch.from_numpy(one.astype(np.int16)) for one in found]
+    if size is None:
+        return maps
+    resized = []
+    for one in maps:
+        least = recipe.least(size / max(one.shape[1:]))
+        whole = np.stack([relabel(labels, least) for labels in to_size(one, size).numpy()])
+        resized.append(torch.from_numpy(whole.astype(np.int16)))
+    return resized
+
+
+def usable(maps: Tensor, scan: UprightExam, values: Sequence[int]) -> Tensor:
+    """Int64 (n,): the slices with a superpixel and without a voxel of the organ ``values``."""
+    good = maps.flatten(1).amax(1) > 0
+    if values:
+        assert scan.organs is not None
+        good &= torch.from_numpy(~np.isin(scan.organs, values).any(axis=(1, 2)))
+    return torch.nonzero(good)[:, 0]
+
+
+def presence(maps: Tensor, count: int) -> Tensor:
+    """Float32 (N, count): whether the value k + 1 occurs in the map."""
+    return torch.stack([(maps == k + 1).flatten(1).any(1) for k in range(count)], 1).to(torch.float32)
+
+
+def facts(scan: UprightExam, kept: Tensor, size: int | None) -> list[dict[str, Any]]:
+    """One record per slice in ``kept``; the spacing is that of the grid after resizing."""
+    zoom = 1.0 if size is None else max(scan.slices.shape[1:]) / size
+    spacing = (scan.spacing[0] * zoom, scan.spacing[1] * zoom, scan.spacing[2])
+    same = {"file": scan.file, "spacing_mm": spacing, "oriented": scan.oriented}
+    return [same | {"slice": number} for number in kept.tolist()]

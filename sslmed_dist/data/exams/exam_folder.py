@@ -1,0 +1,90 @@
+"""The scans that episodes are cut from, and a folder of NIfTI exams as their source (``exam_archive`` is the other)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from sslmed_dist.data.exams.abdominal import SLICE_LIMIT, find_exams, list_exams, read_mask
+from sslmed_dist.data.exams.exam_set import read_sites
+from sslmed_dist.data.exams.superpixels import Maps, Recipe, Slices, superpixel_maps
+from sslmed_dist.data.scans.nifti import axial_slices, read_canonical
+
+CACHE = "superpixels"  # folder below the root
+Organs = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True)
+class UprightExam:
+    """One volume as stored: raw intensities (S, H, W) float32, organ values (S, H, W) uint8 (None when not read), the
+    spacing (row, column, slice) in mm, and whether the file says how the patient lay. ``where`` names it in messages.
+    """
+
+    number: int
+    file: str
+    where: str
+    slices: Slices
+    organs: Organs | None
+    spacing: tuple[float, float, float]
+    oriented: bool
+
+    def moments(self) -> "tuple[np.float64, np.float64]":
+        """(mean, standard deviation) of all voxels. ``ValueError`` for a constant volume."""
+        mean, deviation = self.slices.mean(dtype=np.float64), self.slices.std(dtype=np.float64)
+        if not deviation > 0:
+            raise ValueError(f"{self.where}: the volume is constant ({float(mean):g})")
+        return mean, deviation
+
+
+class ExamFolder:
+    """Exams ``image_PP.nii[.gz]`` with masks ``label_PP.nii[.gz]`` in one folder; ``numbers`` ascend."""
+
+    def __init__(self, folder: Path, labelled: bool, why: str) -> None:
+        """``labelled``: masks are needed, for ``why``. ``ValueError`` when there are none or not one for each image."""
+        self.place, self.name = folder, folder.name
+        self.files: dict[int, tuple[Path, Path | None]]
+        if labelled:
+            self.files = find_exams(folder)
+        else:
+            self.files = {number: (path, None) for number, path in list_exams(folder)[0].items()}
+        if labelled and any(mask is None for _, mask in self.files.values()):
+            raise ValueError(f"{why}: needs organ masks label_... in {folder}, and there are none")
+        self.numbers = list(self.files)
+
+    def read(self, number: int, organs: Sequence[str]) -> UprightExam:
+        """One exam. ``ValueError`` as ``read_canonical`` and ``read_mask``."""
+        return read_upright_exam(number, *self.files[number], organs)
+
+    def superpixels(self, scans: Sequence[UprightExam], recipe: Recipe, cache: str | None, workers: int) -> list[Maps]:
+        """The superpixels of every scan, uint16 (S, H, W), from ``cache`` (None: "superpixels" in the folder; "": none)
+        or computed. ``ValueError`` as ``superpixel_maps``."""
+        place = self.place / CACHE if cache is None else Path(cache) if cache else None
+        names = [scan.where for scan in scans]
+        return superpixel_maps([scan.slices for scan in scans], recipe, names=names, cache=place, workers=workers)
+
+    def sites(self, numbers: Sequence[int]) -> Tensor | None:
+        """The site of each exam, as ``read_sites``."""
+        return read_sites(self.place / "sites.csv", numbers)
+
+
+def read_upright_exam(number: int, image: Path, mask: Path | None, organs: Sequence[str]) -> UprightExam:
+    """Read one exam. Raises as ``read_canonical`` and ``read_mask``."""
+    volume = read_canonical(image)
+    voxels = volume.voxels
+    if voxels.shape[2] > SLICE_LIMIT:
+        raise ValueError(f"{image}: {voxels.shape[2]} slices, allowed at most {SLICE_LIMIT}")
+    found = (
+        None if mask is None else axial_slices(read_mask(mask, voxels.shape, volume.affine, organs)).astype(np.uint8)
+    )
+    return UprightExam(
+        number=number,
+        file=image.name,
+        where=str(image),
+        slices=axial_slices(voxels),
+        organs=found,
+        spacing=(volume.spacing[1], volume.spacing[0], volume.spacing[2]),
+        oriented=volume.oriented,
+    )

@@ -1,0 +1,121 @@
+"""Knee MR exams in the layout of MRNet (Bien et al. 2018): one keyed random slice per fetch."""
+
+import copy
+import csv
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslmed_dist.data.dataset import Dataset, Item, Split, select_split
+from sslmed_dist.data.exams.exam_set import draw_slices, read_sites
+
+LABELS = ("abnormal", "acl", "meniscus")
+FOLDERS = {"train": "train", "val": "valid"}  # split name -> folder and file prefix on disk
+SIDE = 256
+Stack = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+
+
+class MRNet(Dataset):
+    """``{train,valid}/{axial,coronal,sagittal}/NNNN.npy`` (uint8, S x 256 x 256) of one ``plane``, and
+    ``{train,valid}-{abnormal,acl,meniscus}.csv`` (id,label without heading) in ``root``.
+
+    A sample is an exam; its id and group is NNNN. ``fetch`` reads one slice, uniform over the exam, keyed by (seed,
+    "slice", epoch, id, draw), uint8 (1, 256, 256); only that slice is read from disk. Labels float32 (N, 3); without
+    any label file int64 -1. ``sites.csv`` (id,site) gives the sites, where there is one. split "val" is valid/; the
+    published test part was never released.
+    """
+
+    def __init__(
+        self, root: str | Path, split: Split = "train", plane: Literal["axial", "coronal", "sagittal"] = "sagittal"
+    ) -> None:
+        """``ValueError`` names the missing or damaged file, or the exam without a label."""
+        folder = Path(root)
+        present = [name for name, place in FOLDERS.items() if (folder / place / plane).is_dir()]
+        if not present:
+            raise ValueError(f"{folder}: no train/{plane} or valid/{plane} in it; this is not the MRNet layout")
+        listed = {name: sorted((folder / FOLDERS[name] / plane).glob("*.npy")) for name in present}
+        part = [name for name in present for _ in listed[name]]
+        files = [path for name in present for path in listed[name]]
+        chosen = select_split(part, split, str(folder)).tolist()
+        numbers = [exam_number(path) for path in files]
+        repeated = sorted(number for number in set(numbers) if numbers.count(number) > 1)
+        if repeated:
+            raise ValueError(f"{folder}: exam {repeated[0]:04d} is in train and in valid")
+        self.files = [files[i] for i in chosen]
+        self.counts = torch.tensor([len(open_stack(path)) for path in self.files])
+        wanted = [numbers[i] for i in chosen]
+        labels = read_labels(folder, sorted({part[i] for i in chosen}), wanted)
+        super().__init__(
+            name=f"{folder.name} {plane}",
+            ids=torch.tensor(wanted, dtype=torch.int64),
+            labels=torch.full((len(wanted),), -1) if labels is None else labels,
+            classes=() if labels is None else LABELS,
+            channels=1,
+            sites=read_sites(folder / "sites.csv", wanted),
+            records=[{"file": path.name, "slices": int(n)} for path, n in zip(self.files, self.counts, strict=True)],
+        )
+
+    def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
+        drawn = draw_slices(self.counts[positions], self.ids[positions], seed=seed, epoch=epoch, draw=draw)
+        slices = [open_stack(self.files[p])[s] for p, s in zip(positions.tolist(), drawn.tolist(), strict=True)]
+        return self.item(torch.from_numpy(np.stack(slices)).unsqueeze(1), positions, draw)
+
+    def value_range(self) -> tuple[float, float]:
+        return (0.0, 255.0)
+
+    def to(self, device: str | torch.device) -> "MRNet":
+        moved = copy.copy(self)
+        moved.device = torch.device(device)
+        return moved
+
+
+def exam_number(path: Path) -> int:
+    """NNNN of ``NNNN.npy``. ``ValueError`` for another name."""
+    if not path.stem.isdigit():
+        raise ValueError(f"{path}: the file name is not an exam number like 0000.npy")
+    return int(path.stem)
+
+
+def open_stack(path: Path) -> Stack:
+    """The slices (S, 256, 256) uint8 of one exam, mapped and not read. ``ValueError`` naming another file."""
+    try:
+        stack: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path}: cannot be read, truncated or not .npy: {error}") from error
+    if stack.dtype != np.uint8 or stack.ndim != 3 or stack.shape[0] < 1 or stack.shape[1:] != (SIDE, SIDE):
+        raise ValueError(f"{path}: expected uint8 (slices, {SIDE}, {SIDE}), got {stack.dtype} {stack.shape}")
+    return stack  # type: ignore[no-any-return]
+
+
+def read_labels(folder: Path, splits: list[str], numbers: list[int]) -> Tensor | None:
+    """(N, 3) float32 of the exams ``numbers``, None when there is no label file at all. ``ValueError`` for a missing
+    file or exam, and for a value other than 0 and 1."""
+    paths = {name: [folder / f"{FOLDERS[split]}-{name}.csv" for split in splits] for name in LABELS}
+    if not any(path.is_file() for group in paths.values() for path in group):
+        return None
+    columns = []
+    for name in LABELS:
+        table: dict[int, float] = {}
+        for path in paths[name]:
+            table |= read_table(path)
+        missing = [number for number in numbers if number not in table]
+        if missing:
+            raise ValueError(f"{paths[name][0]}: no label for exam {missing[0]:04d}")
+        columns.append(torch.tensor([table[number] for number in numbers]))
+    return torch.stack(columns, 1)
+
+
+def read_table(path: Path) -> dict[int, float]:
+    """Exam number -> 0.0 or 1.0 of one label file."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    table = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for line, row in enumerate(csv.reader(file), start=1):
+            if len(row) != 2 or not row[0].strip().isdigit() or row[1].strip() not in ("0", "1"):
+                raise ValueError(f"{path}: line {line} is {','.join(row)!r}; expected exam number,0 or 1")
+            table[int(row[0])] = float(row[1])
+    return table

@@ -1,0 +1,1 @@
+"""Sets of pictures: files, arrays and packs."""

@@ -1,0 +1,186 @@
+"""Image files decoded when fetched: what a layout lists (``Listing``) and the dataset made of it (``ImageFiles``).
+
+A dataset of files is a function that reads a listing and hands it to ``ImageFiles``; ``sslmed data check`` and
+``sslmed data pack`` work on the same listing.
+"""
+
+import copy
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sslmed_dist.data.dataset import SPLITS, Dataset, Item, Split, select_split
+from sslmed_dist.data.images.decode import SUFFIXES, crop_centre, read_picture
+
+Row = tuple[str, str, int, int]  # split, file name below the root, label or -1, group
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One row per image, in the order of the ids (the position in the listing).
+
+    title    of the set, for reports
+    root     folder; ``root / names[i]`` is the file of sample i
+    names    paths below ``root`` with forward slashes
+    labels   class numbers, -1 where there is none; classes: their names
+    splits   "train", "val" or "test"
+    groups   patient numbers; None where the layout names none
+    listed   the names come from a text file, so a file may be missing
+    """
+
+    title: str
+    root: Path
+    names: Sequence[str]
+    labels: Sequence[int]
+    splits: Sequence[str]
+    classes: tuple[str, ...]
+    groups: Sequence[int] | None = None
+    listed: bool = False
+
+    def missing(self) -> list[int]:
+        """Positions of the rows whose file is not there; every folder is read once."""
+        if not self.listed:
+            return []
+        paths = [name.rpartition("/") for name in self.names]
+        present = {parent: entries(self.root / parent) for parent in {parent for parent, _, _ in paths}}
+        return [i for i, (parent, _, name) in enumerate(paths) if name not in present[parent]]
+
+
+class ImageFiles(Dataset):
+    """The images of ``listing`` in one split, decoded at ``fetch`` in ``workers`` threads: short side to ``size``
+    (bilinear, antialiased), centre crop to ``size`` x ``size``, to ``channels`` 1 (luminance) or 3. ``bits`` 8: uint8.
+    ``bits`` 16: float32 in [0, 1], value / 65535 of a 16-bit grey file and value / 255 of an 8-bit one.
+
+    ids: positions in the listing. groups: its groups, else the ids. records: {"file": name}.
+    """
+
+    def __init__(
+        self, listing: Listing, split: Split, *, size: int, channels: int = 3, bits: int = 8, workers: int = 2
+    ) -> None:
+        """``ValueError``: no such split, a listed file that is missing, a size below 1, a first image that cannot be
+        decoded (it is tried)."""
+        if size < 1 or workers < 0:
+            raise ValueError(f"{listing.root}: size must be at least 1 and workers at least 0, got {size}, {workers}")
+        self.listing, self.size, self.workers = listing, size, workers
+        chosen = select_split(listing.splits, split, str(listing.root))
+        self.files = [listing.names[i] for i in chosen.tolist()]
+        require_files(listing, chosen)
+        super().__init__(
+            name=listing.title,
+            ids=chosen,
+            labels=torch.tensor(listing.labels, dtype=torch.int64)[chosen],
+            classes=listing.classes,
+            channels=channels,
+            bits=bits,
+            groups=None if listing.groups is None else torch.tensor(listing.groups, dtype=torch.int64)[chosen],
+            records=[{"file": name} for name in self.files],
+        )
+        self.decode(0)
+
+    def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
+        return self.item(torch.stack(in_threads(self.workers, self.decode, positions.tolist())), positions, draw)
+
+    def value_range(self) -> tuple[float, float]:
+        return (0.0, 255.0) if self.bits == 8 else (0.0, 1.0)
+
+    def to(self, device: str | torch.device) -> "ImageFiles":
+        moved = copy.copy(self)
+        moved.device = torch.device(device)
+        return moved
+
+    def decode(self, position: int) -> Tensor:
+        """The image at ``position``: (channels, size, size). ``ValueError`` names its file when it cannot be read."""
+        path = self.listing.root / self.files[position]
+        try:
+            image = read_picture(path, self.size, self.channels, self.bits)
+        except ValueError as error:
+            raise ValueError(f"image {int(self.ids[position])} of {self.name}: {error}") from error
+        return crop_centre(image, self.size)
+
+
+def require_files(listing: Listing, chosen: Tensor) -> None:
+    """``ValueError`` naming the first of the ``chosen`` rows whose file is missing, and how many there are."""
+    wanted = set(chosen.tolist())
+    missing = [i for i in listing.missing() if i in wanted]
+    if missing:
+        path = listing.root / listing.names[missing[0]]
+        raise ValueError(f"{path}: no such file, but it is listed ({len(missing)} of {len(wanted)} are missing)")
+
+
+def in_threads(workers: int, function: Callable[[int], Tensor], items: Sequence[int]) -> list[Tensor]:
+    """``function`` of every item in order, in ``workers`` threads, or here when that is 0."""
+    if workers == 0:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, items))
+
+
+def ordered(
+    title: str, root: Path, rows: Iterable[Row], classes: Sequence[str], *, grouped: bool = False, listed: bool = True
+) -> Listing:
+    """The listing of ``rows``, sorted by split and path; groups are taken when ``grouped``, and unless the files were
+    ``listed`` by a text file it is known that they are there.
+
+    ``ValueError`` for a file that is listed twice, or no row at all.
+    """
+    table = sorted(rows, key=lambda row: (SPLITS.index(row[0]), row[1].replace("/", "\0")))
+    names = [row[1] for row in table]
+    twice, count = Counter(names).most_common(1)[0] if names else ("", 0)
+    if count > 1:
+        raise ValueError(f"{root}: {twice} is listed {count} times")
+    if not table:
+        raise ValueError(f"{root}: no image is listed")
+    return Listing(
+        title,
+        root,
+        names,
+        [row[2] for row in table],
+        [row[0] for row in table],
+        tuple(classes),
+        [row[3] for row in table] if grouped else None,
+        listed=listed,
+    )
+
+
+def unpacked(root: Path, name: str, mark: str) -> Path:
+    """``root / name``, or ``root`` itself, whichever holds ``mark``. ``ValueError`` when neither does."""
+    for folder in (root / name, root):
+        if (folder / mark).exists():
+            return folder
+    raise ValueError(f"{root}: holds no {mark}, nor a folder {name} with it; unpack the set there")
+
+
+def entries(folder: Path) -> set[str]:
+    """The names of the files in a folder, none when it does not exist."""
+    try:
+        with os.scandir(folder) as found:
+            return {entry.name for entry in found if entry.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def image_names(folder: Path) -> list[str]:
+    """The image files directly in ``folder``, sorted, hidden ones left out. ``ValueError`` when there is none."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    found = [name for name in entries(folder) if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+    if not found:
+        raise ValueError(f"{folder}: no image in it; allowed: {', '.join(SUFFIXES)}")
+    return sorted(found)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank. ``ValueError`` when it is missing or no text."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise ValueError(f"{path}: not a text file: {error}") from error
+    return [line for line in text.splitlines() if line.strip()]

@@ -1,0 +1,86 @@
+"""MedMNIST archives: small 2-D medical images with their published splits."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslmed_dist.data.dataset import SPLITS, ArrayDataset, Split, duplicates, select_split
+from sslmed_dist.data.npz import Arrays, find_archive, read_archive
+
+
+def medmnist(
+    root: str | Path, split: Split = "train", deduplicate: bool = True, classes: tuple[str, ...] | None = None
+) -> ArrayDataset:
+    """Any 2-D MedMNIST ``.npz`` (Yang et al. 2023): "{train,val,test}_images" uint8 (N, H, W) or (N, H, W, 3) and
+    "..._labels" (N, 1), or (N, L) of 0 and 1 for a multi-label set. Images come as uint8 (N, C, H, W).
+
+    ``root`` is the file, or a folder with exactly one ``.npz`` in it. ``deduplicate`` drops, over all splits and
+    before one is selected, every image equal to an earlier one (train before val before test), so no picture is in two
+    splits; ``dropped`` counts them per split. ids are positions in the complete set, whether or not duplicates are
+    dropped. "..._sites" (N,), which phantoms have, becomes ``sites``. ``classes`` names the labels (the file does not).
+    ``ValueError`` names the file and what is wrong in it.
+    """
+    path = find_archive(Path(root))
+    arrays = read_archive(path)
+    present = [name for name in SPLITS if f"{name}_images" in arrays]
+    if not present:
+        raise ValueError(f"{path}: not a MedMNIST archive: no 'train_images'; it holds {', '.join(arrays)}")
+    images = torch.cat([to_channels(arrays[f"{name}_images"], f"{path}: {name}_images") for name in present])
+    labels = torch.cat([read_labels(arrays, name, path) for name in present])
+    part = [name for name in present for _ in range(len(arrays[f"{name}_images"]))]
+    repeats = set(duplicates(images).tolist()) if deduplicate else set()
+    chosen = select_split(part, split, str(path))
+    chosen = torch.tensor([i for i in chosen.tolist() if i not in repeats], dtype=torch.int64)
+    counts = Counter(part[i] for i in repeats)
+    single = labels.shape[1] == 1
+    values = labels[:, 0].to(torch.int64) if single else labels.to(torch.float32)
+    number = (int(values.max()) + 1) if single else labels.shape[1]
+    if classes is not None and len(classes) != number:
+        raise ValueError(f"{path}: classes names {len(classes)} classes, the labels have {number}")
+    return ArrayDataset(
+        name=path.stem,
+        images=images[chosen],
+        labels=values[chosen],
+        classes=classes or [str(i) for i in range(number)],
+        ids=chosen,
+        sites=read_sites(arrays, present, path, chosen),
+        dropped={name: counts[name] for name in present},
+    )
+
+
+def to_channels(array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]", where: str) -> Tensor:
+    """uint8 (N, H, W) or (N, H, W, 3) as a tensor (N, C, H, W)."""
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] != 3):
+        raise ValueError(f"{where}: expected uint8 (N, H, W) or (N, H, W, 3), got {array.dtype} {array.shape}")
+    images = torch.from_numpy(array)
+    return images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+
+
+def read_labels(arrays: Arrays, name: str, path: Path) -> Tensor:
+    """The labels (N, columns) int64 of one split. ``ValueError`` when they do not fit the images."""
+    key, count = f"{name}_labels", len(arrays[f"{name}_images"])
+    if key not in arrays:
+        raise ValueError(f"{path}: no {key!r} beside {name}_images")
+    labels = arrays[key].reshape(len(arrays[key]), -1)
+    if len(labels) != count or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"{path}: {key} is {arrays[key].dtype} {arrays[key].shape}, expected integers for {count} images"
+        )
+    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    if low < 0 or (labels.shape[1] > 1 and high > 1):
+        raise ValueError(f"{path}: {key} runs from {low} to {high}; allowed: 0, 1, ... or, with columns, 0 and 1")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def read_sites(arrays: Arrays, present: list[str], path: Path, chosen: Tensor) -> Tensor | None:
+    """The site numbers of the ``chosen`` samples, None when the file has none. ``ValueError`` for a wrong count."""
+    keys = [f"{name}_sites" for name in present]
+    if not any(key in arrays for key in keys):
+        return None
+    for key, name in zip(keys, present, strict=True):
+        if key not in arrays or arrays[key].shape != (len(arrays[f"{name}_images"]),):
+            raise ValueError(f"{path}: {key} is missing or does not have one number per image")
+    return torch.from_numpy(np.concatenate([arrays[key] for key in keys]).astype(np.int64))[chosen]

@@ -1,0 +1,157 @@
+"""A packed set (``sslmed data pack``), read by memory map: images are decoded once, when fetched."""
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sslmed_dist.data.dataset import SPLITS, Dataset, Item, Split, select_split
+from sslmed_dist.data.images.decode import crop_centre
+from sslmed_dist.data.images.files import in_threads
+from sslmed_dist.data.images.shards import decode_jpeg, image_bytes, open_pack
+
+CHUNK = 256  # raw images moved to a device at a time
+
+
+class Packed(Dataset):
+    """What ``sslmed data pack`` wrote into ``root``: ids, labels, groups, classes and splits are those of the source.
+
+    Images come as uint8 (channels, size, size); ``size`` None is the pack's short side, where nothing is resized. JPEG
+    is decoded in ``workers`` threads, its short side brought to ``size`` and the middle square cut out; raw images are
+    copied out of the memory map. ``to`` a GPU (``plan.resident``, the default) moves raw images there as a whole, so
+    they have to fit; JPEG files, and everything on a CPU, stay in the memory map and the device gets the batch.
+    ``decode`` "cuda" decodes JPEG on the GPU (torchvision's nvJPEG, whose bits differ from the CPU's by rounding);
+    without ``plan.resident`` the batch goes back to the CPU. GPU decoding has not been run yet.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: Split = "train",
+        size: int | None = None,
+        decode: Literal["cpu", "cuda"] = "cpu",
+        workers: int = 2,
+    ) -> None:
+        """``ValueError``: no such split; a torn, missing or foreign shard, named; ``decode`` cuda where torch or
+        torchvision cannot. The first image is decoded as a probe."""
+        pack = open_pack(Path(root))
+        self.blobs, self.form, self.short = pack.blobs, str(pack.summary["format"]), int(pack.summary["short"])
+        self.size, self.workers, self.decode_on = self.short if size is None else size, workers, torch.device(decode)
+        if self.size < 1 or workers < 0:
+            raise ValueError(f"{root}: size must be at least 1 and workers at least 0, got {self.size} and {workers}")
+        part = [SPLITS[code] for code in pack.columns["splits"].tolist()]
+        order: tuple[Split, ...] = ("train", "val", "test")
+        self.splits = [name for name in order if name in part]
+        chosen = select_split(part, split, str(root))
+        self.shard, self.spans = pack.shard[chosen], pack.spans[chosen]
+        self.images: Tensor | None = None
+        self.maps: dict[int, np.memmap[Any, np.dtype[np.uint8]]] = {}
+        super().__init__(
+            name=pack.summary["name"],
+            ids=pack.columns["ids"][chosen],
+            labels=pack.columns["labels"][chosen],
+            classes=pack.summary["classes"],
+            channels=int(pack.summary["channels"]),
+            groups=pack.columns["groups"][chosen],
+            records=[{"file": pack.names[i]} for i in chosen.tolist()],
+        )
+        if decode == "cuda":
+            require_nvjpeg(self.form)
+        self.read(torch.tensor([0]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A map would be pickled as all of its bytes; whoever gets the copy opens its own."""
+        return {**self.__dict__, "maps": {}}
+
+    def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
+        if self.images is not None:
+            return self.item(self.images.index_select(0, positions.to(self.device)), positions, draw)
+        return self.item(self.read(positions), positions, draw)
+
+    def value_range(self) -> tuple[float, float]:
+        return (0.0, 255.0)
+
+    def to(self, device: str | torch.device) -> "Packed":
+        moved = copy.copy(self)
+        moved.device = torch.device(device)
+        held = self.form == "raw" and moved.device.type != "cpu"
+        moved.images = self.load(moved.device) if held else None
+        return moved
+
+    def load(self, device: torch.device) -> Tensor:
+        """All images of the split, uint8 (N, channels, size, size) on ``device``, read a part at a time."""
+        images = torch.empty(len(self), self.channels, self.size, self.size, dtype=torch.uint8, device=device)
+        for start in range(0, len(self), CHUNK):
+            rows = torch.arange(start, min(start + CHUNK, len(self)))
+            images[start : start + CHUNK] = self.read(rows).to(device)
+        return images
+
+    def read(self, positions: Tensor) -> Tensor:
+        """The images at ``positions`` from the disk, uint8 (B, channels, size, size). ``ValueError`` names the shard
+        and the image that cannot be decoded."""
+        for number in set(self.shard[positions].tolist()) - self.maps.keys():
+            self.maps[number] = np.memmap(self.blobs[number], np.uint8, "r")
+        maps = self.maps
+        rows = list(
+            zip(positions.tolist(), self.shard[positions].tolist(), self.spans[positions].tolist(), strict=True)
+        )
+        if self.form == "raw":
+            stored = torch.empty(len(rows), self.channels, self.short, self.short, dtype=torch.uint8)
+            for image, (_, shard, (start, end)) in zip(stored, rows, strict=True):
+                image.view(-1).numpy()[...] = maps[shard][start:end]
+            return fit(stored, self.size)
+        where = [f"{self.blobs[shard]}: image {int(self.ids[position])}" for position, shard, _ in rows]
+        files = [image_bytes(maps[shard], *span) for _, shard, span in rows]
+        if self.decode_on.type == "cuda":
+            return torch.stack([fit(image, self.size) for image in decode_on_gpu(files, self.channels, where[0])])
+
+        def decode(row: int) -> Tensor:
+            return fit(decode_jpeg(files[row], self.channels, where[row]), self.size)
+
+        return torch.stack(in_threads(self.workers, decode, range(len(rows))))
+
+
+def fit(images: Tensor, size: int) -> Tensor:
+    """uint8 (..., C, H, W) with the short side brought to ``size`` (bilinear, antialiased) and cut to the square."""
+    height, width = images.shape[-2:]
+    if min(height, width) != size:
+        scale = size / min(height, width)
+        shape = (max(size, round(height * scale)), max(size, round(width * scale)))
+        batch = images.view(-1, *images.shape[-3:]).to(torch.float32)
+        resized = F.interpolate(batch, shape, mode="bilinear", antialias=True, align_corners=False)
+        images = resized.round().clamp(0.0, 255.0).to(torch.uint8).view(*images.shape[:-2], *shape)
+    return crop_centre(images, size)
+
+
+def require_nvjpeg(form: str) -> None:
+    """``ValueError`` where JPEG cannot be decoded on a GPU: raw shards, no GPU, a torchvision without nvJPEG."""
+    if form != "jpeg":
+        raise ValueError("data.decode: cuda is for jpeg shards, these are raw; allowed here: cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("data.decode: cuda asked for, but torch sees no CUDA device; allowed here: cpu")
+    from torchvision.io import encode_jpeg
+
+    try:
+        decode_on_gpu([encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8))], 3, "probe")
+    except ValueError as error:
+        raise ValueError(
+            f"data.decode: this torchvision cannot decode JPEG on a GPU ({error}); allowed: cpu"
+        ) from error
+
+
+def decode_on_gpu(files: list[Tensor], channels: int, where: str) -> list[Tensor]:
+    """JPEG files (uint8, on the CPU) as uint8 (channels, H, W) on the current GPU. ``ValueError`` beginning with
+    ``where``, the first of the batch: the decoder does not say which file it failed on."""
+    from torchvision.io import ImageReadMode
+    from torchvision.io import decode_jpeg as decode
+
+    mode: Any = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY
+    try:
+        images: list[Tensor] = decode(files, mode, device="cuda")
+    except RuntimeError as error:
+        raise ValueError(f"{where} or one after it in the batch: {str(error).splitlines()[0]}") from error
+    return images

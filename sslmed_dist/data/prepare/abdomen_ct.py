@@ -1,0 +1,126 @@
+"""``data prepare abdomen-ct``: abdominal CT in the layout of BTCV (Landman et al. 2015) to NIfTI exams.
+
+The recipe of Ouyang et al. 2020 (published code): window, crop of the border, 256 x 256 in the plane. The affine moves
+with the crop and the spacing follows the resampling.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslmed_dist.data.exams.abdominal import ORGANS
+from sslmed_dist.data.prepare.orientation import arrangement_scores
+from sslmed_dist.data.prepare.prepared_set import Note, PreparedExam, numbered, require_raw, silent, write_set
+from sslmed_dist.data.scans.nifti import read_canonical, require_stated_orientation
+from sslmed_dist.data.scans.regrid import (
+    Affine,
+    Labels,
+    Volume,
+    moved,
+    resample,
+    resample_labels,
+    spacing,
+    turn,
+)
+
+WINDOW = (-125.0, 275.0)  # Hounsfield units
+BORDER = 32  # pixels cut from each side of the plane
+SIZE = 256
+LARGEST = 13  # label of BTCV
+LABELS = {6: 1, 2: 2, 3: 3, 1: 4}  # of BTCV: liver, right kidney, left kidney, spleen
+FOLDERS = (("imagesTr", "labelsTr"), ("img", "label"))
+STEPS = [
+    "turn to left, anterior, superior by swapping and flipping axes",
+    f"window {WINDOW[0]:g} to {WINDOW[1]:g} HU to 0 ... 255",
+    f"cut {BORDER} pixels from each side of the plane",
+    f"resample the plane to {SIZE} x {SIZE}, linear; every (size / {SIZE})th position, the first on the first; "
+    "masks per organ, 0.5 or more; slices stay as they are",
+    "labels 6 liver, 2 right kidney, 3 left kidney, 1 spleen to 1, 2, 3, 4; others to 0",
+    "round to int16",
+]
+
+
+def prepare_ct(source: str | Path, out: str | Path, *, note: Note = silent) -> Path:
+    """Prepare ``source``: imagesTr/img0001.nii[.gz] and labelsTr/label0001.nii[.gz], or the folders img and label
+    (also below RawData/Training), into the new folder ``out``; return it. ``note`` is told of each exam.
+
+    Written are int16 images (0 to 255) and uint8 masks of 256 x 256 voxels in the plane, slices as they were, axes
+    left, anterior, superior, a picture per exam and ``manifest.json``, all or nothing.
+    ``ValueError`` in one line naming the file: another layout, a prepared set, a file without its partner, not 3-D, one
+    slice, NaN, truncated, spacing 0, orientation unknown, another grid than the image, a label outside 0 to 13, image
+    and mask in different orientations.
+    """
+    pairs = find_pairs(Path(source))
+    return write_set(out, "abdomen-ct", STEPS, (read_pair(n, *paths) for n, paths in pairs.items()), note, source)
+
+
+def find_pairs(source: Path) -> dict[int, tuple[Path, Path]]:
+    """(image, mask) by exam number. ``ValueError`` for no pair, or one without its partner."""
+    require_raw(source)
+    for below in ("", "RawData/Training", "Training"):
+        for folders in FOLDERS:
+            places = [source / below / folder for folder in folders]
+            if all(place.is_dir() for place in places):
+                return match_pairs(*places)
+    raise ValueError(f"{source}: expected the folders imagesTr and labelsTr, or img and label")
+
+
+def match_pairs(images: Path, masks: Path) -> dict[int, tuple[Path, Path]]:
+    """As ``find_pairs``, of the two folders."""
+    found = numbered(images.iterdir(), r"img(\d{1,9})\.nii(?:\.gz)?")
+    drawn = numbered(masks.iterdir(), r"label(\d{1,9})\.nii(?:\.gz)?")
+    if not found:
+        raise ValueError(f"{images}: no image in it; expected img0001.nii.gz, ...")
+    for number, path in found.items():
+        if number not in drawn:
+            raise ValueError(f"{path}: has no label{number:04d}.nii.gz in {masks.name}")
+    for number, path in drawn.items():
+        if number not in found:
+            raise ValueError(f"{path}: has no img{number:04d}.nii.gz in {images.name}")
+    return {number: (path, drawn[number]) for number, path in found.items()}
+
+
+def read_pair(number: int, image: Path, mask: Path) -> PreparedExam:
+    """The prepared scan."""
+    volumes: list[NDArray[Any]] = []
+    affines: list[Affine] = []
+    for path in (image, mask):
+        require_stated_orientation(path)
+        volume = read_canonical(path)
+        volumes.append(volume.voxels)
+        affines.append(np.asarray(volume.affine, dtype=np.float64))
+    if volumes[0].shape != volumes[1].shape or not np.allclose(affines[0], affines[1], atol=1e-2):
+        raise ValueError(f"{mask}: shape {volumes[1].shape} or position differs from its image {volumes[0].shape}")
+    if min(volumes[0].shape[:2]) <= 2 * BORDER:
+        raise ValueError(f"{image}: {volumes[0].shape[:2]} pixels; more than {2 * BORDER} are needed, a border is cut")
+    if not np.isin(volumes[1], np.arange(LARGEST + 1)).all():
+        raise ValueError(f"{mask}: holds a value that is not a whole number from 0 to {LARGEST} (labels of BTCV)")
+    affine, (hounsfield, organs) = turn(affines[0], volumes, "LAS")
+    table = np.zeros(LARGEST + 1, np.uint8)
+    table[list(LABELS)] = list(LABELS.values())
+    return prepare_volume(number, hounsfield.astype(np.float32), table[organs.astype(np.int64)], affine)
+
+
+def prepare_volume(number: int, image: Volume, labels: Labels, affine: Affine) -> PreparedExam:
+    """Window, crop and resample one volume with axes left, anterior, superior."""
+    low, high = WINDOW
+    grey = (np.clip(image, low, high) - np.float32(low)) * np.float32(255 / (high - low))
+    # the plane's new voxels, counted in the old ones: the border is skipped, and nothing beyond the crop is used
+    inner = [size - 2 * BORDER for size in image.shape[:2]]
+    steps = [np.arange(SIZE) * (size / SIZE) for size in inner]
+    core = np.s_[BORDER : BORDER + inner[0], BORDER : BORDER + inner[1]]
+    slices = np.arange(image.shape[2], dtype=np.float64)
+    where = [*steps, slices]
+    place = moved(affine, [*(BORDER + step for step in steps), slices])
+    facts = {
+        "source": {"shape": list(image.shape), "spacing_mm": [round(side, 6) for side in spacing(affine)]},
+        "voxels_cut_off": {
+            organ: int((labels == value).sum() - (labels[core] == value).sum())
+            for value, organ in enumerate(ORGANS, start=1)
+        },
+    }
+    voxels = resample(grey[core], where, 0.0)
+    mask = resample_labels(labels[core], where, len(ORGANS))
+    return PreparedExam(number, voxels, mask, place, arrangement_scores(voxels, mask), facts)

@@ -1,0 +1,1 @@
+"""One scan: DICOM or NIfTI, its place in mm, and back."""

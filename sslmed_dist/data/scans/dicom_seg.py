@@ -1,0 +1,107 @@
+"""A label map as a DICOM segmentation of the series it was made from (optional extra ``dicom``: highdicom)."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sslmed_dist import __version__
+from sslmed_dist.data.scans.dicom import Series
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def require_highdicom() -> Any:
+    """The module highdicom. ``ValueError`` where it is not installed."""
+    try:
+        import highdicom
+    except ImportError:
+        raise ValueError("DICOM-SEG needs highdicom: pip install 'sslmed-dist[dicom]'") from None
+    return highdicom
+
+
+def write_dicom_seg(
+    path: Path, folder: Path, series: Series, values: Array, labels: Sequence[int], *, model: str
+) -> Path:
+    """Write ``values``, label ids in the voxel order of ``series.voxels``, as a BINARY segmentation (PS3.3, A.51) to
+    ``path``. Segment n is ``labels[n - 1]`` and is called "label ID"; a voxel of another value is in none.
+
+    Patient, study and frame of reference are those of the files in ``folder``, whose order and positions the frames
+    follow. ``model`` (a hash) is written down as the algorithm's version. The segmentation's UIDs follow from its
+    content. ``ValueError``: highdicom is missing, another shape, or an attribute that the files lack.
+    """
+    require_highdicom()
+    if values.shape != series.voxels.shape:
+        raise ValueError(f"values: expected the shape {series.voxels.shape} of the series, got {values.shape}")
+    numbered = np.zeros(values.shape, np.uint8 if len(labels) < 256 else np.uint16)
+    for number, label in enumerate(labels, start=1):
+        numbered[values == label] = number
+    frames = np.ascontiguousarray(numbered.transpose(2, 1, 0))  # slices of rows x columns, as the files hold them
+    sources = read_headers(folder, series)
+    try:
+        made = segmentation(sources, frames, labels, model)
+    except (AttributeError, KeyError) as error:  # highdicom reads what its module tables ask for without looking first
+        raise ValueError(f"{folder}: its files lack what a DICOM-SEG refers to: {error}") from error
+    made.save_as(path)
+    return path
+
+
+def segmentation(sources: list[Any], frames: Array, labels: Sequence[int], model: str) -> Any:
+    """highdicom's dataset of ``frames`` (slices, rows, columns), values 0 to len(labels), on the ``sources``."""
+    import warnings
+
+    import highdicom
+    from pydicom.uid import generate_uid
+
+    digest = hashlib.sha256(frames.tobytes()).hexdigest()
+    entropy = [model, digest, *(str(source.SOPInstanceUID) for source in sources)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about names and missing attributes of the source, which are not ours to mend
+        return highdicom.seg.Segmentation(
+            source_images=sources,
+            pixel_array=frames,
+            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[describe(number, label, model) for number, label in enumerate(labels, start=1)],
+            series_instance_uid=generate_uid(entropy_srcs=[*entropy, "series"]),
+            series_number=9000,
+            sop_instance_uid=generate_uid(entropy_srcs=[*entropy, "instance"]),
+            instance_number=1,
+            manufacturer="sslmed-dist",
+            manufacturer_model_name="sslmed segment",
+            software_versions=__version__,
+            device_serial_number=model[:16],
+            content_label="ONESHOT",
+            content_description="Research use only, not a medical device",
+            omit_empty_frames=bool(frames.any()),
+        )
+
+
+def read_headers(folder: Path, series: Series) -> list[Any]:
+    """The headers of the series' files in slice order, without their pixels."""
+    import pydicom
+
+    headers: list[Any] = [pydicom.dcmread(folder / name, stop_before_pixels=True) for name in series.files]
+    for name, header in zip(series.files, headers, strict=True):
+        for needed in ("SOPInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
+            if not header.get(needed):
+                raise ValueError(f"{folder / name}: has no {needed}, and a DICOM-SEG refers to it")
+    return headers
+
+
+def describe(number: int, label: int, model: str) -> Any:
+    """Segment ``number``: an organ, found by this program."""
+    import highdicom
+    from pydicom.sr.codedict import codes
+
+    return highdicom.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=f"label {label}",
+        segmented_property_category=codes.SCT.AnatomicalStructure,
+        segmented_property_type=codes.SCT.Organ,
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+            name="sslmed segment", version=model[:16], family=codes.DCM.ArtificialIntelligence
+        ),
+    )

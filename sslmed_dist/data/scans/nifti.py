@@ -1,0 +1,175 @@
+"""Reading and writing NIfTI files. The one place that knows nibabel's files and its ways of failing."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslmed_dist.data.scans.grid import check_affine
+from sslmed_dist.data.scans.regrid import Affine, Volume, require_right_angles
+
+SUFFIXES = (".nii.gz", ".nii")
+# Fields of a NIfTI header that hold geometry: all that a file written beside another one takes over from it.
+GEOMETRY = (
+    "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+    "srow_x", "srow_y", "srow_z", "xyzt_units",
+)  # fmt: skip
+WORDS = {"L": "left", "R": "right", "A": "anterior", "P": "posterior", "S": "superior", "I": "inferior"}
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Every way of failing to read ``path`` becomes one ``ValueError`` that names it."""
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError) as error:
+        raise ValueError(f"{path}: cannot be read, truncated or not NIfTI: {error}") from error
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """A volume turned to right-anterior-superior: ``voxels`` (I, J, K), ``spacing`` in mm along its axes, ``affine``;
+    ``oriented``: whether the file says how the patient lay."""
+
+    voxels: Volume
+    spacing: tuple[float, ...]
+    affine: Affine
+    oriented: bool
+
+
+def load_nifti(path: Path) -> tuple[Any, Volume]:
+    """(nibabel image, float32 voxels) as stored. ``ValueError`` naming the file when it cannot be read, is not 3-D, has
+    a voxel size of 0 or a singular affine, or holds NaN or infinity."""
+    image = open_volume(path)
+    return image, read_voxels(image, path)
+
+
+def read_canonical(path: Path) -> Canonical:
+    """The volume turned to right-anterior-superior. ``ValueError`` as ``load_nifti``."""
+    import nibabel
+
+    image = open_volume(path)
+    with readable(path):
+        turned: Any = nibabel.as_closest_canonical(image)  # it reads the voxels where axes have to be turned
+    spacing = tuple(float(side) for side in turned.header.get_zooms())
+    return Canonical(read_voxels(turned, path), spacing, turned.affine, states_orientation(image.header))
+
+
+def open_volume(path: Path) -> Any:
+    """The nibabel image of a file, voxels not read. ``ValueError`` as ``load_nifti``."""
+    import nibabel
+    from nibabel.imageglobals import LoggingOutputSuppressor
+
+    with readable(path):
+        with LoggingOutputSuppressor():  # it reports on stderr what is refused below by name
+            image: Any = nibabel.load(path)
+        shape = tuple(image.shape)
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"{path}: expected a 3-D volume, got shape {shape}")
+        check_spacing(image, path)
+        check_affine(image.affine, str(path))
+    return image
+
+
+def read_voxels(image: Any, path: Path) -> Volume:
+    """The voxels of an opened image. ``ValueError`` as ``load_nifti``."""
+    with readable(path):
+        voxels: Volume = np.asarray(image.dataobj, dtype=np.float32)
+    if not np.isfinite(voxels).all():
+        raise ValueError(f"{path}: {int((~np.isfinite(voxels)).sum())} voxels are NaN or infinite")
+    return voxels
+
+
+def check_spacing(image: Any, path: Path) -> None:
+    """``ValueError`` for a voxel size of 0 in the file's header, which nibabel would quietly take for 1 mm."""
+    stored = image.file_map.get("image")
+    if not hasattr(image.header, "from_fileobj") or "pixdim" not in image.header or stored is None:
+        return
+    with stored.get_prepare_fileobj("rb") as file:
+        header = type(image.header).from_fileobj(file, check=False)
+    sides = [float(side) for side in header["pixdim"][1:4]]
+    if not all(np.isfinite(side) and side != 0 for side in sides):
+        raise ValueError(f"{path}: voxel sizes {[round(side, 4) for side in sides]} mm; each must be above 0")
+
+
+def axial_slices(voxels: Volume) -> Volume:
+    """Axial slices (S, H, W) of a right-anterior-superior volume: rows run from anterior to posterior, columns from the
+    patient's right to the left."""
+    return np.ascontiguousarray(voxels[::-1, ::-1].transpose(2, 1, 0))
+
+
+def states_orientation(header: Any) -> bool:
+    """Whether a NIfTI header says how the patient lay: it has a qform or an sform. Else left and right are a guess."""
+    return bool(header["qform_code"] > 0 or header["sform_code"] > 0)
+
+
+def require_stated_orientation(path: Path) -> None:
+    """``ValueError`` for a file that is no volume of 2 slices or more, does not say how the patient lay, or has axes
+    that are not at right angles. Voxels are not read."""
+    import nibabel
+
+    with readable(path):
+        image: Any = nibabel.load(path)
+    if len(image.shape) != 3 or min(image.shape) < 2:
+        raise ValueError(f"{path}: expected a 3-D volume of 2 slices or more, got shape {tuple(image.shape)}")
+    if not states_orientation(image.header):
+        raise ValueError(f"{path}: neither sform nor qform is set, so the orientation is unknown")
+    require_right_angles(image.affine, str(path))
+
+
+def stored_axes(path: Path) -> str:
+    """The directions of the stored axes, e.g. "left, anterior, superior"."""
+    import nibabel
+
+    return ", ".join(WORDS[code] for code in nibabel.aff2axcodes(nibabel.load(path).affine))
+
+
+def nifti_bytes(voxels: NDArray[Any], affine: Affine, *, level: int = 6) -> bytes:
+    """A gzipped NIfTI-1 file in mm, sform and qform set (scanner), without time stamp or description. ``level`` is
+    gzip's."""
+    import nibabel
+
+    image = nibabel.Nifti1Image(voxels, affine)
+    image.header.set_xyzt_units("mm", "sec")
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    return gzip.compress(image.to_bytes(), compresslevel=level, mtime=0)
+
+
+def nifti_like(values: NDArray[Any], affine: Affine, header: Any = None) -> bytes:
+    """A gzipped NIfTI file of ``values`` (I, J, K) or (I, J, K, C) in the voxels of another volume, units mm.
+
+    ``header`` is that of the other's NIfTI file: its affine is taken over bit for bit. Nothing else is: no text, no
+    extension, no time stamp. Without one (the other is DICOM) ``affine`` is written.
+    """
+    import nibabel
+
+    fresh = nibabel.Nifti1Header()
+    image: Any
+    if header is None:
+        fresh.set_data_dtype(values.dtype)  # a header that is given keeps its own type, float32
+        image = nibabel.Nifti1Image(values, affine, fresh)
+        image.set_qform(affine, 1)
+        image.set_sform(affine, 1)
+        image.header.set_xyzt_units("mm")
+    else:
+        kind = nibabel.Nifti2Image if "unused_str" in header else nibabel.Nifti1Image
+        fresh = kind.header_class()
+        fresh.set_data_shape(values.shape)
+        for field in GEOMETRY:
+            fresh[field] = header[field]
+        fresh["pixdim"][4:] = 1.0
+        fresh.set_data_dtype(values.dtype)
+        image = kind(values, None, fresh)
+    return gzip.compress(image.to_bytes(), compresslevel=4, mtime=0)

@@ -1,0 +1,1 @@
+"""One-shot segmentation: the protocol, its evaluator, and what it measures."""

@@ -1,0 +1,186 @@
+"""Flower's programs as the launcher starts them: which commands, in which environment.
+
+Checked with flwr 1.41. Nothing is sent to Flower's makers, nothing is installed at run time, nothing is kept in the
+user's home, and no program starts in the app's folder (Ray's workers would import what lies there in place of the app
+that was sent).
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from subprocess import Popen
+
+from sslmed_dist.config import Config
+from sslmed_dist.drivers.processes import Processes, check_port, free_port
+from sslmed_dist.federation.messages import DATA_ROOT, LAUNCHER, SITES_DIR, Node, RunSettings
+from sslmed_dist.federation.sites import expected_sites, federated_section, site_names
+
+PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "PYTHONUNBUFFERED": "1",
+}
+START_S = 120.0  # a SuperLink on a busy machine
+
+
+@dataclass
+class Place:
+    """One start of a runtime: the run folder, the app's folder, a private temporary folder, settings, processes."""
+
+    run: Path
+    app: Path
+    folder: Path
+    settings: Config
+    processes: Processes
+    servers: list[Popen[bytes]] = field(default_factory=list)
+
+    def home(self, name: str) -> Path:
+        """A program's own folder, its working directory and its FLWR_HOME."""
+        home = self.folder / name
+        home.mkdir(exist_ok=True)
+        return home
+
+    def failed(self) -> bool:
+        """Whether a program that has to last has ended."""
+        return any(server.poll() is not None for server in self.servers)
+
+    def start(self, name: str, command: list[str], extra: Mapping[str, str] | None = None) -> Popen[bytes]:
+        """Start a program of this Python installation; its output goes to ``logs/NAME.log`` of the run folder."""
+        home = self.home(name)
+        env = self.environment(home) | dict(extra or {})
+        return self.processes.start(command, env=env, cwd=home, log=self.run / "logs" / f"{name}.log")
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """What every program gets. The number of threads is part of the bits, so it is the same in all runtimes."""
+        threads = str(self.settings.run.threads or 1)
+        own = {"FLWR_HOME": str(home), "RAY_TMPDIR": str(self.folder), "OMP_NUM_THREADS": threads}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH", PORT)}
+        return {**inherited, **QUIET, **own, "PATH": path, LAUNCHER: str(os.getpid())}
+
+    def site_environment(self) -> dict[str, str]:
+        """Where simulated sites find the data and keep their state: from the launcher, never from a message."""
+        root = self.root
+        return {SITES_DIR: str(self.run / "sites")} | ({DATA_ROOT: root} if root else {})
+
+    @property
+    def root(self) -> str | None:
+        """``data.root``, absolute."""
+        root = self.settings.data.get("root")
+        return None if root is None else str(Path(str(root)).expanduser().resolve())
+
+    @property
+    def sites(self) -> int:
+        """How many sites there are."""
+        return expected_sites(federated_section(self.settings))
+
+
+def program(name: str) -> str:
+    """The path of one of Flower's programs. ``ValueError`` when it is not installed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    found = shutil.which(name, path=path)
+    if found is None:
+        raise ValueError(f"{name}: no such program; pip install 'sslmed-dist[flower]'")
+    return found
+
+
+def in_process(place: Place) -> Popen[bytes]:
+    """Everything in one Python process."""
+    command = [sys.executable, "-m", "server.in_process", "--run-dir", str(place.run)]
+    return place.start("in_process", command, place.site_environment() | {"PYTHONPATH": str(place.app)})
+
+
+def simulation(place: Place) -> Popen[bytes]:
+    """A SuperLink whose nodes are Ray actors. A site takes as many CPUs as it has threads."""
+    port = superlink(place, ["--simulation"], place.site_environment())
+    cpus = min(place.settings.run.threads or 1, len(os.sched_getaffinity(0)))
+    sizes = f"num-supernodes={place.sites} client-resources-num-cpus={cpus}"
+    return submit(place, port, ["--federation-config", sizes])
+
+
+def deployment(place: Place) -> Popen[bytes]:
+    """A SuperLink and a SuperNode per site, as in hospitals but on the loopback interface and without encryption.
+
+    ``data.root`` with ``{site}`` in it is each site's own data; otherwise every node takes its share of one dataset.
+    """
+    port = superlink(place, [], {})
+    names = site_names(federated_section(place.settings), place.sites)
+    taken = [port]
+    for number, name in enumerate(names):
+        taken.append(free_port(taken))
+        node = node_config(place, number, name)
+        command = [program("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{port}"]
+        command += ["--host", "127.0.0.1", "--port", str(taken[-1]), "--node-config", node]
+        place.start(f"supernode-{number}", command)
+    return submit(place, port, [])
+
+
+def node_config(place: Place, number: int, name: str) -> str:
+    """What a site's node is told: its name, where its data lies and where it keeps its state."""
+    root = place.root
+    own = root is not None and "{site}" in root
+    where = root.replace("{site}", name) if root is not None else None
+    node = Node(site=name, data_root=where, state_dir=str(place.run / "sites"))
+    return (node if own else replace(node, partition=number, partitions=place.sites)).text()
+
+
+def superlink(place: Place, arguments: list[str], extra: Mapping[str, str]) -> int:
+    """Start a SuperLink and wait until it answers; returns its port. ``ValueError`` for a port in use."""
+    asked = os.environ.get(PORT)
+    if asked is not None and not asked.isdigit():
+        raise ValueError(f"{PORT}={asked}: expected a port number")
+    port = check_port(int(asked), PORT) if asked is not None else free_port()
+    database = place.home("superlink") / "state.db"
+    command = [program("flower-superlink"), "--insecure", *arguments, "--host", "127.0.0.1", "--port", str(port)]
+    place.servers.append(place.start("superlink", [*command, "--database", str(database)], extra))
+    end = time.monotonic() + START_S
+    while not healthy(port):
+        if place.failed() or time.monotonic() > end:
+            raise RuntimeError(f"Flower's SuperLink did not start; see {place.run / 'logs' / 'superlink.log'}")
+        time.sleep(0.3)
+    return port
+
+
+def healthy(port: int) -> bool:
+    """Whether the SuperLink answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def submit(place: Place, port: int, arguments: list[str]) -> Popen[bytes]:
+    """``flwr run``: sends the app (a copy that holds nothing else) and lasts as long as the run does."""
+    app = place.folder / "app"
+    for part in ("server", "clients"):
+        shutil.copytree(place.app / part, app / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(place.app / "pyproject.toml", app)
+    home = place.home("flwr")
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "own"\n\n[superlink.own]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    values = RunSettings.of(place.settings, place.run).to_record()
+    run_config = home / "run.toml"
+    run_config.write_text("".join(f'{key} = "{value}"\n' for key, value in values.items()))
+    command = [program("flwr"), "run", str(app), "own", "--stream", "-c", str(run_config), *arguments]
+    return place.start("flwr", command)
+
+
+RUNTIMES: Mapping[str, Callable[[Place], subprocess.Popen[bytes]]] = {
+    "in_process": in_process,
+    "simulation": simulation,
+    "deployment": deployment,
+}

@@ -1,0 +1,179 @@
+"""``sslmed federate`` starts here: prepares the run folder, starts the chosen Flower runtime, follows it, stops it.
+
+The Flower apps are in ``server`` and ``clients``, which no package imports; they run in programs of their own:
+
+    in_process   one Python process, no network: ``python -m server.in_process``
+    simulation   a SuperLink with Ray behind it, and ``flwr run``
+    deployment   a SuperLink and one SuperNode per site on this machine's loopback interface, and ``flwr run``
+
+They agree with the launcher by files in the run folder: ``config.yaml``, ``checkpoints/round_*.pt`` (``round_00000.pt``
+are the first weights), ``federation.log`` and ``federation.json``, which alone says how it ended.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import Popen
+
+import sslmed_dist
+from sslmed_dist.config import Config
+from sslmed_dist.drivers import flower_programs
+from sslmed_dist.drivers.processes import Processes
+from sslmed_dist.federation.local_round import initial_arrays
+from sslmed_dist.federation.messages import ENDING, Ending, decode, encode
+from sslmed_dist.federation.round_files import last_round, save_round
+from sslmed_dist.federation.sites import (
+    expected_sites,
+    federated_section,
+    resolve_for_all,
+    simulated_sites,
+    training_settings,
+)
+from sslmed_dist.run_folder import RunFolder, write_json
+from sslmed_dist.training.stopping import Stop
+
+PREFIX = "sslmed-flower-"
+
+
+def run(settings: Config, resume: str = "auto", folder: Path | None = None) -> None:
+    """Run the federation of ``settings`` to its last round, in ``folder`` (default ``settings.folder``).
+
+    Goes on from the last round kept there; ``resume="never"`` refuses a folder that holds a round. ``ValueError`` for
+    what the user can mend, ``RuntimeError`` with the reason when the federation failed, ``SystemExit`` after a stop by
+    SIGTERM, SIGINT or a file ``stop`` in the run folder.
+    """
+    root = app_folder()
+    settings = resolved(settings)
+    fed = federated_section(settings)
+    expected_sites(fed)
+    path = folder or settings.folder
+    travelling = decode(encode(settings))
+    if resume == "never" and (last_round(path, travelling) or (0,))[0] > 0:
+        raise ValueError(f"{path}: holds a federation already; choose another run.name, or --resume auto")
+    first = initial_arrays(settings)  # before anything is written: it checks the method
+    kept = RunFolder(path, settings)
+    kept.open(resume)
+    try:
+        clear_remains(path)
+        last = last_round(path, travelling)
+        if last is None:
+            save_round(path, 0, first, travelling)
+        elif last[0] >= fed.rounds:
+            say(f"all {fed.rounds} rounds are done")
+            return
+        (path / ENDING).unlink(missing_ok=True)
+        (path / "stop").unlink(missing_ok=True)
+        with Stop(path) as stop, workplace(path, root, settings) as place:
+            follow(place, flower_programs.RUNTIMES[fed.runtime](place), stop, path)
+    finally:
+        kept.close()
+
+
+def resolved(settings: Config) -> Config:
+    """Training settings in which all that the data decides is written down; the data is read only where it is not."""
+    settings = training_settings(settings)
+    facts = (settings.views.get("mean"), settings.views.get("std"), settings.method.get("channels"))
+    if all(fact is not None for fact in facts):
+        return settings
+    return resolve_for_all(settings, simulated_sites(settings))
+
+
+def app_folder() -> Path:
+    """The folder of the Flower app: ``SSLMED_APP``, or the repository that ``sslmed_dist`` was installed from.
+    ``ValueError`` when there is none, or when Flower is not installed."""
+    if importlib.util.find_spec("flwr") is None:
+        raise ValueError("federated: Flower is not installed: pip install 'sslmed-dist[flower]'")
+    given = os.environ.get("SSLMED_APP")
+    candidates = [Path(given)] if given else list(Path(sslmed_dist.__file__).resolve().parents)[1:3]
+    for candidate in candidates:
+        if all((candidate / part).is_file() for part in ("server/app.py", "clients/app.py", "pyproject.toml")):
+            return candidate.resolve()
+    where = f"SSLMED_APP={given}" if given else str(candidates[0])
+    raise ValueError(
+        f"{where}: no Flower app (server/app.py, clients/app.py); set SSLMED_APP to the repository's folder"
+    )
+
+
+@contextlib.contextmanager
+def workplace(path: Path, app: Path, settings: Config) -> Iterator[flower_programs.Place]:
+    """A private folder and a token for one start of a runtime. Afterwards its processes and the folder are gone; what
+    they are is written to the run folder first, so that a later start finds the remains of one that was killed."""
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    token = uuid.uuid4().hex
+    write_json(path / ".runtime.json", {"token": token, "folder": str(folder)})
+    place = flower_programs.Place(path.resolve(), app, folder, settings, Processes(token))
+    try:
+        yield place
+    finally:
+        clear_remains(path)
+        place.processes.reap()
+
+
+def clear_remains(path: Path) -> None:
+    """End what a former start left running, and remove its folder."""
+    record = path / ".runtime.json"
+    if not record.exists():
+        return
+    facts = json.loads(record.read_text())
+    Processes(facts["token"]).stop()
+    if Path(facts["folder"]).name.startswith(PREFIX):
+        shutil.rmtree(facts["folder"], ignore_errors=True)
+    record.unlink()
+
+
+@dataclass
+class Tail:
+    """The lines of a file as they come."""
+
+    path: Path
+    offset: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.offset = self.path.stat().st_size if self.path.exists() else 0
+
+    def lines(self) -> list[str]:
+        """Whole lines written since the last call."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            whole = file.read().rpartition(b"\n")[0]
+        self.offset += len(whole) + 1 if whole else 0
+        return whole.decode(errors="replace").splitlines()
+
+
+def follow(place: flower_programs.Place, main: Popen[bytes], stop: Stop, path: Path) -> None:
+    """Show the server's log until the federation has ended. ``main`` is the program that lasts as long as it does."""
+    tail = Tail(path / "federation.log")
+    outcome = path / ENDING
+    while True:
+        ended = main.poll() is not None  # asked first: what it wrote before it ended is read below
+        for line in tail.lines():
+            say(line)
+        if outcome.exists():
+            break
+        if stop():
+            raise SystemExit("stopped; run the same command again to go on from the last round")
+        if ended or place.failed():
+            what = "was killed or ended" if ended else "lost its SuperLink"
+            code = f" (exit code {main.returncode})" if ended else ""
+            raise RuntimeError(f"the federation {what}{code} without a result; see {path / 'logs'}; run again to go on")
+        time.sleep(0.2)
+    ending = Ending.from_tree(json.loads(outcome.read_text()))
+    if ending.status != "finished":
+        kind = ValueError if ending.kind in ("ValueError", "SiteError") else RuntimeError
+        raise kind(f"the federation failed: {ending.reason} (details at the sites: errors.log)")
+
+
+def say(line: str) -> None:
+    """One line for the person who waits."""
+    print(line, file=sys.stderr, flush=True)

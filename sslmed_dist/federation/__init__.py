@@ -1,0 +1,1 @@
+"""What a federation is, apart from the network; free of Flower."""

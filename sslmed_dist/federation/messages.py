@@ -1,0 +1,205 @@
+"""What travels between server and sites. The one place that names its fields, and that is free of Flower.
+
+A record is a plain mapping here (``{"round": 3}``); the Flower apps put it into a record of Flower's. The settings
+travel as one base64 value of the run configuration, without a path. Where a site's data lies and where it keeps its
+state never travels: a node is told when it is started (``Node``).
+"""
+
+import base64
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from sslmed_dist import __version__
+from sslmed_dist.config import Config, from_tree, to_tree
+
+Record = dict[str, Any]
+
+ARRAYS, ORDER, METRICS, SITE = "arrays", "config", "metrics", "site"  # the records of a message
+SCALAR = re.compile(r"[a-z][a-z0-9_]{0,39}")  # names of scalars that a server reads
+MARK = "sslmed: "  # begins the reasons that our own client app wrote; others may name files of the site
+ENDING = "federation.json"  # in the run folder: an ``Ending``
+# How a launcher tells simulated sites, which have no node configuration of their own, and the server who started it.
+DATA_ROOT, SITES_DIR, LAUNCHER = "SSLMED_DATA_ROOT", "SSLMED_SITES_DIR", "SSLMED_LAUNCHER"
+
+
+class SiteError(ValueError):
+    """A site's mistake whose line may travel to the server: it names no file, path or patient."""
+
+
+def encode(settings: Config) -> str:
+    """The settings as the one base64 value that travels to the sites. What is a path is left out: where data lies
+    (``data.root``), where runs are written, and a file of first weights (sites get the shared tensors instead)."""
+    tree = to_tree(settings)
+    tree["data"].pop("root", None)
+    tree["run"].pop("dir")
+    tree["run"].pop("start_from")
+    if isinstance(tree["method"].get("encoder"), dict):
+        tree["method"]["encoder"].pop("weights", None)
+    return base64.b64encode(json.dumps(tree, sort_keys=True).encode()).decode()
+
+
+def decode(text: str) -> Config:
+    """The settings that ``encode`` wrote. ``ValueError`` for anything else."""
+    try:
+        tree = json.loads(base64.b64decode(text, validate=True))
+    except ValueError:
+        raise SiteError("the run configuration holds no settings; use `sslmed federate`") from None
+    return from_tree(tree, "run configuration")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The run configuration, which every message carries: the settings as ``encode`` writes them, the version of the
+    program that wrote them, and the run folder (absolute, on the machine where the ServerApp runs)."""
+
+    config: str
+    version: str
+    run_dir: str
+
+    @classmethod
+    def of(cls, settings: Config, run_dir: Path) -> Self:
+        """What this version of the program says of ``settings``."""
+        return cls(encode(settings), __version__, str(run_dir))
+
+    def to_record(self) -> dict[str, str]:
+        """As Flower's run configuration (its keys stand in pyproject.toml, too)."""
+        return {"config": self.config, "version": self.version, "run-dir": self.run_dir}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """What ``to_record`` wrote. ``KeyError`` where a field is missing."""
+        return cls(str(record["config"]), str(record["version"]), str(record["run-dir"]))
+
+    @property
+    def settings(self) -> Config:
+        """The settings. ``SiteError`` for what is none."""
+        return decode(self.config)
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """The answer to "hello": who the site is, the version of its program, channels of its images, how many samples."""
+
+    site: str
+    version: str
+    channels: int
+    samples: int
+
+    def to_record(self) -> Record:
+        """As a record of Flower's."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """What ``to_record`` wrote. ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
+        site, version = str(record["site"]), str(record["version"])
+        return cls(site, version, int(record["channels"]), int(record["samples"]))
+
+
+@dataclass(frozen=True)
+class Order:
+    """What "train" asks for beside the shared tensors: round ``number`` (0, 1, ...)."""
+
+    number: int
+
+    def to_record(self) -> Record:
+        """As a record of Flower's."""
+        return {"round": self.number}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """What ``to_record`` wrote. ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
+        return cls(int(record["round"]))
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a reply to "train" says beside its tensors: the site, its number of samples, the means of its scalars."""
+
+    site: str
+    samples: int
+    scalars: Mapping[str, float]
+
+    def to_metrics(self) -> Record:
+        """The record ``METRICS``."""
+        return {"num-examples": self.samples, **self.scalars}
+
+    def to_site(self) -> Record:
+        """The record ``SITE``."""
+        return {"site": self.site}
+
+    @classmethod
+    def from_records(cls, metrics: Mapping[str, Any], site: Mapping[str, Any]) -> Self:
+        """What ``to_metrics`` and ``to_site`` wrote; of scalars only those with a plain name and one number.
+        ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
+        scalars = {
+            key: float(value)
+            for key, value in metrics.items()
+            if SCALAR.fullmatch(key) and isinstance(value, (int, float))
+        }
+        return cls(str(site["site"]), int(metrics["num-examples"]), scalars)
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node is told when it is started, and never by a message: the site's name, where its data lies, where it
+    keeps its state, and as one of a simulation its share of one dataset (``partition`` of ``partitions``).
+
+    ``deployed``: it has a folder of its own, as a hospital's node; else the launcher's environment speaks for it.
+    """
+
+    site: str | None = None
+    data_root: str | None = None
+    state_dir: str | None = None
+    partition: int | None = None
+    partitions: int | None = None
+    deployed: bool = True
+
+    @classmethod
+    def read(cls, node_config: Mapping[str, Any], environment: Mapping[str, str]) -> Self:
+        """A node's configuration, completed from the launcher's environment."""
+        share = node_config.get("partition-id")
+        return cls(
+            site=str(node_config["site"]) if node_config.get("site") else None,
+            data_root=str(node_config.get("data-root") or environment.get(DATA_ROOT) or "") or None,
+            state_dir=str(node_config.get("state-dir") or environment.get(SITES_DIR) or "") or None,
+            partition=None if share is None else int(share),
+            deployed=bool(node_config.get("state-dir")),
+        )
+
+    @property
+    def name(self) -> str:
+        """What the node is called before its data is read."""
+        return self.site or f"partition-{self.partition}"
+
+    def text(self) -> str:
+        """The argument of ``--node-config``."""
+        words = {"site": self.site, "state-dir": self.state_dir, "data-root": self.data_root}
+        numbers = {"partition-id": self.partition, "num-partitions": self.partitions}
+        said = [f'{key}="{value}"' for key, value in words.items() if value is not None]
+        return " ".join(said + [f"{key}={value}" for key, value in numbers.items() if value is not None])
+
+
+@dataclass(frozen=True)
+class Ending:
+    """``federation.json`` of the run folder: how a federation ended. ``kind`` is the class of the error."""
+
+    status: Literal["finished", "failed"]
+    rounds: int = 0
+    reason: str = ""
+    kind: str = ""
+
+    def to_tree(self) -> Record:
+        """As it stands in the file."""
+        if self.status == "finished":
+            return {"status": self.status, "rounds": self.rounds}
+        return {"status": self.status, "reason": self.reason, "kind": self.kind}
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Self:
+        """What ``to_tree`` wrote."""
+        return cls(**tree)

@@ -1,0 +1,132 @@
+"""What a federation is, apart from the network: how data is dealt to sites, what a site does in a round, how replies
+are averaged. The Flower apps (``clients``, ``server``) are thin around this, and tests run it without Flower.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslmed_dist import randomness, registry
+from sslmed_dist.config import Config, Federated, replace
+from sslmed_dist.data import PARTITIONS
+from sslmed_dist.data.dataset import Dataset, Subset
+from sslmed_dist.data.partition import hold_out
+from sslmed_dist.federation.messages import SiteError
+from sslmed_dist.training import build
+
+
+def federated_section(settings: Config) -> Federated:
+    """The ``federated`` section; ``ValueError`` if the configuration has none."""
+    if settings.federated is None:
+        raise ValueError(f"{settings.run.name}: no 'federated' section; it says rounds, partition and strategy")
+    return settings.federated
+
+
+def training_settings(settings: Config) -> Config:
+    """The settings under which every arm trains: as many epochs as the federation has rounds x local epochs, so that
+    the schedule, the views and the number of optimiser steps are the same in all arms."""
+    fed = federated_section(settings)
+    if settings.plan.steps_per_epoch is None:
+        raise ValueError(
+            "plan.steps_per_epoch: missing; a federation needs the optimiser steps of a local epoch stated (an integer "
+            ">= 1), so that sites of different sizes, and all arms of the comparison, take the same number of steps"
+        )
+    return replace(settings, plan={"epochs": fed.rounds * fed.local_epochs}, driver="local")
+
+
+def expected_sites(fed: Federated) -> int:
+    """How many sites the federation has."""
+    count = fed.partition.get("count") if fed.site_names is None else len(fed.site_names)
+    if not isinstance(count, int):
+        raise ValueError("federated.partition.count: missing; it is the number of sites")
+    if fed.quorum > count:
+        raise ValueError(f"federated.quorum: {fed.quorum} replies needed, but there are {count} sites")
+    return count
+
+
+@dataclass(frozen=True)
+class Site:
+    """One hospital: its name, its data, and int64 positions of the parts of it.
+
+    ``pretrain`` = ``train`` and ``val`` together: pretraining uses no labels. ``val`` chooses hyper-parameters of the
+    evaluation; ``test`` is never pretrained on and never chosen with.
+    """
+
+    name: str
+    dataset: Dataset
+    train: Tensor
+    val: Tensor
+    test: Tensor
+
+    @property
+    def pretrain(self) -> Subset:
+        """What pretraining may see."""
+        return Subset(self.dataset, torch.cat([self.train, self.val]).sort().values)
+
+
+def site_names(fed: Federated, count: int) -> list[str]:
+    """The sites' names, ``site-0`` ... unless ``federated.site_names`` gives them."""
+    if fed.site_names is None:
+        return [f"site-{i}" for i in range(count)]
+    if len(set(fed.site_names)) != count:
+        raise ValueError(f"federated.site_names: {len(set(fed.site_names))} different names for {count} sites")
+    return list(fed.site_names)
+
+
+def split_site(name: str, dataset: Dataset, settings: Config) -> Site:
+    """Split one site's data into its parts, by patient where samples share patients or ``held_out_groups`` asks."""
+    fed = federated_section(settings)
+    facts: dict[str, Any] = {"labels": dataset.labels, "groups": dataset.groups, "ids": dataset.ids}
+    by_patient = fed.held_out_groups is not None
+    held: dict[str, Any] = {"fraction": None if by_patient else fed.held_out, "groups_per_site": fed.held_out_groups}
+    rest, test = hold_out(**facts, **held, seed=randomness.key(fed.seed, "held-out"))
+    facts = {key: value[rest] for key, value in facts.items()}
+    held = {"fraction": None if by_patient else fed.validation, "groups_per_site": 1 if by_patient else None}
+    train, val = hold_out(**facts, **held, seed=randomness.key(fed.seed, "validation"))
+    rows, batch = len(rest) * settings.plan.draws, settings.plan.batch_size
+    if rows < batch:
+        raise SiteError(
+            f"{name}: {len(rest)} training samples x {settings.plan.draws} draws, fewer than one batch of {batch}; "
+            "allowed: a smaller plan.batch_size, fewer sites, or more plan.draws"
+        )
+    return Site(name, dataset, rest[train], rest[val], test)
+
+
+def simulated_sites(settings: Config) -> list[Site]:
+    """Deal one dataset to the sites of ``federated.partition``. Sample ids stay those of the whole set."""
+    fed = federated_section(settings)
+    dataset = build.load_data(settings, fed.pool)
+    facts = {"labels": dataset.labels, "groups": dataset.groups, "sites": dataset.sites, "ids": dataset.ids}
+    seed = randomness.key(fed.seed, "partition")
+    parts = registry.build(PARTITIONS, fed.partition, "federated.partition", **facts, seed=seed)
+    names = site_names(fed, len(parts))
+    return [split_site(name, Subset(dataset, part), settings) for name, part in zip(names, parts, strict=True)]
+
+
+def resolve_for_all(settings: Config, sites: Sequence[Site]) -> Config:
+    """``training.build.resolve`` on what all sites pretrain on together: no held-out sample plays a part in it."""
+    parts = [site.pretrain for site in sites]
+    base, positions = parts[0].dataset, torch.cat([part.positions for part in parts])
+    return build.resolve(settings, Subset(base, positions.sort().values))
+
+
+def own_site(settings: Config, name: str) -> Site:
+    """The data of one real hospital, as ``data`` describes it on its own disk. Sample ids get a prefix made from the
+    site's name, so that two hospitals' samples never share an id and with it the random numbers of their views."""
+    dataset = build.load_data(settings, federated_section(settings).pool)
+    everything = torch.arange(len(dataset))
+    return split_site(name, Subset(prefixed(dataset, name), everything), settings)
+
+
+def prefixed(dataset: Dataset, name: str) -> Dataset:
+    """A copy of ``dataset`` whose ids have 31 bits of the hash of ``name`` above their own 32."""
+    if isinstance(dataset, Subset):
+        return Subset(prefixed(dataset.dataset, name), dataset.positions)
+    assert int(dataset.ids.max()) < 1 << 32
+    renamed = copy.copy(dataset)
+    renamed.ids = dataset.ids + ((randomness.key("site", name) & 0x7FFFFFFF) << 32)
+    return renamed

@@ -1,0 +1,74 @@
+"""``fit``: the one training loop. A driver decides where it runs and which samples it sees; nothing else differs."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from sslmed_dist import distributed
+from sslmed_dist.config import Plan
+from sslmed_dist.training.precision import Batch, deterministic_kernels
+from sslmed_dist.training.state import Average, Batches, Metrics, TrainState
+from sslmed_dist.training.step import Stepper
+
+
+class Trainable(Protocol):
+    """What ``fit`` asks of a method beyond being a module: see ``methods.method.Method``."""
+
+    def embed(self, batch: Batch) -> Batch: ...
+    def objective(self, embeddings: Batch, batch: Batch) -> Batch: ...
+    def measures(self, embeddings: Batch) -> Batch: ...
+    def step_begin(self, epoch: float, progress: float) -> None: ...
+    def before_update(self) -> None: ...
+    def step_end(self, progress: float) -> None: ...
+
+
+OnStep = Callable[[TrainState, Metrics], None]
+OnState = Callable[[TrainState], None]
+
+
+def ignore(*_: Any) -> None:
+    """A callback that does nothing."""
+
+
+def never() -> bool:
+    """No request to stop."""
+    return False
+
+
+def fit(
+    method: nn.Module,
+    batches: Batches,
+    plan: Plan,
+    *,
+    views: nn.Module,
+    state: TrainState,
+    average: Average = distributed.leave_gradients,
+    penalty: Callable[[nn.Module], Tensor] | None = None,
+    on_step: OnStep = ignore,
+    on_checkpoint: OnState = ignore,
+    on_epoch: OnState = ignore,
+    stop: Callable[[], bool] = never,
+    until: int | None = None,
+) -> TrainState:
+    """Train ``method`` from ``state`` to the end of epoch ``until`` (default ``plan.epochs``); returns ``state``.
+
+    ``average`` makes the gradients (and a few scalars) those of the global batch; ``penalty`` is added to the loss (a
+    proximal term, say). ``on_step`` gets the logged scalars, ``on_checkpoint`` is called every
+    ``plan.checkpoint_every`` steps (default: every epoch) and before stopping because ``stop`` said so on any rank.
+    ``NonFinite`` is raised before an update that is not finite could reach the parameters.
+    """
+    method.train()
+    with deterministic_kernels(plan):
+        stepper = Stepper(method, views, plan, batches, state, average, penalty)
+        every = plan.checkpoint_every or batches.steps
+        for epoch in range(state.epoch, plan.epochs if until is None else until):
+            for batch in batches.epoch(epoch, state.step % batches.steps):
+                logged = stepper.step(batch, epoch, stop())
+                on_step(state, logged) if logged is not None else None
+                if state.step % every == 0 or state.stopped:
+                    on_checkpoint(state)
+                if state.stopped:
+                    return state
+            on_epoch(state)
+    return state

@@ -1,0 +1,157 @@
+"""From a configuration to a trained method: what every driver does, wherever it runs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sslmed_dist import checkpoint, distributed, registry
+from sslmed_dist.config import Config, fingerprint, to_tree
+from sslmed_dist.data.batches import Batches
+from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.downstream import EVALUATORS
+from sslmed_dist.models.normalization import synchronise
+from sslmed_dist.run_folder import RunFolder
+from sslmed_dist.training import engine, optim
+from sslmed_dist.training.allocation import keep_freed_memory
+from sslmed_dist.training.build import build_views, choose_device, compile_encoder, load_data, resolve
+from sslmed_dist.training.pretrained import first_method
+from sslmed_dist.training.progress import Progress
+from sslmed_dist.training.state import TrainState, begin
+from sslmed_dist.training.stopping import Stop
+
+
+@dataclass
+class Job:
+    """One run, assembled: everything ``fit`` needs. ``settings`` is resolved."""
+
+    settings: Config
+    dataset: Dataset
+    method: nn.Module
+    views: nn.Module
+    batches: Batches
+    state: TrainState
+
+    def content(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the step."""
+        return {
+            "config": to_tree(self.settings),
+            "fingerprint": fingerprint(self.settings),
+            "method": self.method.state_dict(),
+            "state": self.state.state_dict(),
+        }
+
+    def restore(self, path: Path) -> None:
+        """Take over a checkpoint of the same run. ``ValueError`` names a file of another run."""
+        saved = checkpoint.load(path)
+        if saved["kind"] != "training" or saved["fingerprint"] != fingerprint(self.settings):
+            raise ValueError(f"{path}: checkpoint of another run (configuration fingerprint differs)")
+        checkpoint.load_method(self.method, saved["method"], path)
+        self.state.load_state_dict(saved["state"])
+
+
+def assemble(settings: Config, dataset: Dataset | None = None) -> Job:
+    """Build data, views, method, batches and optimiser on this process's device and rank."""
+    if settings.run.threads is not None:
+        torch.set_num_threads(settings.run.threads)
+    for leaf in settings.evaluate.protocols:  # written into every checkpoint, so a mistake has to end the run here
+        registry.check(EVALUATORS, leaf, "evaluate.protocols")
+    plan, device = settings.plan, choose_device(settings)
+    if device.type == "cpu":
+        keep_freed_memory()
+    dataset = load_data(settings, "train") if dataset is None else dataset
+    settings = resolve(settings, dataset)
+    method = first_method(settings).to(device)
+    if distributed.active():
+        method = synchronise(method, device)
+        distributed.broadcast_module(method)
+    if plan.channels_last:
+        method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if plan.compile:
+        compile_encoder(method.encoder)  # type: ignore[arg-type]
+    batches = Batches(
+        dataset.to(device) if plan.resident else dataset,
+        global_batch=plan.batch_size,
+        seed=settings.run.seed,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+        steps_per_epoch=plan.steps_per_epoch,
+        draws=plan.draws,
+        workers=plan.loader_threads,
+        device=device,
+    )
+    views = build_views(settings, dataset).to(device)
+    sizes = {"batch_size": plan.batch_size, "epochs": plan.epochs, "per_epoch": batches.steps}
+    optimisation = optim.build(settings.optim, method, **sizes)
+    state = begin(method, optimisation, plan, batches.steps)
+    return Job(settings, dataset, method, views, batches, state)
+
+
+def train(
+    settings: Config,
+    *,
+    resume: str = "auto",
+    dataset: Dataset | None = None,
+    folder: Path | None = None,
+    title: str | None = None,
+) -> Job:
+    """Train to the end, or to where a stop was asked for, in this process or as one rank of a group.
+
+    The run folder (default ``settings.folder``) is written by rank 0 alone; every rank reads the checkpoint it resumes
+    from. Returns the job; ``job.state.stopped`` says whether it was stopped.
+    """
+    job = assemble(settings, dataset)
+    run = RunFolder(folder or settings.folder, job.settings)
+    try:
+        take_over(job, run, resume)
+        bar = Progress(title or run.path.name, total(job), job.batches.global_batch, job.state.step)
+        with Stop(run.path) as stop, bar:
+            run_fit(job, run, stop, bar)
+    finally:
+        run.close()
+    return job
+
+
+def take_over(job: Job, run: RunFolder, resume: str) -> None:
+    """Open the run folder (rank 0) and bring ``job`` to where the folder's newest checkpoint stands (all ranks)."""
+    if distributed.rank() == 0:
+        run.open(resume)
+    distributed.barrier()
+    latest = run.checkpoints.latest()
+    if latest is not None:
+        job.restore(latest)
+    if distributed.rank() == 0:
+        run.metrics.cut(job.state.step)
+        (run.path / "stop").unlink(missing_ok=True)
+    distributed.barrier()
+
+
+def total(job: Job) -> int:
+    """Optimiser steps of the whole run."""
+    return job.settings.plan.epochs * job.batches.steps
+
+
+def run_fit(job: Job, run: RunFolder, stop: Stop, bar: Progress) -> None:
+    """``fit`` with the callbacks of a run folder; only rank 0 writes."""
+    first = distributed.rank() == 0
+
+    def on_step(state: TrainState, values: dict[str, float]) -> None:
+        if first:
+            epoch = (state.step - 1) // state.steps_per_epoch
+            run.metrics.write(values, step=state.step, epoch=epoch, split="train")
+            bar.update(state.step, values)
+
+    def on_checkpoint(state: TrainState) -> None:
+        if first:
+            run.checkpoints.save(state.step, **job.content())
+
+    average = distributed.average_gradients if distributed.active() else distributed.leave_gradients
+    callbacks: dict[str, Any] = {"on_step": on_step, "on_checkpoint": on_checkpoint, "stop": stop}
+    engine.fit(
+        job.method, job.batches, job.settings.plan, views=job.views, state=job.state, average=average, **callbacks
+    )
+    if first and run.checkpoints.latest() != run.checkpoints.path(job.state.step):
+        run.checkpoints.save(job.state.step, **job.content())
+    distributed.barrier()

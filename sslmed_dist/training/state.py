@@ -1,0 +1,69 @@
+"""What ``fit`` is given and where training stands: batches, the saved state, the average over ranks."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from sslmed_dist.config import Plan
+from sslmed_dist.training.optim import Optimisation
+from sslmed_dist.training.precision import Batch
+
+Metrics = dict[str, float]
+
+
+class Batches(Protocol):
+    """What ``fit`` asks of its source of batches. ``seed`` is the run's; ``steps`` are those of one epoch."""
+
+    global_batch: int
+    steps: int
+    seed: int
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterable[Batch]:
+        """This rank's part of the batches of one epoch, from ``start_step`` on."""
+
+
+@dataclass
+class TrainState:
+    """Where training stands. ``step`` counts optimiser steps of the run, ``samples`` those seen by all workers."""
+
+    optimisation: Optimisation
+    steps_per_epoch: int
+    step: int = 0
+    samples: int = 0
+    scaler: GradScaler | None = None
+    stopped: bool = False
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next step belongs to."""
+        return self.step // self.steps_per_epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that ``load_state_dict`` needs to go on bit for bit."""
+        scaler = self.scaler.state_dict() if self.scaler is not None else None
+        optimizer = self.optimisation.optimizer.state_dict()
+        return {"step": self.step, "samples": self.samples, "optimizer": optimizer, "scaler": scaler}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved position and optimiser state."""
+        self.step, self.samples = int(state["step"]), int(state["samples"])
+        self.optimisation.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler is not None and state["scaler"] is not None:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+Average = Callable[[Iterable[nn.Parameter], Sequence[Tensor]], list[Tensor]]
+
+
+def begin(method: nn.Module, optimisation: Optimisation, plan: Plan, steps_per_epoch: int) -> TrainState:
+    """The state before the first step. ``ValueError`` where ``plan.precision`` cannot run on the method's device."""
+    device = next(method.parameters()).device
+    if plan.precision == "fp16" and device.type != "cuda":
+        raise ValueError(
+            f"plan.precision: fp16 needs a CUDA device, this is {device.type}; allowed here: float32, bf16"
+        )
+    scaler = GradScaler(device.type) if plan.precision == "fp16" else None
+    return TrainState(optimisation, steps_per_epoch, scaler=scaler)

@@ -1,0 +1,1 @@
+"""``sslmed reproduce``: the cells of a published table, and ours beside theirs."""

@@ -1,0 +1,165 @@
+"""One cell of a published table at one seed: what its run folder holds, its training, its figures."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sslmed_dist import config, run_folder
+from sslmed_dist.config import Config
+from sslmed_dist.downstream import rows_of
+from sslmed_dist.downstream.rows import write_cases
+from sslmed_dist.drivers import local, ray_train
+from sslmed_dist.training import build, pretrained
+from sslmed_dist.verbs.evaluate import arm_predictions, evaluation_splits, own_predictions
+from sslmed_dist.verbs.reproduce import read_table, table
+from sslmed_dist.verbs.reproduce.table import Metric
+from sslmed_dist.verbs.similarities import similarities
+
+FINISHED, BEGUN, MISSING = "finished", "begun, not finished", "not run"
+# What a run resolves from its data and writes into its configuration (see ``training.build.resolve``).
+RESOLVED = (
+    *(("method", key) for key in ("channels", "classes", "task")),
+    *(("views", key) for key in ("mean", "std", "pixel_mm")),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a cell of the table at one seed and, where the table has folds, one fold. ``tables`` is the folder
+    of the table's file and its siblings."""
+
+    row: str
+    column: str
+    seed: int
+    settings: Config
+    metrics: Mapping[str, Metric]
+    tables: Path
+    fold: int | None = None
+
+    def __str__(self) -> str:
+        fold = "" if self.fold is None else f" / fold-{self.fold}"
+        return f"{self.row} / {self.column}{fold} / seed-{self.seed}"
+
+
+def state(cell: Cell) -> str:
+    """``finished``, ``begun, not finished``, or why it was not run. ``ValueError`` for the folder of another run."""
+    folder = cell.settings.folder
+    if (folder / "config.yaml").is_file():
+        changed = changes(config.load(folder / "config.yaml"), cell.settings)
+        if changed:
+            raise ValueError(
+                f"{folder}: holds another run than {cell} (different: {', '.join(changed)}); choose another run.dir"
+            )
+        if complete(folder) and all(file.is_file() for file in results(cell)):
+            return FINISHED
+    begun = BEGUN if (folder / "config.yaml").is_file() else MISSING
+    return begun if needs(cell) is None else f"{begun}: {needs(cell)}"
+
+
+def complete(folder: Path) -> bool:
+    """Whether the run in ``folder`` was trained to its end before it was evaluated: ``evaluate`` below says so in its
+    file, which ``sslmed evaluate`` on an unfinished run does not."""
+    file = folder / "evaluate" / "last.json"
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("complete") is True
+
+
+def results(cell: Cell) -> set[Path]:
+    """The files that the cell's figures are read from."""
+    names = {metric.evaluator["name"] for metric in cell.metrics.values()}
+    files = {"similarity.json" if name == "similarity" else "last.json" for name in names}
+    return {cell.settings.folder / "evaluate" / file for file in files}
+
+
+def changes(before: Config, now: Config) -> list[str]:
+    """Dotted paths at which the run in a folder is another one than ``now``; what its data decided counts as said."""
+    for section, key in RESOLVED:
+        said, found = getattr(now, section).get(key), getattr(before, section).get(key)
+        if said is None and found is not None:
+            now = config.replace(now, **{section: {key: found}})
+    if config.fingerprint(before) == config.fingerprint(now):
+        return []
+    return run_folder.differences(config.essential(before), config.essential(now))
+
+
+def shortened(cell: Cell) -> list[str]:
+    """Dotted paths at which the run whose encoder is fine-tuned is not its own table's cell (as far as that table lies
+    beside this one)."""
+    start = cell.settings.run.start_from
+    if start is None or not (Path(start) / "config.yaml").is_file():
+        return []
+    place = [part for part in Path(start).parts[:-1] if not part.startswith("fold-")]
+    name, row, column = place[-3:]
+    file = cell.tables / f"{name}.yaml"
+    if not file.is_file():
+        return []
+    published = read_table.load(file).settings(row, column, [f"run.seed={cell.seed}"], fold=cell.fold)
+    return changes(config.load(Path(start) / "config.yaml"), published)
+
+
+def needs(cell: Cell) -> str | None:
+    """What is not there and has to be before the cell can run."""
+    start, data = cell.settings.run.start_from, cell.settings.data
+    if start is not None and not complete(Path(start)):
+        return f"needs the finished run {start}"
+    if "root" in data and not Path(str(data["root"])).expanduser().exists():
+        return f"no data at {data['root']} (--root {data['name']}=PATH)"
+    return None
+
+
+def train(cell: Cell) -> None:
+    """Train one cell to its end by its own driver. ``SystemExit`` if it was stopped before."""
+    settings = cell.settings
+    if settings.driver == "ray":
+        ray_train.train(settings)
+        stopped = (settings.folder / "stop").exists()
+    else:
+        stopped = local.train(settings).state.stopped
+    if stopped:
+        raise SystemExit("stopped; run the same command again to go on")
+
+
+def evaluate(cell: Cell) -> None:
+    """Write ``evaluate/last.json`` with the encoder's rows (``sslmed evaluate`` adds the floors: a random encoder and
+    raw pixels, which for large images would take more memory than the table is worth), and the similarities where the
+    table asks for them. Protocols and data path are the cell's, not those that the checkpoint remembers."""
+    settings, folder = cell.settings, cell.settings.folder
+    found = pretrained.load(folder)
+    protocols = config.to_tree(settings)["evaluate"]
+    place = {"data": {"root": settings.data["root"]}} if "root" in settings.data else {}
+    found = dataclasses.replace(found, settings=config.replace(found.settings, evaluate=protocols, **place))
+    dataset, parts = evaluation_splits(found.settings)
+    made = own_predictions(found, dataset, parts)
+    if settings.evaluate.protocols:
+        made |= arm_predictions(found.settings, found.encoder, dataset, parts)
+    write_cases(folder / "evaluate" / "last-cases.csv", {"encoder": made})
+    rows = rows_of(made, arm="encoder", site="all", seed=cell.seed)
+    source = {"file": found.file.name, "sha256": found.sha256, "part": "encoder"}
+    if any(metric.evaluator["name"] == "similarity" for metric in cell.metrics.values()):
+        similarities(folder)
+    run_folder.write_json(folder / "evaluate" / "last.json", {"encoder": source, "complete": True, "rows": rows})
+
+
+def measured(cell: Cell, metric: Metric) -> float | None:
+    """The encoder's figure in the cell's ``evaluate`` folder, times 100 where it is a per cent; None if not there."""
+    kind, folder = metric.evaluator["name"], cell.settings.folder / "evaluate"
+    file = folder / ("similarity.json" if kind == "similarity" else "last.json")
+    if not file.is_file():
+        return None
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    value = content.get(metric.name) if kind == "similarity" else None
+    title = title_of(cell, metric)
+    for row in content.get("rows", ()):
+        if (row["arm"], row["evaluator"], row["metric"]) == ("encoder", title, metric.name):
+            value = row["value"]
+    return None if value is None else float(value) * (100 if metric.percent else 1)
+
+
+def title_of(cell: Cell, metric: Metric) -> str:
+    """What the metric's evaluator is called in the rows."""
+    if metric.evaluator["name"] in table.BESIDE:
+        return str(metric.evaluator["name"])
+    protocols = [dict(leaf) for leaf in cell.settings.evaluate.protocols]
+    return list(build.build_evaluators(cell.settings))[protocols.index(dict(metric.evaluator))]

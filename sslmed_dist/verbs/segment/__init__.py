@@ -1,0 +1,1 @@
+"""``sslmed segment``: one annotated scan in, masks of others out."""

@@ -1,0 +1,57 @@
+"""``sslmed evaluate --histogram``: how similar the features of two training views are."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sslmed_dist.downstream import (
+    alignment,
+    extract,
+    histogram,
+)
+from sslmed_dist.downstream.features import check
+from sslmed_dist.run_folder import write_json
+from sslmed_dist.training import build, pretrained
+from sslmed_dist.verbs.evaluate import evaluation_splits
+
+
+def similarities(folder: Path, which: str = "last", part: pretrained.Part = "encoder", bins: int = 100) -> Path:
+    """Write ``evaluate/similarity.json``: histograms of the cosine similarity between the features of two training
+    views of the test images (``downstream.similarity``), their means, and the ``alignment``. Returns the file.
+
+    ``ValueError`` for a run whose views are not at least two, or whose data has several labels per sample.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: expected a run folder; the results go into it")
+    found = pretrained.load(folder, which, part=part)
+    settings = found.settings
+    dataset, parts = evaluation_splits(settings)
+    if dataset.task != "single":
+        raise ValueError(f"{dataset.name}: histograms of similarity need one class per sample")
+    check(dataset, parts)
+    device = build.choose_device(settings)
+    network, views = found.encoder.to(device), build.build_views(settings, dataset).to(device)
+    given: dict[str, Any] = {"device": device, "seed": settings.run.seed}
+    first, second = (extract(network, dataset, parts["test"], views=Only(views, n), **given).to(device) for n in (0, 1))
+    made = histogram(first.x, second.x, first.labels, bins)
+    content: dict[str, Any] = {"bins": made.edges, "counts": made.counts, "means": made.means}
+    content |= {"alignment": alignment(first.x, second.x), "n": len(first)}
+    out = folder / "evaluate" / "similarity.json"
+    write_json(out, {"encoder": {"file": found.file.name, "sha256": found.sha256}, **content})
+    return out
+
+
+class Only(nn.Module):
+    """View ``number`` of several, as the one that ``extract`` asks for. ``ValueError`` where there is none."""
+
+    def __init__(self, views: nn.Module, number: int) -> None:
+        super().__init__()
+        self.views, self.number = views, number
+
+    def forward(self, batch: dict[str, Tensor], *, seed: int, epoch: int) -> dict[str, Tensor]:
+        """``views_0``: the view asked for."""
+        made: dict[str, Tensor] = self.views(batch, seed=seed, epoch=epoch)
+        if f"views_{self.number}" not in made:
+            raise ValueError("histograms of similarity need two training views per image; this run's views give one")
+        return {"views_0": made[f"views_{self.number}"]}

@@ -1,0 +1,105 @@
+"""From an encoder to rows: per site, pooled over sites, compared between arms, written whole."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sslmed_dist.data.dataset import ArrayDataset
+from sslmed_dist.downstream import (
+    KNN,
+    Evaluator,
+    LinearProbe,
+    RawPixels,
+    compared_rows,
+    evaluate,
+    pooled_rows,
+    predict,
+    rows_of,
+)
+from sslmed_dist.downstream.predictions import Predictions
+from sslmed_dist.downstream.rows import write_rows
+
+
+class Scale(nn.Module):
+    """The evaluation view of these tests."""
+
+    def forward(self, batch: dict[str, Tensor], *, seed: int, epoch: int) -> dict[str, Tensor]:
+        return {"views_0": batch["images"].float() / 255, "labels": batch["labels"]}
+
+
+def made_up() -> ArrayDataset:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 2
+    images = torch.randint(0, 220, (120, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    images[labels == 1] += 30
+    return ArrayDataset(name="made-up", images=images, labels=labels, classes=("no", "yes"))
+
+
+def site(number: int) -> dict[str, Tensor]:
+    own = torch.arange(60) + 60 * number
+    return {"train": own[:30], "val": own[30:40], "test": own[40:]}
+
+
+EVALUATORS: dict[str, Evaluator] = {"knn": KNN(k=5), "linear": LinearProbe((0.01, 0.1), epochs=5)}
+
+
+def made(encoder: nn.Module, number: int) -> dict[str, Predictions]:
+    return predict(
+        encoder, made_up(), site(number), evaluators=EVALUATORS, views=Scale(), device="cpu", seed=0
+    )  # fmt: skip
+
+
+def test_rows_are_returned_and_written(tmp_path: Path) -> None:
+    out = tmp_path / "evaluate" / "local.json"
+    rows = evaluate(
+        RawPixels(), made_up(), site(0), evaluators=EVALUATORS, views=Scale(), device="cpu", seed=0, out=out,
+        arm="local", site="north",
+    )  # fmt: skip
+    assert json.loads(out.read_text())["rows"] == rows
+    assert [path.name for path in out.parent.iterdir()] == ["local.json"]
+    assert {(row["arm"], row["site"], row["n"], row["groups"]) for row in rows} == {("local", "north", 20, 20)}
+    assert [row["evaluator"] for row in rows] == ["knn"] * 3 + ["linear"] * 3
+    assert rows == rows_of(made(RawPixels(), 0), arm="local", site="north", seed=0)
+
+
+def test_pooled_rows_hold_the_samples_of_all_sites() -> None:
+    north, south = made(RawPixels(), 0), made(RawPixels(), 1)
+    pooled = pooled_rows([north, south], arm="local", seed=0)
+    assert {(row["site"], row["n"]) for row in pooled} == {("all", 40)}
+    each = [rows_of(one, arm="local", site="x", seed=0)[0]["value"] for one in (north, south)]
+    assert pooled[0]["value"] == pytest.approx(sum(each) / 2)
+
+
+def test_compared_rows_are_paired_differences() -> None:
+    torch.manual_seed(0)
+    first, second = made(RawPixels(), 0), made(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), 0)
+    rows = compared_rows(first, second, arms=("federated", "local"), site="north", seed=0)
+    values = [rows_of(one, arm="x", site="north", seed=0)[0]["value"] for one in (first, second)]
+    assert rows[0]["arm"] == "federated - local" and rows[0]["difference"] is True
+    assert rows[0]["value"] == pytest.approx(values[0] - values[1])
+    same = compared_rows(first, first, arms=("a", "b"), site="north", seed=0)[0]
+    assert (same["value"], same["low"], same["high"]) == (0, 0, 0)
+    with pytest.raises(ValueError, match="knn: only predictions of the same test samples can be compared"):
+        compared_rows(first, made(RawPixels(), 1), arms=("a", "b"), site="north", seed=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_rows() -> None:
+    arguments: dict[str, Any] = {"evaluators": EVALUATORS, "views": Scale(), "seed": 0}
+    rows = {device: evaluate(RawPixels(), made_up(), site(0), device=device, **arguments) for device in ("cpu", "cuda")}
+    for one, other in zip(rows["cpu"], rows["cuda"], strict=True):
+        assert one["value"] == pytest.approx(other["value"], abs=1e-3) and one["note"] == other["note"]
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
+    write_rows(tmp_path / "knn.json", [])
+    before = (tmp_path / "knn.json").read_text()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_rows(tmp_path / "knn.json", [{"value": float("nan")}])
+    assert (tmp_path / "knn.json").read_text() == before
+    assert len(list(tmp_path.iterdir())) == 1

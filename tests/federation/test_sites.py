@@ -1,0 +1,113 @@
+"""A site's own rules: where its paths come from, what its errors say, what it keeps."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+
+from sslmed_dist import __version__
+from sslmed_dist.federation import messages
+from sslmed_dist.federation.local_round import initial_arrays, local_update, site_states
+from sslmed_dist.federation.round_files import save_round
+from sslmed_dist.federation.shared import Arrays
+from sslmed_dist.federation.sites import own_site, simulated_sites
+from tests.federation import tiny
+
+
+def ask(kind: str, node: dict[str, Any], chosen: Any, number: int = 0) -> Message:
+    """Send one message to the client app as a SuperNode with ``node`` as its configuration would."""
+    from clients.app import app
+    from server.in_process import InProcessGrid
+
+    run_config = {"config": messages.encode(chosen), "version": __version__, "run-dir": "/nowhere"}
+    grid = InProcessGrid(app, 1, run_config)
+    grid.contexts[1] = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config=run_config)
+    arrays = ArrayRecord(torch_state_dict=initial_arrays(chosen))
+    content = RecordDict({"arrays": arrays, "config": ConfigRecord({"round": number})})
+    return next(iter(grid.send_and_receive([Message(content, 1, kind)])))
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hospital's node has no launcher."""
+    monkeypatch.delenv("SSLMED_DATA_ROOT", raising=False)
+    monkeypatch.delenv("SSLMED_SITES_DIR", raising=False)
+
+
+def test_a_hospital_trains_on_its_own_data(tmp_path: Path) -> None:
+    chosen = tiny.settings(tmp_path)
+    node = {"site": "north", "data-root": str(tmp_path / "tiny.npz"), "state-dir": str(tmp_path / "state")}
+    hello = ask("query", node, chosen)
+    assert dict(hello.content["site"]) == {
+        "site": "north",
+        "version": __version__,
+        "channels": 1,
+        "samples": len(own_site(chosen, "north").pretrain),
+    }
+    reply = ask("train", node, chosen)
+    assert reply.content["site"]["site"] == "north"
+    assert set(reply.content) == {"arrays", "metrics", "site"}
+    assert all(isinstance(value, (int, float)) for value in reply.content["metrics"].values())
+    assert list((tmp_path / "state" / "north").glob("*/state_round_00001.pt"))
+
+
+@pytest.mark.parametrize("missing", ["site", "data-root", "state-dir"])
+def test_a_node_without_a_path_of_its_own_says_which(tmp_path: Path, missing: str) -> None:
+    chosen = tiny.settings(tmp_path)
+    node = {"site": "north", "data-root": str(tmp_path / "tiny.npz"), "state-dir": str(tmp_path / "state")}
+    del node[missing]
+    assert f"has no {missing}" in str(ask("train", node, chosen).error.reason)
+
+
+def test_an_error_at_a_hospital_names_no_file(tmp_path: Path) -> None:
+    node = {"site": "north", "data-root": str(tmp_path / "jane_doe.npz"), "state-dir": str(tmp_path / "state")}
+    reply = ask("train", node, tiny.settings(tmp_path))
+    assert reply.error.reason == "sslmed: ValueError"
+    assert "jane_doe" in (tmp_path / "state" / "errors.log").read_text()
+
+
+def test_a_site_never_computes_its_own_normalisation(tmp_path: Path) -> None:
+    chosen = tiny.settings(tmp_path)
+    tree = dict(chosen.views)
+    del tree["mean"]
+    node = {"site": "north", "data-root": str(tmp_path / "tiny.npz"), "state-dir": str(tmp_path / "state")}
+    from dataclasses import replace
+
+    reply = ask("train", node, replace(chosen, views=tree))
+    assert "views.mean and views.std: missing" in str(reply.error.reason)
+
+
+def test_shared_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    chosen = tiny.settings(tmp_path)
+    site = simulated_sites(chosen)[0]
+    arrays = initial_arrays(chosen)
+    arrays["encoder.conv1.weight"] = arrays["encoder.conv1.weight"][:1]
+    with pytest.raises(messages.SiteError, match="shared tensor encoder.conv1.weight"):
+        local_update(chosen, "north", site.pretrain, 0, arrays, tmp_path / "state")
+
+
+def test_a_repeated_round_gives_the_same_reply_and_two_states_are_kept(tmp_path: Path) -> None:
+    chosen = tiny.settings(tmp_path, federated={"rounds": 4})
+    site = simulated_sites(chosen)[0]
+    folder = tmp_path / "state"
+    arrays = initial_arrays(chosen)
+    replies: list[Arrays] = []
+    for number in (0, 1, 2, 2):
+        before = arrays if number < 2 else replies[1]
+        shared, _ = local_update(chosen, site.name, site.pretrain, number, before, folder)
+        replies.append(shared)
+        arrays = shared
+    assert tiny.same(replies[2], replies[3])
+    assert sorted(site_states(folder)) == [2, 3]
+    local_update(chosen, site.name, site.pretrain, 0, initial_arrays(chosen), folder)
+    assert sorted(site_states(folder)) == [1]
+
+
+def test_rounds_are_pruned_like_steps_and_the_first_weights_stay(tmp_path: Path) -> None:
+    chosen = tiny.settings(tmp_path, plan={"keep_last": 2, "keep_every": 3})
+    arrays = initial_arrays(chosen)
+    for number in range(9):
+        save_round(tmp_path / "run", number, arrays, chosen)
+    kept = sorted(int(path.stem.rsplit("_", 1)[1]) for path in (tmp_path / "run" / "checkpoints").glob("round_*.pt"))
+    assert kept == [0, 3, 6, 7, 8]

@@ -1,0 +1,108 @@
+"""What ``sslmed evaluate`` says of a run: a classifier's own predictions, rows of several protocols, similarities."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sslmed_dist import cli, config
+from sslmed_dist.training import build, job, pretrained
+from sslmed_dist.verbs.evaluate import evaluate_run, evaluation_splits, own_predictions
+from sslmed_dist.verbs.similarities import similarities
+from tests import tiny
+
+METHOD = {"name": "classify", "encoder": {"name": "resnet", "depth": 9, "stem": "cifar", "width": 4}}
+
+
+def fine_tuned(folder: Path, **sections: dict[str, Any]) -> job.Job:
+    """A tiny fine-tuning, trained to its end."""
+    tree = tiny.tree(folder, plan={"epochs": 3}, evaluate={"protocols": [{"name": "knn", "k": 5}]})
+    tree["method"] = METHOD
+    tree["views"] = tree["views"] | {"views": 1, "flip": 0.0, "crop_scale": [0.6, 1.0]}
+    return job.train(config.from_tree(config.merge(tree, sections), "fine"))
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+    return rows
+
+
+def test_a_classifier_is_scored_by_its_own_predictions_beside_the_protocols(tmp_path: Path) -> None:
+    done = fine_tuned(tmp_path)
+    rows = rows_of(evaluate_run(done.settings.folder))
+    own = [row for row in rows if row["evaluator"] == "classifier"]
+    assert own == rows[:3] and {row["arm"] for row in own} == {"encoder"}
+    assert [row["metric"] for row in own] == ["accuracy", "balanced_accuracy", "auc"]
+    assert {row["evaluator"] for row in rows} == {"classifier", "knn"}
+    test = build.load_data(done.settings, "test")
+    batch = test.fetch(torch.arange(len(test)), seed=0, epoch=0, draw=torch.zeros(len(test), dtype=torch.int64))
+    views = build.standard_views(done.settings, test)(batch, seed=0, epoch=0)
+    with torch.no_grad():
+        right = done.method.eval().predict(views["views_0"]).argmax(dim=1) == views["labels"]  # type: ignore[operator]
+    assert own[0]["value"] == pytest.approx(float(right.double().mean())) and own[0]["n"] == 24
+    assert own[0]["low"] <= own[0]["value"] <= own[0]["high"]
+
+
+def test_several_labels_are_scored_by_the_area_under_each_curve(tmp_path: Path) -> None:
+    import numpy as np
+
+    with np.load(tiny.write_images(tmp_path / "tiny.npz")) as archive:
+        arrays = dict(archive)
+    for name in ("train", "val", "test"):
+        labels = arrays[f"{name}_labels"]
+        arrays[f"{name}_labels"] = np.concatenate([labels, 1 - labels], axis=1)
+    np.savez(tmp_path / "tiny.npz", **arrays)
+    done = fine_tuned(tmp_path, method={"class_weights": [1.5, 0.5]})
+    assert done.settings.method["task"] == "multi" and done.settings.method["classes"] == 2
+    own = [row for row in rows_of(evaluate_run(done.settings.folder)) if row["evaluator"] == "classifier"]
+    assert [row["metric"] for row in own] == ["auc", "auc/0", "auc/1"] and own[0]["value"] > 0.6
+
+
+def test_other_data_than_the_classifier_knows_is_refused(tmp_path: Path) -> None:
+    done = fine_tuned(tmp_path)
+    found = pretrained.load(done.settings.folder)
+    dataset, parts = evaluation_splits(done.settings)
+    dataset.classes = ("0", "1", "2")
+    with pytest.raises(ValueError, match="tiny: has 3 classes, the classifier was trained for 2"):
+        own_predictions(found, dataset, parts)
+
+
+def test_protocols_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:
+    """The long-tail protocol beside the usual one."""
+    nearest = [{"name": "knn", "k": k, "metric": "l2"} for k in (1, 10)]
+    protocols: list[dict[str, Any]] = [*nearest, {"name": "knn", "k": 5}, {"name": "representation"}]
+    done = job.train(tiny.settings(tmp_path, evaluate={"protocols": protocols}))
+    rows = rows_of(evaluate_run(done.settings.folder))
+    names = list(dict.fromkeys(row["evaluator"] for row in rows))
+    assert names == ["knn(k=1, metric=l2)", "knn(k=10, metric=l2)", "knn(k=5)", "representation"]
+    measured = {row["metric"] for row in rows if row["evaluator"] == "representation" and not row.get("difference")}
+    assert measured == {"uniformity", "inter_class_uniformity", "tolerance"}
+    keys = [(row["arm"], row["evaluator"], row["metric"]) for row in rows]
+    assert len(keys) == len(set(keys))
+    with pytest.raises(ValueError, match=r"^evaluate.protocols: knn\(k=5\) stands there twice$"):
+        build.build_evaluators(tiny.settings(tmp_path, evaluate={"protocols": [protocols[2]] * 2}))
+
+
+def test_similarities_are_written_beside_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = job.train(tiny.settings(tmp_path)).settings.folder
+    assert cli.main(["evaluate", str(folder), "--histogram"]) == 0
+    written = [folder / "evaluate" / name for name in ("last.json", "similarity.json")]
+    assert capsys.readouterr().out.splitlines() == [str(path) for path in written]
+    found = json.loads(written[1].read_text())
+    assert len(found["bins"]) == 101 and found["n"] == 24
+    assert {kind: sum(row) for kind, row in found["counts"].items()} == {
+        "true_positive": 24, "false_negative": 24 * 11, "true_negative": 24 * 12
+    }  # fmt: skip
+    assert found["alignment"] == pytest.approx(2 - 2 * found["means"]["true_positive"])
+    assert found["encoder"]["file"] == "step_000000006.pt"
+    before = written[1].read_bytes()
+    assert similarities(folder).read_bytes() == before
+
+
+def test_one_view_makes_no_pairs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="need two training views per image; this run's views give one"):
+        similarities(fine_tuned(tmp_path).settings.folder)
+    with pytest.raises(ValueError, match="absent: expected a run folder"):
+        similarities(tmp_path / "absent")
