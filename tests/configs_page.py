@@ -1,0 +1,99 @@
+"""``configs/README.md``: every table and every recipe, what was published and what is ours.
+
+``python -m tests.configs_page`` writes it anew; ``test_docs.py`` says when that is due. What a table publishes is read
+from the table itself; ours is its key ``ours``, "not run" without one. What a recipe says is read from its header.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from sslmed_dist.verbs.reproduce import read_table
+from sslmed_dist.verbs.reproduce.table import Table
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+PAGE = CONFIGS / "README.md"
+TABLES = ("thesis", "tables")
+HEAD = """# Recipes and tables
+
+One file one run, or one file one published table. The header of each file has its command, hardware and result. This page is
+generated from them: `python -m tests.configs_page`.
+
+A recipe: `sslmed train FILE data.root=PATH [KEY=VALUE ...]` (with a section `federated`: `sslmed federate`). A table:
+`sslmed reproduce table-5.2 --root DATASET=PATH [--rows ...] [--columns ...] [--seeds 3]` runs what is missing of it and prints
+ours beside theirs.
+"""
+
+
+def best(table: Table) -> str:
+    """The row with the highest published figure in the first column and metric, "none" where nothing is published."""
+    column = next(iter(table.columns))
+    metric = next(iter(table.columns[column].metrics))
+    rows = [*table.rows, *table.not_ours]
+    figures = {row: table.published[row, column, metric][0] for row in rows if table.published[row, column, metric]}
+    if not figures:
+        return "none"
+    row = max(figures, key=lambda name: figures[name])
+    return f"{row} {figures[row]:g} ({column}, {metric}; best of {len(figures)})"
+
+
+def header(path: Path) -> str:
+    """The comment at a recipe's top as one text, commands left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("#  "):
+            lines.append(line.removeprefix("#").strip())
+    return " ".join(lines)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a header: a full stop and a capital end one, an abbreviation's or a number's does not."""
+    return [part.strip() for part in re.split(r"(?<=[.):])\s+(?=[A-Z])(?<!al\. )(?<!Sec\. )(?<!Eq\. )", text) if part.strip()]
+
+
+def said(text: str, word: str) -> str:
+    """What a header says after ``word`` ("Published", "Measured", "Ours"), up to the next of these words or the end."""
+    match = re.search(rf"\b{word}\b[^A-Za-z0-9]*\s*(.*?)(?=\s(?:Published|Measured|Ours)\b|$)", text)
+    return "" if match is None else match[1].strip(" .;:") or ""
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key in which table-5.10 comes after table-5.9."""
+    return read_table.natural(path.stem)
+
+
+def table_lines() -> Iterator[str]:
+    """One line a table."""
+    for folder in TABLES:
+        for path in sorted((CONFIGS / folder).glob("*.yaml"), key=natural):
+            table = read_table.load(path)
+            size = f"{len(table.rows)} x {len(table.columns)}"
+            name = table.name if folder == "thesis" else f"configs/{folder}/{path.name}"
+            yield f"| `{name}` | {table.title} | {size} | {best(table)} | {table.ours or 'not run'} |"
+
+
+def recipe_lines() -> Iterator[str]:
+    """One line a recipe."""
+    for path in sorted(CONFIGS.rglob("*.yaml")):
+        relative = path.relative_to(CONFIGS)
+        if relative.parts[0] in TABLES:
+            continue
+        text = header(path)
+        subject = sentences(text)[0].rstrip(":.")
+        ours = said(text, "Measured") or said(text, "Ours") or "not run"
+        yield f"| `{relative}` | {subject} | {said(text, 'Published') or 'none'} | {ours} |"
+
+
+def page() -> str:
+    """The whole page."""
+    tables = ["| table | subject | rows x columns | published | ours |", "| --- | --- | --- | --- | --- |", *table_lines()]
+    recipes = ["| recipe | subject | published | ours |", "| --- | --- | --- | --- |", *recipe_lines()]
+    parts = [HEAD, "## Tables\n", *tables, "\n## Recipes\n", *recipes]
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE.relative_to(CONFIGS.parent)}")
