@@ -60,21 +60,31 @@ def reproduce(arguments: argparse.Namespace) -> int:
     """``sslmed reproduce``."""
     from sslmed_dist.verbs.reproduce import published, run
 
-    words = {name: getattr(arguments, name) for name in ("rows", "columns", "folds")}
-    overrides = [*arguments.overrides, *(word for found in words.values() for word in found or () if "=" in word)]
-    names = {name: found and [word for word in found if "=" not in word] for name, found in words.items()}
+    # An override may also stand behind an option that takes several words.
+    rows, columns, folds = arguments.rows, arguments.columns, arguments.folds
+    overrides = [
+        *arguments.overrides,
+        *(word for words in (rows, columns, folds) for word in words or () if "=" in word),
+    ]
     asked = run.request(
         arguments.table,
-        **names,
+        rows=names(rows),
+        columns=names(columns),
         seeds=arguments.seeds,
         roots=arguments.root,
         overrides=overrides,
+        folds=names(folds),
     )
     if arguments.dry_run or not run.possible(asked):
         print("\n".join(run.plan(asked)))
     else:
         print(published.text(run.run(asked)), end="")
     return 0
+
+
+def names(words: Sequence[str] | None) -> list[str] | None:
+    """The words of an option that are no overrides; None where it was not given."""
+    return None if words is None else [word for word in words if "=" not in word]
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -108,56 +118,100 @@ def embed(arguments: argparse.Namespace) -> int:
 
 def segment(arguments: argparse.Namespace) -> int:
     """``sslmed segment``."""
-    from sslmed_dist import config
     from sslmed_dist.verbs.segment import tool
 
-    head: dict[str, object] = {}
-    for option in arguments.head:
-        head = config.merge(head, config.parse_override(option))
-    given = {name: getattr(arguments, name) for name in ("support", "support_mask", "query", "out")}
-    knobs = {name: getattr(arguments, name) for name in ("which", "labels", "pixel_mm", "intensity", "quadrants")}
-    window = None if arguments.window is None else tuple(arguments.window)
-    devices = {"device": arguments.device, "dicom_seg": arguments.dicom_seg}
-    print(*tool.segment(arguments.model, **given, head=head, window=window, **knobs, **devices), sep="\n")
+    head = options(arguments.head)
+    written = tool.segment(
+        arguments.model,
+        support=arguments.support,
+        support_mask=arguments.support_mask,
+        query=arguments.query,
+        out=arguments.out,
+        labels=arguments.labels,
+        which=arguments.which,
+        head=head,
+        pixel_mm=arguments.pixel_mm,
+        intensity=arguments.intensity,
+        window=None if arguments.window is None else tuple(arguments.window),
+        quadrants=arguments.quadrants,
+        dicom_seg=arguments.dicom_seg,
+        device=arguments.device,
+    )
+    print(*written, sep="\n")
     return 0
+
+
+def options(words: Sequence[str]) -> dict[str, object]:
+    """``KEY=VALUE`` words as one tree."""
+    from sslmed_dist import config
+
+    tree: dict[str, object] = {}
+    for word in words:
+        tree = config.merge(tree, config.parse_override(word))
+    return tree
 
 
 def data(arguments: argparse.Namespace) -> int:
     """``sslmed data``."""
-    if arguments.action == "check":
-        from sslmed_dist.data.check import inspect
+    return DATA[arguments.action](arguments)
 
-        lines, problems = inspect(arguments.path)
-        print("\n".join(lines))
-        for problem in problems:
-            print(f"problem: {problem}")
-        return USER_ERROR if problems else 0
-    if arguments.action == "prepare":
-        from sslmed_dist.data.prepare import PREPARATIONS
 
-        done = PREPARATIONS[arguments.kind](
-            arguments.source, arguments.out, note=lambda line: print(line, file=sys.stderr)
-        )
-        print(done)
-        return 0
-    from sslmed_dist import config, registry
+def data_check(arguments: argparse.Namespace) -> int:
+    """``sslmed data check``."""
+    from sslmed_dist.data.check import inspect
 
-    options: dict[str, object] = {}
-    for option in arguments.overrides if arguments.action == "pack" else arguments.options:
-        options = config.merge(options, config.parse_override(option))
-    if arguments.action == "pack":
-        from sslmed_dist.data.pack import pack_any
+    return found(*inspect(arguments.path))
 
-        leaf = {"root": arguments.root, **options, "name": arguments.name}
-        knobs = {name: getattr(arguments, name) for name in ("short", "quality", "rows", "workers")}
-        knobs |= {"form": arguments.format, "note": lambda line: print(line, file=sys.stderr)}
-        print(pack_any(leaf, arguments.out, **knobs))
-        return 0
+
+def data_prepare(arguments: argparse.Namespace) -> int:
+    """``sslmed data prepare``."""
+    from sslmed_dist.data.prepare import PREPARATIONS
+
+    print(PREPARATIONS[arguments.kind](arguments.source, arguments.out, note=say))
+    return 0
+
+
+def data_pack(arguments: argparse.Namespace) -> int:
+    """``sslmed data pack``."""
+    from sslmed_dist.data.pack import pack_any
+
+    leaf = {"root": arguments.root, **options(arguments.overrides), "name": arguments.name}
+    packed = pack_any(
+        leaf,
+        arguments.out,
+        form=arguments.format,
+        short=arguments.short,
+        quality=arguments.quality,
+        rows=arguments.rows,
+        workers=arguments.workers,
+        note=say,
+    )
+    print(packed)
+    return 0
+
+
+def data_phantom(arguments: argparse.Namespace) -> int:
+    """``sslmed data phantom``."""
+    from sslmed_dist import registry
     from sslmed_dist.data.phantom import PHANTOMS
 
-    registry.build(PHANTOMS, {"name": arguments.kind, **options}, "phantom", root=arguments.out)
+    leaf = {"name": arguments.kind, **options(arguments.options)}
+    registry.build(PHANTOMS, leaf, "phantom", root=arguments.out)
     print(arguments.out)
     return 0
+
+
+def say(line: str) -> None:
+    """One line for the person who waits."""
+    print(line, file=sys.stderr)
+
+
+def found(lines: Sequence[str], problems: Sequence[str]) -> int:
+    """Print what an inspection says; the exit code is that of a mistake where it has problems."""
+    print("\n".join(lines))
+    for problem in problems:
+        print(f"problem: {problem}")
+    return USER_ERROR if problems else 0
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -172,13 +226,15 @@ def doctor(arguments: argparse.Namespace) -> int:
     """``sslmed doctor``."""
     from sslmed_dist.verbs import doctor
 
-    lines, problems = doctor.examine()
-    print("\n".join(lines))
-    for problem in problems:
-        print(f"problem: {problem}")
-    return USER_ERROR if problems else 0
+    return found(*doctor.examine())
 
 
+DATA: dict[str, Callable[[argparse.Namespace], int]] = {
+    "check": data_check,
+    "prepare": data_prepare,
+    "pack": data_pack,
+    "phantom": data_phantom,
+}
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": train,
     "federate": federate,

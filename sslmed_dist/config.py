@@ -37,16 +37,46 @@ __all__ = [
     "replace",
     "to_tree",
 ]
-__all__ += ["dump", "essential", "merge", "parse_override", "replace", "to_tree"]
 
-# What may change while a run stays the same run: paths, worker count, logging, evaluation, how a federation is run.
-FREE = (
-    *("driver", "ray", "evaluate", "run.name", "run.dir", "run.device", "run.threads"),
-    *("data.root", "data.cache", "data.workers"),
-    *("plan.log_every", "plan.checkpoint_every", "plan.keep_last", "plan.keep_every"),
-    *("plan.loader_threads", "plan.resident"),
-    *("federated.runtime", "federated.compare", "federated.timeout_s", "federated.quorum"),
-)
+
+@dataclasses.dataclass(frozen=True)
+class Freedom:
+    """What a key may do.
+
+    ``run``         change while a run stays the same run: resumed elsewhere, logged otherwise
+    ``experiment``  differ between the runs of one experiment: seeds
+    ``resolved``    be null in a recipe and filled in from the data, so that a recipe and its run agree
+    """
+
+    run: bool = False
+    experiment: bool = False
+    resolved: bool = False
+
+
+SAME = Freedom(run=True, experiment=True)
+SEEDS, LOOK, DATA = Freedom(experiment=True), Freedom(run=True), Freedom(resolved=True)
+# The one table of what makes two runs the same. A key that is not here, or below one that is, decides the numbers.
+# ``evaluate`` and ``compare`` change no training, but figures of two ways to measure are not put together.
+FREEDOM: Mapping[str, Freedom] = {
+    **dict.fromkeys(("driver", "ray", "run.name", "run.dir", "run.device", "run.threads"), SAME),
+    **dict.fromkeys(("run.seed", "run.start_from"), SEEDS),
+    **dict.fromkeys(("data.root", "data.cache", "data.workers"), SAME),
+    **dict.fromkeys(("plan.log_every", "plan.checkpoint_every", "plan.keep_last", "plan.keep_every"), SAME),
+    **dict.fromkeys(("plan.loader_threads", "plan.resident"), SAME),
+    **dict.fromkeys(("federated.runtime", "federated.timeout_s", "federated.quorum"), SAME),
+    **dict.fromkeys(("evaluate", "federated.compare"), LOOK),
+    "evaluate.pictures": SAME,
+    **dict.fromkeys(("method.channels", "method.classes", "method.task", "views.pixel_mm"), DATA),
+    # A run resolves its normalisation from its own training data and so from its seed's partition.
+    **dict.fromkeys(("views.mean", "views.std"), Freedom(experiment=True, resolved=True)),
+}
+
+
+def may(path: str, what: str) -> bool:
+    """Whether ``FREEDOM`` gives the key ``path``, or one above it, the freedom ``what`` (run, experiment, resolved)."""
+    words = path.split(".")
+    above = (".".join(words[:end]) for end in range(1, len(words) + 1))
+    return any(getattr(FREEDOM[key], what) for key in above if key in FREEDOM)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -184,19 +214,24 @@ def replace(config: Config, **trees: Any) -> Config:
 
 
 def essential(config: Config) -> dict[str, Any]:
-    """The tree without what is ``FREE`` to change: all that decides the numbers of a training run. Of a file of first
+    """The tree without what may change within a run: all that decides the numbers of a training. Of a file of first
     weights only whether there is one: its path is another on another machine."""
-    tree = to_tree(config)
-    for path in FREE:
-        *sections, last = path.split(".")
-        place = tree[sections[0]] if sections else tree
-        if place is not None:
-            place.pop(last, None)
+    tree: dict[str, Any] = without(to_tree(config), "run")
     encoder = tree["method"].get("encoder")
     tree["run"]["start_from"] = tree["run"]["start_from"] is not None
     if isinstance(encoder, dict) and "weights" in encoder:
         encoder["weights"] = encoder["weights"] is not None
     return tree
+
+
+def without(tree: Mapping[str, Any], what: str, above: str = "") -> dict[str, Any]:
+    """A configuration's tree without the keys that have the freedom ``what``."""
+    kept = {}
+    for key, value in tree.items():
+        path = f"{above}.{key}" if above else str(key)
+        if not may(path, what):
+            kept[str(key)] = without(value, what, path) if isinstance(value, Mapping) else value
+    return kept
 
 
 def fingerprint(config: Config) -> str:

@@ -104,8 +104,3 @@ def order(ids: Tensor, *parts: int | str) -> Tensor:
     """A permutation (positions into ``ids``) that sorts the samples by their key: it depends on the set of ids alone,
     and the order of a subset is the order of the whole set with the others left out."""
     return torch.argsort(keys(*parts, ids), stable=True)
-
-
-def generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator seeded by a key, for draws that are made once (weights, permutations of a table)."""
-    return torch.Generator().manual_seed(key(*parts) & ((1 << 63) - 1))

@@ -36,9 +36,8 @@ def check(table: Table, leaf: Leaf, where: str, given: Sequence[str] = (), also:
     Raises ``ValueError`` for an unknown name, an unknown or missing argument, or a value of the wrong type.
     """
     constructor, arguments = split(table, leaf, where)
-    parameters = inspect.signature(constructor).parameters
-    hints = typing.get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
-    allowed = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD and name not in given]
+    parameters, hints = schema(constructor)
+    allowed = [name for name in parameters if name not in given]
     for key, value in arguments.items():
         if key not in allowed:
             raise ValueError(f"{where}.{key}: unknown key; allowed: {', '.join([*allowed, *also]) or 'none'}")
@@ -53,8 +52,23 @@ def build(table: Table, leaf: Leaf, where: str, **given: Any) -> Any:
     """Validate ``leaf`` and call its constructor with its arguments and those ``given`` that it accepts."""
     check(table, leaf, where, tuple(given))
     constructor, arguments = split(table, leaf, where)
-    accepted = inspect.signature(constructor).parameters
+    accepted, _ = schema(constructor)
     return constructor(**arguments, **{key: value for key, value in given.items() if key in accepted})
+
+
+def schema(constructor: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+    """The keyword arguments of a constructor and their type hints.
+
+    A constructor that takes ``**arguments`` for another one says so by its attribute ``passes_to`` (a dataclass, say):
+    the arguments of that one then count as its own.
+    """
+    parameters = {n: p for n, p in inspect.signature(constructor).parameters.items() if p.kind is not p.VAR_KEYWORD}
+    hints = typing.get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
+    further = getattr(constructor, "passes_to", None)
+    if further is None:
+        return parameters, hints
+    others, other_hints = schema(further)
+    return {**parameters, **others}, {**other_hints, **hints}
 
 
 def matches(value: Any, hint: Any) -> bool:

@@ -16,12 +16,12 @@ PAGE = CONFIGS / "README.md"
 TABLES = ("thesis", "tables")
 HEAD = """# Recipes and tables
 
-One file one run, or one file one published table. The header of each file has its command, hardware and result. This page is
-generated from them: `python -m tests.configs_page`.
+One file one run, or one file one published table. The header of each file has its command, hardware and result. This
+page is generated from them: `python -m tests.configs_page`.
 
 A recipe: `sslmed train FILE data.root=PATH [KEY=VALUE ...]` (with a section `federated`: `sslmed federate`). A table:
-`sslmed reproduce table-5.2 --root DATASET=PATH [--rows ...] [--columns ...] [--seeds 3]` runs what is missing of it and prints
-ours beside theirs.
+`sslmed reproduce table-5.2 --root DATASET=PATH [--rows ...] [--columns ...] [--seeds 3]` runs what is missing of it
+and prints ours beside theirs.
 """
 
 
@@ -50,16 +50,20 @@ def header(path: Path) -> str:
 
 def sentences(text: str) -> list[str]:
     """The sentences of a header: a full stop and a capital end one, an abbreviation's or a number's does not."""
-    return [part.strip() for part in re.split(r"(?<=[.):])\s+(?=[A-Z])(?<!al\. )(?<!Sec\. )(?<!Eq\. )", text) if part.strip()]
+    return [
+        part.strip()
+        for part in re.split(r"(?<=[.):])\s+(?=[A-Z])(?<!al\. )(?<!Sec\. )(?<!Eq\. )", text)
+        if part.strip()
+    ]
 
 
-def said(text: str, word: str) -> str:
-    """What a header says after ``word`` ("Published", "Measured", "Ours"), up to the next of these words or the end."""
-    match = re.search(rf"\b{word}\b[^A-Za-z0-9]*\s*(.*?)(?=\s(?:Published|Measured|Ours)\b|$)", text)
-    return "" if match is None else match[1].strip(" .;:") or ""
+def said(text: str, begin: str) -> str:
+    """What a header says after ``begin`` (a pattern), up to the next of "Published", "Measured" and "Ours:"."""
+    match = re.search(rf"\b{begin}\s*(.*?)(?=\s(?:Published|Measured|Ours:)|$)", text)
+    return "" if match is None else match[1].strip(" .;")
 
 
-def natural(path: Path) -> list[tuple[int, str]]:
+def by_number(path: Path) -> list[tuple[int, str]]:
     """Sort key in which table-5.10 comes after table-5.9."""
     return read_table.natural(path.stem)
 
@@ -67,7 +71,7 @@ def natural(path: Path) -> list[tuple[int, str]]:
 def table_lines() -> Iterator[str]:
     """One line a table."""
     for folder in TABLES:
-        for path in sorted((CONFIGS / folder).glob("*.yaml"), key=natural):
+        for path in sorted((CONFIGS / folder).glob("*.yaml"), key=by_number):
             table = read_table.load(path)
             size = f"{len(table.rows)} x {len(table.columns)}"
             name = table.name if folder == "thesis" else f"configs/{folder}/{path.name}"
@@ -81,14 +85,20 @@ def recipe_lines() -> Iterator[str]:
         if relative.parts[0] in TABLES:
             continue
         text = header(path)
-        subject = sentences(text)[0].rstrip(":.")
-        ours = said(text, "Measured") or said(text, "Ours") or "not run"
-        yield f"| `{relative}` | {subject} | {said(text, 'Published') or 'none'} | {ours} |"
+        subject = re.split(r": as ", sentences(text)[0].rstrip(":."))[0]
+        ours = said(text, r"Measured:?") or (sentences(said(text, "Ours:")) or ["not run"])[0].rstrip(".")
+        if relative.parts[0] == "smoke":
+            ours = "phantoms: no figure"
+        yield f"| `{relative}` | {subject} | {said(text, r'Published[:,]?') or 'none'} | {ours} |"
 
 
 def page() -> str:
     """The whole page."""
-    tables = ["| table | subject | rows x columns | published | ours |", "| --- | --- | --- | --- | --- |", *table_lines()]
+    tables = [
+        "| table | subject | rows x columns | published | ours |",
+        "| --- | --- | --- | --- | --- |",
+        *table_lines(),
+    ]
     recipes = ["| recipe | subject | published | ours |", "| --- | --- | --- | --- |", *recipe_lines()]
     parts = [HEAD, "## Tables\n", *tables, "\n## Recipes\n", *recipes]
     return "\n".join(parts) + "\n"

@@ -11,7 +11,19 @@ from tests import configs_page
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "configs" / "README.md"])
-ROOMS = ("data", "views", "losses", "models", "methods", "training", "downstream", "federation", "drivers", "verbs", "report")
+ROOMS = (
+    "data",
+    "views",
+    "losses",
+    "models",
+    "methods",
+    "training",
+    "downstream",
+    "federation",
+    "drivers",
+    "verbs",
+    "report",
+)
 WIDTH, README_LINES = 120, 120
 
 
@@ -53,7 +65,9 @@ def test_the_tree_names_what_is_there_and_leaves_no_room_out() -> None:
         assert (folder / word).exists(), f"{folder.relative_to(ROOT)}/{word}"
     package = ROOT / "sslmed_dist"
     there = {p.name for p in package.iterdir() if p.suffix == ".py" or (p.is_dir() and p.name != "__pycache__")}
-    missing = there - {word.strip("/") for folder, word in named if folder == package} - {"__init__.py", "plain_yaml.py"}
+    missing = (
+        there - {word.strip("/") for folder, word in named if folder == package} - {"__init__.py", "plain_yaml.py"}
+    )
     assert not missing
 
 

@@ -17,7 +17,6 @@ NEGATIVE = -8161145859479288728
 UNIFORM = [0.2196468706771354, 0.1973403644638717, 0.14529815928500955]
 NORMAL = [-0.34826522313046326, 0.4166703074861208, -1.584662170076788]
 ORDER = [5, 7, 6, 3, 2, 1, 0, 4]
-GENERATED = [0.7925075888633728, 0.3253396153450012]
 
 
 def test_known_vectors() -> None:
@@ -32,7 +31,6 @@ def test_known_vectors() -> None:
     assert randomness.uniform(0, "views", torch.arange(3)).tolist() == UNIFORM
     assert randomness.normal(0, "views", torch.arange(3)).tolist() == pytest.approx(NORMAL, rel=1e-14)
     assert randomness.order(torch.arange(8), 0, "views").tolist() == ORDER
-    assert torch.rand(2, generator=randomness.generator(0, "views")).tolist() == GENERATED
 
 
 def test_integers_and_tensors_give_the_same_bits() -> None:
@@ -55,7 +53,6 @@ def test_a_draw_does_not_depend_on_its_batch() -> None:
 def test_global_generator_is_untouched() -> None:
     before = torch.get_rng_state()
     randomness.normal("a", CELLS)
-    randomness.generator("a")
     assert torch.equal(torch.get_rng_state(), before)
 
 

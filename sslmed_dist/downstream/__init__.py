@@ -15,8 +15,8 @@ from sslmed_dist.downstream.predictions import Evaluator, Predictions, Segmentin
 from sslmed_dist.downstream.representation import Representation, alignment
 from sslmed_dist.downstream.rows import (
     ALL_SITES,
+    Row,
     compared_rows,
-    evaluate,
     pooled,
     pooled_rows,
     predict,
@@ -55,6 +55,7 @@ __all__ = [
     "Predictions",
     "RawPixels",
     "Representation",
+    "Row",
     "Score",
     "Segmenter",
     "Segmenting",
@@ -62,7 +63,6 @@ __all__ = [
     "alignment",
     "classified",
     "compared_rows",
-    "evaluate",
     "extract",
     "extract_splits",
     "histogram",

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +118,14 @@ def extract(
 
 
 def extract_splits(
-    encoder: nn.Module, dataset: Dataset, positions: Mapping[str, Tensor], **arguments: Any
+    encoder: nn.Module,
+    dataset: Dataset,
+    positions: Mapping[str, Tensor],
+    *,
+    views: nn.Module,
+    device: torch.device | str,
+    batch_size: int = 256,
+    seed: int = 0,
 ) -> SplitFeatures:
     """``extract`` for the positions of ``train``, ``val`` (may be empty) and ``test``; arguments as for ``extract``.
 
@@ -126,7 +133,10 @@ def extract_splits(
     train or val.
     """
     check(dataset, positions)
-    train, val, test = (extract(encoder, dataset, positions[name], **arguments) for name in SPLITS)
+    train, val, test = (
+        extract(encoder, dataset, positions[name], views=views, device=device, batch_size=batch_size, seed=seed)
+        for name in SPLITS
+    )
     if not len(val):
         val = replace(val, x=train.x.new_zeros((0, train.x.shape[1])))
     if isinstance(encoder, RawPixels):

@@ -1,10 +1,10 @@
-"""One frozen encoder, all evaluators: features once, predictions, scores, one JSON file."""
+"""From a frozen encoder to rows: features once, every evaluator's predictions, their scores, one JSON file."""
 
 import csv
-import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +14,26 @@ from torch import Tensor, nn
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.downstream.features import SplitFeatures, check, extract_splits
+from sslmed_dist.downstream.metrics import Score
 from sslmed_dist.downstream.predictions import Evaluator, Predictions, Segmenting, compare, measure, pool
 
 # The site of rows that hold the samples of every site (and of runs that know no sites).
 ALL_SITES = "all"
 
-Row = dict[str, Any]
 
+@dataclass(frozen=True)
+class Row:
+    """One measure of one arm at one site, or over all of them. ``difference``: of two arms, paired."""
 
-def evaluate(
-    encoder: nn.Module,
-    dataset: Dataset,
-    splits_positions: Mapping[str, Tensor],
-    *,
-    evaluators: Mapping[str, Evaluator | Segmenting],
-    views: nn.Module,
-    device: torch.device | str,
-    seed: int,
-    out: Path | None = None,
-    arm: str = "encoder",
-    site: str = ALL_SITES,
-) -> list[Row]:
-    """Features of ``encoder`` once, then every evaluator; one row per measure.
+    arm: str
+    site: str
+    score: Score
+    difference: bool = False
 
-    ``splits_positions`` holds int64 positions for ``train``, ``val`` and ``test``. A row is ``{arm, site, evaluator,
-    metric, value, low, high, n, groups, note}``; with ``out`` the rows are also written there as ``{"rows": [...]}``.
-    """
-    predictions = predict(
-        encoder, dataset, splits_positions, evaluators=evaluators, views=views, device=device, seed=seed
-    )
-    rows = rows_of(predictions, arm=arm, site=site, seed=seed)
-    if out is not None:
-        write_rows(out, rows)
-    return rows
+    def to_tree(self) -> dict[str, Any]:
+        """As it stands in ``evaluate/*.json``: the score's fields beside ``arm`` and ``site``."""
+        tree = {"arm": self.arm, "site": self.site, **asdict(self.score)}
+        return tree | {"difference": True} if self.difference else tree
 
 
 def predict(
@@ -61,16 +48,18 @@ def predict(
 ) -> dict[str, Predictions]:
     """The test predictions of every evaluator by its name: what ``rows_of``, ``pooled_rows`` and ``compared_rows``
     measure. An evaluator's ``ValueError`` gets the dataset's name."""
-    facts: dict[str, Any] = {"device": device, "seed": seed}
     check(dataset, splits_positions)
     splits: SplitFeatures | None = None
     if not all(isinstance(evaluator, Segmenting) for evaluator in evaluators.values()):
-        splits = extract_splits(encoder, dataset, splits_positions, views=views, **facts).to(device)
+        splits = extract_splits(encoder, dataset, splits_positions, views=views, device=device, seed=seed)
+        splits = splits.to(device)
     predictions = {}
     for name, evaluator in evaluators.items():
         try:
             if isinstance(evaluator, Segmenting):
-                predictions[name] = evaluator.segment(encoder, dataset, splits_positions["test"], **facts)
+                predictions[name] = evaluator.segment(
+                    encoder, dataset, splits_positions["test"], device=device, seed=seed
+                )
             else:
                 assert splits is not None
                 predictions[name] = evaluator.predict(splits, seed=seed)
@@ -82,7 +71,7 @@ def predict(
 def rows_of(predictions: Mapping[str, Predictions], *, arm: str, site: str, seed: int) -> list[Row]:
     """Rows of one arm at one site, evaluators in the order of ``predictions``."""
     scores = [score for name, made in predictions.items() for score in measure(made, name, seed=seed)]
-    return [{"arm": arm, "site": site, **dataclasses.asdict(score)} for score in scores]
+    return [Row(arm, site, score) for score in scores]
 
 
 def pooled_rows(sites: Sequence[Mapping[str, Predictions]], *, arm: str, seed: int) -> list[Row]:
@@ -111,16 +100,17 @@ def compared_rows(
     site: str,
     seed: int,
 ) -> list[Row]:
-    """Rows of the paired difference ``first - second`` at one site; their arm is ``"FIRST - SECOND"`` and they carry
-    ``"difference": true``. Both must be predictions of the same test samples."""
+    """Rows of the paired difference ``first - second`` at one site; their arm is ``"FIRST - SECOND"``. Both must be
+    predictions of the same test samples."""
     scores = [score for name in first for score in compare(first[name], second[name], name, seed=seed)]
     arm = f"{arms[0]} - {arms[1]}"
-    return [{"arm": arm, "site": site, **dataclasses.asdict(score), "difference": True} for score in scores]
+    return [Row(arm, site, score, difference=True) for score in scores]
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write ``{"rows": [...]}`` at once or not at all; NaN is refused."""
-    write_atomically(path, (json.dumps({"rows": list(rows)}, indent=1, allow_nan=False) + "\n").encode())
+def write_rows(path: Path, rows: Sequence[Row], **facts: Any) -> None:
+    """Write ``facts`` and the rows as one JSON object, at once or not at all. ``ValueError`` for a NaN."""
+    tree = facts | {"rows": [row.to_tree() for row in rows]}
+    write_atomically(path, (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode())
 
 
 def write_cases(path: Path, arms: Mapping[str, Mapping[str, Predictions]]) -> None:

@@ -3,24 +3,24 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslmed_dist.federation.messages import SiteError
+from sslmed_dist.methods import Method
 
 
-def shared_keys(method: nn.Module, share: str) -> list[str]:
+def shared_keys(method: Method, share: str) -> list[str]:
     """Names of the tensors a federation averages: floating-point parameters and norm statistics of the encoder, or of
     the whole method but what it calls ``site_only``. Integer counters (``num_batches_tracked``) stay where they are."""
     state: Mapping[str, Tensor] = method.state_dict()
-    kept: tuple[str, ...] = method.site_only  # type: ignore[assignment]
     shared = [key for key in state if share == "all" or key.startswith("encoder.")]
-    return [key for key in shared if state[key].is_floating_point() and not key.startswith(kept)]
+    return [key for key in shared if state[key].is_floating_point() and not key.startswith(method.site_only)]
 
 
 Arrays = dict[str, Tensor]
 
 
-def load_shared(method: nn.Module, arrays: Mapping[str, Tensor], share: str) -> None:
+def load_shared(method: Method, arrays: Mapping[str, Tensor], share: str) -> None:
     """Overlay the shared tensors; ``SiteError`` names the first that is missing, unknown or misshapen."""
     state = method.state_dict()
     expected = shared_keys(method, share)

@@ -5,7 +5,6 @@ are averaged. The Flower apps (``clients``, ``server``) are thin around this, an
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,13 +79,23 @@ def site_names(fed: Federated, count: int) -> list[str]:
 def split_site(name: str, dataset: Dataset, settings: Config) -> Site:
     """Split one site's data into its parts, by patient where samples share patients or ``held_out_groups`` asks."""
     fed = federated_section(settings)
-    facts: dict[str, Any] = {"labels": dataset.labels, "groups": dataset.groups, "ids": dataset.ids}
     by_patient = fed.held_out_groups is not None
-    held: dict[str, Any] = {"fraction": None if by_patient else fed.held_out, "groups_per_site": fed.held_out_groups}
-    rest, test = hold_out(**facts, **held, seed=randomness.key(fed.seed, "held-out"))
-    facts = {key: value[rest] for key, value in facts.items()}
-    held = {"fraction": None if by_patient else fed.validation, "groups_per_site": 1 if by_patient else None}
-    train, val = hold_out(**facts, **held, seed=randomness.key(fed.seed, "validation"))
+    rest, test = hold_out(
+        labels=dataset.labels,
+        groups=dataset.groups,
+        ids=dataset.ids,
+        fraction=None if by_patient else fed.held_out,
+        groups_per_site=fed.held_out_groups,
+        seed=randomness.key(fed.seed, "held-out"),
+    )
+    train, val = hold_out(
+        labels=dataset.labels[rest],
+        groups=dataset.groups[rest],
+        ids=dataset.ids[rest],
+        fraction=None if by_patient else fed.validation,
+        groups_per_site=1 if by_patient else None,
+        seed=randomness.key(fed.seed, "validation"),
+    )
     rows, batch = len(rest) * settings.plan.draws, settings.plan.batch_size
     if rows < batch:
         raise SiteError(
@@ -100,9 +109,16 @@ def simulated_sites(settings: Config) -> list[Site]:
     """Deal one dataset to the sites of ``federated.partition``. Sample ids stay those of the whole set."""
     fed = federated_section(settings)
     dataset = build.load_data(settings, fed.pool)
-    facts = {"labels": dataset.labels, "groups": dataset.groups, "sites": dataset.sites, "ids": dataset.ids}
-    seed = randomness.key(fed.seed, "partition")
-    parts = registry.build(PARTITIONS, fed.partition, "federated.partition", **facts, seed=seed)
+    parts = registry.build(
+        PARTITIONS,
+        fed.partition,
+        "federated.partition",
+        labels=dataset.labels,
+        groups=dataset.groups,
+        sites=dataset.sites,
+        ids=dataset.ids,
+        seed=randomness.key(fed.seed, "partition"),
+    )
     names = site_names(fed, len(parts))
     return [split_site(name, Subset(dataset, part), settings) for name, part in zip(names, parts, strict=True)]
 

@@ -188,7 +188,8 @@ class Repulsion(torch.autograd.Function):
                 add_products(gradient, weights, tile, rows, columns)
         if wanted:
             gradient.mul_(2.0)  # each unordered pair counts from both of its ends
-            gradient.mul_(similarity.uniform_slope()) if slope is None else gradient
+            if slope is None:
+                gradient.mul_(similarity.uniform_slope())
         ctx.save_for_backward(rows, gradient)
         ctx.equation = (similarity, repel)  # type: ignore[attr-defined]
         return torch.stack(totals).sum()

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslmed_dist import distributed, registry
 from sslmed_dist.losses.collapse import collapse_measures
 from sslmed_dist.methods.method import Method, require_width, two_views
 from sslmed_dist.methods.momentum import MomentumMethod
 from sslmed_dist.models import ENCODERS, HEADS
+from sslmed_dist.models.interfaces import Head
 
 Leaf = Mapping[str, Any] | str
 
@@ -21,11 +22,11 @@ def mean_cosine(a: Tensor, b: Tensor) -> Tensor:
     return (F.normalize(a, dim=1) * F.normalize(b, dim=1)).sum(dim=1).mean()
 
 
-def build_predictor(leaf: Leaf, head: nn.Module) -> nn.Module:
+def build_predictor(leaf: Leaf, head: Head) -> Head:
     """The head that maps projections to projections. ``ValueError`` when its output is of another width."""
-    width = int(head.out_dim)  # type: ignore[arg-type]
-    predictor: nn.Module = registry.build(HEADS, leaf, "method.predictor", in_dim=width)
-    require_width("predictor", int(predictor.out_dim), width, "head")  # type: ignore[arg-type]
+    width = head.out_dim
+    predictor: Head = registry.build(HEADS, leaf, "method.predictor", in_dim=width)
+    require_width("predictor", predictor.out_dim, width, "head")
     return predictor
 
 
@@ -92,9 +93,9 @@ class SimSiam(Method):
         norms = {"batch_norm": True, "last_norm": True}
         paper = {"name": "projection", "hidden": 2048, "out": 2048, "layers": 3, **norms}
         self.encoder = registry.build(ENCODERS, encoder, "method.encoder", channels=channels)
-        given = {"in_dim": self.encoder.feature_dim}
-        self.head: nn.Module = registry.build(HEADS, paper if head is None else head, "method.head", **given)
-        narrow = {"name": "projection", "hidden": 512, "out": int(self.head.out_dim), "batch_norm": True}
+        width = self.encoder.feature_dim
+        self.head: Head = registry.build(HEADS, paper if head is None else head, "method.head", in_dim=width)
+        narrow = {"name": "projection", "hidden": 512, "out": self.head.out_dim, "batch_norm": True}
         self.predictor = build_predictor(narrow if predictor is None else predictor, self.head)
 
     def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ class Classify(Method):
         self.outputs = 1 if task == "single" and classes == 2 else classes
         self.encoder = registry.build(ENCODERS, encoder, "method.encoder", channels=channels)
         self.encoder.requires_grad_(not freeze)
-        self.head = nn.Linear(int(self.encoder.feature_dim), self.outputs)  # type: ignore[arg-type]
+        self.head = nn.Linear(self.encoder.feature_dim, self.outputs)
         weights = torch.tensor(self.weights_of(class_weights), dtype=torch.float64)
         self.register_buffer("weights", weights, persistent=False)  # a setting, not a state
 

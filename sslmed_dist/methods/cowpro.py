@@ -11,6 +11,7 @@ from sslmed_dist import registry
 from sslmed_dist.arguments import require_not_negative, require_positive
 from sslmed_dist.methods.method import Method
 from sslmed_dist.models import ENCODERS, PROTOTYPE_HEADS, episode_norm
+from sslmed_dist.models.interfaces import DenseEncoder
 from sslmed_dist.models.prototype_heads import PrototypeHead
 
 CYCLE_LEVEL = 0.95  # threshold of the prototypes of a predicted mask (thesis, Sec. 7.4.1.5)
@@ -32,6 +33,8 @@ class CoWPro(Method):
     moves the running statistics once per step; ``frozen`` normalises by the running statistics as they are (of loaded
     weights); ``batch`` takes those of all images. ``channels`` is what the images have (a run fills it in).
     """
+
+    encoder: DenseEncoder
 
     def __init__(
         self,
@@ -69,7 +72,8 @@ class CoWPro(Method):
         support, support_mask, query, query_mask = episodes_of(batch)
         rows = torch.cat([support.transpose(0, 1).flatten(0, 1).to(query), query])  # image by image
         episode_norm.arrange(self.encoder, 1 + support.shape[1])
-        maps = self.encoder.maps(rows).unflatten(0, (-1, len(query)))  # type: ignore[operator]
+        maps = self.encoder.maps(rows)
+        maps = maps.reshape(-1, len(query), *maps.shape[1:])  # (1 + K, E, D, h, w)
         found = {"support": maps[:-1].transpose(0, 1), "query": maps[-1]}
         return {**found, "support_mask": support_mask > 0.5, "query_mask": query_mask > 0.5}
 

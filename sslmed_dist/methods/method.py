@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from sslmed_dist.models.interfaces import Encoder
+
 
 class Method(nn.Module, ABC):
     """Everything trainable of one pretraining method, and its objective.
@@ -14,7 +16,7 @@ class Method(nn.Module, ABC):
     what downstream use keeps; it has ``feature_dim``.
     """
 
-    encoder: nn.Module
+    encoder: Encoder
     # Beginnings of the names of tensors that no federation may share: a queue's embeddings of single images, and copies
     # that every site keeps for itself.
     site_only: ClassVar[tuple[str, ...]] = ()

@@ -50,7 +50,7 @@ class MoCoV2(MomentumMethod):
         super().__init__(encoder, head, channels, momentum, momentum_end)
         self.temperature = require_positive("method.temperature", temperature)
         self.symmetric = symmetric
-        self.queue = Queue(queue, self.head.out_dim)  # type: ignore[arg-type]
+        self.queue = Queue(queue, self.head.out_dim)
 
     def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """``queries`` and ``keys`` (n, V, D), V = 2 if symmetric, else 1: query v belongs to key v. Not normalised,

@@ -8,7 +8,7 @@ a run on several workers synchronises every batch norm (``models.normalization``
 import copy
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,12 @@ from sslmed_dist import distributed, registry
 from sslmed_dist.arguments import require_least, require_share
 from sslmed_dist.methods.method import Method
 from sslmed_dist.models import ENCODERS, HEADS
+from sslmed_dist.models.interfaces import Encoder, Head
+
+Part = TypeVar("Part", bound=nn.Module)
 
 
-def frozen_copy(module: nn.Module) -> nn.Module:
+def frozen_copy(module: Part) -> Part:
     """A copy whose parameters no optimiser takes."""
     return copy.deepcopy(module).requires_grad_(False)
 
@@ -35,7 +38,9 @@ class MomentumMethod(Method):
     without kept state) counts. A federation that averages encoders leaves the copies at the site.
     """
 
-    momentum_encoder: nn.Module
+    momentum_encoder: Encoder
+    momentum_head: Head
+    head: Head
     started: Tensor
     site_only = ("momentum_", "queue.", "centre")
 
@@ -52,7 +57,7 @@ class MomentumMethod(Method):
         self.momentum = require_share("method.momentum", momentum)
         self.momentum_end = momentum if momentum_end is None else require_share("method.momentum_end", momentum_end)
         self.encoder = registry.build(ENCODERS, encoder, "method.encoder", channels=channels)
-        self.head: nn.Module = registry.build(HEADS, head, "method.head", in_dim=self.encoder.feature_dim)
+        self.head: Head = registry.build(HEADS, head, "method.head", in_dim=self.encoder.feature_dim)
         self.momentum_encoder, self.momentum_head = frozen_copy(self.encoder), frozen_copy(self.head)
         self.register_buffer("started", torch.tensor(0))
         self.epoch = self.progress = 0.0

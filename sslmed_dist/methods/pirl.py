@@ -63,8 +63,8 @@ class PIRL(MomentumMethod):
         super().__init__(encoder, head, channels, momentum, momentum_end)
         self.temperature = require_positive("method.temperature", temperature)
         self.weight = require_share("method.weight", weight)
-        width = int(self.head.out_dim)  # type: ignore[arg-type]
-        self.patch_head = nn.Linear(int(self.encoder.feature_dim), width)  # type: ignore[arg-type]
+        width = self.head.out_dim
+        self.patch_head = nn.Linear(self.encoder.feature_dim, width)
         self.jigsaw_head = nn.Linear(PATCHES * width, width)
         self.queue = Queue(queue, width)
 

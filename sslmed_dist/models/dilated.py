@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sslmed_dist.models.interfaces import DenseEncoder
 from sslmed_dist.models.resnet import ResNet
 
 # Total stride of a body with the usual stem -> the stages whose stride is replaced.
@@ -36,7 +37,7 @@ def dilate(body: ResNet, stride: int = 8) -> ResNet:
     return body
 
 
-class DilatedResNet(nn.Module):
+class DilatedResNet(DenseEncoder):
     """Images (N, C, H, W) -> maps (N, out, H / stride, W / stride), sizes rounded up; with the stem ``cifar``, which
     has no stride of its own, a quarter of ``stride``.
 

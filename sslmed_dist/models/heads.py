@@ -4,8 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslmed_dist.models.interfaces import Head
 
-class Projection(nn.Module):
+
+class Projection(Head):
     """Multi-layer perceptron (N, in_dim) -> (N, out): ``layers`` linear layers with ReLU between them.
 
     ``batch_norm`` normalises after every hidden layer, ``last_norm`` also after the last one. Two layers without
@@ -46,7 +48,7 @@ class Projection(nn.Module):
         return out
 
 
-class Identity(nn.Module):
+class Identity(Head):
     """No head: the loss sees the features themselves."""
 
     def __init__(self, *, in_dim: int) -> None:
@@ -79,7 +81,7 @@ class Prototypes(nn.Module):
             return out if self.scale is None else out * self.scale
 
 
-class DinoHead(nn.Module):
+class DinoHead(Head):
     """DINO's head (Caron et al. 2021, appendix C): a perceptron with GELU to a bottleneck of unit length, then ``out``
     prototypes. ``out_dim`` is ``out``.
 

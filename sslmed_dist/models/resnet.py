@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from sslmed_dist.models.interfaces import DenseEncoder
+
 LAYERS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     9: (BasicBlock, (1, 1, 1, 1)),
     18: (BasicBlock, (2, 2, 2, 2)),
@@ -22,7 +24,7 @@ LAYERS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] =
 }
 
 
-class ResNet(nn.Module):
+class ResNet(DenseEncoder):
     """Images (N, C, H, W) -> features (N, feature_dim), the globally averaged last feature map.
 
     ``depth`` 9 is one basic block per stage. ``width`` is the number of channels of the first stage (64 in the paper);

@@ -9,25 +9,11 @@ from typing import Any
 
 import yaml
 
+from sslmed_dist import config
+
 Row = dict[str, Any]
 Tree = Mapping[str, Any]
 
-# What may differ between two runs of one experiment: the seed, where and on what it ran, and the normalisation, which a
-# run resolves from its own training data and so from its seed's partition.
-FREE = {
-    *(
-        "run",
-        "driver",
-        "ray",
-        "evaluate.pictures",
-        "data.root",
-        "data.cache",
-        "data.workers",
-        "views.mean",
-        "views.std",
-    ),
-    *("federated.runtime", "federated.timeout_s"),
-}
 ROW_KEYS = {"arm", "site", "evaluator", "metric", "value", "low", "high", "n"}
 SIMILARITY = "similarity.json"  # a histogram; every other file of evaluate/ holds rows
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -200,7 +186,8 @@ def group(runs: Sequence[Run]) -> list[Experiment]:
     folder where two runs share one."""
     experiments: dict[str, list[Run]] = {}
     for run in runs:
-        experiments.setdefault(json.dumps(stripped(run.config), sort_keys=True, default=str), []).append(run)
+        shared = config.without(run.config, "experiment")
+        experiments.setdefault(json.dumps(shared, sort_keys=True, default=str), []).append(run)
     made = []
     for members in experiments.values():
         seeds = [run.seed for run in members]
@@ -210,17 +197,7 @@ def group(runs: Sequence[Run]) -> list[Experiment]:
     return made
 
 
-def stripped(tree: Tree, path: str = "") -> dict[str, Any]:
-    """A configuration without what may differ between the runs of one experiment."""
-    kept = {}
-    for key, value in tree.items():
-        dotted = f"{path}.{key}" if path else str(key)
-        if dotted not in FREE:
-            kept[str(key)] = stripped(value, dotted) if isinstance(value, Mapping) else value
-    return kept
-
-
-def is_phantom(config: Tree, environment: Tree | None = None) -> bool:
+def is_phantom(settings: Tree, environment: Tree | None = None) -> bool:
     """Whether the run says that its data were phantoms (``environment.json``), or its data section speaks of them
     anywhere (name, root, flags): then nothing here is a patient."""
     if (environment or {}).get("phantom_data"):
@@ -238,4 +215,4 @@ def is_phantom(config: Tree, environment: Tree | None = None) -> bool:
         else:
             yield str(value)
 
-    return any("phantom" in word.lower() for word in words(config.get("data") or {}))
+    return any("phantom" in word.lower() for word in words(settings.get("data") or {}))

@@ -262,5 +262,6 @@ def notes(tables: Sequence[Table]) -> dict[str, list[str]]:
                     run = [label] if len(cell.each) > 1 else []
                     place = ", ".join([site_name(table.title), table.name(arm), what, *run])
                     places = found.setdefault(note, [])
-                    places.append(place) if place not in places else None
+                    if place not in places:
+                        places.append(place)
     return found

@@ -16,7 +16,8 @@ from sslmed_dist.downstream import (
 )
 from sslmed_dist.downstream.oneshot.evaluator import head_over
 from sslmed_dist.downstream.predictions import Evaluator, Segmenting
-from sslmed_dist.methods import METHODS
+from sslmed_dist.methods import METHODS, Method
+from sslmed_dist.models.interfaces import Encoder
 from sslmed_dist.views import VIEWS
 
 
@@ -37,10 +38,16 @@ def load_data(settings: Config, split: str, overrides: Mapping[str, Any] | None 
     registry.check(DATASETS, leaf, "data", ("split",), also=("subset",))
     dataset: Dataset = registry.build(DATASETS, leaf, "data", split=split)
     if subset is not None and split == "train":
-        given = {"labels": dataset.labels, "groups": dataset.groups, "ids": dataset.ids}
-        names = [record["file"] for record in dataset.records if "file" in record]
-        seed = randomness.key(settings.run.seed, "subset")
-        chosen = registry.build(SUBSETS, subset, "data.subset", **given, names=names, seed=seed)
+        chosen = registry.build(
+            SUBSETS,
+            subset,
+            "data.subset",
+            labels=dataset.labels,
+            groups=dataset.groups,
+            ids=dataset.ids,
+            names=[record["file"] for record in dataset.records if "file" in record],
+            seed=randomness.key(settings.run.seed, "subset"),
+        )
         return Subset(dataset, chosen)
     return dataset
 
@@ -94,30 +101,33 @@ def moments(dataset: Dataset, seed: int, samples: int = 1000) -> tuple[list[floa
     return [round(v, 4) for v in mean.tolist()], [max(round(v, 4), 1e-4) for v in std.tolist()]
 
 
-def build_method(settings: Config) -> nn.Module:
+def build_method(settings: Config) -> Method:
     """The method on the CPU, its weights drawn from the substream ``init`` of the run's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.key(settings.run.seed, "init") & ((1 << 63) - 1))
-        method: nn.Module = registry.build(METHODS, settings.method, "method")
+        method: Method = registry.build(METHODS, settings.method, "method")
     return method.double() if settings.plan.precision == "float64" else method
 
 
 def build_views(settings: Config, dataset: Dataset) -> nn.Module:
     """The training views for ``dataset``."""
-    given = {"channels": dataset.channels, "value_range": dataset.value_range()}
-    views: nn.Module = registry.build(VIEWS, settings.views, "views", **given)
-    return views
+    return views_of(settings.views, dataset)
 
 
 def standard_views(settings: Config, dataset: Dataset) -> nn.Module:
     """The deterministic evaluation view, with the size and the normalisation of the training views."""
-    leaf = {"name": "standard", **{key: settings.views[key] for key in ("size", "mean", "std")}}
-    given = {"channels": dataset.channels, "value_range": dataset.value_range()}
-    views: nn.Module = registry.build(VIEWS, leaf, "views", **given)
+    return views_of({"name": "standard", **{key: settings.views[key] for key in ("size", "mean", "std")}}, dataset)
+
+
+def views_of(leaf: Mapping[str, Any], dataset: Dataset) -> nn.Module:
+    """The entry of VIEWS that ``leaf`` names, for the images of ``dataset``."""
+    views: nn.Module = registry.build(
+        VIEWS, leaf, "views", channels=dataset.channels, value_range=dataset.value_range()
+    )
     return views
 
 
-def compile_encoder(encoder: nn.Module) -> None:
+def compile_encoder(encoder: Encoder) -> None:
     """Compile the encoder's forward pass and, where it has them, its feature maps, which some methods call alone."""
     encoder.compile()
     if hasattr(encoder, "maps"):

@@ -1,27 +1,16 @@
 """``fit``: the one training loop. A driver decides where it runs and which samples it sees; nothing else differs."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from sslmed_dist import distributed
 from sslmed_dist.config import Plan
-from sslmed_dist.training.precision import Batch, deterministic_kernels
-from sslmed_dist.training.state import Average, Batches, Metrics, TrainState
+from sslmed_dist.methods.method import Method
+from sslmed_dist.training.precision import deterministic_kernels
+from sslmed_dist.training.state import Average, Batches, Metrics, Penalty, TrainState
 from sslmed_dist.training.step import Stepper
-
-
-class Trainable(Protocol):
-    """What ``fit`` asks of a method beyond being a module: see ``methods.method.Method``."""
-
-    def embed(self, batch: Batch) -> Batch: ...
-    def objective(self, embeddings: Batch, batch: Batch) -> Batch: ...
-    def measures(self, embeddings: Batch) -> Batch: ...
-    def step_begin(self, epoch: float, progress: float) -> None: ...
-    def before_update(self) -> None: ...
-    def step_end(self, progress: float) -> None: ...
-
 
 OnStep = Callable[[TrainState, Metrics], None]
 OnState = Callable[[TrainState], None]
@@ -37,14 +26,14 @@ def never() -> bool:
 
 
 def fit(
-    method: nn.Module,
+    method: Method,
     batches: Batches,
     plan: Plan,
     *,
     views: nn.Module,
     state: TrainState,
     average: Average = distributed.leave_gradients,
-    penalty: Callable[[nn.Module], Tensor] | None = None,
+    penalty: Penalty | None = None,
     on_step: OnStep = ignore,
     on_checkpoint: OnState = ignore,
     on_epoch: OnState = ignore,
@@ -65,7 +54,8 @@ def fit(
         for epoch in range(state.epoch, plan.epochs if until is None else until):
             for batch in batches.epoch(epoch, state.step % batches.steps):
                 logged = stepper.step(batch, epoch, stop())
-                on_step(state, logged) if logged is not None else None
+                if logged is not None:
+                    on_step(state, logged)
                 if state.step % every == 0 or state.stopped:
                     on_checkpoint(state)
                 if state.stopped:

@@ -12,6 +12,7 @@ from sslmed_dist.config import Config, fingerprint, to_tree
 from sslmed_dist.data.batches import Batches
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.downstream import EVALUATORS
+from sslmed_dist.methods import Method
 from sslmed_dist.models.normalization import synchronise
 from sslmed_dist.run_folder import RunFolder
 from sslmed_dist.training import engine, optim
@@ -29,7 +30,7 @@ class Job:
 
     settings: Config
     dataset: Dataset
-    method: nn.Module
+    method: Method
     views: nn.Module
     batches: Batches
     state: TrainState
@@ -65,12 +66,12 @@ def assemble(settings: Config, dataset: Dataset | None = None) -> Job:
     settings = resolve(settings, dataset)
     method = first_method(settings).to(device)
     if distributed.active():
-        method = synchronise(method, device)
+        synchronise(method, device)
         distributed.broadcast_module(method)
     if plan.channels_last:
         method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if plan.compile:
-        compile_encoder(method.encoder)  # type: ignore[arg-type]
+        compile_encoder(method.encoder)
     batches = Batches(
         dataset.to(device) if plan.resident else dataset,
         global_batch=plan.batch_size,
@@ -83,8 +84,9 @@ def assemble(settings: Config, dataset: Dataset | None = None) -> Job:
         device=device,
     )
     views = build_views(settings, dataset).to(device)
-    sizes = {"batch_size": plan.batch_size, "epochs": plan.epochs, "per_epoch": batches.steps}
-    optimisation = optim.build(settings.optim, method, **sizes)
+    optimisation = optim.build(
+        settings.optim, method, batch_size=plan.batch_size, epochs=plan.epochs, per_epoch=batches.steps
+    )
     state = begin(method, optimisation, plan, batches.steps)
     return Job(settings, dataset, method, views, batches, state)
 
@@ -148,9 +150,16 @@ def run_fit(job: Job, run: RunFolder, stop: Stop, bar: Progress) -> None:
             run.checkpoints.save(state.step, **job.content())
 
     average = distributed.average_gradients if distributed.active() else distributed.leave_gradients
-    callbacks: dict[str, Any] = {"on_step": on_step, "on_checkpoint": on_checkpoint, "stop": stop}
     engine.fit(
-        job.method, job.batches, job.settings.plan, views=job.views, state=job.state, average=average, **callbacks
+        job.method,
+        job.batches,
+        job.settings.plan,
+        views=job.views,
+        state=job.state,
+        average=average,
+        on_step=on_step,
+        on_checkpoint=on_checkpoint,
+        stop=stop,
     )
     if first and run.checkpoints.latest() != run.checkpoints.path(job.state.step):
         run.checkpoints.save(job.state.step, **job.content())

@@ -212,7 +212,7 @@ SCHEDULES: Mapping[str, Callable[..., Any]] = {
 
 
 class Optimisation:
-    """An optimiser with its schedule: ``update(step)`` sets the learning rate of ``step`` and takes the step."""
+    """An optimiser with its schedule: ``set_rate(step)`` puts the learning rate of ``step`` into it."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule, lr: float) -> None:
         self.optimizer, self.schedule, self.lr = optimizer, schedule, lr

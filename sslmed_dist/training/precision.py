@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sslmed_dist.config import Plan
+from sslmed_dist.methods.method import Method
 
 Batch = dict[str, Tensor]
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,7 +40,7 @@ def deterministic_kernels(plan: Plan) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def first_non_finite(method: nn.Module, parts: Iterator[Batch], plan: Plan, device: torch.device) -> str | None:
+def first_non_finite(method: Method, parts: Iterator[Batch], plan: Plan, device: torch.device) -> str | None:
     """Name of the first module, in order of execution, whose output is not finite when the ``parts`` of a batch are
     run again; all of them, for synchronised layers would wait for a rank that does not run."""
     found: list[str] = []
@@ -59,7 +60,7 @@ def first_non_finite(method: nn.Module, parts: Iterator[Batch], plan: Plan, devi
             for batch in parts:
                 floating = {name: value for name, value in batch.items() if value.is_floating_point()}
                 inputs += [name for name, value in floating.items() if not bool(value.isfinite().all())]
-                method.embed(batch)  # type: ignore[operator]
+                method.embed(batch)
     finally:
         for hook in hooks:
             hook.remove()

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
 from sslmed_dist import checkpoint, config
 from sslmed_dist.atomic_files import sha256
 from sslmed_dist.config import Config
+from sslmed_dist.methods import Method
+from sslmed_dist.models.interfaces import Encoder
 from sslmed_dist.training import build
 from sslmed_dist.training.build import build_method
 
@@ -22,7 +23,7 @@ PREFIXES: dict[Part, str] = {"encoder": "encoder.", "momentum": "momentum_encode
 class Pretrained:
     """An encoder with its weights, the resolved settings it was trained under, and which file it came from."""
 
-    encoder: nn.Module
+    encoder: Encoder
     settings: Config
     file: Path
     sha256: str
@@ -45,13 +46,12 @@ def find(source: Path, which: str = "last") -> Path:
     return named[which]
 
 
-def untrained(settings: Config) -> nn.Module:
+def untrained(settings: Config) -> Encoder:
     """A float32 encoder of the run's architecture with random weights: no ``weights`` file is read."""
     leaf = settings.method.get("encoder")
     if isinstance(leaf, Mapping) and "weights" in leaf:
         settings = config.replace(settings, method={"encoder": {"weights": None}})
-    encoder: nn.Module = build.build_method(settings).encoder.float()  # type: ignore[assignment]
-    return encoder
+    return build.build_method(settings).encoder.float()
 
 
 def load(source: Path, which: str = "last", device: torch.device | str = "cpu", part: Part = "encoder") -> Pretrained:
@@ -71,7 +71,7 @@ def load(source: Path, which: str = "last", device: torch.device | str = "cpu", 
     return Pretrained(encoder.to(device).eval(), settings, path, sha256(path))
 
 
-def first_method(settings: Config) -> nn.Module:
+def first_method(settings: Config) -> Method:
     """``build_method``, its encoder replaced by that of ``run.start_from`` where one is named. ``ValueError`` names
     a checkpoint whose architecture is another."""
     method = build_method(settings)
@@ -79,5 +79,5 @@ def first_method(settings: Config) -> nn.Module:
         from sslmed_dist.training import pretrained  # it builds its methods here
 
         start = pretrained.load(Path(settings.run.start_from))
-        checkpoint.load_method(method.encoder, start.encoder.state_dict(), start.file)  # type: ignore[arg-type]
+        checkpoint.load_method(method.encoder, start.encoder.state_dict(), start.file)
     return method

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from sslmed_dist.config import Plan
+from sslmed_dist.methods.method import Method
 from sslmed_dist.training.optim import Optimisation
 from sslmed_dist.training.precision import Batch
 
@@ -55,10 +56,11 @@ class TrainState:
             self.scaler.load_state_dict(state["scaler"])
 
 
+Penalty = Callable[[Method], Tensor]
 Average = Callable[[Iterable[nn.Parameter], Sequence[Tensor]], list[Tensor]]
 
 
-def begin(method: nn.Module, optimisation: Optimisation, plan: Plan, steps_per_epoch: int) -> TrainState:
+def begin(method: Method, optimisation: Optimisation, plan: Plan, steps_per_epoch: int) -> TrainState:
     """The state before the first step. ``ValueError`` where ``plan.precision`` cannot run on the method's device."""
     device = next(method.parameters()).device
     if plan.precision == "fp16" and device.type != "cuda":

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from sslmed_dist import distributed
 from sslmed_dist.config import Plan
+from sslmed_dist.methods.method import Method
 from sslmed_dist.training import gradient_cache
 from sslmed_dist.training.precision import HALF, Batch, NonFinite, autocast, first_non_finite
-from sslmed_dist.training.state import Average, Batches, Metrics, TrainState
+from sslmed_dist.training.state import Average, Batches, Metrics, Penalty, TrainState
 
 Parts = Callable[[], Iterator[Batch]]
 
@@ -20,13 +21,13 @@ class Stepper:
 
     def __init__(
         self,
-        method: nn.Module,
+        method: Method,
         views: nn.Module,
         plan: Plan,
         batches: Batches,
         state: TrainState,
         average: Average,
-        penalty: Callable[[nn.Module], Tensor] | None,
+        penalty: Penalty | None,
     ) -> None:
         self.method, self.views, self.plan, self.state = method, views, plan, state
         self.batches, self.average, self.penalty = batches, average, penalty
@@ -40,7 +41,7 @@ class Stepper:
         """Forward, backward, average, guard, update. Returns the scalars when this step is to be logged."""
         state, plan = self.state, self.plan
         distributed.seed_step(self.batches.seed, state.step)
-        self.method.step_begin(state.step / self.batches.steps, state.step / self.total)  # type: ignore[operator]
+        self.method.step_begin(state.step / self.batches.steps, state.step / self.total)
         parts, terms, embeddings = (self.cached if self.micro_batches > 1 else self.plain)(batch, epoch)
         flag = torch.tensor(float(stop), dtype=self.dtype, device=self.device)
         names = list(terms)
@@ -55,13 +56,13 @@ class Stepper:
         rate = self.update()
         state.step += 1
         state.samples += self.batches.global_batch
-        self.method.step_end(state.step / self.total)  # type: ignore[operator]
+        self.method.step_end(state.step / self.total)
         state.stopped = float(averaged[-1]) > 0
         if state.step % plan.log_every and state.step % self.batches.steps and not state.stopped:
             return None
         logged = dict(zip(names, (float(value) for value in averaged[:-1]), strict=True))
         with torch.no_grad():
-            measures = self.method.measures(embeddings)  # type: ignore[operator]
+            measures = self.method.measures(embeddings)
         logged |= {name: float(value) for name, value in measures.items()}
         return logged | {"lr": rate, "gradient_norm": float(norm)}
 
@@ -107,15 +108,17 @@ class Stepper:
         with torch.no_grad():
             batch = self.views(batch, seed=self.batches.seed, epoch=epoch)
         for name, value in batch.items():
-            if value.is_floating_point() and value.dim() == 4:
-                layout = torch.channels_last if self.plan.channels_last else torch.contiguous_format
+            # Images (N, C, H, W); examinations and clips have an axis more, and no memory format of channels.
+            if value.is_floating_point() and value.dim() >= 4:
+                last = self.plan.channels_last and value.dim() == 4
+                layout = torch.channels_last if last else torch.contiguous_format
                 batch[name] = value.to(self.dtype, memory_format=layout)
         return batch
 
     def embed(self, batch: Batch) -> Batch:
         """The embeddings of a prepared batch; encoder in half precision where asked."""
         with autocast(self.plan, self.device):
-            embeddings = self.method.embed(batch)  # type: ignore[operator]
+            embeddings = self.method.embed(batch)
         # Losses are float32 islands: exponentials of similarities overflow and cancel in half precision.
         return {k: v.float() if v.dtype in HALF.values() else v for k, v in embeddings.items()}
 
@@ -123,7 +126,7 @@ class Stepper:
         """Loss terms of this rank. A loss that refuses embeddings that are not finite gives a NaN for the guard, which
         says where they came from."""
         try:
-            terms: Batch = self.method.objective(embeddings, batch)  # type: ignore[operator]
+            terms = self.method.objective(embeddings, batch)
         except ValueError:
             total = torch.stack([value.sum() for value in embeddings.values() if value.is_floating_point()]).sum()
             # Losses that look at the values gather them first, so all ranks are here.
@@ -139,7 +142,7 @@ class Stepper:
         """The optimiser's step at this step's learning rate, which is returned."""
         state = self.state
         rate = state.optimisation.set_rate(state.step)
-        self.method.before_update()  # type: ignore[operator]
+        self.method.before_update()
         if state.scaler:
             state.scaler.step(state.optimisation.optimizer)
             state.scaler.update()

@@ -21,8 +21,8 @@ def embed(source: Path, images: Path, out: Path, which: str = "last", part: pret
 
     found = pretrained.load(source, which, part=part)
     settings = found.settings
-    given = {"channels": settings.method["channels"], "size": settings.views["size"]}
-    dataset = DATASETS["image_folder"](root=str(images), split="all", **given)
+    channels, size = settings.method["channels"], settings.views["size"]
+    dataset = DATASETS["image_folder"](root=str(images), split="all", channels=channels, size=size)
     device = build.choose_device(settings)
     views = build.standard_views(settings, dataset).to(device)
     features = extract(found.encoder.to(device), dataset, torch.arange(len(dataset)), views=views, device=device)

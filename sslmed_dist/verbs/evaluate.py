@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,22 +11,21 @@ from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.data.joined import Joined
 from sslmed_dist.data.partition import hold_out
 from sslmed_dist.downstream import (
+    ALL_SITES,
     CLASSIFIER,
     FLOORS,
     classified,
     compared_rows,
     predict,
     rows_of,
+    write_rows,
 )
 from sslmed_dist.downstream.features import check
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.downstream.rows import write_cases
 from sslmed_dist.methods import METHODS
-from sslmed_dist.run_folder import write_json
 from sslmed_dist.training import build, pretrained
 from sslmed_dist.training.build import build_evaluators
-
-Rows = list[dict[str, Any]]
 
 
 def evaluation_splits(settings: Config) -> tuple[Dataset, dict[str, Tensor]]:
@@ -35,9 +33,14 @@ def evaluation_splits(settings: Config) -> tuple[Dataset, dict[str, Tensor]]:
     train = build.load_data(settings, "train", settings.evaluate.data)
     test = build.load_data(settings, settings.evaluate.test, settings.evaluate.data)
     dataset = Joined([train, test])
-    facts = {"labels": train.labels, "groups": train.groups, "ids": train.ids}
-    seed = randomness.key(settings.run.seed, "validation")
-    rest, val = hold_out(**facts, fraction=settings.evaluate.val_fraction, groups_per_site=None, seed=seed)
+    rest, val = hold_out(
+        labels=train.labels,
+        groups=train.groups,
+        ids=train.ids,
+        fraction=settings.evaluate.val_fraction,
+        groups_per_site=None,
+        seed=randomness.key(settings.run.seed, "validation"),
+    )
     return dataset, {"train": rest, "val": val, "test": dataset.positions(1)}
 
 
@@ -69,8 +72,8 @@ def own_predictions(
     checkpoint.load_method(method, saved["method"], found.file)
     device = build.choose_device(settings)
     views = build.standard_views(settings, dataset).to(device)
-    facts: dict[str, Any] = {"views": views, "device": device, "seed": settings.run.seed}
-    return {CLASSIFIER: classified(method, dataset, parts["test"], **facts)}
+    made = classified(method, dataset, parts["test"], views=views, device=device, seed=settings.run.seed)
+    return {CLASSIFIER: made}
 
 
 def evaluate_run(folder: Path, which: str = "last", part: pretrained.Part = "encoder") -> Path:
@@ -87,14 +90,14 @@ def evaluate_run(folder: Path, which: str = "last", part: pretrained.Part = "enc
     floors = {name: FLOORS[name]() for name in dict.fromkeys(one.floor for one in build_evaluators(settings).values())}
     arms = {part: found.encoder, "random": pretrained.untrained(settings), **floors}
     own = own_predictions(found, dataset, parts)
-    rows: Rows = rows_of(own, arm=part, site="all", seed=settings.run.seed)
+    rows = rows_of(own, arm=part, site=ALL_SITES, seed=settings.run.seed)
     made: dict[str, dict[str, Predictions]] = {}
     for arm, network in arms.items():
         made[arm] = arm_predictions(settings, network, dataset, parts, arm)
-        rows += rows_of(made[arm], arm=arm, site="all", seed=settings.run.seed)
+        rows += rows_of(made[arm], arm=arm, site=ALL_SITES, seed=settings.run.seed)
     names = (part, "random")
-    rows += compared_rows(made[part], made["random"], arms=names, site="all", seed=settings.run.seed)
+    rows += compared_rows(made[part], made["random"], arms=names, site=ALL_SITES, seed=settings.run.seed)
     out = folder / "evaluate" / (f"{which}.json" if part == "encoder" else f"{which}-{part}.json")
     write_cases(out.with_name(f"{out.stem}-cases.csv"), made)
-    write_json(out, {"encoder": {"file": found.file.name, "sha256": found.sha256}, "part": part, "rows": rows})
+    write_rows(out, rows, encoder={"file": found.file.name, "sha256": found.sha256}, part=part)
     return out

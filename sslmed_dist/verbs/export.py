@@ -28,7 +28,7 @@ def export_encoder(source: Path, out: Path, which: str = "last", part: Part = "e
     facts: dict[str, Any] = {
         "architecture": found.settings.method["encoder"],
         "channels": found.settings.method["channels"],
-        "feature_dim": int(found.encoder.feature_dim),  # type: ignore[arg-type]
+        "feature_dim": found.encoder.feature_dim,
         "input": {"size": views["size"], "mean": views["mean"], "std": views["std"], "scale": "[0, 1] before mean"},
         "method": found.settings.method,
         "part": part,

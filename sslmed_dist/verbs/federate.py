@@ -4,25 +4,22 @@ and what an untrained encoder gives. Every arm takes the same number of optimise
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import Dataset, Subset
-from sslmed_dist.downstream import FLOORS, compared_rows, pooled, pooled_rows, rows_of
+from sslmed_dist.downstream import ALL_SITES, FLOORS, Row, compared_rows, pooled, pooled_rows, rows_of, write_rows
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.downstream.rows import write_cases
 from sslmed_dist.drivers import launcher
 from sslmed_dist.federation.sites import Site, federated_section, simulated_sites, training_settings
-from sslmed_dist.run_folder import write_json
 from sslmed_dist.training import build, job, pretrained
 from sslmed_dist.training.check import check_training
 from sslmed_dist.verbs import pictures
 from sslmed_dist.verbs.evaluate import arm_predictions
 
-Rows = list[dict[str, Any]]
 BASELINES = ("random", "local", "pooled")
 
 
@@ -125,7 +122,7 @@ def measure(settings: Config, sites: list[Site]) -> Path:
     fed, seed = federated_section(settings), settings.run.seed
     overrides, dataset = settings.evaluate.data, evaluation_data(settings, sites)
     arms = [*(arm for arm in (*FLOORS, *BASELINES) if arm in fed.compare), "federated"]
-    rows: Rows = []
+    rows: list[Row] = []
     made: dict[str, list[dict[str, Predictions]]] = {arm: [] for arm in arms}
     for site in sites:
         parts = parts_of(site, dataset, not overrides)
@@ -137,10 +134,10 @@ def measure(settings: Config, sites: list[Site]) -> Path:
         rows += pooled_rows(made[arm], arm=arm, seed=seed)
     for arm in arms[:-1]:
         pair = (pooled(made["federated"]), pooled(made[arm]))
-        rows += compared_rows(*pair, arms=("federated", arm), site="all", seed=seed)
+        rows += compared_rows(*pair, arms=("federated", arm), site=ALL_SITES, seed=seed)
     sizes = {site.name: {name: len(p) for name, p in parts_of(site, dataset, not overrides).items()} for site in sites}
     out = settings.folder / "evaluate" / "sites.json"
     cases = {f"{arm}, {site.name}": found for arm in arms for site, found in zip(sites, made[arm], strict=True)}
     write_cases(out.with_name("sites-cases.csv"), cases)
-    write_json(out, {"sites": sizes, "rows": rows})
+    write_rows(out, rows, sites=sizes)
     return out

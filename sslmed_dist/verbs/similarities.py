@@ -32,8 +32,11 @@ def similarities(folder: Path, which: str = "last", part: pretrained.Part = "enc
     check(dataset, parts)
     device = build.choose_device(settings)
     network, views = found.encoder.to(device), build.build_views(settings, dataset).to(device)
-    given: dict[str, Any] = {"device": device, "seed": settings.run.seed}
-    first, second = (extract(network, dataset, parts["test"], views=Only(views, n), **given).to(device) for n in (0, 1))
+    seed = settings.run.seed
+    first, second = (
+        extract(network, dataset, parts["test"], views=Only(views, n), device=device, seed=seed).to(device)
+        for n in (0, 1)
+    )
     made = histogram(first.x, second.x, first.labels, bins)
     content: dict[str, Any] = {"bins": made.edges, "counts": made.counts, "means": made.means}
     content |= {"alignment": alignment(first.x, second.x), "n": len(first)}

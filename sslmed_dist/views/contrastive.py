@@ -8,13 +8,14 @@ On another device they agree to rounding (``grid_sample`` may fuse a multiplicat
 
 import typing
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sslmed_dist import registry
 from sslmed_dist.arguments import located
-from sslmed_dist.registry import matches, readable
 from sslmed_dist.views.colour import Colour
 from sslmed_dist.views.draws import Draws, draw, word_keys
 from sslmed_dist.views.filters import Blur, Cutout, Noise, Solarise
@@ -24,48 +25,67 @@ from sslmed_dist.views.intensity import Intensity
 CACHE = 1 << 19  # floats of a batch that go through all operations together on a CPU (two megabytes, measured)
 
 
+@dataclass(frozen=True)
+class Chain:
+    """What happens to an image on its way to a view, in this order; the defaults are SimCLR's for CIFAR-10 (Chen et al.
+    2020). ``flip``, ``vertical_flip``, ``grey``, ``blur`` and ``solarise`` are probabilities.
+
+    * ``crop_scale``, ``crop_ratio``, ``flip``, ``vertical_flip``, ``rotation`` (degrees), ``fill``, ``antialias``: see
+      ``Geometry``
+    * ``jitter`` (brightness, contrast, saturation, hue), ``jitter_probability``, ``grey``: see ``Colour``
+    * ``blur``, ``blur_sigma``: see ``Blur``; ``solarise``, ``solarise_threshold``
+    * ``noise`` (standard deviation), ``noise_probability``; then normalisation
+    * ``cutout`` (fewest and most holes), ``cutout_fraction``
+    """
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    vertical_flip: float = 0.0
+    rotation: float = 0.0
+    fill: Fill = "reflection"
+    antialias: bool = True
+    jitter: tuple[float, float, float, float] | None = (0.4, 0.4, 0.4, 0.1)
+    jitter_probability: float = 0.8
+    grey: float = 0.2
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarise: float = 0.0
+    solarise_threshold: float = 0.5
+    noise: float = 0.0
+    noise_probability: float = 1.0
+    cutout: tuple[int, int] | None = None
+    cutout_fraction: float = 0.25
+
+
 class View(nn.Module):
-    """The chain of one view: geometry, colour, blur, solarise, noise, normalise, cutout."""
+    """One chain: geometry, colour, blur, solarise, noise, normalise, cutout."""
 
     word_keys: Tensor
 
-    def __init__(
-        self,
-        size: int,
-        intensity: Intensity,
-        *,
-        crop_scale: tuple[float, float],
-        crop_ratio: tuple[float, float],
-        flip: float,
-        vertical_flip: float,
-        rotation: float,
-        fill: Fill,
-        antialias: bool,
-        jitter: tuple[float, float, float, float] | None,
-        jitter_probability: float,
-        grey: float,
-        blur: float,
-        blur_sigma: tuple[float, float],
-        solarise: float,
-        solarise_threshold: float,
-        noise: float,
-        noise_probability: float,
-        cutout: tuple[int, int] | None,
-        cutout_fraction: float,
-    ) -> None:
-        """Arguments as for ``ContrastiveViews``; ``ValueError`` that begins with the name of a bad field."""
+    def __init__(self, size: int, intensity: Intensity, chain: Chain) -> None:
+        """``ValueError`` that begins with the name of a bad field."""
         super().__init__()
-        self.geometry = Geometry(size, crop_scale, crop_ratio, flip, vertical_flip, rotation, fill, antialias)
+        self.geometry = Geometry(
+            size,
+            chain.crop_scale,
+            chain.crop_ratio,
+            chain.flip,
+            chain.vertical_flip,
+            chain.rotation,
+            chain.fill,
+            chain.antialias,
+        )
         filters = [
-            Colour(intensity.channels, jitter, jitter_probability, grey),
-            Blur(size, blur, blur_sigma),
-            Solarise(solarise, solarise_threshold),
-            Noise(noise, noise_probability),
+            Colour(intensity.channels, chain.jitter, chain.jitter_probability, chain.grey),
+            Blur(size, chain.blur, chain.blur_sigma),
+            Solarise(chain.solarise, chain.solarise_threshold),
+            Noise(chain.noise, chain.noise_probability),
         ]
-        cutout_holes = Cutout(size, cutout, cutout_fraction)
+        cutout = Cutout(size, chain.cutout, chain.cutout_fraction)
         self.intensity = intensity
         self.filters = nn.ModuleList(step for step in filters if step.active)
-        self.last = nn.ModuleList([cutout_holes] if cutout_holes.active else [])
+        self.last = nn.ModuleList([cutout] if cutout.active else [])
         self.words = tuple(word for step in (self.geometry, *self.filters, *self.last) for word in step.words)
         self.register_buffer("word_keys", word_keys(self.words), persistent=False)
 
@@ -85,72 +105,42 @@ class View(nn.Module):
             step(out, *next(rest))
 
 
-ARGUMENTS = {
-    name: hint
-    for name, hint in typing.get_type_hints(View.__init__).items()
-    if name not in ("return", "size", "intensity")
-}
-
-
 class ContrastiveViews(nn.Module):
     """``views`` random views of each image of a batch: views_0, views_1, ..."""
+
+    passes_to = Chain
 
     def __init__(
         self,
         size: int,
         views: int = 2,
-        crop_scale: tuple[float, float] = (0.08, 1.0),
-        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: float = 0.5,
-        vertical_flip: float = 0.0,
-        rotation: float = 0.0,
-        fill: Fill = "reflection",
-        antialias: bool = True,
-        jitter: tuple[float, float, float, float] | None = (0.4, 0.4, 0.4, 0.1),
-        jitter_probability: float = 0.8,
-        grey: float = 0.2,
-        blur: float = 0.0,
-        blur_sigma: tuple[float, float] = (0.1, 2.0),
-        solarise: float = 0.0,
-        solarise_threshold: float = 0.5,
-        noise: float = 0.0,
-        noise_probability: float = 1.0,
-        cutout: tuple[int, int] | None = None,
-        cutout_fraction: float = 0.25,
         second: Mapping[str, Any] | None = None,
         *,
         channels: int,
         value_range: tuple[float, float],
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
+        **chain: Any,
     ) -> None:
-        """The defaults are SimCLR's for CIFAR-10 (Chen et al. 2020). Steps in the order in which they are applied:
-
-        * ``crop_scale``, ``crop_ratio``, ``flip``, ``vertical_flip``, ``rotation`` (degrees), ``fill``, ``antialias``:
-          see ``Geometry``; ``jitter`` (brightness, contrast, saturation, hue), ``jitter_probability``, ``grey``: see
-          ``Colour``; ``blur``, ``blur_sigma``: see ``Blur``; ``solarise``, ``solarise_threshold``; ``noise`` (standard
-          deviation), ``noise_probability``; normalisation by ``mean`` and ``std``; ``cutout`` (fewest and most holes),
-          ``cutout_fraction``. ``flip``, ``vertical_flip``, ``grey``, ``blur`` and ``solarise`` are probabilities.
-        * ``second`` overrides any of these for views_1 (BYOL's asymmetric blur and solarisation).
-        * ``value_range`` maps to [0, 1], the scale of thresholds, noise, mean and std.
+        """``chain``: the fields of ``Chain``; ``second`` overrides any of these for views_1 (BYOL's asymmetric blur and
+        solarisation). ``value_range`` maps to [0, 1], the scale of thresholds, noise, ``mean`` and ``std``.
 
         ``ValueError`` naming the field for a value that is not allowed.
         """
-        given = {name: value for name, value in locals().items() if name in ARGUMENTS}
         super().__init__()
         if views < 1:
             raise ValueError(f"views.views: expected at least 1, got {views}")
         if second is not None and views < 2:
             raise ValueError("views.second: needs at least 2 views")
         self.size = size
+        first = Chain(**chain)
         with located("views"):
             self.intensity = Intensity(channels, value_range, mean, std)
-            first = View(size, self.intensity, **given)
-        chains = [first] * views
+            chains = [View(size, self.intensity, first)] * views
         if second is not None:
+            registry.check({"view": Chain}, {**second, "name": "view"}, "views.second")
             with located("views.second"):
-                check_overrides(second)
-                chains[1] = View(size, self.intensity, **{**given, **second})
+                chains[1] = View(size, self.intensity, replace(first, **second))
         self.chains = nn.ModuleList(chains)
 
     @torch.no_grad()
@@ -183,12 +173,3 @@ class ContrastiveViews(nn.Module):
             pixels = images.shape[1] * max(images.shape[-2] * images.shape[-1], self.size**2)
             step = max(1, torch.get_num_threads() * CACHE // pixels)
         return (slice(start, start + step) for start in range(0, len(images), step))
-
-
-def check_overrides(second: Mapping[str, Any]) -> None:
-    """``ValueError`` for an argument that ``second`` cannot override or a value of the wrong type."""
-    for name, value in second.items():
-        if name not in ARGUMENTS:
-            raise ValueError(f"{name}: unknown key; allowed: {', '.join(ARGUMENTS)}")
-        if not matches(value, ARGUMENTS[name]):
-            raise ValueError(f"{name}: expected {readable(ARGUMENTS[name])}, got {value!r}")

@@ -39,10 +39,12 @@ class Intensity(nn.Module):
         self.register_buffer("mean", column(mean), persistent=False)
         self.register_buffer("std", column(std), persistent=False)
 
-    def check(self, images: Tensor) -> None:
-        """``ValueError`` for images of another shape, number of channels or type than were configured."""
-        if images.ndim != 4 or images.shape[1] != self.channels:
-            raise ValueError(f"images: expected (B, {self.channels}, H, W), got {tuple(images.shape)}")
+    def check(self, images: Tensor, dims: int = 4) -> None:
+        """``ValueError`` for images of another shape, number of channels or type than were configured. ``dims`` 4 is
+        (B, C, H, W), 5 an examination or a clip, (B, S, C, H, W)."""
+        if images.ndim != dims or images.shape[-3] != self.channels:
+            expected = f"(B, {'S, ' * (dims - 4)}{self.channels}, H, W)"
+            raise ValueError(f"images: expected {expected}, got {tuple(images.shape)}")
         if images.dtype not in DTYPES:
             raise ValueError(f"images: expected uint8, int16 or float32, got {images.dtype}")
 

@@ -31,7 +31,7 @@ def write_photographs(folder: Path, count: int) -> int:
     frequency = torch.hypot(torch.fft.fftfreq(375)[:, None], torch.fft.rfftfreq(500)[None])
     frequency[0, 0] = 1.0
     for number in range(count):
-        noise = torch.randn(3, 375, 500, generator=randomness.generator("packing", number))
+        noise = torch.randn(3, 375, 500, generator=torch.Generator().manual_seed(number))
         grey = noise.mean(0, keepdim=True) * 1.5 + 0.5 * noise  # the channels of a photograph go together
         shaped = torch.fft.irfft2(torch.fft.rfft2(grey) / frequency, s=(375, 500))
         pixels = (shaped / shaped.std() * 50 + 128).clamp(0, 255).to(torch.uint8)

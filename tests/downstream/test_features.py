@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sslmed_dist.data.dataset import ArrayDataset
-from sslmed_dist.downstream import RawPixels, evaluate, extract, extract_splits
+from sslmed_dist.downstream import RawPixels, extract, extract_splits, predict
 from sslmed_dist.downstream.features import occurrences
 
 
@@ -121,4 +121,4 @@ def test_evaluators_mistakes_name_the_dataset() -> None:
     from sslmed_dist.downstream import KNN
 
     with pytest.raises(ValueError, match="made-up: knn.k: 200 neighbours asked of n = 20"):
-        evaluate(RawPixels(), made_up(), thirds(), evaluators={"knn": KNN()}, seed=0, **settings())
+        predict(RawPixels(), made_up(), thirds(), evaluators={"knn": KNN()}, seed=0, **settings())

@@ -116,8 +116,8 @@ def test_many_samples_have_no_interval_of_the_uniformities(monkeypatch: pytest.M
     first, second = (Representation().predict(made_up(split(12, seed))) for seed in (0, 1))
     rows = compared_rows({"representation": first}, {"representation": second}, arms=("a", "b"), site="all", seed=0)
     values = [measured(split(12, seed))["uniformity"].value for seed in (0, 1)]
-    assert rows[0]["value"] == pytest.approx((values[0] or 0) - (values[1] or 0)) and rows[0]["low"] is None
-    assert rows[2]["low"] < rows[2]["value"] < rows[2]["high"]
+    assert rows[0].score.value == pytest.approx((values[0] or 0) - (values[1] or 0)) and rows[0].score.low is None
+    assert rows[2].score.low < rows[2].score.value < rows[2].score.high
 
 
 def test_several_labels_have_a_uniformity_alone() -> None:

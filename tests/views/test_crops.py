@@ -107,7 +107,7 @@ def test_default_sizes_of_cells_and_patches() -> None:
     ("leaf", "message"),
     [
         ({**MULTI, "small": {"views": 2}}, "views.small.size: missing; it is required by views.small"),
-        ({**MULTI, "large": {"size": 9}}, "views.large.size: unknown key; allowed: crop_scale"),
+        ({**MULTI, "large": {"size": 9}}, "views.large.size: unknown key; allowed: second, crop_scale"),
         ({**MULTI, "large": {**GREY, "flip": 2.0}}, "views.large.flip: expected a number from 0 to 1, got 2.0"),
         (
             {**MULTI, "small": {"size": 6, "crop_scale": [0.0, 0.3]}},
@@ -115,7 +115,7 @@ def test_default_sizes_of_cells_and_patches() -> None:
         ),
         ({**JIGSAW, "patch": 5}, "views.patch: expected 1 to cell (4) pixels, got 5"),
         ({**JIGSAW, "size": 2}, "views.cell: expected an integer >= 1, got 0"),
-        ({**JIGSAW, "puzzle": {"views": 3}}, "views.puzzle.views: unknown key; allowed: crop_scale"),
+        ({**JIGSAW, "puzzle": {"views": 3}}, "views.puzzle.views: unknown key; allowed: second, crop_scale"),
     ],
 )
 def test_a_bad_argument_is_named(leaf: dict[str, Any], message: str) -> None:

@@ -86,9 +86,9 @@ def superpixels(image: Slices, recipe: Recipe) -> Maps:
     from skimage.segmentation import felzenszwalb
 
     # float64: whole numbers would be divided by the largest of their type first
-    given = {"scale": recipe.scale, "sigma": recipe.sigma, "min_size": recipe.min_size, "channel_axis": None}
-    found = np.asarray(felzenszwalb(np.asarray(image, dtype=np.float64), **given))
-    return relabel(np.where(inside, found + 1, 0), recipe.least())
+    exact = np.asarray(image, dtype=np.float64)
+    regions = felzenszwalb(exact, scale=recipe.scale, sigma=recipe.sigma, min_size=recipe.min_size, channel_axis=None)
+    return relabel(np.where(inside, np.asarray(regions) + 1, 0), recipe.least())
 
 
 def relabel(labels: "np.ndarray[Any, np.dtype[Any]]", least: int) -> Maps:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sslmed_dist import config, run_folder
 from sslmed_dist.config import Config
-from sslmed_dist.downstream import rows_of
+from sslmed_dist.downstream import ALL_SITES, rows_of, write_rows
 from sslmed_dist.downstream.rows import write_cases
 from sslmed_dist.drivers import local, ray_train
 from sslmed_dist.training import build, pretrained
@@ -19,11 +19,6 @@ from sslmed_dist.verbs.reproduce.table import Metric
 from sslmed_dist.verbs.similarities import similarities
 
 FINISHED, BEGUN, MISSING = "finished", "begun, not finished", "not run"
-# What a run resolves from its data and writes into its configuration (see ``training.build.resolve``).
-RESOLVED = (
-    *(("method", key) for key in ("channels", "classes", "task")),
-    *(("views", key) for key in ("mean", "std", "pixel_mm")),
-)
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ def results(cell: Cell) -> set[Path]:
 
 def changes(before: Config, now: Config) -> list[str]:
     """Dotted paths at which the run in a folder is another one than ``now``; what its data decided counts as said."""
-    for section, key in RESOLVED:
+    for section, key in (path.split(".") for path, freedom in config.FREEDOM.items() if freedom.resolved):
         said, found = getattr(now, section).get(key), getattr(before, section).get(key)
         if said is None and found is not None:
             now = config.replace(now, **{section: {key: found}})
@@ -135,11 +130,11 @@ def evaluate(cell: Cell) -> None:
     if settings.evaluate.protocols:
         made |= arm_predictions(found.settings, found.encoder, dataset, parts)
     write_cases(folder / "evaluate" / "last-cases.csv", {"encoder": made})
-    rows = rows_of(made, arm="encoder", site="all", seed=cell.seed)
+    rows = rows_of(made, arm="encoder", site=ALL_SITES, seed=cell.seed)
     source = {"file": found.file.name, "sha256": found.sha256, "part": "encoder"}
     if any(metric.evaluator["name"] == "similarity" for metric in cell.metrics.values()):
         similarities(folder)
-    run_folder.write_json(folder / "evaluate" / "last.json", {"encoder": source, "complete": True, "rows": rows})
+    write_rows(folder / "evaluate" / "last.json", rows, encoder=source, complete=True)
 
 
 def measured(cell: Cell, metric: Metric) -> float | None:

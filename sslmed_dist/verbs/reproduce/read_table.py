@@ -46,7 +46,7 @@ def load(path: Path) -> Table:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     keys = ("title", "base", "metric", "rows", "columns", "published", "tolerance")
-    allowed = (*keys, "note", "quoted", "not_ours", "start_from", "cells", "folds", "means", "measured")
+    allowed = (*keys, "note", "ours", "quoted", "not_ours", "start_from", "cells", "folds", "means", "measured")
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected the keys {', '.join(keys)}, got {type(tree).__name__}")
     for key in tree:
@@ -60,7 +60,8 @@ def load(path: Path) -> Table:
     tree.setdefault("tolerance", 1.0)
     expect(path, "title", tree["title"], str)
     expect(path, "tolerance", tree["tolerance"], float)
-    expect(path, "note", tree.get("note", ""), str)
+    for key in ("note", "ours"):
+        expect(path, key, tree.get(key, ""), str)
     if not tree["tolerance"] > 0:
         raise ValueError(f"{path}: tolerance: expected a number > 0, got {tree['tolerance']}")
     rows = {name: nested(path, f"rows.{name}", value) for name, value in named(path, "rows", tree["rows"]).items()}
@@ -74,6 +75,7 @@ def load(path: Path) -> Table:
         published={},
         tolerance=float(tree["tolerance"]),
         note=" ".join(tree.get("note", "").split()),
+        ours=" ".join(tree.get("ours", "").split()),
         not_ours=texts(path, "not_ours", tree.get("not_ours", {})),
         start_from=texts(path, "start_from", tree.get("start_from", {})),
         folds=folds_of(path, tree.get("folds")),

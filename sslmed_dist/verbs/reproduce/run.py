@@ -208,7 +208,7 @@ def means(asked: Request, lines: Sequence[Line]) -> list[Line]:
 
 def free(path: str) -> bool:
     """Whether an override leaves the run what it was: paths, workers, logging, and the seed it begins with."""
-    return path == "run.seed" or any(path == name or path.startswith(f"{name}.") for name in config.FREE)
+    return path == "run.seed" or config.may(path, "run")
 
 
 def write(outcome: Outcome, folder: Path) -> None:

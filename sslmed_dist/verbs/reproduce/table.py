@@ -50,13 +50,17 @@ class Folds:
 class Table:
     """One published table or sweep.
 
-    ``published`` has every (row, column, metric): all values the thesis gives for that setting, this table's own first,
-    or none. ``quoted`` says of (row, column) from whom the thesis took the figure. ``not_ours``: rows that are printed
-    and never run, and why. ``start_from``: per row the cell ``TABLE/ROW/COLUMN`` whose encoder is fine-tuned.
-    ``cells``: what a single cell (row, column) changes beyond its row and column. ``folds``: a cell is not one training
-    but one for each of them, and its figure their mean. ``means``: per row the published mean over all of its figures;
-    where there are any, every row gets such a line. ``measured``: what a row changes of every metric's evaluator.
-    ``tolerance`` is in the figures' unit (points of per cent).
+    ``published``    every (row, column, metric): all values the thesis gives for that setting, this table's own first,
+                     or none
+    ``quoted``       of (row, column): from whom the thesis took the figure
+    ``not_ours``     rows that are printed and never run, and why
+    ``start_from``   per row the cell ``TABLE/ROW/COLUMN`` whose encoder is fine-tuned
+    ``cells``        what a single cell (row, column) changes beyond its row and column
+    ``folds``        a cell is not one training but one for each of them, and its figure their mean
+    ``means``        per row the published mean over all of its figures; where there are any, every row gets such a line
+    ``measured``     what a row changes of every metric's evaluator
+    ``tolerance``    in the figures' unit (points of per cent)
+    ``ours``         in words what we measured, and under which conditions
     """
 
     path: Path
@@ -66,6 +70,7 @@ class Table:
     published: Mapping[tuple[str, str, str], tuple[float, ...]]
     tolerance: float
     note: str = ""
+    ours: str = ""
     quoted: Mapping[tuple[str, str], str] = field(default_factory=dict)
     not_ours: Mapping[str, str] = field(default_factory=dict)
     start_from: Mapping[str, str] = field(default_factory=dict)

@@ -37,7 +37,7 @@ from sslmed_dist.verbs.segment.model import (
 from sslmed_dist.verbs.segment.overlay import Row, Tile, montage, require_matplotlib
 
 USE = "Research use only, not a medical device."
-Rows = list[dict[str, Any]]
+Volumes = list[dict[str, Any]]  # lines of volumes.csv
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def segment_all(
     """Segment and write every query; returns the files. ``support`` is what ``run.json`` says of it. A bad query does
     not lose the others: ``ValueError`` names it after they are written."""
     written: list[Path] = []
-    rows: Rows = []
+    rows: Volumes = []
     queries: list[dict[str, Any]] = []
     bad: list[ValueError] = []
     for path in paths:
@@ -187,7 +187,7 @@ def require_oriented(scan: StoredScan) -> None:
 
 def segment_one(
     model: Model, organs: Sequence[Organ], path: Path, out: Path, settings: Settings
-) -> tuple[list[Path], Rows, dict[str, Any]]:
+) -> tuple[list[Path], Volumes, dict[str, Any]]:
     """Read, search and write one query: (files, rows of ``volumes.csv``, facts for ``run.json``)."""
     scan = read_scan(path)
     placement = placed(model, scan)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist.downstream import CopyMask, OneShot, compared_rows, pooled_rows, rows_of
+from sslmed_dist.downstream.metrics import Score
 from sslmed_dist.downstream.oneshot.measures import Columns, column_means, deviation, mean_over, measures
 from sslmed_dist.downstream.predictions import Predictions, pool
 from sslmed_dist.downstream.rows import predict
@@ -23,8 +24,9 @@ def made(encoder: Any = None, exams: Any = None, **arguments: Any) -> Prediction
     return judge.segment(encoder or Tissues(), data, data.every(), device="cpu", seed=0)
 
 
-def rows(predictions: Predictions) -> dict[str, dict[str, Any]]:
-    return {row["metric"]: row for row in rows_of({"one_shot": predictions}, arm="encoder", site="all", seed=0)}
+def rows(predictions: Predictions) -> dict[str, Score]:
+    made_of = rows_of({"one_shot": predictions}, arm="encoder", site="all", seed=0)
+    return {row.score.metric: row.score for row in made_of}
 
 
 def test_what_is_measured() -> None:
@@ -40,10 +42,10 @@ def test_values_are_means_over_queries_then_organs() -> None:
     found = made()
     measured = rows(found)
     liver, spleen = (found.scores[:, column].tolist() for column in (0, 1))
-    assert measured["dice/liver"]["value"] == pytest.approx(sum(liver) / 2)
-    assert measured["dice"]["value"] == pytest.approx((sum(liver) + sum(spleen)) / 4)
-    assert (measured["dice"]["n"], measured["dice"]["groups"]) == (2, 2)
-    assert measured["dice/liver"]["low"] == pytest.approx(min(liver))  # of two patients, 5 % draw the worse one twice
+    assert measured["dice/liver"].value == pytest.approx(sum(liver) / 2)
+    assert measured["dice"].value == pytest.approx((sum(liver) + sum(spleen)) / 4)
+    assert (measured["dice"].n, measured["dice"].groups) == (2, 2)
+    assert measured["dice/liver"].low == pytest.approx(min(liver))  # of two patients, 5 % draw the worse one twice
     assert {case["organ"]: case["dice"] for case in found.cases if case["query"] == 2}["spleen"] == spleen[1]
 
 
@@ -51,11 +53,11 @@ def test_every_support() -> None:
     found = made(supports="all")
     measured, dice = rows(found), found.scores[:, :2].mean(dim=1)
     means = torch.stack([dice[found.labels == support].mean() for support in EXAMS])
-    assert measured["dice"]["value"] == pytest.approx(float(means.mean()))
-    assert measured["dice_sd_supports"]["value"] == pytest.approx(float(means.std()))
-    assert measured["dice_sd_supports"]["note"] == "no interval: one number for each support"
-    assert measured["dice_last_support"]["value"] == pytest.approx(rows(made())["dice"]["value"])
-    assert (measured["dice"]["n"], measured["dice"]["groups"]) == (6, 3)
+    assert measured["dice"].value == pytest.approx(float(means.mean()))
+    assert measured["dice_sd_supports"].value == pytest.approx(float(means.std()))
+    assert measured["dice_sd_supports"].note == "no interval: one number for each support"
+    assert measured["dice_last_support"].value == pytest.approx(rows(made())["dice"].value)
+    assert (measured["dice"].n, measured["dice"].groups) == (6, 3)
 
 
 def test_weighted_means_leave_out_what_is_undefined() -> None:
@@ -76,12 +78,12 @@ def test_weighted_means_leave_out_what_is_undefined() -> None:
 def test_undefined_numbers_are_counted() -> None:
     measured = rows(made(exams=EXAMS | {5: (9, EXAMS[5][1], None)}))
     absent = "not there, so not scored: spleen of exam 5"
-    assert measured["dice/spleen"]["note"].endswith(f"undefined in 1 of 2: a mask is empty; {absent}")
-    assert "undefined in 1 of 4: a mask is empty" in measured["dice"]["note"]
-    assert measured["dice/liver"]["note"] == absent
-    assert measured["dice/spleen"]["value"] is not None
+    assert measured["dice/spleen"].note.endswith(f"undefined in 1 of 2: a mask is empty; {absent}")
+    assert "undefined in 1 of 4: a mask is empty" in measured["dice"].note
+    assert measured["dice/liver"].note == absent
+    assert measured["dice/spleen"].value is not None
     gone = rows(made(exams={5: (9, EXAMS[5][1], None), 7: EXAMS[7]}))["dice/spleen"]
-    assert gone["value"] is None and gone["note"].startswith("undefined: a mask is empty in every pair")
+    assert gone.value is None and gone.note.startswith("undefined: a mask is empty in every pair")
 
 
 def other_site() -> dict[int, Any]:
@@ -93,9 +95,9 @@ def test_sites_are_pooled() -> None:
     both = pool([north, south])
     assert both.groups.tolist() == [5, 2, 102] and both.by_sample
     assert [case["query"] for case in both.cases] == [5, 5, 2, 2, 102, 102]
-    dice = {row["metric"]: row for row in pooled_rows([{"o": north}, {"o": south}], arm="federated", seed=0)}["dice"]
-    assert dice["value"] == pytest.approx(float(torch.cat([north.scores, south.scores])[:, :2].mean()))
-    assert (dice["site"], dice["n"], dice["groups"]) == ("all", 3, 3)
+    dice = {row.score.metric: row for row in pooled_rows([{"o": north}, {"o": south}], arm="federated", seed=0)}["dice"]
+    assert dice.score.value == pytest.approx(float(torch.cat([north.scores, south.scores])[:, :2].mean()))
+    assert (dice.site, dice.score.n, dice.score.groups) == ("all", 3, 3)
 
 
 def test_arms_are_compared_over_pairs_that_both_have() -> None:
@@ -105,16 +107,16 @@ def test_arms_are_compared_over_pairs_that_both_have() -> None:
     second.scores[1, column] = NAN
     second.scores[0, column] += 2.5
     found = compared_rows({"o": first}, {"o": second}, arms=("a", "b"), site="all", seed=0)
-    by_name = {row["metric"]: row for row in found}
-    assert by_name["hd95/spleen"]["value"] == pytest.approx(-2.5)
-    assert "undefined in 1 of 2: a mask is empty" in by_name["hd95/spleen"]["note"]
-    assert by_name["dice"]["value"] == 0.0 and by_name["dice"]["note"] == ""
+    by_name = {row.score.metric: row for row in found}
+    assert by_name["hd95/spleen"].score.value == pytest.approx(-2.5)
+    assert "undefined in 1 of 2: a mask is empty" in by_name["hd95/spleen"].score.note
+    assert by_name["dice"].score.value == 0.0 and by_name["dice"].score.note == ""
     assert not first.scores.isnan().any()
-    floor = {row["metric"]: row for row in compared_rows(
+    floor = {row.score.metric: row for row in compared_rows(
         {"o": made()}, {"o": made(CopyMask())}, arms=("encoder", "copy_mask"), site="all", seed=0
     )}  # fmt: skip
-    expected = rows(made())["dice"]["value"] - rows(made(CopyMask()))["dice"]["value"]
-    assert floor["dice"]["value"] == pytest.approx(expected) and floor["dice"]["arm"] == "encoder - copy_mask"
+    expected = rows(made())["dice"].value - rows(made(CopyMask()))["dice"].value
+    assert floor["dice"].score.value == pytest.approx(expected) and floor["dice"].arm == "encoder - copy_mask"
 
 
 def test_it_runs_beside_other_evaluators() -> None:
