@@ -45,7 +45,7 @@ app = ClientApp()
 
 
 @dataclass(frozen=True)
-class Place:
+class LocalSite:
     """One site as this process knows it: its name, what it pretrains on, and the folder of its own state."""
 
     name: str
@@ -76,7 +76,7 @@ def introduce(message: Message, context: Context) -> RecordDict:
     if asked.version != __version__:
         greeting = Greeting(node.name, __version__, channels=0, samples=0)
     else:
-        place = settle(asked.settings, node)
+        place = site_of(asked.settings, node)
         greeting = Greeting(place.name, __version__, place.dataset.channels, len(place.dataset))
     return RecordDict({SITE: ConfigRecord(greeting.to_record())})
 
@@ -89,7 +89,7 @@ def update(message: Message, context: Context) -> RecordDict:
     settings = asked.settings
     number = Order.from_record(message.content[ORDER]).number
     arrays = message.content[ARRAYS].to_torch_state_dict()
-    place = settle(settings, node)
+    place = site_of(settings, node)
     with Deadline(node, federated_section(settings).timeout_s):
         shared, scalars = local_update(settings, place.name, place.dataset, number, arrays, place.folder)
     account = Account(place.name, len(place.dataset), scalars)
@@ -130,7 +130,7 @@ def note(node: Node) -> None:
         log.write(f"{node.name}\n{traceback.format_exc()}\n")
 
 
-def settle(settings: Config, node: Node) -> Place:
+def site_of(settings: Config, node: Node) -> LocalSite:
     """The site that this node is. ``SiteError`` names what its node configuration lacks."""
     if node.state_dir is None:
         raise SiteError("this node's configuration has no state-dir, the folder of the site's own state")
@@ -146,7 +146,7 @@ def settle(settings: Config, node: Node) -> Place:
         site = own_site(settings, node.site)
     own = Path(node.state_dir) / site.name
     # A hospital's disk may serve several runs; a simulated site's folder belongs to one run already.
-    return Place(site.name, site.pretrain, own / fingerprint(settings)[:16] if node.deployed else own)
+    return LocalSite(site.name, site.pretrain, own / fingerprint(settings)[:16] if node.deployed else own)
 
 
 def dealt(settings: Config) -> list[Site]:

@@ -44,7 +44,7 @@ def stratified_order(labels: Tensor, ids: Tensor, *key: int | str) -> Tensor:
 def iid(labels: Tensor, groups: Tensor, sites: Tensor | None, ids: Tensor, *, count: int, seed: int) -> list[Tensor]:
     """Samples dealt at random, sizes equal to within one. ``ValueError`` names a site that gets none."""
     order = randomness.order(ids, seed, "partition", "iid")
-    return settle([order[site::count] for site in range(count)], count, "iid")
+    return sorted_parts([order[site::count] for site in range(count)], count, "iid")
 
 
 def by_group(
@@ -55,7 +55,7 @@ def by_group(
     names, row, table = group_table(labels, groups)
     hand = torch.empty_like(names)
     hand[stratified_order(table, names, seed, "partition", "by_group")] = torch.arange(len(names)) % max(count, 1)
-    return settle([torch.nonzero(hand[row] == site)[:, 0] for site in range(count)], count, "by_group")
+    return sorted_parts([torch.nonzero(hand[row] == site)[:, 0] for site in range(count)], count, "by_group")
 
 
 def by_site(
@@ -68,7 +68,7 @@ def by_site(
     names = torch.unique(sites)
     if len(names) > count:
         raise ValueError(f"partition by_site: count is {count}, but the data has {len(names)} sites")
-    return settle([torch.nonzero(sites == name)[:, 0] for name in names], count, "by_site")
+    return sorted_parts([torch.nonzero(sites == name)[:, 0] for name in names], count, "by_site")
 
 
 def dirichlet(
@@ -104,7 +104,7 @@ def dirichlet(
                 [member[a:b] for member, (a, b) in zip(members, cuts[:, site : site + 2].tolist(), strict=True)]
                 for site in range(count)
             ]
-            return settle([torch.cat(piece) for piece in pieces], count, "dirichlet")
+            return sorted_parts([torch.cat(piece) for piece in pieces], count, "dirichlet")
     raise ValueError(
         f"partition dirichlet: no split of {len(ids)} samples to {count} sites with alpha {alpha} gave every site "
         f"min_size {min_size} samples in {ATTEMPTS} attempts; allowed: a larger alpha, a smaller min_size, fewer sites"
@@ -135,7 +135,7 @@ def dirichlet_shares(alpha: float, rows: int, columns: int, *key: int | str) -> 
     return torch.softmax(draws + boost, dim=1)
 
 
-def settle(parts: list[Tensor], count: int, name: str) -> list[Tensor]:
+def sorted_parts(parts: list[Tensor], count: int, name: str) -> list[Tensor]:
     """Sort each site's positions. ``ValueError`` naming the first site (from 0) that got no sample."""
     if count < 1:
         raise ValueError(f"partition {name}: count must be at least 1, got {count}")

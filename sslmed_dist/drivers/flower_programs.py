@@ -36,7 +36,7 @@ START_S = 120.0  # a SuperLink on a busy machine
 
 
 @dataclass
-class Place:
+class Workplace:
     """One start of a runtime: the run folder, the app's folder, a private temporary folder, settings, processes."""
 
     run: Path
@@ -57,7 +57,7 @@ class Place:
         return any(server.poll() is not None for server in self.servers)
 
     def start(self, name: str, command: list[str], extra: Mapping[str, str] | None = None) -> Popen[bytes]:
-        """Start a program of this Python installation; its output goes to ``logs/NAME.log`` of the run folder."""
+        """Workplace a program of this Python installation; its output goes to ``logs/NAME.log`` of the run folder."""
         home = self.home(name)
         env = self.environment(home) | dict(extra or {})
         return self.processes.start(command, env=env, cwd=home, log=self.run / "logs" / f"{name}.log")
@@ -96,59 +96,59 @@ def program(name: str) -> str:
     return found
 
 
-def in_process(place: Place) -> Popen[bytes]:
+def in_process(workplace: Workplace) -> Popen[bytes]:
     """Everything in one Python process."""
-    command = [sys.executable, "-m", "server.in_process", "--run-dir", str(place.run)]
-    return place.start("in_process", command, place.site_environment() | {"PYTHONPATH": str(place.app)})
+    command = [sys.executable, "-m", "server.in_process", "--run-dir", str(workplace.run)]
+    return workplace.start("in_process", command, workplace.site_environment() | {"PYTHONPATH": str(workplace.app)})
 
 
-def simulation(place: Place) -> Popen[bytes]:
+def simulation(workplace: Workplace) -> Popen[bytes]:
     """A SuperLink whose nodes are Ray actors. A site takes as many CPUs as it has threads."""
-    port = superlink(place, ["--simulation"], place.site_environment())
-    cpus = min(place.settings.run.threads or 1, len(os.sched_getaffinity(0)))
-    sizes = f"num-supernodes={place.sites} client-resources-num-cpus={cpus}"
-    return submit(place, port, ["--federation-config", sizes])
+    port = superlink(workplace, ["--simulation"], workplace.site_environment())
+    cpus = min(workplace.settings.run.threads or 1, len(os.sched_getaffinity(0)))
+    sizes = f"num-supernodes={workplace.sites} client-resources-num-cpus={cpus}"
+    return submit(workplace, port, ["--federation-config", sizes])
 
 
-def deployment(place: Place) -> Popen[bytes]:
+def deployment(workplace: Workplace) -> Popen[bytes]:
     """A SuperLink and a SuperNode per site, as in hospitals but on the loopback interface and without encryption.
 
     ``data.root`` with ``{site}`` in it is each site's own data; otherwise every node takes its share of one dataset.
     """
-    port = superlink(place, [], {})
-    names = site_names(federated_section(place.settings), place.sites)
+    port = superlink(workplace, [], {})
+    names = site_names(federated_section(workplace.settings), workplace.sites)
     taken = [port]
     for number, name in enumerate(names):
         taken.append(free_port(taken))
-        node = node_config(place, number, name)
+        node = node_config(workplace, number, name)
         command = [program("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{port}"]
         command += ["--host", "127.0.0.1", "--port", str(taken[-1]), "--node-config", node]
-        place.start(f"supernode-{number}", command)
-    return submit(place, port, [])
+        workplace.start(f"supernode-{number}", command)
+    return submit(workplace, port, [])
 
 
-def node_config(place: Place, number: int, name: str) -> str:
+def node_config(workplace: Workplace, number: int, name: str) -> str:
     """What a site's node is told: its name, where its data lies and where it keeps its state."""
-    root = place.root
+    root = workplace.root
     own = root is not None and "{site}" in root
     where = root.replace("{site}", name) if root is not None else None
-    node = Node(site=name, data_root=where, state_dir=str(place.run / "sites"))
-    return (node if own else replace(node, partition=number, partitions=place.sites)).text()
+    node = Node(site=name, data_root=where, state_dir=str(workplace.run / "sites"))
+    return (node if own else replace(node, partition=number, partitions=workplace.sites)).text()
 
 
-def superlink(place: Place, arguments: list[str], extra: Mapping[str, str]) -> int:
-    """Start a SuperLink and wait until it answers; returns its port. ``ValueError`` for a port in use."""
+def superlink(workplace: Workplace, arguments: list[str], extra: Mapping[str, str]) -> int:
+    """Workplace a SuperLink and wait until it answers; returns its port. ``ValueError`` for a port in use."""
     asked = os.environ.get(PORT)
     if asked is not None and not asked.isdigit():
         raise ValueError(f"{PORT}={asked}: expected a port number")
     port = check_port(int(asked), PORT) if asked is not None else free_port()
-    database = place.home("superlink") / "state.db"
+    database = workplace.home("superlink") / "state.db"
     command = [program("flower-superlink"), "--insecure", *arguments, "--host", "127.0.0.1", "--port", str(port)]
-    place.servers.append(place.start("superlink", [*command, "--database", str(database)], extra))
+    workplace.servers.append(workplace.start("superlink", [*command, "--database", str(database)], extra))
     end = time.monotonic() + START_S
     while not healthy(port):
-        if place.failed() or time.monotonic() > end:
-            raise RuntimeError(f"Flower's SuperLink did not start; see {place.run / 'logs' / 'superlink.log'}")
+        if workplace.failed() or time.monotonic() > end:
+            raise RuntimeError(f"Flower's SuperLink did not start; see {workplace.run / 'logs' / 'superlink.log'}")
         time.sleep(0.3)
     return port
 
@@ -162,24 +162,24 @@ def healthy(port: int) -> bool:
         return False
 
 
-def submit(place: Place, port: int, arguments: list[str]) -> Popen[bytes]:
+def submit(workplace: Workplace, port: int, arguments: list[str]) -> Popen[bytes]:
     """``flwr run``: sends the app (a copy that holds nothing else) and lasts as long as the run does."""
-    app = place.folder / "app"
+    app = workplace.folder / "app"
     for part in ("server", "clients"):
-        shutil.copytree(place.app / part, app / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(place.app / "pyproject.toml", app)
-    home = place.home("flwr")
+        shutil.copytree(workplace.app / part, app / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(workplace.app / "pyproject.toml", app)
+    home = workplace.home("flwr")
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "own"\n\n[superlink.own]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
-    values = RunSettings.of(place.settings, place.run).to_record()
+    values = RunSettings.of(workplace.settings, workplace.run).to_record()
     run_config = home / "run.toml"
     run_config.write_text("".join(f'{key} = "{value}"\n' for key, value in values.items()))
     command = [program("flwr"), "run", str(app), "own", "--stream", "-c", str(run_config), *arguments]
-    return place.start("flwr", command)
+    return workplace.start("flwr", command)
 
 
-RUNTIMES: Mapping[str, Callable[[Place], subprocess.Popen[bytes]]] = {
+RUNTIMES: Mapping[str, Callable[[Workplace], subprocess.Popen[bytes]]] = {
     "in_process": in_process,
     "simulation": simulation,
     "deployment": deployment,

@@ -104,13 +104,13 @@ def app_folder() -> Path:
 
 
 @contextlib.contextmanager
-def workplace(path: Path, app: Path, settings: Config) -> Iterator[flower_programs.Place]:
+def workplace(path: Path, app: Path, settings: Config) -> Iterator[flower_programs.Workplace]:
     """A private folder and a token for one start of a runtime. Afterwards its processes and the folder are gone; what
     they are is written to the run folder first, so that a later start finds the remains of one that was killed."""
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     token = uuid.uuid4().hex
     write_json(path / ".runtime.json", {"token": token, "folder": str(folder)})
-    place = flower_programs.Place(path.resolve(), app, folder, settings, Processes(token))
+    place = flower_programs.Workplace(path.resolve(), app, folder, settings, Processes(token))
     try:
         yield place
     finally:
@@ -151,7 +151,7 @@ class Tail:
         return whole.decode(errors="replace").splitlines()
 
 
-def follow(place: flower_programs.Place, main: Popen[bytes], stop: Stop, path: Path) -> None:
+def follow(place: flower_programs.Workplace, main: Popen[bytes], stop: Stop, path: Path) -> None:
     """Show the server's log until the federation has ended. ``main`` is the program that lasts as long as it does."""
     tail = Tail(path / "federation.log")
     outcome = path / ENDING

@@ -106,7 +106,7 @@ class CoWPro(Method):
 
     def step_end(self, progress: float) -> None:
         """The running statistics of per-episode batch norm follow what the step saw, on all ranks alike."""
-        episode_norm.settle(self.encoder)
+        episode_norm.update_running(self.encoder)
 
 
 def episodes_of(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ class EpisodeBatchNorm(_NormBase):
 
     Parameters, buffers and their names are those of BatchNorm2d; with one episode the outputs are too. In evaluation
     it normalises by the running statistics. These do not move in a forward pass, which only notes what it saw:
-    ``settle`` moves them, once per optimiser step, however many passes (micro-batches) the step has. Images in
+    ``update_running`` moves them, once per optimiser step, however many passes (micro-batches) the step has. Images in
     channels-last layout are copied. ``ValueError`` for rows that are no multiple of ``images``.
     """
 
@@ -97,7 +97,7 @@ def arrange(module: nn.Module, images: int) -> None:
 
 
 @torch.no_grad()
-def settle(module: nn.Module) -> None:
+def update_running(module: nn.Module) -> None:
     """End of a step: every layer's running statistics move once, towards the mean over the episodes of all ranks.
 
     One message for all layers, a sum in rank order, so that all ranks hold the same bits. Every rank must have seen

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from sslmed_dist.report.plots import Line
+from sslmed_dist.report.plots import Curve
 from sslmed_dist.report.runs import Experiment, Row, Tree
 
 CURVES = {
@@ -102,7 +102,7 @@ def config_text(config: Tree) -> str:
     return yaml.safe_dump(shortened(config), sort_keys=False, allow_unicode=True)
 
 
-def curve_lines(experiment: Experiment, name: str, arm: str | None = None) -> tuple[list[Line], str]:
+def curve_lines(experiment: Experiment, name: str, arm: str | None = None) -> tuple[list[Curve], str]:
     """Curves of one measure of one arm (None: the run itself), a line per site, and what x is: ``step``, ``round`` or
     ``epoch``."""
     wanted = [[row for row in run.metrics if (row["name"], row.get("arm")) == (name, arm)] for run in experiment.runs]
@@ -118,7 +118,7 @@ def curve_lines(experiment: Experiment, name: str, arm: str | None = None) -> tu
         for label, part in split.items():
             points = sorted((float(row[x_name]), float(row["value"])) for row in part)
             series.setdefault(label, []).append(thinned(points))
-    return [Line(label, tuple(runs)) for label, runs in series.items()], x_name
+    return [Curve(label, tuple(runs)) for label, runs in series.items()], x_name
 
 
 def other_arms(experiment: Experiment) -> list[str]:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from sslmed_dist.report.plots import new_figure
 
-SIDE, DPI = 2.0, 110  # inches along a side of a tile, pixels per inch
+SIDE, DPI = 2.0, 110  # inches along a side of a panel, pixels per inch
 TRUE, FOUND, GIVEN = "#3ddc84", "#ff5a5f", "#ffd166"
 
 
 @dataclass(frozen=True)
-class Tile:
+class Panel:
     """A slice (H, W), the outlines drawn on it (colour -> (H, W) bool), and the line above it."""
 
     image: Tensor
@@ -23,7 +23,7 @@ class Tile:
     title: str
 
 
-def sheet(rows: Sequence[Sequence[Tile]], heading: str) -> bytes:
+def sheet(rows: Sequence[Sequence[Panel]], heading: str) -> bytes:
     """PNG: a row of tiles for each of ``rows``, on black."""
     columns = max(len(row) for row in rows)
     figure = new_figure((columns * SIDE, len(rows) * (SIDE + 0.25) + 0.3))
@@ -40,12 +40,12 @@ def sheet(rows: Sequence[Sequence[Tile]], heading: str) -> bytes:
     return buffer.getvalue()
 
 
-def draw(axes: Any, tile: Tile) -> None:
+def draw(axes: Any, panel: Panel) -> None:
     """One slice between its own 1st and 99.5th percentile, with its outlines."""
-    image = tile.image.numpy()
+    image = panel.image.numpy()
     low, high = np.percentile(image, (1.0, 99.5))
     axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
-    for colour, outline in tile.outlines.items():
+    for colour, outline in panel.outlines.items():
         mask = outline.numpy().astype(np.float32)
         if mask.any():
             # A frame of zeros closes the outline of a mask that touches the border.
@@ -53,4 +53,4 @@ def draw(axes: Any, tile: Tile) -> None:
             axes.contour(across, down, np.pad(mask, 1), levels=[0.5], colors=[colour], linewidths=1.1)
     axes.set_xlim(-0.5, image.shape[1] - 0.5)
     axes.set_ylim(image.shape[0] - 0.5, -0.5)
-    axes.set_title(tile.title, color="white", fontsize=7, pad=2)
+    axes.set_title(panel.title, color="white", fontsize=7, pad=2)

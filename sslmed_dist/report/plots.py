@@ -42,7 +42,7 @@ Draw = Callable[[Any, Theme], None]
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """One curve: ``x`` and ``y`` of each run (seed); runs are drawn thin, their mean thick where they share x."""
 
     label: str
@@ -100,7 +100,7 @@ def png(figure: Any, dpi: int) -> bytes:
     return buffer.getvalue()
 
 
-def curves(lines: Sequence[Line], x_label: str) -> tuple[bytes, bytes]:
+def curves(lines: Sequence[Curve], x_label: str) -> tuple[bytes, bytes]:
     """A line plot of one measure by step or round."""
 
     def draw(axes: Any, theme: Theme) -> None:
@@ -118,7 +118,7 @@ def curves(lines: Sequence[Line], x_label: str) -> tuple[bytes, bytes]:
     return plot(draw, (4.4, 2.5 + 0.22 * rows))
 
 
-def draw_line(axes: Any, line: Line, colour: str) -> None:
+def draw_line(axes: Any, line: Curve, colour: str) -> None:
     """Runs thin, their mean thick; a single run thick, single points as markers."""
     shared = all(list(x) == list(line.runs[0][0]) for x, _ in line.runs)
     several = len(line.runs) > 1

@@ -15,7 +15,7 @@ from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.downstream import OneShot, extract
 from sslmed_dist.report.contact_sheets import neighbours_picture, views_picture
-from sslmed_dist.report.outlines import FOUND, GIVEN, TRUE, Tile, sheet
+from sslmed_dist.report.outlines import FOUND, GIVEN, TRUE, Panel, sheet
 from sslmed_dist.run_folder import write_json
 from sslmed_dist.training import build, pretrained
 from sslmed_dist.verbs.evaluate import evaluation_splits
@@ -61,7 +61,7 @@ def episodes_sheet(settings: Config, dataset: Dataset) -> bytes:
     batch = dataset.fetch(chosen, seed=settings.run.seed, epoch=0, draw=torch.zeros_like(chosen))
     made = build.build_views(settings, dataset)(batch, seed=settings.run.seed, epoch=0)
     tiles = [
-        [Tile(made[name][n, 0], {GIVEN: made[f"{name}_mask"][n] > 0.5}, name) for name in ("support", "query")]
+        [Panel(made[name][n, 0], {GIVEN: made[f"{name}_mask"][n] > 0.5}, name) for name in ("support", "query")]
         for n in range(len(chosen))
     ]
     rows = [[tile for pair in tiles[n : n + 2] for tile in pair] for n in range(0, len(tiles), 2)]
@@ -88,11 +88,11 @@ def draw_segmented(
             continue
         device = build.choose_device(settings)
         made = evaluator.pictures(encoder.to(device), dataset, positions, device=device, seed=settings.run.seed)
-        rows: dict[str, list[Tile]] = {}
+        rows: dict[str, list[Panel]] = {}
         for one in made:
-            support = Tile(one.support_image, {GIVEN: one.support_mask}, f"{one.organ}: support")
+            support = Panel(one.support_image, {GIVEN: one.support_mask}, f"{one.organ}: support")
             found = {TRUE: one.truth, FOUND: one.prediction}
-            rows.setdefault(one.organ, []).extend([support, Tile(one.query_image, found, "query")])
+            rows.setdefault(one.organ, []).extend([support, Panel(one.query_image, found, "query")])
         if rows:
             write_atomically(folder / "pictures" / "segmentation.png", sheet(list(rows.values()), SEGMENTED))
             describe(folder, {"segmentation.png": SEGMENTED})

@@ -70,7 +70,7 @@ def test_killed_after_round_two_it_goes_on_to_the_same_bits(tmp_path: Path, monk
 def test_a_killed_server_is_reported_and_another_start_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = tiny.settings(tmp_path)
 
-    def killed(place: flower_programs.Place) -> subprocess.Popen[bytes]:
+    def killed(place: flower_programs.Workplace) -> subprocess.Popen[bytes]:
         return place.start("in_process", [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
 
     monkeypatch.setitem(flower_programs.RUNTIMES, "in_process", killed)
@@ -130,7 +130,7 @@ def test_a_port_in_use_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_no_program_gets_flowers_habits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     chosen = tiny.settings(tmp_path)
-    place = flower_programs.Place(tmp_path, launcher.app_folder(), tmp_path, chosen, processes.Processes("t"))
+    place = flower_programs.Workplace(tmp_path, launcher.app_folder(), tmp_path, chosen, processes.Processes("t"))
     env = place.environment(tmp_path / "home")
     assert env["FLWR_HOME"] == str(tmp_path / "home")
     assert {env[key] for key in env if key.startswith("FLWR_TELEMETRY")} == {"0"}

@@ -69,7 +69,7 @@ def test_one_episode_is_batch_norm_bit_for_bit() -> None:
     ours, plain = network(2), network(None)
     x = pictures(2, torch.float32)[:, 1]
     assert torch.equal(ours.maps(x), plain.maps(x))
-    episode_norm.settle(ours)
+    episode_norm.update_running(ours)
     for name, value in ours.state_dict().items():
         torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-6, atol=1e-7)
 
@@ -82,14 +82,14 @@ def test_running_statistics_follow_the_mean_of_the_episodes() -> None:
     assert norm.running_mean.item() == 0 and norm.num_batches_tracked.item() == 0
     mean = x.transpose(0, 1).flatten(1).mean(1).mean()
     variance = x.transpose(0, 1).flatten(1).var(1, unbiased=True).mean()
-    episode_norm.settle(norm)
-    episode_norm.settle(norm)  # nothing was seen since
+    episode_norm.update_running(norm)
+    episode_norm.update_running(norm)  # nothing was seen since
     assert norm.running_mean.item() == pytest.approx(0.25 * mean.item(), rel=1e-12)
     assert norm.running_var.item() == pytest.approx(0.75 + 0.25 * variance.item(), rel=1e-12)
     halves = EpisodeBatchNorm(1, 2, momentum=0.25).double()
     for episodes in ([0, 2], [1, 3]):
         halves(x[:, episodes].flatten(0, 1))
-    episode_norm.settle(halves)
+    episode_norm.update_running(halves)
     torch.testing.assert_close(halves.running_var, norm.running_var, rtol=1e-12, atol=0)
     assert norm.num_batches_tracked.item() == halves.num_batches_tracked.item() == 1
     norm.eval()
@@ -106,7 +106,7 @@ def walk(images: int) -> dict[str, Tensor]:
     mine = slice(rank * EPISODES // world, (rank + 1) * EPISODES // world)
     for step in range(3):
         made.maps((pictures(images, torch.float64) * (1 + step))[:, mine].flatten(0, 1)).square().sum().backward()
-        episode_norm.settle(made)
+        episode_norm.update_running(made)
     summed = {f"grad.{name}": distributed.reduce_sum(value) for name, value in gradients(made).items()}
     return {**summed, **{name: value.clone() for name, value in made.named_buffers()}}
 

@@ -5,7 +5,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from sslmed_dist.report import plots
-from sslmed_dist.report.plots import DARK, LIGHT, Dot, Line
+from sslmed_dist.report.plots import DARK, LIGHT, Curve, Dot
 
 
 def axes_of(draw: plots.Draw) -> Any:
@@ -24,7 +24,7 @@ def captured(monkeypatch: Any, make: Any) -> Any:
 
 
 def test_a_plot_is_two_pngs_and_repeats_bit_for_bit() -> None:
-    lines = [Line("north", (([0, 1], [3.0, 2.0]),))]
+    lines = [Curve("north", (([0, 1], [3.0, 2.0]),))]
     light, dark = plots.curves(lines, "step")
     assert light.startswith(b"\x89PNG") and dark.startswith(b"\x89PNG") and light != dark
     assert plots.curves(lines, "step") == (light, dark)
@@ -47,10 +47,10 @@ def test_forest_plot_shows_every_arm_of_every_site_from_top_to_bottom(monkeypatc
 
 
 def test_runs_that_share_x_get_a_mean(monkeypatch: Any) -> None:
-    shared = Line("site", (([0, 1], [1.0, 2.0]), ([0, 1], [3.0, 4.0])))
+    shared = Curve("site", (([0, 1], [1.0, 2.0]), ([0, 1], [3.0, 4.0])))
     axes = captured(monkeypatch, lambda: plots.curves([shared], "round"))
     assert [list(line.get_ydata()) for line in axes.lines] == [[1.0, 2.0], [3.0, 4.0], [2.0, 3.0]]
-    apart = Line("site", (([0, 1], [1.0, 2.0]), ([0, 2], [3.0, 4.0])))
+    apart = Curve("site", (([0, 1], [1.0, 2.0]), ([0, 2], [3.0, 4.0])))
     axes = captured(monkeypatch, lambda: plots.curves([apart], "round"))
     assert len(axes.lines) == 2 and axes.get_xlabel() == "round"
 

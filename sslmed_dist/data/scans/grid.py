@@ -18,7 +18,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
-class Line:
+class PixelAxis:
     """Pixels along one axis of the plane: model pixel j lies at ``start + j step`` of ``count`` source pixels."""
 
     count: int
@@ -42,8 +42,8 @@ class Placement:
     spacing: tuple[float, float, float]
     pixel: float
     size: int
-    rows: Line
-    columns: Line
+    rows: PixelAxis
+    columns: PixelAxis
 
     @property
     def slices(self) -> int:
@@ -79,7 +79,7 @@ def place(shape: tuple[int, ...], affine: Array, *, pixel: float, size: int) -> 
     order = [int(np.nonzero(turn[:, 0] == world)[0][0]) for world in range(3)]
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     spacing = tuple(float(sides[axis]) for axis in order)
-    x, y = (line(shape[axis], pixel / side, size) for axis, side in zip(order[:2], spacing[:2], strict=True))
+    x, y = (pixel_axis(shape[axis], pixel / side, size) for axis, side in zip(order[:2], spacing[:2], strict=True))
     return Placement(
         shape=(int(shape[0]), int(shape[1]), int(shape[2])),
         affine=affine,
@@ -111,12 +111,12 @@ def same_grid(a: Placement, b: Placement, tolerance: float = 0.1) -> bool:
     return bool(np.linalg.norm(corners(a) - corners(b), axis=1).max() < tolerance * min(a.spacing))
 
 
-def line(count: int, step: float, size: int) -> Line:
+def pixel_axis(count: int, step: float, size: int) -> PixelAxis:
     """``size`` pixels, each ``step`` source pixels, about the middle of ``count``. A step of 1 starts at a whole pixel
     (an odd one is cut, or added, at the end), so that equal grids are cropped and not resampled."""
     if abs(step - 1.0) * max(count, size) / 2 < SNAP:
-        return Line(count, float(int((count - size) / 2)), 1.0)
-    return Line(count, (count - 1) / 2 - step * (size - 1) / 2, step)
+        return PixelAxis(count, float(int((count - size) / 2)), 1.0)
+    return PixelAxis(count, (count - 1) / 2 - step * (size - 1) / 2, step)
 
 
 def upright(volume: Array, placement: Placement) -> Array:

@@ -12,7 +12,7 @@ SEEDS = 3
 
 
 @dataclass(frozen=True)
-class Line:
+class CellFigure:
     """One figure of one cell. ``values``: what was measured, by seed (per cent where the metric is). ``state`` says in
     words why seeds are missing, "" when none is. ``published``: this table's figure first, then those that the thesis
     gives elsewhere; ``quoted``: from whom the thesis took it; ``partial``: of which folds the values are the mean,
@@ -56,7 +56,7 @@ class Outcome:
     it than the published one."""
 
     table: Table
-    lines: Sequence[Line]
+    lines: Sequence[CellFigure]
     seeds: int
     overrides: Sequence[str]
     changing: Sequence[str]
@@ -90,7 +90,7 @@ def text(outcome: Outcome) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def words(line: Line, tolerance: float) -> list[str]:
+def words(line: CellFigure, tolerance: float) -> list[str]:
     """One line of the table as it is printed."""
     marks = (" (s)" if len(line.values) < SEEDS else "") + (" (f)" if line.partial else "")
     inside = line.inside(tolerance)
@@ -105,7 +105,7 @@ def words(line: Line, tolerance: float) -> list[str]:
     ]
 
 
-def ours(line: Line) -> str:
+def ours(line: CellFigure) -> str:
     """``81.20 ± 0.31 (3 seeds)``, ``81.20 (1 of 3 seeds; not run)``, ``not run``."""
     if line.mean is None:
         return line.state or "not run"

@@ -14,7 +14,7 @@ from sslmed_dist.training.precision import NonFinite
 from sslmed_dist.verbs.reproduce import cell as single
 from sslmed_dist.verbs.reproduce import published, read_table
 from sslmed_dist.verbs.reproduce.cell import FINISHED, Cell
-from sslmed_dist.verbs.reproduce.published import Line, Outcome
+from sslmed_dist.verbs.reproduce.published import CellFigure, Outcome
 from sslmed_dist.verbs.reproduce.table import Table
 
 
@@ -170,7 +170,7 @@ def collect(asked: Request, todo: Sequence[Cell], states: Mapping[str, str]) -> 
                 reasons = [f"not ours: {asked.table.not_ours[row]}"]
             why = "; ".join(dict.fromkeys(reasons))
             figures, source = asked.table.published[row, column, name], asked.table.quoted.get((row, column), "")
-            lines.append(Line(row, column, name, values, asked.seeds, why, figures, source, partial))
+            lines.append(CellFigure(row, column, name, values, asked.seeds, why, figures, source, partial))
     lines += means(asked, lines)
     changing = [text for text in asked.overrides if not free(text.partition("=")[0])]
     shortened = {f"{cell.settings.run.start_from} ({path})": None for cell in todo for path in single.shortened(cell)}
@@ -188,7 +188,7 @@ def over_folds(asked: Request, each: Mapping[tuple[int, int | None], float]) -> 
     return values, "" if whole else f"folds {', '.join(map(str, there)) or '(mixed)'} of {len(folds)}"
 
 
-def means(asked: Request, lines: Sequence[Line]) -> list[Line]:
+def means(asked: Request, lines: Sequence[CellFigure]) -> list[CellFigure]:
     """Where the table publishes them: per row the mean over all of its columns and metrics."""
     found = []
     for row in dict.fromkeys(line.row for line in lines) if asked.table.means else ():
@@ -202,7 +202,7 @@ def means(asked: Request, lines: Sequence[Line]) -> list[Line]:
             "" if whole else "not all columns"
         )
         partial = "; ".join(dict.fromkeys(line.partial for line in mine if line.partial))
-        found.append(Line(row, "all", "mean", values, asked.seeds, why, figures, mine[0].quoted, partial))
+        found.append(CellFigure(row, "all", "mean", values, asked.seeds, why, figures, mine[0].quoted, partial))
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist import config, registry
-from sslmed_dist.data.scans.grid import Line, Placement, place, to_model, upright
+from sslmed_dist.data.scans.grid import PixelAxis, Placement, place, to_model, upright
 from sslmed_dist.data.scans.scan import StoredScan
 from sslmed_dist.downstream.oneshot import protocol
 from sslmed_dist.downstream.oneshot.evaluator import at_test, head_over
@@ -138,9 +138,9 @@ def standardised(
 def field_moments(voxels: np.ndarray[Any, np.dtype[np.float32]], placement: Placement) -> tuple[float, float]:
     """Mean and standard deviation of the voxels in the field of the slices, in their own resolution."""
 
-    def within(line: Line) -> slice:
-        low, high = line.start - line.step / 2, line.start + (placement.size - 0.5) * line.step
-        index = np.arange(line.count)
+    def within(axis: PixelAxis) -> slice:
+        low, high = axis.start - axis.step / 2, axis.start + (placement.size - 0.5) * axis.step
+        index = np.arange(axis.count)
         found = np.nonzero((index >= low) & (index <= high))[0]
         return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
 

@@ -12,7 +12,7 @@ NOTE = "Research use only, not a medical device. Left half: the patient's right.
 
 
 @dataclass(frozen=True)
-class Tile:
+class MaskedSlice:
     """A slice (H, W), standardised, the outline drawn on it (H, W) bool, and the line above it."""
 
     image: Tensor
@@ -25,7 +25,7 @@ class Row:
     """One label: pairs of a support tile and the query tile it served."""
 
     label: int
-    pairs: tuple[tuple[Tile, Tile], ...]
+    pairs: tuple[tuple[MaskedSlice, MaskedSlice], ...]
 
 
 def require_matplotlib() -> None:
@@ -42,5 +42,5 @@ def montage(rows: Sequence[Row], name: str) -> bytes:
     for place, row in enumerate(rows):
         shade = tuple(part / 255 for part in colour(place))
         tiles = [tile for pair in row.pairs for tile in pair]
-        made.append([outlines.Tile(tile.image, {shade: tile.mask}, tile.title) for tile in tiles])
+        made.append([outlines.Panel(tile.image, {shade: tile.mask}, tile.title) for tile in tiles])
     return outlines.sheet(made, f"{name}: support and query in turn. {NOTE}")

@@ -34,7 +34,7 @@ from sslmed_dist.verbs.segment.model import (
     search,
     standardised,
 )
-from sslmed_dist.verbs.segment.overlay import Row, Tile, montage, require_matplotlib
+from sslmed_dist.verbs.segment.overlay import MaskedSlice, Row, montage, require_matplotlib
 
 USE = "Research use only, not a medical device."
 Volumes = list[dict[str, Any]]  # lines of volumes.csv
@@ -260,8 +260,8 @@ def overlay(organs: Sequence[Organ], found: Sequence[Found], stack: torch.Tensor
             middle = served[len(served) // 2]
             title = f"query, slice {middle}" + ("" if one.estimate.seen else ", a guess")
             title += "" if shown[middle].any() else ": nothing found"
-            support = Tile(organ.images[place], organ.masks[place], f"support, label {organ.label}, slice {z}")
-            pairs.append((support, Tile(stack[middle, 0], shown[middle], title)))
+            support = MaskedSlice(organ.images[place], organ.masks[place], f"support, label {organ.label}, slice {z}")
+            pairs.append((support, MaskedSlice(stack[middle, 0], shown[middle], title)))
         rows.append(Row(organ.label, tuple(pairs)))
     return rows
 
