@@ -16,9 +16,9 @@ PAGE = CONFIGS / "README.md"
 TABLES = ("thesis", "tables")
 HEAD = """# Recipes and tables
 
-One file one run, or one file one published table. The header of a recipe has its command, hardware and result; a table's has
-its command with what its datasets are called, and its key `published` has all figures (here: the best row of the first
-column). This page is generated: `python -m tests.configs_page`.
+One file one run, or one file one published table. The header of a recipe has its command, hardware and result; a
+table's has its command with what its datasets are called, and its key `published` has all figures (here: the best row
+of the first column). This page is generated: `python -m tests.configs_page`.
 
 A recipe: `sslmed train FILE data.root=PATH [KEY=VALUE ...]` (with a section `federated`: `sslmed federate`). A table:
 `sslmed reproduce table-5.2 --root DATASET=PATH [--rows ...] [--columns ...] [--seeds 3]` runs what is missing of it

@@ -17,11 +17,12 @@ AHEAD = 2  # batches read ahead per worker: one in work, one waiting
 class Batches:
     """The global batches of a dataset, of which this rank gets one contiguous block of ``global_batch / world`` rows.
 
-    Pass p = 0, 1, ... of epoch e visits every sample once, in the keyed order (seed, "data", e, p); the passes follow
-    one another without a gap, so a batch may straddle two. The draw number of a row is its pass. An epoch is ``draws``
-    passes, the incomplete last batch dropped, or exactly ``steps_per_epoch`` batches when that is given.
-    ``workers`` > 0 fetches that many batches at a time in threads, in order and bounded.
-    Attributes: ``dataset``, ``global_batch``, ``local_batch``, ``steps`` (per epoch).
+    Pass p = 0, 1, ... of epoch e visits every sample once, in the keyed order (seed, "data", e, p). The passes follow
+    one another without a gap, so a batch may hold the end of one pass and the beginning of the next. The draw number
+    of a sample, which its random views are keyed by, is the number of the pass. An epoch is ``draws`` passes without
+    the incomplete last batch, or exactly ``steps_per_epoch`` batches when that is given.
+    ``workers`` > 0 fetches that many batches at a time in threads; they still come in order, and only ``AHEAD`` per
+    worker are held. Attributes: ``dataset``, ``global_batch``, ``local_batch``, ``steps`` (per epoch).
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Batches:
         self.steps = steps_per_epoch or len(dataset) * draws // global_batch
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Item]:
-        """This rank's batches ``start_step``, ``start_step + 1``, ... of an epoch (a skip costs nothing)."""
+        """This rank's batches ``start_step``, ``start_step + 1``, ... of an epoch; earlier ones are not even read."""
         plan = self.plan(epoch, start_step)
         fetched = self.fetch_ahead(epoch, plan) if self.workers else (self.fetch(epoch, *rows) for rows in plan)
         with closing(fetched):
@@ -64,24 +65,27 @@ class Batches:
                 yield {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
     def plan(self, epoch: int, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(positions, draw numbers) of this rank's rows, batch after batch."""
+        """(positions, draw numbers) of this rank's rows, batch after batch, each int64 (local_batch,)."""
         count = len(self.dataset)
-        orders: dict[int, Tensor] = {}
+        orders: dict[int, Tensor] = {}  # pass -> its visiting order, (N,) positions
         for step in range(start_step, self.steps):
+            # this rank's rows, counted through the whole epoch: row r is the (r mod N)-th sample of pass r // N
             first = step * self.global_batch + self.rank * self.local_batch
-            rows = torch.arange(first, first + self.local_batch)
-            passes = rows // count
-            wanted = range(int(passes[0]), int(passes[-1]) + 1)
-            orders = {p: orders[p] if p in orders else self.order(epoch, p) for p in wanted}
-            positions = torch.cat([orders[p][(rows % count)[passes == p]] for p in wanted])
+            row_numbers = torch.arange(first, first + self.local_batch)  # (local_batch,)
+            passes = row_numbers // count  # (local_batch,), ascending
+            # keep the orders of the passes that this batch touches, and forget those that are over
+            current_passes = range(int(passes[0]), int(passes[-1]) + 1)
+            orders = {p: orders[p] if p in orders else self.order(epoch, p) for p in current_passes}
+            # within each pass, look the rows up in its order
+            positions = torch.cat([orders[p][(row_numbers % count)[passes == p]] for p in current_passes])
             yield positions, passes
 
-    def order(self, epoch: int, number: int) -> Tensor:
-        """Positions of all samples in the order in which pass ``number`` of an epoch visits them."""
-        return randomness.order(self.dataset.ids, self.seed, "data", epoch, number)
+    def order(self, epoch: int, pass_number: int) -> Tensor:
+        """Positions of all samples, int64 (N,), in the order in which pass ``pass_number`` of an epoch visits them."""
+        return randomness.order(self.dataset.ids, self.seed, "data", epoch, pass_number)
 
     def fetch(self, epoch: int, positions: Tensor, draw: Tensor) -> Item:
-        """One batch from the dataset, in page-locked memory when it has to travel to a GPU."""
+        """The batch of ``positions`` and their ``draw`` numbers, int64 (B,) each; page-locked when it goes to a GPU."""
         batch = self.dataset.fetch(positions, seed=self.seed, epoch=epoch, draw=draw)
         if self.device.type != "cuda":
             return batch
@@ -94,6 +98,7 @@ class Batches:
         try:
             for positions, draw in plan:
                 waiting.append(pool.submit(self.fetch, epoch, positions, draw))
+                # once enough are under way, hand out the oldest: the order stays, and memory is bounded
                 if len(waiting) >= AHEAD * self.workers:
                     yield waiting.popleft().result()
             while waiting:

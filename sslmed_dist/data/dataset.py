@@ -25,10 +25,11 @@ class Dataset(ABC):
     name      of the set, for reports
     classes   names of the label values (task "single") or of the label columns ("multi"); empty when unlabelled
     task      "single": ``labels`` int64 (N,), -1 = unlabelled; "multi": float32 (N, L) of 0 and 1
-    channels  of an image; bits 8 or 16 is the depth the images were stored with
-    ids       int64 (N,), unique; groups int64 (N,), patient or exam (the own id where there is none)
+    channels  number of channels of an image; bits 8 or 16 is the depth the images were stored with
+    ids       int64 (N,), unique; groups int64 (N,), patient or exam (the sample's id where neither is known)
     sites     int64 (N,) site or scanner, None where the data does not say
-    records   one dict per sample of site-private facts (file name, geometry), or an empty list; never in a batch
+    records   one dict per sample of what must not leave the site (file name, geometry), or an empty list; never in a
+              batch
     dropped   number of samples left out as duplicates, per split
     device    where ``fetch`` puts its tensors
     """
@@ -80,9 +81,10 @@ class Dataset(ABC):
         """The same dataset whose ``fetch`` answers on ``device``; images held in memory are copied there."""
 
     def item(self, images: Tensor, positions: Tensor, draw: Tensor) -> Item:
-        """Put ``images`` (B, C, H, W) and the facts of the samples at ``positions`` together as a batch."""
-        facts = {"labels": self.labels[positions], "index": self.ids[positions], "draw": draw}
-        return {name: value.to(self.device) for name, value in ({"images": images} | facts).items()}
+        """The batch that ``fetch`` returns, on ``self.device``: ``images`` (B, C, H, W) of the samples at ``positions``
+        (int64 (B,)) with their labels, ids and draw numbers."""
+        sample_tensors = {"labels": self.labels[positions], "index": self.ids[positions], "draw": draw}
+        return {name: value.to(self.device) for name, value in ({"images": images} | sample_tensors).items()}
 
 
 class Subset(Dataset):
@@ -91,7 +93,8 @@ class Subset(Dataset):
     def __init__(self, dataset: Dataset, positions: Tensor) -> None:
         """Raises ``ValueError`` when ``positions`` is empty."""
         positions = torch.as_tensor(positions, dtype=torch.int64).cpu()
-        if isinstance(dataset, Subset):  # one level is enough, however often a set is cut
+        # a subset of a subset points straight into the full set, so a fetch is one look-up however often it was cut
+        if isinstance(dataset, Subset):
             positions = dataset.positions[positions]
             dataset = dataset.dataset
         self.dataset: Dataset = dataset
@@ -136,10 +139,10 @@ class ArrayDataset(Dataset):
         records: Sequence[dict[str, Any]] = (),
         dropped: Mapping[str, int] | None = None,
     ) -> None:
-        """``ids`` are the positions when not given. ``ValueError`` for images of another shape or type."""
+        """``ids`` are 0, 1, ... when not given. ``ValueError`` for images of another shape or type."""
         if images.ndim != 4 or images.dtype not in (torch.uint8, torch.float32):
-            found = f"{tuple(images.shape)} {images.dtype}"
-            raise ValueError(f"{name}: images must be uint8 or float32 (N, C, H, W), got {found}")
+            shape_and_type = f"{tuple(images.shape)} {images.dtype}"
+            raise ValueError(f"{name}: images must be uint8 or float32 (N, C, H, W), got {shape_and_type}")
         self.images = images
         super().__init__(
             name=name,
@@ -170,8 +173,9 @@ class ArrayDataset(Dataset):
 def content_hash(image: Tensor) -> bytes:
     """128-bit BLAKE2b of an image's shape, type and bytes: equal for equal pictures on every machine."""
     array = image.contiguous().cpu().numpy()
-    head = f"{array.shape}{array.dtype.str}".encode()
-    return hashlib.blake2b(head + array.tobytes(), digest_size=16).digest()
+    # the header tells images apart whose bytes agree but whose shapes or types do not
+    header = f"{array.shape}{array.dtype.str}".encode()
+    return hashlib.blake2b(header + array.tobytes(), digest_size=16).digest()
 
 
 def duplicates(images: Tensor) -> Tensor:
@@ -181,21 +185,22 @@ def duplicates(images: Tensor) -> Tensor:
     test) this also removes leaks between splits: of a picture in two splits the copy in the later one goes.
     """
     seen: set[bytes] = set()
-    drop = []
+    repeated = []
     for position, image in enumerate(images):
         digest = content_hash(image)
         if digest in seen:
-            drop.append(position)
+            repeated.append(position)
         seen.add(digest)
-    return torch.tensor(drop, dtype=torch.int64)
+    return torch.tensor(repeated, dtype=torch.int64)
 
 
-def select_split(part: Sequence[str], split: str, where: str) -> Tensor:
-    """Positions (int64) of the samples whose split name in ``part`` is ``split``, or of all for "all".
+def select_split(splits: Sequence[str], split: str, where: str) -> Tensor:
+    """Positions (int64 (n,), ascending) of the samples of one ``split``, or of all samples for "all".
 
-    ``ValueError`` naming the splits there are when ``split`` is none of them.
+    ``splits`` has the split name of every sample. ``ValueError`` names the splits there are when ``split`` is none of
+    them.
     """
-    present = [name for name in SPLITS if name in set(part)]
+    present = [name for name in SPLITS if name in set(splits)]
     if split != "all" and split not in present:
         raise ValueError(f"{where}: no split {split!r}; allowed: {', '.join([*present, 'all'])}")
-    return torch.tensor([i for i, name in enumerate(part) if split in ("all", name)], dtype=torch.int64)
+    return torch.tensor([i for i, name in enumerate(splits) if split in ("all", name)], dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Several splits of one dataset as one, so that an evaluation can speak of positions in a single set."""
+"""Several splits of one dataset as one set, so that an evaluation can name any sample by one position."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ class Joined(Dataset):
             ):
                 raise ValueError(f"{part.name} and {first.name} differ in classes or channels: not splits of one set")
         self.parts = list(parts)
-        self.starts = torch.tensor([0] + [len(part) for part in parts]).cumsum(0)
+        self.starts = torch.tensor([0] + [len(part) for part in parts]).cumsum(0)  # (parts + 1,) first position of each
         super().__init__(
             name=first.name,
             ids=torch.cat([part.ids for part in parts]),
@@ -35,17 +35,18 @@ class Joined(Dataset):
         )
         self.device = first.device
 
-    def positions(self, number: int) -> Tensor:
-        """Where the samples of part ``number`` are (int64)."""
-        return torch.arange(int(self.starts[number]), int(self.starts[number + 1]))
+    def positions(self, part_index: int) -> Tensor:
+        """Positions of the samples of part ``part_index``, int64 (n,)."""
+        return torch.arange(int(self.starts[part_index]), int(self.starts[part_index + 1]))
 
     def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
-        owner = torch.searchsorted(self.starts, positions, right=True) - 1
+        owner = torch.searchsorted(self.starts, positions, right=True) - 1  # (B,) part that holds each position
         batch: Item = {}
-        for number in torch.unique(owner).tolist():
-            rows = owner == number
-            inside = positions[rows] - self.starts[number]
-            piece = self.parts[number].fetch(inside, seed=seed, epoch=epoch, draw=draw[rows])
+        for part_index in torch.unique(owner).tolist():
+            # fetch this part's rows of the batch, then put them back where they stood
+            rows = owner == part_index  # (B,) boolean
+            part_positions = positions[rows] - self.starts[part_index]
+            piece = self.parts[part_index].fetch(part_positions, seed=seed, epoch=epoch, draw=draw[rows])
             for name, value in piece.items():
                 if name not in batch:
                     batch[name] = value.new_empty((len(positions), *value.shape[1:]))

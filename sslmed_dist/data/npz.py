@@ -56,7 +56,7 @@ def find_archive(root: Path) -> Path:
         return root
     if not root.is_dir():
         raise ValueError(f"{root}: no such file or folder")
-    found = sorted(root.glob("*.npz"))
-    if len(found) != 1:
-        raise ValueError(f"{root}: expected exactly one .npz file in it, found {len(found)}; name the file itself")
-    return found[0]
+    archives = sorted(root.glob("*.npz"))
+    if len(archives) != 1:
+        raise ValueError(f"{root}: expected exactly one .npz file in it, found {len(archives)}; name the file itself")
+    return archives[0]

@@ -19,21 +19,22 @@ from sslmed_dist.data.images.files import ImageFiles
 from sslmed_dist.data.images.shards import SUMMARY, VERSION, Form, Shard, read_summary, write_shard
 from sslmed_dist.data.workers import in_processes
 
-# Sets that are packed whole, by name: what packs them.
+# Sets that become one file instead of shards: name of the set -> the function that packs it.
 WHOLE: Mapping[str, Callable[..., Path]] = {"episodes": pack_episodes}
 
 
 def pack_any(leaf: Mapping[str, Any], out: Path, *, workers: int, note: Callable[[str], None], **form: Any) -> Path:
-    """Pack the dataset ``leaf`` in the way that suits it: image files as shards (``pack``), whole sets of exams as one
-    file (``WHOLE``). ``ValueError`` as theirs, and for a form of images that is asked of such a file."""
+    """Pack the dataset ``leaf`` in the way that suits it: image files as shards (``pack``), sets of exams as one file
+    (``WHOLE``). ``ValueError`` as theirs, and for a setting of ``pack`` that is given for a set of exams."""
     if leaf["name"] not in WHOLE:
         return pack(leaf, out, workers=workers, note=note, **form)
-    asked = [name for name, value in form.items() if value != signature(pack).parameters[name].default]
-    if asked:
-        names = ", ".join("format" if name == "form" else name for name in asked)
+    # settings of image shards mean nothing for these sets: refuse any that is not at its default
+    changed_settings = [name for name, value in form.items() if value != signature(pack).parameters[name].default]
+    if changed_settings:
+        names = ", ".join("format" if name == "form" else name for name in changed_settings)
         raise ValueError(f"pack: {names}: for sets of image files; {leaf['name']} is packed as it is stored")
-    done: Path = registry.build(WHOLE, leaf, "pack", out=out, workers=workers, note=note)
-    return done
+    packed_file: Path = registry.build(WHOLE, leaf, "pack", out=out, workers=workers, note=note)
+    return packed_file
 
 
 def pack(
@@ -50,10 +51,11 @@ def pack(
     """Pack all splits of the dataset ``leaf`` ({"name", "root", arguments}; a set of image files) into the folder
     ``out``, and return it. Images keep their ids, labels, groups and splits.
 
-    Every image is brought to the short side ``short`` as the dataset itself would with that ``size``. ``form`` "jpeg":
-    stored whole at ``quality`` (libjpeg, 4:2:0 chroma), cut to the square when read; "raw": its middle square,
-    ``channels x short x short`` bytes, bit-equal to the dataset's. ``rows`` images a shard; ``workers`` processes.
-    A run that was killed goes on with the first shard that is not whole and ends with the same files.
+    Every image is brought to the short side ``short``, as the dataset itself does for ``size`` = ``short``. ``form``
+    "jpeg" stores all of it at ``quality`` (libjpeg, 4:2:0 chroma); it is cut to the square when read. "raw" stores its
+    middle square, ``channels x short x short`` bytes, bit-equal to the dataset's. A shard holds ``rows`` images;
+    ``workers`` processes write shards side by side.
+    A run that was killed goes on with the first shard that is not complete and ends with the same files.
     ``note`` is told of each finished shard.
     ``ValueError``: another dataset, an argument out of range, an image that cannot be read, a folder of something else.
     """
@@ -91,16 +93,17 @@ def open_source(leaf: Mapping[str, Any], short: int) -> ImageFiles:
 
 
 def describe(source: ImageFiles, leaf: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """``pack.json`` without its shards. The fingerprint covers the settings and every name, label, group and split; not
-    where the files lie."""
-    facts = {"name": source.name, "classes": list(source.classes), "channels": source.channels, **settings}
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    """``pack.json`` without its list of shards. The fingerprint covers the settings and the name, label, group and
+    split of every image, but not the folder that the files lie in."""
+    identity = {"name": source.name, "classes": list(source.classes), "channels": source.channels, **settings}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+    # zero bytes keep neighbouring names apart; little-endian int64 gives the same digest on every machine
     digest.update("\0".join(source.listing.names).encode())
     digest.update("\0".join(source.listing.splits).encode())
     for values in (source.labels, source.groups):
         digest.update(values.numpy().astype("<i8").tobytes())
-    head = {"kind": "sslmed pack", "version": VERSION, "fingerprint": digest.hexdigest()}
-    return head | facts | {"images": len(source), "source": {key: readable(value) for key, value in leaf.items()}}
+    header = {"kind": "sslmed pack", "version": VERSION, "fingerprint": digest.hexdigest()}
+    return header | identity | {"images": len(source), "source": {key: readable(value) for key, value in leaf.items()}}
 
 
 def readable(value: Any) -> Any:
@@ -109,14 +112,18 @@ def readable(value: Any) -> Any:
 
 
 def prepare(folder: Path, summary: Mapping[str, Any]) -> Path:
-    """The folder to write into, without what a killed run left half written. ``ValueError`` when it holds something
-    else or another pack."""
+    """Make the folder to write into, and delete the temporary files of a killed run. ``ValueError`` when it holds
+    another pack or anything else."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: exists and is not a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    other = sorted(p.name for p in folder.iterdir() if not p.name.startswith((".", "shard-")) and p.name != SUMMARY)
-    if other:
-        raise ValueError(f"{folder}: holds {other[0]}, which is no part of a pack; give an empty or a new folder")
+    foreign_files = sorted(
+        p.name for p in folder.iterdir() if not p.name.startswith((".", "shard-")) and p.name != SUMMARY
+    )
+    if foreign_files:
+        raise ValueError(
+            f"{folder}: holds {foreign_files[0]}, which is no part of a pack; give an empty or a new folder"
+        )
     if (folder / SUMMARY).exists() and read_summary(folder)["fingerprint"] != summary["fingerprint"]:
         raise ValueError(f"{folder / SUMMARY}: another pack; give an empty or a new folder")
     for path in folder.glob(".shard-*"):
@@ -126,17 +133,18 @@ def prepare(folder: Path, summary: Mapping[str, Any]) -> Path:
 
 def cut(source: ImageFiles, folder: Path, summary: Mapping[str, Any]) -> Iterator[Shard]:
     """The shards of a set: ``rows`` images each, in the order of the ids."""
+    # an image's id is its row in the listing, so the ids pick the splits of the source's images
     splits = torch.tensor([SPLITS.index(split) for split in source.listing.splits])
-    table = {"ids": source.ids, "labels": source.labels, "groups": source.groups, "splits": splits[source.ids]}
+    columns = {"ids": source.ids, "labels": source.labels, "groups": source.groups, "splits": splits[source.ids]}
     rows = int(summary["rows"])
-    for number, start in enumerate(range(0, len(source), rows)):
-        part = slice(start, start + rows)
+    for shard_number, start in enumerate(range(0, len(source), rows)):
+        shard_rows = slice(start, start + rows)
         yield Shard(
             folder=folder,
-            number=number,
+            number=shard_number,
             root=source.listing.root,
-            names=source.files[part],
-            columns={key: values[part].numpy().astype(np.int64) for key, values in table.items()},
+            names=source.files[shard_rows],
+            columns={key: values[shard_rows].numpy().astype(np.int64) for key, values in columns.items()},
             fingerprint=summary["fingerprint"],
             form=summary["format"],
             short=summary["short"],

@@ -1,8 +1,10 @@
 """Index subsets: long tail, label fraction, cross-validation fold, chosen classes, a published list of files.
 
-Every function is pure: (labels, groups, ids, *, seed, ...) -> sorted int64 positions. The choice of a sample depends
-on its id (or its group's number) and the seed, so subsets of different sizes are nested. ``listed`` reads its file and
-also takes the samples' file names.
+Every function is pure: (labels, groups, ids, *, seed, ...) -> sorted int64 positions (n,), with labels (N,) or (N, L),
+groups and ids int64 (N,). Samples are taken in an order that is fixed by their ids (or their groups' numbers) and the
+seed, so a smaller subset is part of a larger one. ``listed`` reads a file and also takes the samples' file names.
+
+Shapes below: N samples, L label columns, G groups.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +27,10 @@ def long_tail(
     imbalance: float = 100.0,
     profile: Literal["exponential"] = "exponential",
 ) -> Tensor:
-    """Class c of C keeps floor(n imbalance^(-c / (C - 1))) samples, n being the size of the smallest class (Cui et al.
-    2019): class 0 has ``imbalance`` times the samples of the last. At least one sample stays.
+    """Long tail (Cui et al. 2019): class c of C keeps floor(n imbalance^(-c / (C - 1))) samples, at least one.
+
+    n is the size of the smallest class in the data, so class 0 can keep n. Class 0 has ``imbalance`` times the samples
+    of the last class.
 
     ``ValueError`` for multi-labels, unlabelled samples, a single class or an imbalance below 1.
     """
@@ -38,33 +42,37 @@ def long_tail(
     if len(values) < 2:
         raise ValueError("subset long_tail: needs at least two classes")
     order = randomness.order(ids, seed, "long_tail")
-    largest = int(counts.min())
-    keep = []
-    for rank, value in enumerate(values):
+    head_size = int(counts.min())
+    chosen = []
+    # the first ``size`` samples of each class in the keyed order
+    for class_index, value in enumerate(values):
         # the small term keeps 50 at 50 where the power comes out as 49.999...
-        size = max(1, int(largest * imbalance ** (-rank / (len(values) - 1)) + 1e-9))
-        keep.append(order[labels[order] == value][:size])
-    return torch.sort(torch.cat(keep)).values
+        size = max(1, int(head_size * imbalance ** (-class_index / (len(values) - 1)) + 1e-9))
+        chosen.append(order[labels[order] == value][:size])
+    return torch.sort(torch.cat(chosen)).values
 
 
 def label_fraction(
     labels: Tensor, groups: Tensor, ids: Tensor, *, seed: int, fraction: float, stratified: bool = True
 ) -> Tensor:
-    """A share of the labelled data, by whole groups (exams, patients): of each label's groups when ``stratified``
-    (at least one each), else of all. A smaller fraction under the same seed is part of a larger one.
+    """A share of the labelled data. Groups (exams, patients) are taken as a whole, never in part.
+
+    ``stratified`` takes the share of each label's groups, at least one of each; otherwise the share of all groups. A
+    smaller fraction under the same seed is part of a larger one.
 
     ``ValueError`` unless 0 < fraction <= 1.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"subset label_fraction: fraction must be above 0 and at most 1, got {fraction}")
-    names, row, table = group_table(labels, groups)
-    codes = strata(table) if stratified else torch.zeros_like(names)
-    order = randomness.order(names, seed, "label_fraction")
-    mark = torch.zeros(len(names), dtype=torch.bool)
+    group_numbers, group_row, group_labels = group_table(labels, groups)
+    # one stratum per label, or a single one for all
+    codes = strata(group_labels) if stratified else torch.zeros_like(group_numbers)
+    order = randomness.order(group_numbers, seed, "label_fraction")
+    is_chosen = torch.zeros(len(group_numbers), dtype=torch.bool)  # (G,)
     for code in torch.unique(codes):
         members = order[codes[order] == code]
-        mark[members[: max(1, round(fraction * len(members)))]] = True
-    return torch.nonzero(mark[row])[:, 0]
+        is_chosen[members[: max(1, round(fraction * len(members)))]] = True
+    return torch.nonzero(is_chosen[group_row])[:, 0]
 
 
 def fold(
@@ -77,24 +85,29 @@ def fold(
     index: int,
     part: Literal["train", "val"] = "train",
 ) -> Tensor:
-    """Cross-validation: the samples of fold ``index`` ("val") or all others ("train"). Whole groups are dealt in turn
-    within each label, so folds have equal numbers of groups, and of each label's groups, to within one.
+    """Cross-validation: the samples of fold ``index`` (``part`` "val") or all others ("train").
+
+    Groups are dealt in turn within each label and never split. Folds therefore have equal numbers of groups, and of
+    each label's groups, to within one.
 
     ``ValueError`` unless 2 <= folds <= number of groups and 0 <= index < folds.
     """
-    names, row, table = group_table(labels, groups)
-    if not 2 <= folds <= len(names):
-        raise ValueError(f"subset fold: folds is {folds}; allowed: 2 to {len(names)} (the number of groups)")
+    group_numbers, group_row, group_labels = group_table(labels, groups)
+    if not 2 <= folds <= len(group_numbers):
+        raise ValueError(f"subset fold: folds is {folds}; allowed: 2 to {len(group_numbers)} (the number of groups)")
     if not 0 <= index < folds:
         raise ValueError(f"subset fold: index is {index}; allowed: 0 to {folds - 1}")
-    dealt = torch.empty_like(names)
-    dealt[stratified_order(table, names, seed, "fold")] = torch.arange(len(names)) % folds
-    inside = dealt[row] == index
-    return torch.nonzero(inside if part == "val" else ~inside)[:, 0]
+    # deal the groups, sorted by label, to folds 0, 1, ..., 0, 1, ... and hand the fold on to their samples
+    fold_of_group = torch.empty_like(group_numbers)  # (G,)
+    fold_of_group[stratified_order(group_labels, group_numbers, seed, "fold")] = (
+        torch.arange(len(group_numbers)) % folds
+    )
+    in_fold = fold_of_group[group_row] == index  # (N,) boolean
+    return torch.nonzero(in_fold if part == "val" else ~in_fold)[:, 0]
 
 
 def classes(labels: Tensor, groups: Tensor, ids: Tensor, *, seed: int, keep: tuple[int, ...]) -> Tensor:
-    """The samples whose label is one of ``keep``; labels keep their numbers (``seed`` plays no part).
+    """The samples whose label is one of ``keep``; labels keep their numbers, and ``seed`` plays no part.
 
     ``ValueError`` for multi-labels, or a class without samples.
     """
@@ -108,13 +121,15 @@ def classes(labels: Tensor, groups: Tensor, ids: Tensor, *, seed: int, keep: tup
 
 
 def listed(labels: Tensor, groups: Tensor, ids: Tensor, *, seed: int, names: Sequence[str], file: str) -> Tensor:
-    """The samples that a text ``file`` lists: one image a line, its path, then perhaps a class number, which is left
-    aside (labels are the data's own). This is how ImageNet-LT is published (Liu et al. 2019, "Large-scale long-tailed
-    recognition in an open world": 115,846 images of 1000 classes, 1280 to 5 each; its profile is a Pareto
-    distribution of power 6, but no formula gives back its draw). ``names`` are the samples' paths below the root.
+    """The samples that a text ``file`` lists; ``names`` are the samples' paths below the root.
 
-    A listed path means the one sample whose path equals it, or where one of the two ends in "/" and the other:
-    ``train/n01440764/n01440764_190.JPEG`` finds ``n01440764/n01440764_190.JPEG`` (``seed`` plays no part).
+    A line is the path of an image, then perhaps a class number, which is ignored: the data has its own labels.
+    ImageNet-LT is published in this way (Liu et al. 2019, "Large-scale long-tailed recognition in an open world":
+    115,846 images of 1000 classes, 1280 to 5 each). Its class sizes follow a Pareto distribution of power 6, but which
+    images were drawn is known from the list alone.
+
+    A listed path means the sample whose path equals it, or whose path is the same but for folders in front:
+    ``train/n01440764/n01440764_190.JPEG`` finds ``n01440764/n01440764_190.JPEG``. ``seed`` plays no part.
     ``ValueError`` for data without file names, and for a line that means no sample, two, or the same one again.
     """
     if len(names) != len(ids):
@@ -122,31 +137,35 @@ def listed(labels: Tensor, groups: Tensor, ids: Tensor, *, seed: int, names: Seq
     path = Path(file).expanduser()
     if not path.is_file():
         raise ValueError(f"subset listed: {file}: no such file")
-    by_last: dict[str, list[int]] = {}
+    # file name -> positions, so that a line is compared with few paths instead of all
+    by_file_name: dict[str, list[int]] = {}
     for position, name in enumerate(names):
-        by_last.setdefault(PurePosixPath(name).name, []).append(position)
-    chosen: dict[int, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        before, _, last = line.strip().rpartition(" ")
-        wanted = before.strip() if before and last.isdigit() else line.strip()
-        if not wanted:
+        by_file_name.setdefault(PurePosixPath(name).name, []).append(position)
+    chosen: dict[int, int] = {}  # position -> line that lists it
+    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        # drop a class number after the last space; a path may itself have spaces
+        leading_words, _, last_word = line.strip().rpartition(" ")
+        listed_path = leading_words.strip() if leading_words and last_word.isdigit() else line.strip()
+        if not listed_path:
             continue
-        found = [i for i in by_last.get(PurePosixPath(wanted).name, []) if same_file(names[i], wanted)]
-        if len(found) != 1:
+        matches = [i for i in by_file_name.get(PurePosixPath(listed_path).name, []) if same_file(names[i], listed_path)]
+        if len(matches) != 1:
             raise ValueError(
-                f"subset listed: {file}:{number}: {wanted!r} means {len(found)} samples of the data, not 1"
+                f"subset listed: {file}:{line_number}: {listed_path!r} means {len(matches)} samples of the data, not 1"
             )
-        if found[0] in chosen:
-            raise ValueError(f"subset listed: {file}:{number}: {wanted!r} stood already in line {chosen[found[0]]}")
-        chosen[found[0]] = number
+        if matches[0] in chosen:
+            raise ValueError(
+                f"subset listed: {file}:{line_number}: {listed_path!r} stood already in line {chosen[matches[0]]}"
+            )
+        chosen[matches[0]] = line_number
     if not chosen:
         raise ValueError(f"subset listed: {file}: lists no image")
     return torch.sort(torch.tensor(list(chosen))).values
 
 
-def same_file(name: str, wanted: str) -> bool:
+def same_file(name: str, listed_path: str) -> bool:
     """Whether two paths are equal, or the longer one ends in the shorter one at a folder's boundary."""
-    return f"/{name}".endswith(f"/{wanted}") or f"/{wanted}".endswith(f"/{name}")
+    return f"/{name}".endswith(f"/{listed_path}") or f"/{listed_path}".endswith(f"/{name}")
 
 
 SUBSETS: dict[str, Callable[..., Tensor]] = {

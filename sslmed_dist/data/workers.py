@@ -15,9 +15,10 @@ Result = TypeVar("Result")
 
 
 def in_processes(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
-    """``work`` of every job, in order, in up to ``workers`` processes; with one of either, in this process. A daemonic
-    process may start no other and works by itself. The first error ends the queue of the others.
+    """Run ``work`` on every job and yield the results in the order of the jobs, from up to ``workers`` processes.
 
+    One job or one worker is served in this process. So is everything when this process is daemonic, for it may not
+    start others. After the first error no further job is begun.
     ``ValueError`` when a process ended early (killed, out of memory).
     """
     count = min(workers, len(jobs))
@@ -36,7 +37,10 @@ def in_processes(work: Callable[[Job], Result], jobs: Sequence[Job], workers: in
 
 
 def enter_worker() -> None:
-    """One thread for torch, and an end with the parent: a pool whose parent was killed would wait for ever."""
+    """Prepare a worker process: one thread for torch, and a watch that ends it with its parent.
+
+    Without the watch the workers of a parent that was killed would wait for jobs for ever.
+    """
     torch.set_num_threads(1)
     threading.Thread(target=leave_with_parent, daemon=True).start()
 

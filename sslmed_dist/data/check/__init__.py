@@ -23,27 +23,27 @@ Inspection = Callable[[Path, Findings], None]
 
 
 def holds(*names: str) -> Callable[[Path], bool]:
-    """Whether any of ``names`` (patterns) is in the folder."""
-    return lambda place: any(True for name in names for _ in place.glob(name))
+    """A test of a folder: does it hold anything that matches one of the patterns ``names``?"""
+    return lambda root: any(True for name in names for _ in root.glob(name))
 
 
-def is_mrnet(place: Path) -> bool:
-    """Whether a plane's folder is where MRNet has it."""
-    return any((place / split / plane).is_dir() for split in FOLDERS.values() for plane in PLANES)
+def is_mrnet(root: Path) -> bool:
+    """Whether the folder has a split with a plane in it, such as train/axial."""
+    return any((root / split / plane).is_dir() for split in FOLDERS.values() for plane in PLANES)
 
 
-def is_ilsvrc(place: Path) -> bool:
-    """Whether train/ has folders named by WNIDs."""
-    train = (place / "ILSVRC/Data/CLS-LOC/train", place / "train")
+def is_ilsvrc(root: Path) -> bool:
+    """Whether ``train`` has folders named by WordNet ids."""
+    train = (root / "ILSVRC/Data/CLS-LOC/train", root / "train")
     return any(is_wnid(entry.name) for folder in train if folder.is_dir() for entry in folder.iterdir())
 
 
-def is_cifar(place: Path) -> bool:
+def is_cifar(root: Path) -> bool:
     """Whether this is a folder of CIFAR, or holds one."""
-    return any(folder.name.startswith("cifar-") for folder in (place, *place.glob("cifar-*")))
+    return any(folder.name.startswith("cifar-") for folder in (root, *root.glob("cifar-*")))
 
 
-# Name of a layout -> (does the folder have it, its inspection); the first that fits is taken.
+# Name of a layout -> (test whether a folder has it, its inspection); the first that fits is taken.
 LAYOUTS: dict[str, tuple[Callable[[Path], bool], Inspection]] = {
     "packed set": (holds("pack.json", "shard-*.npz", "shard-*.bin"), inspect_pack),
     "CIFAR-10 or -100": (is_cifar, inspect_cifar),
@@ -58,38 +58,38 @@ LAYOUTS: dict[str, tuple[Callable[[Path], bool], Inspection]] = {
     "ISIC 2016": (holds(f"{ISIC}_*"), inspect_listing("ISIC 2016 part 3", read_isic2016)),
     "Chaoyang": (holds("train.json", "test.json"), inspect_listing("Chaoyang", read_chaoyang)),
     "MHIST": (
-        lambda place: (place / "annotations.csv").is_file() and (place / "images").is_dir(),
+        lambda root: (root / "annotations.csv").is_file() and (root / "images").is_dir(),
         inspect_listing("MHIST", read_mhist),
     ),
-    "NIfTI exams": (lambda place: any(NAME.fullmatch(entry.name) for entry in place.iterdir()), inspect_volumes),
+    "NIfTI exams": (lambda root: any(NAME.fullmatch(entry.name) for entry in root.iterdir()), inspect_volumes),
     "MRNet": (is_mrnet, inspect_mrnet),
-    "packed JPEG or MedMNIST .npz": (lambda place: len(list(place.glob("*.npz"))) == 1, inspect_archive),
-    "image folder": (lambda place: any(e.suffix.lower() in SUFFIXES for e in place.rglob("*")), inspect_images),
+    "packed JPEG or MedMNIST .npz": (lambda root: len(list(root.glob("*.npz"))) == 1, inspect_archive),
+    "image folder": (lambda root: any(e.suffix.lower() in SUFFIXES for e in root.rglob("*")), inspect_images),
 }
 
 
 def inspect(path: str | Path) -> tuple[list[str], list[str]]:
-    """(report lines, problems): the layout of ``path``, samples per split and class, sizes, channels, depth, geometry;
-    and corrupt, constant, repeated, missing or unlabelled images, empty classes, patients in two splits, masks that do
-    not fit.
+    """(report lines, problems) of the set in ``path``.
 
-    An empty list of problems means that nothing about the set needs attention. ``ValueError`` when ``path`` does not
-    exist or is none of the layouts that can be read.
+    The lines name its layout, samples per split and class, sizes, channels, depth and geometry. Problems are corrupt,
+    constant, repeated, missing or unlabelled images, empty classes, patients in two splits and masks that do not fit;
+    without any, nothing about the set needs attention. ``ValueError`` when ``path`` does not exist or has none of the
+    layouts that can be read.
     """
-    place = Path(path)
-    if not place.exists():
-        raise ValueError(f"{place}: no such file or folder")
+    root = Path(path)
+    if not root.exists():
+        raise ValueError(f"{root}: no such file or folder")
     findings = Findings()
-    recognise(place)(place, findings)
+    recognise(root)(root, findings)
     return findings.lines, findings.problems
 
 
-def recognise(place: Path) -> Inspection:
-    """The function that inspects the layout of ``place``. ``ValueError`` when it is none of ``LAYOUTS``."""
-    if place.is_file() and place.suffix == ".npz":
+def recognise(root: Path) -> Inspection:
+    """The function that inspects the layout of ``root``. ``ValueError`` when it is none of ``LAYOUTS``."""
+    if root.is_file() and root.suffix == ".npz":
         return inspect_archive
-    if place.is_dir():
+    if root.is_dir():
         for fits, inspection in LAYOUTS.values():
-            if fits(place):
+            if fits(root):
                 return inspection
-    raise ValueError(f"{place}: not a layout that can be read; allowed: {', '.join(LAYOUTS)}")
+    raise ValueError(f"{root}: not a layout that can be read; allowed: {', '.join(LAYOUTS)}")

@@ -8,7 +8,7 @@ SHOWN = 5  # names in one line; a damaged set of a million files must not print 
 
 @dataclass
 class Findings:
-    """``lines`` say what there is, ``problems`` what is wrong with it."""
+    """What an inspection writes down: ``lines`` say what there is, ``problems`` what is wrong with it."""
 
     lines: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -25,11 +25,13 @@ class Findings:
             self.problems.append(f"{where}: {len(names)} {what}: {', '.join(names[:SHOWN])}{more}")
 
     def repeats(self, digests: Mapping[str, Sequence[tuple[str, bytes]]], kind: str) -> None:
-        """Contents that occur more than once. ``digests``: (name, content hash) of each sample, per split in order.
-        The first occurrence is the original, so of a picture in two splits the copy in the later one is named."""
-        origin: dict[bytes, str] = {}
+        """Note contents that occur more than once. ``digests``: per split in order, (name, content hash) of samples.
+
+        The first occurrence counts as the original, so of a picture in two splits the one in the later split is named.
+        """
+        origin: dict[bytes, str] = {}  # content hash -> split of its first occurrence
         for split, entries in digests.items():
-            copies: dict[str, list[str]] = {}
+            copies: dict[str, list[str]] = {}  # split of the original -> names of this split's copies
             for name, digest in entries:
                 if digest in origin:
                     copies.setdefault(origin[digest], []).append(name)

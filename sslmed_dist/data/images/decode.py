@@ -1,4 +1,4 @@
-"""One image file as a tensor: opened, brought to a short side, cut to the centre square."""
+"""One image file as a tensor: opened, its shorter side resized to a given length, cut to the centre square."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 def read_picture(path: Path, size: int, channels: int, bits: int = 8) -> Tensor:
-    """The image in ``path`` with its short side brought to ``size`` and its aspect kept: (channels, H, W), uint8 for
-    ``bits`` 8, float32 in [0, 1] for 16. ``ValueError`` names a file that cannot be read, or is deeper than ``bits``.
+    """The image in ``path``, (channels, H, W): its shorter side has ``size`` pixels and its aspect is kept.
+
+    uint8 for ``bits`` 8, float32 in [0, 1] for 16. ``ValueError`` names a file that cannot be read, or one of 16 bits
+    where ``bits`` is 8.
     """
-    picture, deep = open_picture(path)
-    if deep and bits == 8:
+    picture, sixteen_bit = open_picture(path)
+    if sixteen_bit and bits == 8:
         raise ValueError(f"{path}: a 16-bit image in a set of 8-bit ones; set bits to 16")
     return resize_picture(picture, size, channels, bits)
 
@@ -28,38 +30,43 @@ def crop_centre(image: Tensor, size: int) -> Tensor:
 
 
 def open_picture(path: Path) -> tuple[Any, bool]:
-    """(a loaded PIL image, turned upright; whether it is 16-bit grey). ``ValueError`` naming a corrupt file, or one
-    of a depth that is not supported (16-bit colour, 32-bit)."""
+    """(a loaded PIL image, turned upright as its EXIF tag says; whether it is 16-bit grey). ``ValueError`` names a
+    corrupt file, or one of a depth that is not supported (16-bit colour, 32-bit)."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as opened:
-            # Pillow reads 16-bit colour as 8-bit without a word; only the raw mode of the tiles tells
-            raw = str(opened.tile[0][3]) if opened.tile else ""
+            # Pillow reads 16-bit colour as 8-bit without a word; only the raw_mode mode of the tiles tells
+            raw_mode = str(opened.tile[0][3]) if opened.tile else ""
             picture = ImageOps.exif_transpose(opened)
             picture.load()
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is corrupt or no image: {error}") from error
-    deep = picture.mode.startswith("I;16") or (picture.mode == "I" and ";16" in raw)
-    if not deep and (picture.mode in ("I", "F") or ";16" in raw):
-        kind = "16-bit colour" if ";16" in raw else f"kind {picture.mode}"
+    sixteen_bit = picture.mode.startswith("I;16") or (picture.mode == "I" and ";16" in raw_mode)
+    if not sixteen_bit and (picture.mode in ("I", "F") or ";16" in raw_mode):
+        kind = "16-bit colour" if ";16" in raw_mode else f"kind {picture.mode}"
         raise ValueError(f"{path}: pixels of {kind}; allowed: 8-bit grey or colour, 16-bit grey")
-    return picture, deep
+    return picture, sixteen_bit
 
 
 def resize_picture(picture: Any, size: int, channels: int, bits: int) -> Tensor:
-    """Short side to ``size``, aspect kept: uint8 (C, H, W) for 8 bits, float32 in [0, 1] for 16."""
+    """A PIL image as a tensor (channels, H, W): uint8 for ``bits`` 8, float32 in [0, 1] for 16.
+
+    Its shorter side becomes ``size`` pixels, its aspect is kept.
+    """
     from PIL import Image
 
     scale = size / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)
-    deep = picture.mode.startswith("I")
-    if not deep:
+    sixteen_bit = picture.mode.startswith("I")
+    if not sixteen_bit:
         picture = picture.convert("L" if channels == 1 else "RGB")
     if bits == 8:
-        resized = np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
+        # Pillow resizes 8-bit pixels, antialiased
+        resized = np.array(picture.resize((width, height), Image.Resampling.BILINEAR))  # (H, W) or (H, W, 3)
         return torch.from_numpy(resized).reshape(height, width, channels).permute(2, 0, 1)
-    values = np.asarray(picture).astype(np.float32) / np.float32(65535 if deep else 255)
-    image = torch.from_numpy(values).reshape(*values.shape[:2], -1).permute(2, 0, 1)
+    # for 16 bits torch resizes in float32, without rounding to pixel values
+    values = np.asarray(picture).astype(np.float32) / np.float32(65535 if sixteen_bit else 255)
+    image = torch.from_numpy(values).reshape(*values.shape[:2], -1).permute(2, 0, 1)  # (1 or 3, H, W)
     image = F.interpolate(image[None], (height, width), mode="bilinear", antialias=True, align_corners=False)[0]
-    return image.clamp(0.0, 1.0).expand(channels, -1, -1)
+    return image.clamp(0.0, 1.0).expand(channels, -1, -1)  # a grey channel stands for all three

@@ -1,4 +1,4 @@
-"""Image files decoded when fetched: what a layout lists (``Listing``) and the dataset made of it (``ImageFiles``).
+"""Image files decoded when fetched: the list of a set's files (``Listing``) and the dataset of them (``ImageFiles``).
 
 A dataset of files is a function that reads a listing and hands it to ``ImageFiles``; ``sslmed data check`` and
 ``sslmed data pack`` work on the same listing.
@@ -23,13 +23,14 @@ Row = tuple[str, str, int, int]  # split, file name below the root, label or -1,
 
 @dataclass(frozen=True)
 class Listing:
-    """One row per image, in the order of the ids (the position in the listing).
+    """The files of a set with their labels and splits, one row per image; the number of a row is the image's id.
 
     title    of the set, for reports
     root     folder; ``root / names[i]`` is the file of sample i
     names    paths below ``root`` with forward slashes
-    labels   class numbers, -1 where there is none; classes: their names
+    labels   class numbers, -1 where there is none
     splits   "train", "val" or "test"
+    classes  names of the class numbers
     groups   patient numbers; None where the layout names none
     listed   the names come from a text file, so a file may be missing
     """
@@ -44,31 +45,33 @@ class Listing:
     listed: bool = False
 
     def missing(self) -> list[int]:
-        """Positions of the rows whose file is not there; every folder is read once."""
+        """Numbers of the rows whose file is not there."""
         if not self.listed:
             return []
+        # read every folder once instead of asking for every file
         paths = [name.rpartition("/") for name in self.names]
         present = {parent: entries(self.root / parent) for parent in {parent for parent, _, _ in paths}}
         return [i for i, (parent, _, name) in enumerate(paths) if name not in present[parent]]
 
 
 class ImageFiles(Dataset):
-    """The images of ``listing`` in one split, decoded at ``fetch`` in ``workers`` threads: short side to ``size``
-    (bilinear, antialiased), centre crop to ``size`` x ``size``, to ``channels`` 1 (luminance) or 3. ``bits`` 8: uint8.
-    ``bits`` 16: float32 in [0, 1], value / 65535 of a 16-bit grey file and value / 255 of an 8-bit one.
+    """The images of ``listing`` in one split, decoded at ``fetch`` in ``workers`` threads.
 
-    ids: positions in the listing. groups: its groups, else the ids. records: {"file": name}.
+    The shorter side is resized to ``size`` (bilinear, antialiased), then the centre ``size`` x ``size`` is cut out;
+    ``channels`` is 1 (luminance) or 3. ``bits`` 8 gives uint8. ``bits`` 16 gives float32 in [0, 1]: value / 65535 of a
+    16-bit grey file and value / 255 of an 8-bit one.
+    ids: row numbers in the listing. groups: the listing's, else the ids. records: {"file": name}.
     """
 
     def __init__(
         self, listing: Listing, split: Split, *, size: int, channels: int = 3, bits: int = 8, workers: int = 2
     ) -> None:
-        """``ValueError``: no such split, a listed file that is missing, a size below 1, a first image that cannot be
-        decoded (it is tried)."""
+        """``ValueError``: no such split, a listed file that is missing, a size below 1, or a first image that cannot
+        be decoded (it is read as a test)."""
         if size < 1 or workers < 0:
             raise ValueError(f"{listing.root}: size must be at least 1 and workers at least 0, got {size}, {workers}")
         self.listing, self.size, self.workers = listing, size, workers
-        chosen = select_split(listing.splits, split, str(listing.root))
+        chosen = select_split(listing.splits, split, str(listing.root))  # (n,) row numbers, which are the ids
         self.files = [listing.names[i] for i in chosen.tolist()]
         require_files(listing, chosen)
         super().__init__(
@@ -105,7 +108,7 @@ class ImageFiles(Dataset):
 
 
 def require_files(listing: Listing, chosen: Tensor) -> None:
-    """``ValueError`` naming the first of the ``chosen`` rows whose file is missing, and how many there are."""
+    """``ValueError`` naming the first of the ``chosen`` rows (int64 (n,)) whose file is missing, and their number."""
     wanted = set(chosen.tolist())
     missing = [i for i in listing.missing() if i in wanted]
     if missing:
@@ -114,7 +117,7 @@ def require_files(listing: Listing, chosen: Tensor) -> None:
 
 
 def in_threads(workers: int, function: Callable[[int], Tensor], items: Sequence[int]) -> list[Tensor]:
-    """``function`` of every item in order, in ``workers`` threads, or here when that is 0."""
+    """``function`` of every item, in the order of the items, in ``workers`` threads; 0 means in the calling thread."""
     if workers == 0:
         return [function(item) for item in items]
     with ThreadPoolExecutor(workers) as pool:
@@ -124,32 +127,34 @@ def in_threads(workers: int, function: Callable[[int], Tensor], items: Sequence[
 def ordered(
     title: str, root: Path, rows: Iterable[Row], classes: Sequence[str], *, grouped: bool = False, listed: bool = True
 ) -> Listing:
-    """The listing of ``rows``, sorted by split and path; groups are taken when ``grouped``, and unless the files were
-    ``listed`` by a text file it is known that they are there.
+    """The listing of ``rows``, sorted by split and path.
 
-    ``ValueError`` for a file that is listed twice, or no row at all.
+    ``grouped``: the last entry of a row is its group; otherwise it is ignored. ``listed``: the names come from a text
+    file, so a file may be missing. ``ValueError`` for a file that is listed twice, or no row at all.
     """
-    table = sorted(rows, key=lambda row: (SPLITS.index(row[0]), row[1].replace("/", "\0")))
-    names = [row[1] for row in table]
-    twice, count = Counter(names).most_common(1)[0] if names else ("", 0)
+    # folder by folder: with "/" as the lowest of all characters, "a/z" comes before "a.b/c"
+    sorted_rows = sorted(rows, key=lambda row: (SPLITS.index(row[0]), row[1].replace("/", "\0")))
+    names = [row[1] for row in sorted_rows]
+    repeated, count = Counter(names).most_common(1)[0] if names else ("", 0)
     if count > 1:
-        raise ValueError(f"{root}: {twice} is listed {count} times")
-    if not table:
+        raise ValueError(f"{root}: {repeated} is listed {count} times")
+    if not sorted_rows:
         raise ValueError(f"{root}: no image is listed")
+    # the rows turned into columns
     return Listing(
         title,
         root,
         names,
-        [row[2] for row in table],
-        [row[0] for row in table],
+        [row[2] for row in sorted_rows],
+        [row[0] for row in sorted_rows],
         tuple(classes),
-        [row[3] for row in table] if grouped else None,
+        [row[3] for row in sorted_rows] if grouped else None,
         listed=listed,
     )
 
 
 def unpacked(root: Path, name: str, mark: str) -> Path:
-    """``root / name``, or ``root`` itself, whichever holds ``mark``. ``ValueError`` when neither does."""
+    """``root / name`` or ``root`` itself, whichever holds a file or folder ``mark``. ``ValueError`` if neither does."""
     for folder in (root / name, root):
         if (folder / mark).exists():
             return folder
@@ -157,10 +162,10 @@ def unpacked(root: Path, name: str, mark: str) -> Path:
 
 
 def entries(folder: Path) -> set[str]:
-    """The names of the files in a folder, none when it does not exist."""
+    """The names of the files in a folder; an empty set when the folder does not exist."""
     try:
-        with os.scandir(folder) as found:
-            return {entry.name for entry in found if entry.is_file()}
+        with os.scandir(folder) as scan:
+            return {entry.name for entry in scan if entry.is_file()}
     except (FileNotFoundError, NotADirectoryError):
         return set()
 
@@ -169,10 +174,10 @@ def image_names(folder: Path) -> list[str]:
     """The image files directly in ``folder``, sorted, hidden ones left out. ``ValueError`` when there is none."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    found = [name for name in entries(folder) if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
-    if not found:
+    names = [name for name in entries(folder) if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+    if not names:
         raise ValueError(f"{folder}: no image in it; allowed: {', '.join(SUFFIXES)}")
-    return sorted(found)
+    return sorted(names)
 
 
 def read_lines(path: Path) -> list[str]:

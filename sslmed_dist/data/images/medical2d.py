@@ -14,13 +14,14 @@ from sslmed_dist.data.npz import Arrays, find_archive, read_archive
 def medmnist(
     root: str | Path, split: Split = "train", deduplicate: bool = True, classes: tuple[str, ...] | None = None
 ) -> ArrayDataset:
-    """Any 2-D MedMNIST ``.npz`` (Yang et al. 2023): "{train,val,test}_images" uint8 (N, H, W) or (N, H, W, 3) and
-    "..._labels" (N, 1), or (N, L) of 0 and 1 for a multi-label set. Images come as uint8 (N, C, H, W).
+    """Any 2-D MedMNIST ``.npz`` (Yang et al. 2023): images uint8 (N, C, H, W) with one label or several.
 
-    ``root`` is the file, or a folder with exactly one ``.npz`` in it. ``deduplicate`` drops, over all splits and
-    before one is selected, every image equal to an earlier one (train before val before test), so no picture is in two
-    splits; ``dropped`` counts them per split. ids are positions in the complete set, whether or not duplicates are
-    dropped. "..._sites" (N,), which phantoms have, becomes ``sites``. ``classes`` names the labels (the file does not).
+    ``root`` is the file, or a folder with exactly one ``.npz`` in it. The file holds "{train,val,test}_images" uint8
+    (N, H, W) or (N, H, W, 3), and "..._labels" (N, 1), or (N, L) of 0 and 1 for a multi-label set. "..._sites" (N,),
+    which phantoms have, becomes ``sites``. ``classes`` names the labels, for the file does not.
+    ``deduplicate`` drops every image equal to an earlier one, over all splits (train before val before test), so that
+    no picture is in two splits; ``dropped`` counts them per split. ids are positions in the complete set, whether or
+    not duplicates are dropped.
     ``ValueError`` names the file and what is wrong in it.
     """
     path = find_archive(Path(root))
@@ -28,23 +29,26 @@ def medmnist(
     present = [name for name in SPLITS if f"{name}_images" in arrays]
     if not present:
         raise ValueError(f"{path}: not a MedMNIST archive: no 'train_images'; it holds {', '.join(arrays)}")
+    # the complete set: all splits one after another
     images = torch.cat([to_channels(arrays[f"{name}_images"], f"{path}: {name}_images") for name in present])
-    labels = torch.cat([read_labels(arrays, name, path) for name in present])
-    part = [name for name in present for _ in range(len(arrays[f"{name}_images"]))]
-    repeats = set(duplicates(images).tolist()) if deduplicate else set()
-    chosen = select_split(part, split, str(path))
-    chosen = torch.tensor([i for i in chosen.tolist() if i not in repeats], dtype=torch.int64)
-    counts = Counter(part[i] for i in repeats)
+    labels = torch.cat([read_labels(arrays, name, path) for name in present])  # (N, columns)
+    splits = [name for name in present for _ in range(len(arrays[f"{name}_images"]))]
+    # repeats are looked for in all splits, before one of them is chosen
+    repeated = set(duplicates(images).tolist()) if deduplicate else set()
+    chosen = select_split(splits, split, str(path))
+    chosen = torch.tensor([i for i in chosen.tolist() if i not in repeated], dtype=torch.int64)
+    counts = Counter(splits[i] for i in repeated)
+    # one column holds class numbers; several hold 0 and 1, one column per class
     single = labels.shape[1] == 1
-    values = labels[:, 0].to(torch.int64) if single else labels.to(torch.float32)
-    number = (int(values.max()) + 1) if single else labels.shape[1]
-    if classes is not None and len(classes) != number:
-        raise ValueError(f"{path}: classes names {len(classes)} classes, the labels have {number}")
+    targets = labels[:, 0].to(torch.int64) if single else labels.to(torch.float32)
+    class_count = (int(targets.max()) + 1) if single else labels.shape[1]
+    if classes is not None and len(classes) != class_count:
+        raise ValueError(f"{path}: classes names {len(classes)} classes, the labels have {class_count}")
     return ArrayDataset(
         name=path.stem,
         images=images[chosen],
-        labels=values[chosen],
-        classes=classes or [str(i) for i in range(number)],
+        labels=targets[chosen],
+        classes=classes or [str(i) for i in range(class_count)],
         ids=chosen,
         sites=read_sites(arrays, present, path, chosen),
         dropped={name: counts[name] for name in present},
@@ -52,7 +56,8 @@ def medmnist(
 
 
 def to_channels(array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]", where: str) -> Tensor:
-    """uint8 (N, H, W) or (N, H, W, 3) as a tensor (N, C, H, W)."""
+    """uint8 (N, H, W) or (N, H, W, 3) as a tensor (N, C, H, W). ``ValueError`` beginning with ``where`` for another
+    shape or type."""
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] != 3):
         raise ValueError(f"{where}: expected uint8 (N, H, W) or (N, H, W, 3), got {array.dtype} {array.shape}")
     images = torch.from_numpy(array)
@@ -76,7 +81,8 @@ def read_labels(arrays: Arrays, name: str, path: Path) -> Tensor:
 
 
 def read_sites(arrays: Arrays, present: list[str], path: Path, chosen: Tensor) -> Tensor | None:
-    """The site numbers of the ``chosen`` samples, None when the file has none. ``ValueError`` for a wrong count."""
+    """Site numbers int64 (n,) of the ``chosen`` samples, None when the file has none. ``ValueError`` for a wrong
+    count."""
     keys = [f"{name}_sites" for name in present]
     if not any(key in arrays for key in keys):
         return None

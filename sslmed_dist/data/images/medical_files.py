@@ -20,14 +20,14 @@ Channels = Literal[1, 3]
 def mura(
     root: str | Path, split: Split = "train", size: int = 224, channels: Channels = 1, workers: int = 2
 ) -> ImageFiles:
-    """MURA v1.1 (Rajpurkar et al. 2018): radiographs of the upper limb, 36,808 train and 3,197 test images; label of
-    an image is that of its study, negative 0 or positive 1; group = patient.
+    """MURA v1.1 (Rajpurkar et al. 2018): radiographs of the upper limb, 36,808 train and 3,197 test images.
 
-    ``root`` holds ``MURA-v1.1``, or is it, as Stanford's archive unpacks:
-    ``{train,valid}/XR_REGION/patientNNNNN/studyN_{positive,negative}/imageN.png``; ``{train,valid}_image_paths.csv``
-    (one path per line, from "MURA-v1.1/") list the images, ``{train,valid}_labeled_studies.csv`` (path of a study, 0 or
-    1) the labels. split "test" is valid/: the published test part was never released.
-    ``ValueError`` names the missing file, the line that is no path of the layout, the study whose label contradicts
+    An image has the label of its study, negative 0 or positive 1; its group is the patient. ``root`` holds
+    ``MURA-v1.1``, or is it, as Stanford's archive unpacks:
+    ``{train,valid}/XR_REGION/patientNNNNN/studyN_{positive,negative}/imageN.png``. ``{train,valid}_image_paths.csv``
+    lists the images (one path per line, from "MURA-v1.1/"), ``{train,valid}_labeled_studies.csv`` the labels (path of
+    a study, 0 or 1). The split "test" is valid/, for the authors' own test part was never released.
+    ``ValueError`` names the missing file, the line that is no path of the layout, or the study whose label contradicts
     its folder's name.
     """
     return ImageFiles(read_mura(Path(root)), split, size=size, channels=channels, workers=workers)
@@ -37,33 +37,34 @@ def read_mura(root: Path) -> Listing:
     """The listing of MURA."""
     folder = unpacked(root, "MURA-v1.1", "train_image_paths.csv")
     rows: list[Row] = []
-    for split, place in (("train", "train"), ("test", "valid")):
-        studies = read_studies(folder / f"{place}_labeled_studies.csv")
-        path = folder / f"{place}_image_paths.csv"
-        for number, line in enumerate(read_lines(path), start=1):
+    for split, folder_name in (("train", "train"), ("test", "valid")):
+        studies = read_studies(folder / f"{folder_name}_labeled_studies.csv")
+        path = folder / f"{folder_name}_image_paths.csv"
+        for line_number, line in enumerate(read_lines(path), start=1):
             name = line.strip().split("MURA-v1.1/")[-1]
-            parts = STUDY.fullmatch(name)
-            if parts is None or parts[1] != place:
+            match = STUDY.fullmatch(name)
+            if match is None or match[1] != folder_name:
                 raise ValueError(
-                    f"{path}: line {number} is {line[:80]!r}; expected {place}/XR_*/patient*/study*_*/image*"
+                    f"{path}: line {line_number} is {line[:80]!r}; expected {folder_name}/XR_*/patient*/study*_*/image*"
                 )
-            study, label = name.rsplit("/", 1)[0], int(parts[4] == "positive")
+            # the folder's name and the list of studies must agree on the label
+            study, label = name.rsplit("/", 1)[0], int(match[4] == "positive")
             if studies.get(study) != label:
                 raise ValueError(
-                    f"{path}: line {number}: {study} has label {studies.get(study)} in the list of studies"
+                    f"{path}: line {line_number}: {study} has label {studies.get(study)} in the list of studies"
                 )
-            rows.append((split, name, label, int(parts[3])))
+            rows.append((split, name, label, int(match[3])))
     return ordered("mura", folder, rows, ("negative", "positive"), grouped=True)
 
 
 def read_studies(path: Path) -> dict[str, int]:
-    """Study folder (from train/ or valid/) -> 0 or 1."""
-    table = {}
-    for number, cells in enumerate(csv.reader(read_lines(path)), start=1):
+    """Study folder (from train/ or valid/) -> 0 or 1. ``ValueError`` for a line that is not one."""
+    labels = {}
+    for line_number, cells in enumerate(csv.reader(read_lines(path)), start=1):
         if len(cells) != 2 or cells[1].strip() not in ("0", "1"):
-            raise ValueError(f"{path}: line {number} is {','.join(cells)[:80]!r}; expected path of a study,0 or 1")
-        table[cells[0].strip().split("MURA-v1.1/")[-1].rstrip("/")] = int(cells[1])
-    return table
+            raise ValueError(f"{path}: line {line_number} is {','.join(cells)[:80]!r}; expected path of a study,0 or 1")
+        labels[cells[0].strip().split("MURA-v1.1/")[-1].rstrip("/")] = int(cells[1])
+    return labels
 
 
 def chaoyang(
@@ -73,7 +74,7 @@ def chaoyang(
     normal, serrated, adenocarcinoma, adenoma.
 
     ``root`` holds ``train.json`` and ``test.json``, each a list of {"name": path below root, "label": 0 to 3}, as the
-    authors' loader reads them. ``ValueError`` names the missing file, the entry that is none, the unknown label.
+    authors' loader reads them. ``ValueError`` names the missing file, the malformed entry or the unknown label.
     """
     return ImageFiles(read_chaoyang(Path(root)), split, size=size, channels=channels, workers=workers)
 
@@ -89,10 +90,12 @@ def read_chaoyang(root: Path) -> Listing:
             raise ValueError(f"{path}: not JSON: {error}") from error
         if not isinstance(content, list):
             raise ValueError(f"{path}: expected a list, got {type(content).__name__}")
-        for number, entry in enumerate(content):
+        for entry_number, entry in enumerate(content):
             name, label = (entry.get("name"), entry.get("label")) if isinstance(entry, dict) else (None, None)
             if not isinstance(name, str) or type(label) is not int or not 0 <= label < len(CHAOYANG):
-                raise ValueError(f"{path}: entry {number} is {str(entry)[:80]}; expected a name and a label of 0 to 3")
+                raise ValueError(
+                    f"{path}: entry {entry_number} is {str(entry)[:80]}; expected a name and a label of 0 to 3"
+                )
             rows.append((split, name, label, 0))
     return ordered("chaoyang", root, rows, CHAOYANG)
 
@@ -104,7 +107,7 @@ def isic2016(
 
     ``root`` holds, as the challenge's archives unpack, ``ISBI2016_ISIC_Part3_{Training,Test}_Data/*.jpg`` and
     ``ISBI2016_ISIC_Part3_{Training,Test}_GroundTruth.csv`` without a heading: image id and benign or malignant
-    (training), image id and 0.0 or 1.0 (test). ``ValueError`` names the missing file and the line that is none.
+    (training), image id and 0.0 or 1.0 (test). ``ValueError`` names the missing file and the malformed line.
     """
     return ImageFiles(read_isic2016(Path(root)), split, size=size, channels=channels, workers=workers)
 
@@ -112,25 +115,25 @@ def isic2016(
 def read_isic2016(root: Path) -> Listing:
     """The listing of ISIC 2016."""
     rows: list[Row] = []
-    for split, place in (("train", "Training"), ("test", "Test")):
-        path = root / f"{ISIC}_{place}_GroundTruth.csv"
-        for number, cells in enumerate(csv.reader(read_lines(path)), start=1):
+    for split, part_name in (("train", "Training"), ("test", "Test")):
+        path = root / f"{ISIC}_{part_name}_GroundTruth.csv"
+        for line_number, cells in enumerate(csv.reader(read_lines(path)), start=1):
             if len(cells) != 2 or cells[1].strip() not in ISIC_LABELS:
                 expected = "expected image id and benign, malignant, 0.0 or 1.0"
-                raise ValueError(f"{path}: line {number} is {','.join(cells)[:80]!r}; {expected}")
-            rows.append((split, f"{ISIC}_{place}_Data/{cells[0].strip()}.jpg", ISIC_LABELS[cells[1].strip()], 0))
+                raise ValueError(f"{path}: line {line_number} is {','.join(cells)[:80]!r}; {expected}")
+            rows.append((split, f"{ISIC}_{part_name}_Data/{cells[0].strip()}.jpg", ISIC_LABELS[cells[1].strip()], 0))
     return ordered("isic2016", root, rows, ("benign", "malignant"))
 
 
 def mhist(
     root: str | Path, split: Split = "train", size: int = 224, channels: Channels = 3, workers: int = 2
 ) -> ImageFiles:
-    """MHIST (Wei et al. 2021): 2,175 train and 977 test patches of colorectal polyps, 224 x 224; majority of seven
-    pathologists: hyperplastic polyp (HP, 0) or sessile serrated adenoma (SSA, 1).
+    """MHIST (Wei et al. 2021): 2,175 train and 977 test patches of colorectal polyps, 224 x 224.
 
+    The label is the majority of seven pathologists: hyperplastic polyp (HP, 0) or sessile serrated adenoma (SSA, 1).
     ``root`` holds ``images/*.png`` and ``annotations.csv`` with the columns "Image Name", "Majority Vote Label" (HP or
     SSA), the number of annotators who chose SSA (not used) and "Partition" (train or test).
-    ``ValueError`` names the missing file or column and the line that is none.
+    ``ValueError`` names the missing file or column and the malformed line.
     """
     return ImageFiles(read_mhist(Path(root)), split, size=size, channels=channels, workers=workers)
 
@@ -143,10 +146,10 @@ def read_mhist(root: Path) -> Listing:
     if absent:
         raise ValueError(f"{path}: no column {absent[0]!r}; it has {', '.join(table.fieldnames or ())}")
     rows: list[Row] = []
-    for number, row in enumerate(table, start=2):
+    for line_number, row in enumerate(table, start=2):
         name, label, split = ((row[key] or "").strip() for key in MHIST)
         if not name or label not in classes or split not in ("train", "test"):
-            found = f"{name!r}, {label!r}, {split!r}"
-            raise ValueError(f"{path}: line {number} is {found}; expected a name, HP or SSA, train or test")
+            cells = f"{name!r}, {label!r}, {split!r}"
+            raise ValueError(f"{path}: line {line_number} is {cells}; expected a name, HP or SSA, train or test")
         rows.append((split, f"images/{name}", classes.index(label), 0))
     return ordered("mhist", root, rows, classes)

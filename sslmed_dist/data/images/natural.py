@@ -41,25 +41,26 @@ def cifar10_jpeg(root: str | Path, split: Split = "train") -> ArrayDataset:
     "split" (0 train, 1 test) and "class_names". Decoded once, to uint8 (N, 3, 32, 32).
 
     ``root`` is the file, or a folder with exactly one ``.npz`` in it. ids: train in file order, then test.
-    ``ValueError`` names the file, and for an image that does not decode its number.
+    ``ValueError`` names the file, and the number of an image that cannot be decoded.
     """
     path = find_archive(Path(root))
     packed = read_packed(path)
-    part = ["train" if code == 0 else "test" for code in packed["split"].tolist()]
-    order = np.argsort(packed["split"], kind="stable")
-    chosen = select_split([part[i] for i in order], split, str(path))
+    splits = ["train" if code == 0 else "test" for code in packed["split"].tolist()]
+    # the file may mix train and test: an id counts all train rows first, then all test rows
+    order = np.argsort(packed["split"], kind="stable")  # (N,) row of each id
+    chosen = select_split([splits[i] for i in order], split, str(path))
     rows = order[chosen.numpy()].tolist()
-    blob, offsets = torch.from_numpy(packed["jpeg"]), packed["offsets"].tolist()
+    jpeg_bytes, offsets = torch.from_numpy(packed["jpeg"]), packed["offsets"].tolist()
     images = torch.empty(len(rows), 3, 32, 32, dtype=torch.uint8)
     for image, row in zip(images, rows, strict=True):
-        image.copy_(decode_jpeg(blob[offsets[row] : offsets[row + 1]], f"{path}: image {row}"))
+        image.copy_(decode_jpeg(jpeg_bytes[offsets[row] : offsets[row + 1]], f"{path}: image {row}"))
     labels = torch.from_numpy(packed["labels"].astype(np.int64))[rows]
     names = [str(name) for name in packed["class_names"].tolist()]
     return ArrayDataset(name="cifar10", images=images, labels=labels, classes=names, ids=chosen)
 
 
 def read_packed(path: Path) -> Arrays:
-    """The arrays of a packed JPEG archive. ``ValueError`` naming the file when they do not fit one another."""
+    """The arrays of a packed JPEG archive. ``ValueError`` naming the file when their lengths disagree."""
     packed = read_archive(path, PACKED)
     offsets, count = packed["offsets"], len(packed["labels"])
     if (
@@ -99,14 +100,19 @@ def find_folder(root: Path, name: str) -> Path:
 def read_batches(
     name: str, folder: Path, files: dict[str, list[str]], labels_key: str, meta: tuple[str, str], split: str
 ) -> ArrayDataset:
-    """Read the pickles of the wanted split only; ids still count from the first training image."""
+    """The images of one ``split`` from the pickles of a CIFAR archive; ids count from the first training image.
+
+    ``files`` has the file names of each split, ``meta`` a file and its key for the class names. ``ValueError`` names a
+    file that is missing or damaged.
+    """
     classes = [str(entry) for entry in read_pickle(folder / meta[0], (meta[1],))[meta[1]]]
-    part = [key for key, group in files.items() for _ in group]
+    splits = [key for key, group in files.items() for _ in group]
     paths = [folder / file for group in files.values() for file in group]
-    wanted = set(select_split(part, split, str(folder)).tolist())
-    images, labels, ids, start = [], [], [], 0
-    for i, path in enumerate(paths):
-        if i > max(wanted):
+    wanted_files = set(select_split(splits, split, str(folder)).tolist())
+    images, labels, ids, first_id = [], [], [], 0
+    # files before a wanted one are read for their number of images only; those after the last are not opened
+    for file_index, path in enumerate(paths):
+        if file_index > max(wanted_files):
             break
         batch = read_pickle(path, ("data", labels_key))
         data, targets = np.asarray(batch["data"]), np.asarray(batch[labels_key], dtype=np.int64)
@@ -114,31 +120,33 @@ def read_batches(
             raise ValueError(f"{path}: expected uint8 (N, 3072) and N labels, got {data.dtype} {data.shape}")
         if len(targets) and not 0 <= targets.min() <= targets.max() < len(classes):
             raise ValueError(f"{path}: labels {targets.min()} to {targets.max()}, allowed 0 to {len(classes) - 1}")
-        if i in wanted:
+        if file_index in wanted_files:
+            # a row is the red, green and blue plane, each row by row
             images.append(torch.from_numpy(data.reshape(-1, 3, 32, 32).copy()))
             labels.append(torch.from_numpy(targets))
-            ids.append(torch.arange(start, start + len(targets)))
-        start += len(targets)
+            ids.append(torch.arange(first_id, first_id + len(targets)))
+        first_id += len(targets)
     return ArrayDataset(
         name=name, images=torch.cat(images), labels=torch.cat(labels), classes=classes, ids=torch.cat(ids)
     )
 
 
 def encode_latin1(text: str, encoding: str) -> bytes:
-    """What Python 3 writes for bytes in an old pickle protocol; no other codec is let through."""
+    """Stands for ``codecs.encode``, which old pickles of bytes call with "latin1"; no other codec is let through."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"codec {encoding} is not allowed")
     return codecs.encode(text, "latin1")
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Reads plain containers, bytes and numpy arrays. A pickle can otherwise run any program it names."""
+    """Reads plain containers, bytes and numpy arrays only, for a pickle can otherwise run any program it names."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):
             return encode_latin1
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
             return getattr(np, name)
+        # numpy's private functions that rebuild an array, by their names of numpy 1 (core) and 2 (_core)
         if module.replace("numpy._core", "numpy.core") == "numpy.core.multiarray" and name == "_reconstruct":
             return np.empty(0).__reduce__()[0]
         if module.replace("numpy._core", "numpy.core") == "numpy.core.numeric" and name == "_frombuffer":

@@ -1,4 +1,4 @@
-"""A packed set (``sslmed data pack``), read by memory map: images are decoded once, when fetched."""
+"""A packed set (``sslmed data pack``), read through memory maps; an image is decoded when it is fetched."""
 
 import copy
 from pathlib import Path
@@ -20,10 +20,10 @@ CHUNK = 256  # raw images moved to a device at a time
 class Packed(Dataset):
     """What ``sslmed data pack`` wrote into ``root``: ids, labels, groups, classes and splits are those of the source.
 
-    Images come as uint8 (channels, size, size); ``size`` None is the pack's short side, where nothing is resized. JPEG
-    is decoded in ``workers`` threads, its short side brought to ``size`` and the middle square cut out; raw images are
-    copied out of the memory map. ``to`` a GPU (``plan.resident``, the default) moves raw images there as a whole, so
-    they have to fit; JPEG files, and everything on a CPU, stay in the memory map and the device gets the batch.
+    Images come as uint8 (channels, size, size). ``size`` None is the pack's short side, where nothing is resized. JPEG
+    files are decoded in ``workers`` threads, resized to the shorter side ``size`` and cut to the middle square. Raw
+    images are copied out of the memory map. ``to`` a GPU (``plan.resident``, the default) moves all raw images there,
+    so they have to fit. JPEG files, and everything on a CPU, stay in the memory map, and the device gets the batch.
     ``decode`` "cuda" decodes JPEG on the GPU (torchvision's nvJPEG, whose bits differ from the CPU's by rounding);
     without ``plan.resident`` the batch goes back to the CPU. GPU decoding has not been run yet.
     """
@@ -36,17 +36,18 @@ class Packed(Dataset):
         decode: Literal["cpu", "cuda"] = "cpu",
         workers: int = 2,
     ) -> None:
-        """``ValueError``: no such split; a torn, missing or foreign shard, named; ``decode`` cuda where torch or
-        torchvision cannot. The first image is decoded as a probe."""
+        """``ValueError``: no such split; the name of a shard that is cut off, missing or of another pack; ``decode``
+        "cuda" where torch or torchvision cannot; a first image that cannot be decoded (it is read as a test)."""
         pack = open_pack(Path(root))
         self.blobs, self.form, self.short = pack.blobs, str(pack.summary["format"]), int(pack.summary["short"])
         self.size, self.workers, self.decode_on = self.short if size is None else size, workers, torch.device(decode)
         if self.size < 1 or workers < 0:
             raise ValueError(f"{root}: size must be at least 1 and workers at least 0, got {self.size} and {workers}")
-        part = [SPLITS[code] for code in pack.columns["splits"].tolist()]
-        order: tuple[Split, ...] = ("train", "val", "test")
-        self.splits = [name for name in order if name in part]
-        chosen = select_split(part, split, str(root))
+        splits = [SPLITS[code] for code in pack.columns["splits"].tolist()]
+        split_order: tuple[Split, ...] = ("train", "val", "test")
+        self.splits = [name for name in split_order if name in splits]
+        chosen = select_split(splits, split, str(root))  # (n,) rows of the pack
+        # where the bytes of each image lie: number of the shard (n,), first and last byte in it (n, 2)
         self.shard, self.spans = pack.shard[chosen], pack.spans[chosen]
         self.images: Tensor | None = None
         self.maps: dict[int, np.memmap[Any, np.dtype[np.uint8]]] = {}
@@ -64,7 +65,7 @@ class Packed(Dataset):
         self.read(torch.tensor([0]))
 
     def __getstate__(self) -> dict[str, Any]:
-        """A map would be pickled as all of its bytes; whoever gets the copy opens its own."""
+        """Leaves the memory maps out: one would be pickled as all of its bytes. The copy opens its own."""
         return {**self.__dict__, "maps": {}}
 
     def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
@@ -78,49 +79,55 @@ class Packed(Dataset):
     def to(self, device: str | torch.device) -> "Packed":
         moved = copy.copy(self)
         moved.device = torch.device(device)
-        held = self.form == "raw" and moved.device.type != "cpu"
-        moved.images = self.load(moved.device) if held else None
+        in_memory = self.form == "raw" and moved.device.type != "cpu"
+        moved.images = self.load(moved.device) if in_memory else None
         return moved
 
     def load(self, device: torch.device) -> Tensor:
-        """All images of the split, uint8 (N, channels, size, size) on ``device``, read a part at a time."""
+        """All images of the split, uint8 (N, channels, size, size) on ``device``, read ``CHUNK`` at a time."""
         images = torch.empty(len(self), self.channels, self.size, self.size, dtype=torch.uint8, device=device)
+        # in parts, so that the CPU never holds all images beside the device
         for start in range(0, len(self), CHUNK):
             rows = torch.arange(start, min(start + CHUNK, len(self)))
             images[start : start + CHUNK] = self.read(rows).to(device)
         return images
 
     def read(self, positions: Tensor) -> Tensor:
-        """The images at ``positions`` from the disk, uint8 (B, channels, size, size). ``ValueError`` names the shard
-        and the image that cannot be decoded."""
-        for number in set(self.shard[positions].tolist()) - self.maps.keys():
-            self.maps[number] = np.memmap(self.blobs[number], np.uint8, "r")
+        """The images at ``positions`` (int64 (B,)) from the disk, uint8 (B, channels, size, size). ``ValueError`` names
+        the shard and the image that cannot be decoded."""
+        # open the shards that are touched for the first time
+        for shard_number in set(self.shard[positions].tolist()) - self.maps.keys():
+            self.maps[shard_number] = np.memmap(self.blobs[shard_number], np.uint8, "r")
         maps = self.maps
+        # (position, shard, (first byte, end)) of each image of the batch
         rows = list(
             zip(positions.tolist(), self.shard[positions].tolist(), self.spans[positions].tolist(), strict=True)
         )
         if self.form == "raw":
-            stored = torch.empty(len(rows), self.channels, self.short, self.short, dtype=torch.uint8)
+            stored = torch.empty(len(rows), self.channels, self.short, self.short, dtype=torch.uint8)  # (B, C, H, W)
             for image, (_, shard, (start, end)) in zip(stored, rows, strict=True):
                 image.view(-1).numpy()[...] = maps[shard][start:end]
             return fit(stored, self.size)
+        # what an error calls each image, and its JPEG file, uint8 (bytes,)
         where = [f"{self.blobs[shard]}: image {int(self.ids[position])}" for position, shard, _ in rows]
-        files = [image_bytes(maps[shard], *span) for _, shard, span in rows]
+        jpeg_files = [image_bytes(maps[shard], *span) for _, shard, span in rows]
         if self.decode_on.type == "cuda":
-            return torch.stack([fit(image, self.size) for image in decode_on_gpu(files, self.channels, where[0])])
+            return torch.stack([fit(image, self.size) for image in decode_on_gpu(jpeg_files, self.channels, where[0])])
 
         def decode(row: int) -> Tensor:
-            return fit(decode_jpeg(files[row], self.channels, where[row]), self.size)
+            return fit(decode_jpeg(jpeg_files[row], self.channels, where[row]), self.size)
 
         return torch.stack(in_threads(self.workers, decode, range(len(rows))))
 
 
 def fit(images: Tensor, size: int) -> Tensor:
-    """uint8 (..., C, H, W) with the short side brought to ``size`` (bilinear, antialiased) and cut to the square."""
+    """uint8 (..., C, size, size) from (..., C, H, W): shorter side resized (bilinear, antialiased), cut to the
+    middle square."""
     height, width = images.shape[-2:]
     if min(height, width) != size:
         scale = size / min(height, width)
         shape = (max(size, round(height * scale)), max(size, round(width * scale)))
+        # resize in float32 with all leading dimensions as one, then round back to uint8
         batch = images.view(-1, *images.shape[-3:]).to(torch.float32)
         resized = F.interpolate(batch, shape, mode="bilinear", antialias=True, align_corners=False)
         images = resized.round().clamp(0.0, 255.0).to(torch.uint8).view(*images.shape[:-2], *shape)
@@ -144,8 +151,10 @@ def require_nvjpeg(form: str) -> None:
 
 
 def decode_on_gpu(files: list[Tensor], channels: int, where: str) -> list[Tensor]:
-    """JPEG files (uint8, on the CPU) as uint8 (channels, H, W) on the current GPU. ``ValueError`` beginning with
-    ``where``, the first of the batch: the decoder does not say which file it failed on."""
+    """JPEG files (uint8 (bytes,) each, on the CPU) as uint8 (channels, H, W) on the current GPU.
+
+    ``ValueError`` begins with ``where``, the first of the batch: the decoder does not say which file it failed on.
+    """
     from torchvision.io import ImageReadMode
     from torchvision.io import decode_jpeg as decode
 

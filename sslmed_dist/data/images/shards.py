@@ -1,11 +1,12 @@
-"""The files of a packed set: shards, each a blob of images one after another and an index beside it.
+"""The files of a packed set: shards, each a blob (the images' bytes one after another) and an index beside it.
 
-    pack.json         what was packed, and every shard with its SHA-256; written last, so without it nothing is whole
+    pack.json         what was packed, and every shard with its SHA-256; written last: a pack without it is unfinished
     shard-00000.bin   images: JPEG files, or raw uint8 (channels, side, side)
-    shard-00000.npz   offsets (n + 1), ids, labels, groups, splits (position in ``SPLITS``), names (UTF-8, zero bytes
-                      between), and the blob's sha256 and the pack's fingerprint as hexadecimal digits
+    shard-00000.npz   offsets (n + 1) of the images in the blob, ids, labels, groups, splits (position in ``SPLITS``),
+                      names (UTF-8, zero bytes between), and the blob's sha256 and the pack's fingerprint as
+                      hexadecimal digits
 
-Every file is written whole or not at all (``atomic_files``).
+Every file is written completely or not at all (``atomic_files``).
 """
 
 import hashlib
@@ -33,7 +34,10 @@ Form = Literal["jpeg", "raw"]
 
 @dataclass(frozen=True)
 class Shard:
-    """What it takes to write one shard: where, of which files, how. ``columns`` holds ``COLUMNS`` of its rows."""
+    """What it takes to write one shard: where, of which files and how.
+
+    ``columns`` has the arrays (n,) named in ``COLUMNS``, one value per image.
+    """
 
     folder: Path
     number: int
@@ -55,10 +59,11 @@ class Shard:
 def write_shard(shard: Shard) -> dict[str, Any]:
     """Decode, encode and write the images of a shard, then its index; return its entry for ``pack.json``.
 
-    A shard that is already whole is left as it is. ``ValueError`` names an image that cannot be read, or a shard there
-    that belongs to another pack.
+    A shard that is complete on the disk is left as it is. ``ValueError`` names an image that cannot be read, or a
+    shard on the disk that belongs to another pack.
     """
     blob, index = (shard.folder / (shard.stem + suffix) for suffix in (".bin", ".npz"))
+    # the index is written last, so a shard with one is complete unless its blob was changed or removed since
     if index.exists():
         written = read_index(index)
         if written["fingerprint"].item() != shard.fingerprint:
@@ -66,6 +71,7 @@ def write_shard(shard: Shard) -> dict[str, Any]:
         if blob.is_file() and sha256(blob) == written["sha256"].item():
             return entry(shard.stem, blob, index, written)
     digest, offsets = hashlib.sha256(), [0]
+    # the blob is written image by image; offsets[i] to offsets[i + 1] are the bytes of image i
     with writing(blob) as file:
         for name in shard.names:
             data = encode(read_picture(shard.root / name, shard.short, shard.channels), shard)
@@ -75,6 +81,7 @@ def write_shard(shard: Shard) -> dict[str, Any]:
     arrays = {
         "offsets": np.array(offsets, dtype=np.int64),
         **shard.columns,
+        # text as bytes, for an array of text would need as many characters per name as the longest has
         "names": np.frombuffer("\0".join(shard.names).encode(), dtype=np.uint8),
         "sha256": np.array(digest.hexdigest()),
         "fingerprint": np.array(shard.fingerprint),
@@ -107,7 +114,7 @@ def entry(stem: str, blob: Path, index: Path, arrays: Arrays) -> dict[str, Any]:
 
 
 def read_index(path: Path) -> Arrays:
-    """The arrays of an index. ``ValueError`` naming the file when it is damaged or they do not fit one another."""
+    """The arrays of an index. ``ValueError`` naming the file when it is damaged or their lengths disagree."""
     arrays = read_archive(path, KEYS)
     count = len(arrays["ids"])
     if any(len(arrays[key]) != count for key in COLUMNS) or len(arrays["offsets"]) != count + 1:
@@ -125,8 +132,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
     path = folder / SUMMARY
     if not path.is_file():
         started = any(folder.glob("shard-*")) if folder.is_dir() else False
-        why = "packing was not finished; run the same `sslmed data pack` again" if started else "not a packed set"
-        raise ValueError(f"{path}: no such file: {why}")
+        reason = "packing was not finished; run the same `sslmed data pack` again" if started else "not a packed set"
+        raise ValueError(f"{path}: no such file: {reason}")
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -136,15 +143,18 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def open_shard(folder: Path, said: dict[str, Any], fingerprint: str) -> tuple[Path, Arrays]:
-    """(blob file, arrays of the index) of the shard of which ``pack.json`` says ``said``. The index is checked by its
-    SHA-256, the blob by its length alone (``sslmed data check`` reads it). ``ValueError`` names a torn or foreign one.
+def open_shard(folder: Path, shard_entry: dict[str, Any], fingerprint: str) -> tuple[Path, Arrays]:
+    """(blob file, arrays of the index) of a shard; ``shard_entry`` is what ``pack.json`` says of it.
+
+    The index is checked by its SHA-256, the blob by its length alone (``sslmed data check`` reads all of it).
+    ``ValueError`` names the file that is missing, cut off or of another pack.
     """
-    blob, index = (folder / (str(said["shard"]) + suffix) for suffix in (".bin", ".npz"))
-    for path in (blob, index):
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file, but {SUMMARY} names it")
-    if sha256(index) != said["index_sha256"]:
+    blob, index = (folder / (str(shard_entry["shard"]) + suffix) for suffix in (".bin", ".npz"))
+    # both files are there; the index is the one that was written; it is of this pack; the blob has its length
+    for file in (blob, index):
+        if not file.is_file():
+            raise ValueError(f"{file}: no such file, but {SUMMARY} names it")
+    if sha256(index) != shard_entry["index_sha256"]:
         raise ValueError(f"{index}: not the index that {SUMMARY} names; torn, or of another pack")
     arrays = read_index(index)
     if arrays["fingerprint"].item() != fingerprint:
@@ -157,8 +167,15 @@ def open_shard(folder: Path, said: dict[str, Any], fingerprint: str) -> tuple[Pa
 
 @dataclass(frozen=True)
 class Pack:
-    """An opened pack: ``summary`` (pack.json), ``blobs`` (the shards' files) and, of every image in order, ``columns``
-    (``COLUMNS``), ``names``, ``shard`` (its number) and ``spans`` ((N, 2), the bytes of the blob)."""
+    """An opened pack of N images.
+
+    summary  content of pack.json
+    blobs    the files of the shards that hold the images
+    columns  int64 (N,) by the names of ``COLUMNS``
+    names    of the source's files
+    shard    int64 (N,), number of the shard that holds the image
+    spans    int64 (N, 2), the image's first byte in its blob and the byte after its last
+    """
 
     summary: dict[str, Any]
     blobs: list[Path]
@@ -171,19 +188,21 @@ class Pack:
 def open_pack(folder: Path) -> Pack:
     """Read ``pack.json`` and every index. ``ValueError`` as ``read_summary`` and ``open_shard``."""
     summary = read_summary(folder)
-    opened = [open_shard(folder, said, summary["fingerprint"]) for said in summary["shards"]]
+    opened = [open_shard(folder, shard_entry, summary["fingerprint"]) for shard_entry in summary["shards"]]
     indices = [arrays for _, arrays in opened]
     counts = torch.tensor([len(arrays["ids"]) for arrays in indices])
     if int(counts.sum()) != summary["images"]:
         raise ValueError(f"{folder}: {int(counts.sum())} images in the shards, {summary['images']} in {SUMMARY}")
-    spans = [np.stack([arrays["offsets"][:-1], arrays["offsets"][1:]], 1) for arrays in indices]
+    # every image ends where the next begins: (n, 2) of each shard
+    spans_by_shard = [np.stack([arrays["offsets"][:-1], arrays["offsets"][1:]], 1) for arrays in indices]
     return Pack(
         summary=summary,
         blobs=[blob for blob, _ in opened],
         columns={key: torch.from_numpy(np.concatenate([arrays[key] for arrays in indices])) for key in COLUMNS},
         names=[name for arrays in indices for name in read_names(arrays)],
-        shard=torch.repeat_interleave(torch.arange(len(indices)), counts),
-        spans=torch.from_numpy(np.concatenate(spans)),
+        # shard 0 for its number of images, then shard 1 for its own, ...
+        shard=torch.repeat_interleave(torch.arange(len(indices)), counts),  # (N,)
+        spans=torch.from_numpy(np.concatenate(spans_by_shard)),
     )
 
 

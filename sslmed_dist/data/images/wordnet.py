@@ -1,7 +1,7 @@
 """Tiny-ImageNet and ImageNet: photographs in folders named by a WordNet id (WNID, "n" and eight digits).
 
-In both sets the test part was published without labels; results are reported on the labelled validation part. That
-part is the split "test" here; validation data for choices are held out of "train".
+In both sets the test part was published without labels, so results are reported on the labelled validation part. That
+part is the split "test" here. Data for choosing hyperparameters are held out of "train".
 """
 
 import csv
@@ -19,8 +19,8 @@ def tiny_imagenet(root: str | Path, split: Split = "train", size: int = 64, work
 
     ``root`` holds ``tiny-imagenet-200``, or is it, as the archive of cs231n.stanford.edu unpacks:
     ``train/WNID/images/*.JPEG``, ``val/images/*.JPEG`` with ``val/val_annotations.txt`` (file name, WNID and a box,
-    tab-separated), ``wnids.txt``, ``words.txt``. Classes are numbered by WNID; their names are WNID and first word of
-    ``words.txt`` where that is there. split "test" is val/. Images as ``ImageFiles`` says.
+    tab-separated), ``wnids.txt``, ``words.txt``. Classes are numbered by sorted WNID and named by the WNID and, where
+    ``words.txt`` exists, its first word for it. The split "test" is val/. Images as ``ImageFiles`` says.
     ``ValueError`` names the missing file or folder, the unknown WNID, the corrupt image.
     """
     return ImageFiles(read_tiny_imagenet(Path(root)), split, size=size, workers=workers)
@@ -35,14 +35,14 @@ def read_tiny_imagenet(root: Path) -> Listing:
         raise ValueError(f"{folder / 'wnids.txt'}: a WNID stands in it twice")
     rows: list[Row] = []
     for wnid in wnids:
-        place = f"train/{wnid}/images"
-        rows += [("train", f"{place}/{name}", codes[wnid], 0) for name in image_names(folder / place)]
+        image_folder = f"train/{wnid}/images"
+        rows += [("train", f"{image_folder}/{name}", codes[wnid], 0) for name in image_names(folder / image_folder)]
     annotations = folder / "val" / "val_annotations.txt"
-    for number, line in enumerate(read_lines(annotations), start=1):
+    for line_number, line in enumerate(read_lines(annotations), start=1):
         cells = line.split("\t")
         if len(cells) < 2 or cells[1].strip() not in codes:
             raise ValueError(
-                f"{annotations}: line {number} is {line[:60]!r}; expected a file name and a WNID of wnids.txt"
+                f"{annotations}: line {line_number} is {line[:60]!r}; expected a file name and a WNID of wnids.txt"
             )
         rows.append(("test", f"val/images/{cells[0]}", codes[cells[1].strip()], 0))
     return ordered("tiny_imagenet", folder, rows, name_classes(folder / "words.txt", wnids))
@@ -51,8 +51,8 @@ def read_tiny_imagenet(root: Path) -> Listing:
 def name_classes(words: Path, wnids: Sequence[str]) -> list[str]:
     """ "WNID word" of each class, or the WNID alone where ``words`` does not exist or does not name it."""
     lines = read_lines(words) if words.is_file() else []
-    named = dict(line.split("\t", 1) for line in lines if "\t" in line)
-    return [f"{wnid} {named[wnid].split(',')[0].strip()}" if wnid in named else wnid for wnid in wnids]
+    words_by_wnid = dict(line.split("\t", 1) for line in lines if "\t" in line)
+    return [f"{wnid} {words_by_wnid[wnid].split(',')[0].strip()}" if wnid in words_by_wnid else wnid for wnid in wnids]
 
 
 def imagenet(
@@ -64,16 +64,17 @@ def imagenet(
 ) -> ImageFiles:
     """ImageNet-1k (ILSVRC 2012; Russakovsky et al. 2015): 1000 classes, 1,281,167 train and 50,000 test images.
 
-    ``root`` holds ``train/WNID/*.JPEG`` and the validation images, which are split "test", in one of two forms:
-    ``val/WNID/*.JPEG`` (as torchvision and most scripts arrange them), or flat ``val/*.JPEG`` with
-    ``LOC_val_solution.csv`` (ImageId, PredictionString that begins with the WNID) in ``root``: the form of Kaggle's
-    archive, whose top folder with ``ILSVRC/Data/CLS-LOC`` in it may also be ``root``. Without ``val`` there is only
-    "train". The numbers of the devkit's ground truth are not read: they need a MATLAB table.
+    ``root`` holds ``train/WNID/*.JPEG`` and the validation images, which are the split "test", in one of two forms.
+    Either ``val/WNID/*.JPEG``, as torchvision and most scripts arrange them, or flat ``val/*.JPEG`` with
+    ``LOC_val_solution.csv`` (ImageId, PredictionString that begins with the WNID) in ``root``. The flat form is that of
+    Kaggle's archive, whose top folder with ``ILSVRC/Data/CLS-LOC`` in it may also be ``root``. Without ``val`` there is
+    only "train". The class numbers of the devkit's ground truth are not read, for they need a MATLAB table.
 
-    ``classes``: WNIDs, or a text file with one in the first column of every line; only those are read, and class
-    numbers follow the list's order (ImageNet-100 is such a list). Otherwise all folders of ``train``, by WNID.
-    ids: positions in the list of the chosen classes' files sorted by WNID and name, so a subset has the same ids
-    whether the other classes are on the disk or not. Images as ``ImageFiles`` says.
+    ``classes``: WNIDs, or a text file with one in the first column of every line. Only those classes are read, and
+    their numbers follow the order of the list (ImageNet-100 is such a list). Without it all folders of ``train`` are
+    classes, numbered by sorted WNID.
+    ids: positions in the list of the chosen classes' files sorted by WNID and name, so a choice of classes has the
+    same ids whether the other classes are on the disk or not. Images as ``ImageFiles`` says.
     ``ValueError`` names the missing file or folder, the unknown WNID, the corrupt image.
     """
     return ImageFiles(read_imagenet(Path(root), classes), split, size=size, workers=workers)
@@ -85,25 +86,27 @@ def read_imagenet(root: Path, classes: str | Sequence[str] | None = None) -> Lis
     folder = folder if folder.is_dir() else root
     train, val = folder / "train", folder / "val"
     known = wnid_folders(train)
+    # WNID -> class number
     codes = {wnid: code for code, wnid in enumerate(known if classes is None else choose(classes, known, train))}
     rows: list[Row] = []
     for wnid in sorted(codes):
         rows += [("train", f"train/{wnid}/{name}", codes[wnid], 0) for name in image_names(train / wnid)]
-    flat = val.is_dir() and not any(place.is_dir() for place in val.iterdir())
+    # without a single class folder in it, val/ is flat and Kaggle's list says which class an image shows
+    is_flat = val.is_dir() and not any(entry.is_dir() for entry in val.iterdir())
     if val.is_dir():
-        rows += flat_rows(root / SOLUTION, codes, set(known)) if flat else folder_rows(val, codes)
-    return ordered("imagenet", folder, rows, list(codes), listed=flat)
+        rows += flat_rows(root / SOLUTION, codes, set(known)) if is_flat else folder_rows(val, codes)
+    return ordered("imagenet", folder, rows, list(codes), listed=is_flat)
 
 
 def wnid_folders(train: Path) -> list[str]:
     """The folders of ``train``, sorted. ``ValueError`` when there is none, or one that is not named by a WNID."""
     if not train.is_dir():
         raise ValueError(f"{train}: no such folder; this is not the ILSVRC layout")
-    names = sorted(place.name for place in train.iterdir() if place.is_dir() and not place.name.startswith("."))
+    names = sorted(entry.name for entry in train.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     wrong = [name for name in names if not is_wnid(name)]
     if wrong or not names:
-        found = f"folder {wrong[0]!r} in it" if wrong else "no folder in it"
-        raise ValueError(f"{train}: {found}; expected folders named by a WNID such as n01440764")
+        problem = f"folder {wrong[0]!r} in it" if wrong else "no folder in it"
+        raise ValueError(f"{train}: {problem}; expected folders named by a WNID such as n01440764")
     return names
 
 
@@ -115,13 +118,13 @@ def is_wnid(name: str) -> bool:
 def choose(classes: str | Sequence[str], known: Sequence[str], train: Path) -> list[str]:
     """The WNIDs of a list or of a text file, in its order. ``ValueError`` for one that is unknown or listed twice."""
     where = classes if isinstance(classes, str) else "imagenet: classes"
-    wanted = [line.split()[0] for line in read_lines(Path(classes))] if isinstance(classes, str) else list(classes)
-    unknown = [wnid for wnid in wanted if wnid not in set(known)]
+    chosen = [line.split()[0] for line in read_lines(Path(classes))] if isinstance(classes, str) else list(classes)
+    unknown = [wnid for wnid in chosen if wnid not in set(known)]
     if unknown:
-        raise ValueError(f"{where}: {unknown[0]!r} is no folder of {train} ({len(unknown)} of {len(wanted)} are not)")
-    if len(set(wanted)) < len(wanted) or not wanted:
+        raise ValueError(f"{where}: {unknown[0]!r} is no folder of {train} ({len(unknown)} of {len(chosen)} are not)")
+    if len(set(chosen)) < len(chosen) or not chosen:
         raise ValueError(f"{where}: is empty or names a WNID twice")
-    return wanted
+    return chosen
 
 
 def folder_rows(val: Path, codes: dict[str, int]) -> list[Row]:
@@ -134,13 +137,13 @@ def folder_rows(val: Path, codes: dict[str, int]) -> list[Row]:
 def flat_rows(solution: Path, codes: dict[str, int], known: set[str]) -> list[Row]:
     """The validation rows of the chosen classes from Kaggle's list. ``ValueError`` for a WNID of no class."""
     rows: list[Row] = []
-    for number, cells in enumerate(csv.reader(read_lines(solution)), start=1):
-        if number == 1 and cells[:1] == ["ImageId"]:
+    for line_number, cells in enumerate(csv.reader(read_lines(solution)), start=1):
+        if line_number == 1 and cells[:1] == ["ImageId"]:
             continue
         wnid = cells[1].split()[0] if len(cells) == 2 and cells[1].split() else ""
         if wnid not in known:
             raise ValueError(
-                f"{solution}: line {number} is {','.join(cells)[:60]!r}; expected ImageId,WNID ... of train"
+                f"{solution}: line {line_number} is {','.join(cells)[:60]!r}; expected ImageId,WNID ... of train"
             )
         if wnid in codes:
             rows.append(("test", f"val/{cells[0]}.JPEG", codes[wnid], 0))

@@ -4,6 +4,9 @@ Lengths are millimetres from the middle of the body: x to the patient's left, y 
 field of view whatever the size in voxels. Signals differ from patient to patient and overlap between organs, bowel and
 stomach, so where a voxel lies and what surrounds it say more than how bright it is. It is a phantom: the drawing has
 no clinical meaning.
+
+Organs are signed distances in mm, (nz, ny, nx), negative inside (``canvas`` explains the arithmetic). The numbers in
+the functions are positions and half-axes in mm.
 """
 
 from dataclasses import asdict
@@ -45,7 +48,7 @@ SIGNALS: dict[str, tuple[float, float]] = {
 
 
 def trunk(c: Canvas) -> Tensor:
-    """Paint skin, fat, wall, cavity and lungs; return the distance to the cavity."""
+    """Paint skin, fat, wall, cavity and lungs; return the signed distance to the cavity."""
     dice = c.dice
     waist = 1.0 - 0.07 * torch.exp(-(((c.z + 70.0) / 50.0) ** 2))
     outline = c.column(dice.between(134, 150, "width") * waist, dice.between(90, 108, "depth") * waist, 0.0)
@@ -53,11 +56,13 @@ def trunk(c: Canvas) -> Tensor:
     lobules = 0.2 * c.texture("lobules", 22) + 0.15 * c.texture("depot", 6)
     # Fat lies thicker at the back than in front.
     layer = outline + fat * (1.0 - 0.2 * torch.tanh(c.y / 60.0))
+    # each layer is the outline made smaller; painted from the outside in, the next covers the middle of the last
     cavity = layer + dice.between(7.0, 11.0, "wall")
     c.paint(outline, "skin")
     c.paint(outline + 2.5, "fat", lobules)
     c.paint(layer, "muscle", 0.12 * c.texture("fibres", 30))
     c.paint(cavity, "cavity", 0.35 * c.texture("mesentery", 18))
+    # the lungs are what lies in the cavity above the diaphragm's dome
     dome = c.ellipsoid((0, 5, -30), (175, 135, dice.between(128, 140, "dome")))
     c.paint(torch.maximum(cavity, -dome), "lung", 0.5 * c.texture("lung", 24))
     heart = torch.maximum(c.ellipsoid((24, 38, 122), (52, 44, 34)), 6.0 - dome)
@@ -66,13 +71,14 @@ def trunk(c: Canvas) -> Tensor:
 
 
 def spine(c: Canvas) -> Tensor:
-    """Paint vertebrae, canal and the muscles beside them; return the distance to the vertebral bodies."""
+    """Paint vertebrae, canal and the muscles beside them; return the signed distance to the vertebral bodies."""
     grain = 0.14 * c.texture("fibres", 30)
     for side in (-1.0, 1.0):
         c.paint(c.ellipsoid((side * 30, -74, -10), (25, 19, 190)), "muscle", grain)
         c.paint(c.ellipsoid((side * 34, -42, -95), (15, 18, 90)), "muscle", grain)
     bodies = c.column(torch.full_like(c.z, 22.0), torch.full_like(c.z, 18.0), -42.0)
     arch = c.column(torch.full_like(c.z, 17.0), torch.full_like(c.z, 13.0), -68.0)
+    # vertebrae and discs alternate every 34 mm
     discs = 0.35 * torch.cos(c.z * (2 * torch.pi / 34.0)).clamp(min=-0.3)
     c.paint(torch.minimum(bodies, arch) - 1.5, "cavity")
     c.paint(arch, "vertebra", -0.35)
@@ -87,22 +93,24 @@ def bowel(c: Canvas, cavity: Tensor) -> None:
     content = torch.sigmoid(2.0 * c.texture("content", 13))
     folds = c.texture("loops", 15)
     chyme = 1.5 * content - 0.55 + 0.15 * c.texture("chyme", 34)
+    # three regions of small bowel, each filled with loops
     for centre, radii in (((6, 34, -88), (104, 60, 82)), ((-20, 40, -40), (60, 40, 40)), ((70, 30, -30), (45, 45, 45))):
         region = torch.maximum(c.ellipsoid((*centre,), (*radii,)), cavity + 5.0)
         # Loops are the bands around the folds' zero: a wall, and inside it a content.
         loop = torch.maximum(region, (folds.abs() - 0.75) * 12.0)
         c.paint(loop, "gut", -0.25)
         c.paint(loop + 2.5, "gut", chyme)
+    # ascending, two halves of transverse, and descending colon: (start, end, radius)
     tubes = (
         ((-94, 8, -130), (-90, 18, -38), 20.0),
         ((-88, 40, -30), (0, 66, -38), 15.0),
         ((0, 66, -38), (86, 44, -12), 15.0),
         ((104, 0, -5), (98, -14, -130), 16.0),
     )
-    for number, (start, end, radius) in enumerate(tubes):
-        wide = radius * c.dice.between(0.75, 1.2, f"colon {number}")
+    for tube_index, (start, end, radius) in enumerate(tubes):
+        wide = radius * c.dice.between(0.75, 1.2, f"colon {tube_index}")
         tube = torch.maximum(c.segment((*start,), (*end,), wide)[0] + 3.0 * c.texture("haustra", 20), cavity + 3.0)
-        filled = c.dice.between(-0.8, 0.7, f"colon content {number}")
+        filled = c.dice.between(-0.8, 0.7, f"colon content {tube_index}")
         c.paint(tube, "gut")
         c.paint(tube + 3.0, "gut", filled + 0.3 * c.texture("stool", 26))
 
@@ -118,40 +126,45 @@ def viscera(c: Canvas, cavity: Tensor) -> None:
     stomach = blend(c.ellipsoid((54, 26, 55), (40, 44, 46)), c.segment((48, 46, 26), (-4, 50, 4), 17.0)[0], 14.0)
     stomach = torch.maximum(stomach + 4.0 * c.texture("stomach", 7), cavity + 3.0)
     c.paint(stomach, "gut")
+    # above this level (towards the front, for the patient lies on the back) the stomach holds gas
     level = c.dice.between(20.0, 75.0, "gas level")
     c.paint(stomach + 4.5, "stomach", 0.25 * c.texture("meal", 14))
     c.paint(torch.maximum(stomach + 4.5, level - c.y), "lung")
 
 
 def kidney(c: Canvas, side: float) -> Tensor:
-    """Distance to a kidney: two poles, the upper one nearer the spine, and a hilum towards it."""
+    """Signed distance to the kidney of one ``side`` (-1 right, 1 left): two poles and a hilum towards the spine."""
     name = "left" if side > 0 else "right"
     size = c.dice.between(0.88, 1.12, f"{name} size")
     x, y = side * c.dice.between(62, 74, f"{name} x"), c.dice.between(-32, -22, f"{name} y")
     z = c.dice.between(-30, -8, f"{name} z") + 6.0 * side
+    # four ellipsoids in a row from the upper pole, which is nearer the spine, to the lower one
     parts = [
         c.ellipsoid((x + side * dx, y + dy, z + dz), (22 * size, 22 * size, 32 * size))
         for dx, dy, dz in ((-8, -6, 24), (5, -7, 6), (1, 7, -8), (7, 1, -26))
     ]
-    whole = blend(blend(parts[0], parts[1], 12.0), blend(parts[2], parts[3], 12.0), 10.0)
+    outline = blend(blend(parts[0], parts[1], 12.0), blend(parts[2], parts[3], 12.0), 10.0)
     hilum = c.ellipsoid((x - side * 29 * size, y + 8, z), (12, 8, 18))
-    return torch.maximum(whole + 1.5 * c.texture(f"{name} surface", 11), -hilum)
+    return torch.maximum(outline + 1.5 * c.texture(f"{name} surface", 11), -hilum)
 
 
 def organs(c: Canvas, cavity: Tensor, bodies: Tensor) -> dict[str, Tensor]:
-    """Distances to the four organs, which never overlap; the later ones give way to the earlier."""
+    """Signed distances to the four organs. They never overlap: kidneys come first, the spleen gives way to the left
+    one, the liver to all and to the spine (``bodies``)."""
     inside, dice = cavity + 2.0, c.dice
     right, left = (torch.maximum(kidney(c, side), inside) for side in (-1.0, 1.0))
+    # spleen: an ellipsoid, hollowed towards the stomach, at least 3 mm from the left kidney
     grow = dice.between(0.85, 1.15, "spleen size")
     x, y, z = (dice.between(92, 102, "spleen x"), dice.between(-46, -28, "spleen y"), dice.between(30, 54, "spleen z"))
     spleen = c.ellipsoid((x, y, z), (38 * grow, 50 * grow, 48 * grow)) + 2.5 * c.texture("spleen surface", 7)
     spleen = torch.maximum(spleen, -c.ellipsoid((x - 42, y + 34, z), (40, 50, 70)))
     spleen = torch.maximum(torch.maximum(spleen, inside), 3.0 - left)
+    # liver: a right and a left lobe, with a gap to every neighbour
     grow = dice.between(0.92, 1.08, "liver size")
-    lobe = c.ellipsoid((-66, 2, dice.between(28, 42, "liver z")), (80 * grow, 86 * grow, 88 * grow))
+    right_lobe = c.ellipsoid((-66, 2, dice.between(28, 42, "liver z")), (80 * grow, 86 * grow, 88 * grow))
     reach = dice.between(40, 78, "left lobe")
-    other = c.ellipsoid((-8, 42, 66), (reach, 40 * grow, 40))
-    liver = blend(lobe, other, 18.0) + 3.0 * c.texture("liver surface", 6)
+    left_lobe = c.ellipsoid((-8, 42, 66), (reach, 40 * grow, 40))
+    liver = blend(right_lobe, left_lobe, 18.0) + 3.0 * c.texture("liver surface", 6)
     for neighbour, gap in ((right, 3.0), (bodies, 12.0), (spleen, 3.0), (left, 3.0)):
         liver = torch.maximum(liver, gap - neighbour)
     return {"liver": torch.maximum(liver, inside), "right kidney": right, "left kidney": left, "spleen": spleen}
@@ -161,12 +174,12 @@ def fill_organs(c: Canvas, organ: dict[str, Tensor]) -> None:
     """Paint the organs: vessels in the liver, cortex, pyramids and pelvis in the kidneys."""
     c.paint(organ["spleen"], "spleen", 0.06 * c.texture("pulp", 24))
     for name in ("right kidney", "left kidney"):
-        whole, side = organ[name], -1.0 if name.startswith("right") else 1.0
-        c.paint(whole, "kidney", 0.06 * c.texture("cortex", 30))
+        outline, side = organ[name], -1.0 if name.startswith("right") else 1.0
+        c.paint(outline, "kidney", 0.06 * c.texture("cortex", 30))
         lobes = 7.0 * c.texture(f"{name} pyramids", 24)
-        c.paint((whole + 12.0).abs() - 4.0 + lobes, "kidney", -c.dice.between(0.2, 0.4, "medulla"))
+        c.paint((outline + 12.0).abs() - 4.0 + lobes, "kidney", -c.dice.between(0.2, 0.4, "medulla"))
         # The sinus opens towards the spine: fat, with the pelvis as bright streaks in it.
-        sinus = torch.maximum(whole + 15.0, side * c.x - c.dice.between(66.0, 74.0, f"{name} sinus"))
+        sinus = torch.maximum(outline + 15.0, side * c.x - c.dice.between(66.0, 74.0, f"{name} sinus"))
         c.paint(sinus + 0.4 * lobes, "cavity", 3.0 * c.texture(f"{name} pelvis", 30).clamp(min=0.0), 0.9)
     liver = organ["liver"]
     c.paint(liver, "liver", 0.06 * c.texture("parenchyma", 30) + 0.05 * c.texture("segments", 5))
@@ -180,10 +193,12 @@ def fill_organs(c: Canvas, organ: dict[str, Tensor]) -> None:
 def draw_abdomen(subject: int, size: int, slices: int) -> tuple[Tensor, Tensor]:
     """One exam before acquisition: image float32 in [0, 1] and mask uint8, both (slices, size, size).
 
-    Slices run upwards, rows from back to front, columns from the patient's right to the left.
+    The mask holds 1 to 4 for ``ORGANS`` and 0 elsewhere. Slices run upwards, rows from back to front, columns from the
+    patient's right to the left.
     """
     dice = Dice(subject)
     plane = BREADTH * (axis(size) - 0.5)
+    # coordinates in mm along z, y and x; the patient lies a little differently in every exam
     lines = (HEIGHT * (axis(slices) - 0.5) + dice.between(-8, 8, "table"), plane, plane + dice.between(-5, 5, "shift"))
     signals = {name: dice.between(low, high, f"signal {name}") for name, (low, high) in SIGNALS.items()}
     c = Canvas(dice, lines, reach=165.0, signals=signals, bend=4.0, near=16.0, edge=max(1.5, BREADTH / size))
@@ -204,7 +219,7 @@ def draw_abdomen(subject: int, size: int, slices: int) -> tuple[Tensor, Tensor]:
 
 
 def abdomen_volume(subject: int, machine: Scanner, *, size: int, slices: int) -> tuple[np.ndarray, np.ndarray]:
-    """The recorded exam: image int16 and mask uint8, (size, size, slices), axes left, anterior, superior."""
+    """The recorded exam: image int16 and mask uint8, (size, size, slices) with axes to the left, the front and up."""
     image, mask = draw_abdomen(subject, size, slices)
     recorded = acquire(image[None], machine, torch.tensor([key(subject, "acquire")]))[0]
     counts = Dice(subject).between(700.0, 1400.0, "receiver")  # MR units are arbitrary and differ between exams
@@ -215,6 +230,7 @@ def abdomen_volume(subject: int, machine: Scanner, *, size: int, slices: int) ->
 def nifti(volume: np.ndarray) -> bytes:
     """A NIfTI file with axes left, anterior, superior, centred."""
     affine = np.diag([-SPACING[0], SPACING[1], SPACING[2], 1.0])
+    # NIfTI's x runs to the right and the first axis to the left, hence the minus; the middle lies at the origin
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(volume.shape) - 1) / 2)
     return nifti_bytes(volume, affine, level=4)
 
@@ -235,11 +251,13 @@ def write_abdomen(
     spec |= {"seed": seed, "scanners": [asdict(scanner(site, seed)) for site in range(sites)]}
 
     def fill(folder: Path) -> None:
-        belongs = assign_sites(torch.arange(exams), sites, seed).tolist()
-        for number, site in enumerate(belongs, start=1):
-            image, mask = abdomen_volume(key(seed, "abdomen", number), scanner(site, seed), size=size, slices=slices)
-            (folder / f"image_{number:02d}.nii.gz").write_bytes(nifti(image))
-            (folder / f"label_{number:02d}.nii.gz").write_bytes(nifti(mask))
-        write_rows(folder / "sites.csv", [("id", "site"), *((f"{i:02d}", s) for i, s in enumerate(belongs, start=1))])
+        exam_sites = assign_sites(torch.arange(exams), sites, seed).tolist()
+        for exam, site in enumerate(exam_sites, start=1):
+            image, mask = abdomen_volume(key(seed, "abdomen", exam), scanner(site, seed), size=size, slices=slices)
+            (folder / f"image_{exam:02d}.nii.gz").write_bytes(nifti(image))
+            (folder / f"label_{exam:02d}.nii.gz").write_bytes(nifti(mask))
+        write_rows(
+            folder / "sites.csv", [("id", "site"), *((f"{i:02d}", s) for i, s in enumerate(exam_sites, start=1))]
+        )
 
     return publish(root, spec, fill)

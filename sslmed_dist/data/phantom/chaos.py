@@ -20,19 +20,19 @@ from sslmed_dist.data.scans.nifti import nifti_bytes
 from sslmed_dist.randomness import key
 
 GREYS = (0, 63, 126, 189, 252)  # of background, liver, right kidney, left kidney, spleen in a mask of CHAOS
-CT_LABELS = (0, 6, 2, 3, 1)  # the same in BTCV
+CT_LABELS = (0, 6, 2, 3, 1)  # values of the same in a mask of BTCV
 AIR, FAINTEST, BRIGHTEST = -1000.0, -125.0, 275.0  # Hounsfield units of the border and of signals 0 and 1
 BORDER = 32  # pixels of air around a CT phantom, which the recipe of preparation cuts off
 Array = NDArray[Any]
 
 
 def uid(*parts: object) -> str:
-    """A DICOM identifier made of ``parts`` alone."""
+    """A DICOM identifier made of ``parts`` alone: the same parts give the same one."""
     return f"2.25.{int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:15])}"
 
 
 def direct(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The affine in DICOM's frame, left-posterior-superior."""
+    """The affine (4, 4) from index to mm in DICOM's frame, left-posterior-superior, made of one in RAS."""
     result: NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     return result
 
@@ -48,19 +48,19 @@ def write_series(
     slope: float = 1.0,
     intercept: float = 0.0,
 ) -> list[Path]:
-    """Write ``voxels`` (columns, rows, slices), int16 or uint16, with ``affine`` (index to mm in RAS, axes at right
-    angles) as one DICOM file per slice; return the files in the order of the slices. The affine may be left-handed:
-    then the slices run against their normal, which a reader has to find out by itself.
+    """Write ``voxels`` as one DICOM file per slice; return the files in the order of the slices.
 
-    ``names`` and ``instances``: file name and InstanceNumber per slice, as counted from 1 unless given. ``series``:
-    what the identifiers are made of. Nobody's name, date or place is in it.
+    ``voxels`` is int16 or uint16 (columns, rows, slices). ``affine`` (4, 4) maps an index to mm in RAS, with axes at
+    right angles. It may be left-handed; then the slices run against their normal, which a reader has to find out.
+    ``names`` and ``instances`` are the file name and InstanceNumber per slice, by default counted from 1. ``series``
+    is what the identifiers are made of. The files hold no person's name, date or place.
     """
     folder.mkdir(parents=True, exist_ok=True)
     count = voxels.shape[2]
     numbers = list(instances) if instances is not None else list(range(1, count + 1))
-    files = [folder / name for name in (names or [f"IMG-0001-{number:05d}.dcm" for number in range(1, count + 1)])]
-    for k, (path, number) in enumerate(zip(files, numbers, strict=True)):
-        header = slice_header(series, number, direct(affine), k)
+    files = [folder / name for name in (names or [f"IMG-0001-{instance:05d}.dcm" for instance in range(1, count + 1)])]
+    for k, (path, instance) in enumerate(zip(files, numbers, strict=True)):
+        header = slice_header(series, instance, direct(affine), k)
         header.Columns, header.Rows = voxels.shape[:2]
         header.PixelRepresentation = int(voxels.dtype == np.int16)
         header.RescaleSlope, header.RescaleIntercept = slope, intercept
@@ -69,15 +69,15 @@ def write_series(
     return files
 
 
-def slice_header(series: str, number: int, affine: NDArray[np.float64], k: int) -> Any:
-    """A MR header with the geometry of slice ``k`` of a grid whose ``affine`` is in LPS; without pixels."""
+def slice_header(series: str, instance: int, affine: NDArray[np.float64], slice_index: int) -> Any:
+    """An MR header, without pixels, of slice ``slice_index`` of a grid; its ``affine`` (4, 4) gives mm in LPS."""
     from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
     from pydicom.valuerep import format_number_as_ds
 
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = MRImageStorage
-    meta.MediaStorageSOPInstanceUID = uid(series, number)
+    meta.MediaStorageSOPInstanceUID = uid(series, instance)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     header: Any = FileDataset("", Dataset(), file_meta=meta, preamble=b"\0" * 128)
     header.SOPClassUID, header.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
@@ -86,13 +86,16 @@ def slice_header(series: str, number: int, affine: NDArray[np.float64], k: int) 
     header.Modality, header.PatientID, header.PatientName = "MR", "PHANTOM", "PHANTOM"
     header.PatientBirthDate = header.PatientSex = header.StudyDate = header.StudyTime = ""
     header.StudyID = header.AccessionNumber = header.ReferringPhysicianName = ""
-    header.SeriesNumber, header.InstanceNumber = 1, number
+    header.SeriesNumber, header.InstanceNumber = 1, instance
+    # columns of the affine: the step along each axis of the grid, its length the spacing
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     directions = (affine[:3, :3] / spacing).T
     text = [format_number_as_ds(float(value)) for value in (*directions[0], *directions[1])]
     header.ImageOrientationPatient = text
-    corner = affine[:3, 3] + k * affine[:3, 2]
+    # centre of the slice's first pixel
+    corner = affine[:3, 3] + slice_index * affine[:3, 2]
     header.ImagePositionPatient = [format_number_as_ds(float(value)) for value in corner]
+    # between rows first, then between columns
     header.PixelSpacing = [format_number_as_ds(float(side)) for side in (spacing[1], spacing[0])]
     header.SliceThickness = format_number_as_ds(float(spacing[2]))
     header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -101,32 +104,38 @@ def slice_header(series: str, number: int, affine: NDArray[np.float64], k: int) 
 
 
 def centred(shape: Sequence[int], sides: Sequence[float]) -> NDArray[np.float64]:
-    """The affine of a grid with axes left, anterior, superior about the origin."""
+    """The affine (4, 4), index to mm in RAS, of a grid centred at the origin, axes to the left, the front and up."""
     affine = np.diag([-sides[0], sides[1], sides[2], 1.0])
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     return affine
 
 
 def write_patient(folder: Path, image: Array, mask: Array, affine: NDArray[np.float64], *, upwards: bool) -> None:
-    """One patient of CHAOS MR: T2SPIR/DICOM_anon and T2SPIR/Ground below ``folder``, from volumes with axes left,
-    anterior, superior. Files are numbered towards the head or, unless ``upwards``, the feet."""
+    """Write one patient of CHAOS MR: T2SPIR/DICOM_anon and T2SPIR/Ground below ``folder``.
+
+    ``image`` and ``mask`` have the axes left, anterior, superior. ``upwards``: files are numbered towards the head,
+    otherwise towards the feet.
+    """
     from torchvision.io import write_png
 
-    # DICOM's rows run to the back
-    flipped = affine.copy()
-    flipped[:3, 1] *= -1
-    flipped[:3, 3] += (image.shape[1] - 1) * affine[:3, 1]
+    # DICOM's rows run to the back: turn the second axis round, and move the origin to what was its last voxel
+    flipped_affine = affine.copy()
+    flipped_affine[:3, 1] *= -1
+    flipped_affine[:3, 3] += (image.shape[1] - 1) * affine[:3, 1]
     count = image.shape[2]
     order = list(range(1, count + 1)) if upwards else list(range(count, 0, -1))
     names = [f"IMG-0004-{number:05d}" for number in order]
-    place = folder / "T2SPIR"
+    series_folder = folder / "T2SPIR"
     voxels = np.ascontiguousarray(image[:, ::-1])
     files = [f"{name}.dcm" for name in names]
-    write_series(place / "DICOM_anon", voxels, flipped, series=folder.name, names=files, instances=order)
-    (place / "Ground").mkdir()
+    write_series(series_folder / "DICOM_anon", voxels, flipped_affine, series=folder.name, names=files, instances=order)
+    (series_folder / "Ground").mkdir()
     grey = np.array(GREYS, np.uint8)[mask[:, ::-1]]
-    for k, name in enumerate(names):
-        write_png(torch.from_numpy(np.ascontiguousarray(grey[:, :, k].T))[None], str(place / "Ground" / f"{name}.png"))
+    for slice_index, name in enumerate(names):
+        write_png(
+            torch.from_numpy(np.ascontiguousarray(grey[:, :, slice_index].T))[None],
+            str(series_folder / "Ground" / f"{name}.png"),
+        )
 
 
 def write_chaos(
@@ -145,10 +154,10 @@ def write_chaos(
     sides = PREPARED if prepared else (BREADTH / size, BREADTH / size, HEIGHT / slices)
 
     def fill(folder: Path) -> None:
-        for number in range(1, exams + 1):
-            image, mask = abdomen_volume(key(seed, "abdomen", number), scanner(0, seed), size=size, slices=slices)
-            place = centred(image.shape, sides)
-            write_patient(folder / str(number), image, mask, place, upwards=number % 2 == 1)
+        for patient in range(1, exams + 1):
+            image, mask = abdomen_volume(key(seed, "abdomen", patient), scanner(0, seed), size=size, slices=slices)
+            affine = centred(image.shape, sides)
+            write_patient(folder / str(patient), image, mask, affine, upwards=patient % 2 == 1)
 
     return publish(root, spec, fill)
 
@@ -168,19 +177,18 @@ def write_btcv(root: str | Path, *, exams: int = 4, size: int = 192, slices: int
     air = ((BORDER, BORDER), (BORDER, BORDER), (0, 0))
 
     def fill(folder: Path) -> None:
-        for place in ("imagesTr", "labelsTr"):
-            (folder / place).mkdir()
-        for number in range(1, exams + 1):
-            drawn = abdomen_volume(
-                key(seed, "abdomen", number), scanner(0, seed), size=size - 2 * BORDER, slices=slices
-            )
+        for subfolder in ("imagesTr", "labelsTr"):
+            (folder / subfolder).mkdir()
+        for exam in range(1, exams + 1):
+            drawn = abdomen_volume(key(seed, "abdomen", exam), scanner(0, seed), size=size - 2 * BORDER, slices=slices)
+            # signals 0 to 1 become Hounsfield units, then air is added around
             signal = drawn[0] / np.float32(max(int(drawn[0].max()), 1))
             units = np.rint(FAINTEST + (BRIGHTEST - FAINTEST) * signal).astype(np.int16)
             image = np.pad(units, air, constant_values=int(AIR))
             mask = np.pad(np.array(CT_LABELS, np.uint8)[drawn[1]], air)
             affine = centred(image.shape, (side, side, HEIGHT / slices))
-            (folder / "imagesTr" / f"img{number:04d}.nii.gz").write_bytes(nifti_bytes(image, affine))
-            (folder / "labelsTr" / f"label{number:04d}.nii.gz").write_bytes(nifti_bytes(mask, affine))
+            (folder / "imagesTr" / f"img{exam:04d}.nii.gz").write_bytes(nifti_bytes(image, affine))
+            (folder / "labelsTr" / f"label{exam:04d}.nii.gz").write_bytes(nifti_bytes(mask, affine))
 
     return publish(root, spec, fill)
 

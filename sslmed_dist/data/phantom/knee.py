@@ -1,8 +1,8 @@
 """Knee phantoms in the MRNet layout: one 3-D anatomy per exam, read in three planes with three weightings.
 
 Lengths are millimetres in a frame whose origin is the middle of the joint: x to the lateral side, y to the back, z up.
-Where structures overlap the later one wins. The drawing is meant to be learnt from and recognised. It is a phantom: its
-lesions are caricatures without clinical meaning.
+Solids are signed distances (nz, ny, nx), negative inside (see ``canvas``). What is painted later covers the earlier.
+The drawing is to be learnt from and recognised. It is a phantom: its lesions are caricatures without clinical meaning.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from sslmed_dist.data.phantom.publish import assign_sites, draw_labels, publish,
 from sslmed_dist.data.phantom.scanner import Scanner, acquire, axis, scanner
 from sslmed_dist.randomness import key
 
-FIELD_OF_VIEW = 150.0
+FIELD_OF_VIEW = 150.0  # mm
 # Order of a plane's axes (slice, row, column) among the canonical ones (z, y, x).
 PLANES = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
 LABELS = ("abnormal", "acl", "meniscus")
@@ -50,7 +50,7 @@ class Knee:
 
 
 def bones(c: Canvas) -> dict[str, Tensor]:
-    """Distances to femur, tibia, fibula and patella."""
+    """Signed distances to femur, tibia, fibula and patella."""
     flare = ramp((72.0 - c.z) / 46.0)
     shaft = torch.maximum(c.column(14.0 + 24.0 * flare, 13.0 + 9.0 * flare, -4.0 - 2.0 * flare), 20.0 - c.z)
     condyles = torch.minimum(c.ellipsoid((-22, 6, 21), (17, 29, 21)), c.ellipsoid((22, 5, 21), (17, 28, 20.5)))
@@ -68,7 +68,7 @@ def bones(c: Canvas) -> dict[str, Tensor]:
 
 
 def leg(c: Canvas) -> None:
-    """Skin, fat, fascia, muscles and vessels."""
+    """Paint skin, fat, fascia, muscles and vessels."""
     wide = 1.0 + 0.0012 * (c.z + 10.0)
     outline = c.column(63.0 * wide, 60.0 * wide, 5.0)
     lobules = 0.04 * c.texture("lobules", 34) + 0.03 * c.texture("fat", 8)
@@ -97,7 +97,7 @@ def leg(c: Canvas) -> None:
 
 
 def fluid(c: Canvas, knee: Knee, bone: dict[str, Tensor]) -> None:
-    """Joint fluid: a film in every knee; with an effusion, recesses swell. Bone bruises belong here too."""
+    """Paint the joint fluid: a film in every knee; with an effusion it is thicker and the recesses around it swell."""
     joint = torch.minimum(bone["femur"], bone["tibia"])
     capsule = c.ellipsoid((0, 6, 14), (44, 36, 30))
     swollen = knee.abnormal and effusion(knee)
@@ -117,32 +117,34 @@ def effusion(knee: Knee) -> bool:
 
 
 def menisci(c: Canvas, knee: Knee) -> None:
-    """Two wedges, open to the middle; a tear is a bright line through one of them."""
+    """Paint the menisci: two wedges, open to the middle; a tear is a bright line through one of them."""
     torn = -1.0 if c.dice.chance(0.65, "torn side") else 1.0
     for side, (width, depth) in ((-1.0, (19.0, 25.0)), (1.0, (18.0, 21.5))):
-        across, along = side * c.x - 21.0, c.y - 5.0
-        rim = torch.sqrt((across / width) ** 2 + (along / depth) ** 2)
+        across, ahead = side * c.x - 21.0, c.y - 5.0
+        # 1 at the outer rim of the elliptic ring; its height grows from the inner rim outwards
+        rim = torch.sqrt((across / width) ** 2 + (ahead / depth) ** 2)
         height = c.z + 5.0
         wedge = torch.maximum(torch.maximum(rim - 1.0, 0.48 - rim) * width, height - 2.0 - 13.0 * (rim - 0.5))
         wedge = torch.maximum(wedge, -height - 2.0)
-        gap = torch.maximum(across + 9.0, along.abs() - 8.0)
-        wedge = torch.maximum(wedge, -gap)
+        gap = torch.maximum(across + 9.0, ahead.abs() - 8.0)
+        wedge = torch.maximum(wedge, -gap)  # the ring is cut open towards the middle of the joint
         c.paint(wedge, "meniscus", 0.15 * c.texture("fibrocartilage", 30))
         if not (knee.meniscus and side == torn):
             continue
+        # a tear: an oblique or an upright sheet, within a range of angles around the ring
         slope = c.dice.between(0.2, 0.8, "tear slope")
         oblique = (height - 3.2 - slope * width * (rim - 0.78)).abs()
         upright = ((rim - c.dice.between(0.72, 0.84, "tear rim")) * width).abs()
         line = oblique if c.dice.chance(0.6, "oblique") else upright
         middle = c.dice.between(0.3, 1.5, "tear angle")
-        turn = (torch.atan2(along, across) - middle).abs() - c.dice.between(0.45, 0.8, "tear span")
+        turn = (torch.atan2(ahead, across) - middle).abs() - c.dice.between(0.45, 0.8, "tear span")
         c.paint(torch.maximum(torch.maximum(line - 1.0, wedge), turn * width), "fluid", opacity=0.95)
 
 
 def ligaments(c: Canvas, knee: Knee) -> None:
-    """Cruciates, collaterals, patellar and quadriceps tendons."""
+    """Paint the cruciates, the collaterals, and the patellar and quadriceps tendons."""
     anterior_cruciate(c, knee)
-    for start, end in (
+    for start, end in (  # the posterior cruciate, in three straight pieces
         ((-6, 3, 15), (-4, 15, 15)),
         ((-4, 15, 15), (-2, 26, 6)),
         ((-2, 26, 6), (0, 32, -14)),
@@ -159,7 +161,7 @@ def ligaments(c: Canvas, knee: Knee) -> None:
 
 
 def anterior_cruciate(c: Canvas, knee: Knee) -> None:
-    """The ACL: a dark oblique band; torn, it is interrupted, wavy and swollen, or gone."""
+    """Paint the ACL: a dark oblique band; torn, it is interrupted (0), wavy and swollen (1), or gone (2)."""
     start, end = (5.0, 18.0, 21.0), (-2.0, -10.0, -3.0)
     if not knee.acl:
         band, along = c.segment(start, end, 3.9)
@@ -179,7 +181,8 @@ def anterior_cruciate(c: Canvas, knee: Knee) -> None:
 
 
 def skeleton(c: Canvas, knee: Knee, bone: dict[str, Tensor]) -> None:
-    """Cartilage, cortex and marrow, with growth-plate scars and, in some abnormal knees, bone bruises."""
+    """Paint cartilage, cortex and marrow, with growth-plate scars and, in some abnormal knees, bone bruises."""
+    # cartilage is the bone made larger, where it faces the joint
     articular = torch.maximum(bone["femur"] - 2.2, torch.maximum(c.z - 36.0, 8.5 - c.x.abs()))
     c.paint(articular, "cartilage")
     c.paint(torch.maximum(bone["tibia"] - 2.0, torch.maximum(-7.0 - c.z, 7.0 - c.x.abs())), "cartilage")
@@ -193,8 +196,8 @@ def skeleton(c: Canvas, knee: Knee, bone: dict[str, Tensor]) -> None:
         c.paint(torch.maximum(scar, bone[name] + 1.5), "cortex", opacity=0.4)
     if knee.abnormal and (c.dice.chance(0.3, "bruise") or not (knee.acl or knee.meniscus or effusion(knee))):
         side, upper = (-1.0 if c.dice.chance(0.4, "bruise side") else 1.0), c.dice.chance(0.6, "bruise upper")
-        place = (side * 21.0, c.dice.between(-8.0, 14.0, "bruise y"), 8.0 if upper else -13.0)
-        blob = c.ellipsoid(place, (12, 13, 9)) + 2.5 * c.texture("bruise edge", 14)
+        centre = (side * 21.0, c.dice.between(-8.0, 14.0, "bruise y"), 8.0 if upper else -13.0)
+        blob = c.ellipsoid(centre, (12, 13, 9)) + 2.5 * c.texture("bruise edge", 14)
         c.paint(torch.maximum(blob, bone["femur" if upper else "tibia"] + 1.3), "oedema", opacity=0.8)
 
 
@@ -207,14 +210,15 @@ def draw_knee(knee: Knee, plane: str, slices: int, size: int) -> Tensor:
     order, dice = PLANES[plane], Dice(knee.subject)
     # The outermost slices of a real exam still cut the joint: leave out what lies beyond it.
     reach = {"axial": 0.86, "coronal": 0.72, "sagittal": 0.66}[plane]
-    lines = [torch.empty(0)] * 3
+    lines = [torch.empty(0)] * 3  # coordinates in mm along z, y, x
     for dimension, count, share in zip(order, (slices, size, size), (reach, 1.0, 1.0), strict=True):
         lines[dimension] = FIELD_OF_VIEW / dice.between(0.94, 1.06, "scale") * share * (axis(count) - 0.5)
-    side = 1.0 if dice.chance(0.5, "side") else -1.0
+    side = 1.0 if dice.chance(0.5, "side") else -1.0  # a left or a right knee: the mirror image
     weighting = list(PLANES).index(plane)
     signals = {name: value[weighting] * dice.between(0.92, 1.08, f"signal {name}") for name, value in SIGNALS.items()}
-    placed = (-lines[0], lines[1] + dice.between(-3.0, 3.0, "shift"), side * lines[2])
-    canvas = Canvas(dice, placed, reach=85.0, signals=signals, bend=1.6, near=9.0, edge=1.0)
+    # z runs up and the rows of an image run down, hence the minus
+    coordinates = (-lines[0], lines[1] + dice.between(-3.0, 3.0, "shift"), side * lines[2])
+    canvas = Canvas(dice, coordinates, reach=85.0, signals=signals, bend=1.6, near=9.0, edge=1.0)
     bone = bones(canvas)
     leg(canvas)
     fluid(canvas, knee, bone)
@@ -235,7 +239,7 @@ def write_exam(folder: Path, name: str, knee: Knee, machine: Scanner, *, size: i
 
 
 def check_knee(counts: dict[str, int], prevalence: dict[str, float], size: int, slices: tuple[int, int]) -> None:
-    """Refuse impossible requests by name."""
+    """``ValueError`` naming an argument of ``write_knee`` that is out of range."""
     require_counts(**counts)
     for name, share in prevalence.items():
         if not 0.0 <= share <= 1.0:
@@ -274,17 +278,17 @@ def write_knee(
     spec |= {**prevalence, "scanners": [asdict(scanner(site, seed)) for site in range(sites)]}
 
     def fill(folder: Path) -> None:
-        belongs: list[int] = []
+        exam_sites: list[int] = []
         for split, count in counts.items():
-            ids = torch.arange(count) + len(belongs)
-            names = [f"{number:04d}" for number in ids.tolist()]
+            ids = torch.arange(count) + len(exam_sites)
+            names = [f"{exam:04d}" for exam in ids.tolist()]
             labels = draw_labels(ids, prevalence, seed, "knee", split)
-            belongs += assign_sites(ids, sites, seed).tolist()
+            exam_sites += assign_sites(ids, sites, seed).tolist()
             for label, values in labels.items():
                 write_rows(folder / f"{split}-{label}.csv", zip(names, values.int().tolist(), strict=True))
-            for row, number in enumerate(ids.tolist()):
-                knee = Knee(key(seed, "knee", number), **{name: bool(v[row]) for name, v in labels.items()})
-                write_exam(folder / split, names[row], knee, scanner(belongs[number], seed), size=size, slices=slices)
-        write_rows(folder / "sites.csv", [("id", "site"), *((f"{i:04d}", s) for i, s in enumerate(belongs))])
+            for row, exam in enumerate(ids.tolist()):
+                knee = Knee(key(seed, "knee", exam), **{name: bool(v[row]) for name, v in labels.items()})
+                write_exam(folder / split, names[row], knee, scanner(exam_sites[exam], seed), size=size, slices=slices)
+        write_rows(folder / "sites.csv", [("id", "site"), *((f"{i:04d}", s) for i, s in enumerate(exam_sites))])
 
     return publish(root, spec, fill)

@@ -1,7 +1,9 @@
 """Phantoms in the layouts of published image sets: drawn shapes under the names, and with the lists, of each archive.
 
-One writer for all: a layout says where an image lies and which files stand beside the images. Class c shows shape
+One writer serves all: a layout says where an image lies and which files stand beside the images. Class c shows shape
 c modulo 8, so of more than eight classes some look alike.
+
+Of each layout ``place_...`` gives the path of an image's file below the root; ``lists_...`` writes all other files.
 """
 
 import csv
@@ -39,9 +41,12 @@ Rows = Sequence[Row]
 
 @dataclass(frozen=True)
 class Layout:
-    """train, test: default numbers of images; classes, channels; size: default side in pixels.
-    place: the file of an image below the root, None where images do not lie in files of their own.
-    lists: writes everything else; gets the folder, the rows and the images uint8 (N, C, size, size)."""
+    """How an archive is laid out.
+
+    train, test: default numbers of images. classes, channels: their numbers. size: default side in pixels.
+    place: gives the path of an image's file below the root; None where images have no files of their own.
+    lists: writes everything else; it gets the folder, the rows and the images uint8 (N, C, size, size).
+    """
 
     train: int
     test: int
@@ -53,20 +58,21 @@ class Layout:
 
 
 def wnid(label: int) -> str:
-    """A WordNet id that no noun has."""
+    """The WordNet id of a class: made up, so that it names no real noun."""
     return f"n9900{label:04d}"
 
 
 def place_tiny(row: Row) -> str:
     """Tiny-ImageNet."""
-    below = "tiny-imagenet-200"
+    folder = "tiny-imagenet-200"
     if row.split == "train":
-        return f"{below}/train/{wnid(row.label)}/images/{wnid(row.label)}_{row.nth}.JPEG"
-    return f"{below}/val/images/val_{row.number}.JPEG"
+        return f"{folder}/train/{wnid(row.label)}/images/{wnid(row.label)}_{row.nth}.JPEG"
+    return f"{folder}/val/images/val_{row.number}.JPEG"
 
 
 def lists_tiny(folder: Path, rows: Rows, images: Tensor) -> None:
-    """wnids.txt, words.txt and val/val_annotations.txt; the ids in reverse, for the published ones are not sorted."""
+    """wnids.txt, words.txt and val/val_annotations.txt. The ids are in reverse order, for the published ones are not
+    sorted either."""
     root, labels = folder / "tiny-imagenet-200", sorted({row.label for row in rows}, reverse=True)
     write(root / "wnids.txt", [wnid(label) for label in labels])
     write(root / "words.txt", [f"{wnid(label)}\t{list(SHAPES)[label % len(SHAPES)]}, drawing" for label in labels])
@@ -82,21 +88,22 @@ def place_imagenet(row: Row) -> str:
 
 
 def place_mura(row: Row) -> str:
-    """MURA: two images a study, one study a patient; patients of valid/ are counted on from those of train/."""
-    place, kind = "train" if row.split == "train" else "valid", ("negative", "positive")[row.label]
-    patient = 10000 * (place == "valid") + 2 * (row.nth // 2) + row.label + 1
+    """MURA: two images a study, one study a patient. Numbers of patients are from 1 in train/, from 10001 in valid/."""
+    split_folder, result = "train" if row.split == "train" else "valid", ("negative", "positive")[row.label]
+    # images 2k and 2k + 1 of a class are the two of one study; patients alternate between the classes
+    patient = 10000 * (split_folder == "valid") + 2 * (row.nth // 2) + row.label + 1
     region = ("XR_WRIST", "XR_HAND")[row.nth // 2 % 2]
-    return f"MURA-v1.1/{place}/{region}/patient{patient:05d}/study1_{kind}/image{row.nth % 2 + 1}.png"
+    return f"MURA-v1.1/{split_folder}/{region}/patient{patient:05d}/study1_{result}/image{row.nth % 2 + 1}.png"
 
 
 def lists_mura(folder: Path, rows: Rows, images: Tensor) -> None:
     """The lists of images and of studies."""
-    for split, place in (("train", "train"), ("test", "valid")):
+    for split, split_folder in (("train", "train"), ("test", "valid")):
         names = sorted(place_mura(row) for row in rows if row.split == split)
-        write(folder / "MURA-v1.1" / f"{place}_image_paths.csv", names)
+        write(folder / "MURA-v1.1" / f"{split_folder}_image_paths.csv", names)
         studies = sorted({name.rsplit("/", 1)[0] for name in names})
         lines = [f"{study}/,{int(study.endswith('positive'))}" for study in studies]
-        write(folder / "MURA-v1.1" / f"{place}_labeled_studies.csv", lines)
+        write(folder / "MURA-v1.1" / f"{split_folder}_labeled_studies.csv", lines)
 
 
 def place_chaoyang(row: Row) -> str:
@@ -146,13 +153,17 @@ def place_flowers(row: Row) -> str:
 
 
 def lists_flowers(folder: Path, rows: Rows, images: Tensor) -> None:
-    """datasplits.mat: of each block 40, 20 and 20; in the next split each part begins 20 images later."""
+    """datasplits.mat: in split 1 the first 40 images of each class are train, the next 20 val, the last 20 test.
+
+    In splits 2 and 3 each part begins 20 images later than in the one before, counted round the class.
+    """
     numbers = np.arange(BLOCK * len(FLOWERS))
-    arrays: dict[str, np.ndarray] = {}
-    for k in (1, 2, 3):
-        turned = (numbers % BLOCK - 20 * (k - 1)) % BLOCK
-        part = np.where(turned < 40, 0, np.where(turned < 60, 1, 2))
-        arrays |= {f"{word}{k}": numbers[part == code] + 1 for code, word in enumerate(PARTS.values())}
+    arrays: dict[str, np.ndarray] = {}  # trn1, val1, tst1, trn2, ...
+    for split_number in (1, 2, 3):
+        # rank within the class, turned back by the 20 images that each split begins later
+        rank = (numbers % BLOCK - 20 * (split_number - 1)) % BLOCK
+        part = np.where(rank < 40, 0, np.where(rank < 60, 1, 2))
+        arrays |= {f"{word}{split_number}": numbers[part == code] + 1 for code, word in enumerate(PARTS.values())}
     write_matlab(folder / "datasplits.mat", arrays)
 
 
@@ -163,9 +174,10 @@ def lists_stl10(folder: Path, rows: Rows, images: Tensor) -> None:
     names = [*SHAPES, "blank", "empty"]
     write(root / "class_names.txt", names)
     for split in ("train", "test"):
-        chosen = [row.number for row in rows if row.split == split]
-        images[chosen].transpose(2, 3).numpy().tofile(root / f"{split}_X.bin")
-        np.array([rows[i].label + 1 for i in chosen], np.uint8).tofile(root / f"{split}_y.bin")
+        image_numbers = [row.number for row in rows if row.split == split]
+        # the format is column-major: each plane is written transposed
+        images[image_numbers].transpose(2, 3).numpy().tofile(root / f"{split}_X.bin")
+        np.array([rows[number].label + 1 for number in image_numbers], np.uint8).tofile(root / f"{split}_y.bin")
     unlabelled = images[[row.number for row in rows if row.split == "train"]] // 2
     unlabelled.transpose(2, 3).contiguous().numpy().tofile(root / "unlabeled_X.bin")
 
@@ -198,15 +210,17 @@ def writer(kind: str) -> Callable[..., Path]:
         size: int = layout.size,
         seed: int = 0,
     ) -> Path:
-        """Write ``train`` and ``test`` drawn images, classes in turn, into the folder ``root`` and return it. Files
-        differ in height, as photographs do in aspect. ``ValueError`` for negative counts, a size
-        below 16, another number or size where the layout has only one, or a folder that holds something else."""
+        """Write ``train`` and ``test`` drawn images, classes in turn, into the folder ``root`` and return it.
+
+        Files differ in height, as photographs do in aspect. ``ValueError`` for negative counts, a size below 16,
+        another number or size where the layout allows only one, or a folder that holds something else.
+        """
         require_counts(train=train, test=test)
         if size < 16:
             raise ValueError(f"size: expected at least 16 pixels, got {size}")
-        for name, given, only in (("train", train, layout.train), ("test", test, layout.test)):
-            if kind == "flowers17" and given != only:
-                raise ValueError(f"{name}: this layout has exactly {only}, got {given}")
+        for name, requested, expected in (("train", train, layout.train), ("test", test, layout.test)):
+            if kind == "flowers17" and requested != expected:
+                raise ValueError(f"{name}: this layout has exactly {expected}, got {requested}")
         if layout.place is None and size != layout.size:
             raise ValueError(f"size: this layout has exactly {layout.size} pixels, got {size}")
         spec = {"kind": kind, "version": 1, "train": train, "test": test, "size": size, "seed": seed}
@@ -217,6 +231,7 @@ def writer(kind: str) -> Callable[..., Path]:
 
 def fill(folder: Path, layout: Layout, counts: tuple[int, int], size: int, seed: int) -> None:
     """Draw the images of a layout and write them and its lists."""
+    # classes in turn within each split; image numbers run on from train to test
     rows = [
         Row(start + i, split, i % layout.classes, i // layout.classes)
         for split, count, start in (("train", counts[0], 0), ("test", counts[1], counts[0]))
@@ -225,24 +240,26 @@ def fill(folder: Path, layout: Layout, counts: tuple[int, int], size: int, seed:
     images = draw(rows, layout.channels, size, seed)
     if layout.place is not None:
         for row, image in zip(rows, images, strict=True):
+            # five heights in turn, from size down to three quarters of it
             save(folder / layout.place(row), image[:, : size - row.number % 5 * (size // 16)])
     layout.lists(folder, rows, images)
 
 
 def draw(rows: Rows, channels: int, size: int, seed: int) -> Tensor:
-    """The pictures uint8 (N, channels, size, size) of a set, recorded by one scanner."""
+    """The pictures of a set as one scanner records them, uint8 (N, channels, size, size)."""
     subjects = keys(seed, "layout", torch.tensor([row.number for row in rows]))
     labels = torch.tensor([row.label % len(SHAPES) for row in rows])
     images = torch.empty(len(rows), channels, size, size, dtype=torch.uint8)
-    for part in torch.split(torch.arange(len(rows)), 256):
-        clean = draw_shapes(subjects[part], labels[part], size=size, channels=channels)
-        recorded = acquire(clean, scanner(0, seed), fold_each(subjects[part], "acquire"), magnitude=False)
-        images[part] = (255.0 * recorded).round().to(torch.uint8)
+    # 256 images at a time bound the memory
+    for batch in torch.split(torch.arange(len(rows)), 256):
+        clean = draw_shapes(subjects[batch], labels[batch], size=size, channels=channels)
+        recorded = acquire(clean, scanner(0, seed), fold_each(subjects[batch], "acquire"), magnitude=False)
+        images[batch] = (255.0 * recorded).round().to(torch.uint8)
     return images
 
 
 def save(path: Path, image: Tensor) -> None:
-    """Write one picture (C, H, W) in the format of its suffix."""
+    """Write one picture, uint8 (C, H, W), in the format of the path's suffix."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)

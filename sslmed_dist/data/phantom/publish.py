@@ -1,4 +1,4 @@
-"""How a phantom's subjects are shared out over sites and labels, and how its folder reaches the disk: whole or not."""
+"""How a phantom's subjects are dealt to sites and labels, and how its folder is written: completely or not at all."""
 
 import csv
 import json
@@ -14,35 +14,41 @@ from sslmed_dist.randomness import order
 
 
 def assign_sites(ids: Tensor, sites: int, seed: int) -> Tensor:
-    """Site of each subject, (N,) int64 in [0, sites): equal shares in random order."""
+    """Site of each subject, (N,) int64 in [0, sites): equal shares in random order. ``ValueError`` for no site."""
     if sites < 1:
         raise ValueError(f"sites: expected at least 1, got {sites}")
-    shares = torch.empty(len(ids), dtype=torch.int64)
-    shares[order(ids, seed, "sites")] = torch.arange(len(ids)) % sites
-    return shares
+    site_of_subject = torch.empty(len(ids), dtype=torch.int64)
+    # deal the shuffled subjects to sites 0, 1, ..., 0, 1, ...
+    site_of_subject[order(ids, seed, "sites")] = torch.arange(len(ids)) % sites
+    return site_of_subject
 
 
 def exactly(share: float, ids: Tensor, *parts: int | str) -> Tensor:
-    """A random boolean (N,) with exactly ``round(share * N)`` true."""
+    """A random boolean (N,) with exactly ``round(share * N)`` true, for ``ids`` int64 (N,)."""
     chosen = torch.zeros(len(ids), dtype=torch.bool)
     chosen[order(ids, *parts)[: round(share * len(ids))]] = True
     return chosen
 
 
 def draw_labels(ids: Tensor, prevalence: dict[str, float], *parts: int | str) -> dict[str, Tensor]:
-    """Boolean labels (N,) by name with the wanted shares to the nearest subject; the first label is implied by any."""
-    parent, *findings = prevalence
-    labels = {parent: exactly(prevalence[parent], ids, *parts, parent)}
-    candidates = ids[labels[parent]]
-    for name in findings:
-        wanted = min(round(prevalence[name] * len(ids)), len(candidates))
-        chosen = exactly(wanted / max(1, len(candidates)), candidates, *parts, name)
+    """Boolean labels (N,) by name, with shares ``prevalence`` of the subjects, to the nearest subject.
+
+    Every other label implies the first one (a torn ligament makes a knee abnormal), so the others are drawn among the
+    subjects that have it.
+    """
+    implied, *implying = prevalence
+    # the first label is drawn among all subjects, every other among those that have the first
+    labels = {implied: exactly(prevalence[implied], ids, *parts, implied)}
+    candidates = ids[labels[implied]]
+    for name in implying:
+        positives = min(round(prevalence[name] * len(ids)), len(candidates))
+        chosen = exactly(positives / max(1, len(candidates)), candidates, *parts, name)
         labels[name] = torch.isin(ids, candidates[chosen])
     return labels
 
 
 def require_counts(**values: int) -> None:
-    """Refuse negative numbers of subjects by name."""
+    """``ValueError`` for a negative number of subjects, by the name of the argument."""
     for name, value in values.items():
         if value < 0:
             raise ValueError(f"{name}: expected a number from 0, got {value}")
@@ -60,15 +66,15 @@ def publish(root: str | Path, spec: Mapping[str, Any], fill: Callable[[Path], No
     ``spec`` goes to ``phantom.json``. If ``root`` already holds the same spec nothing is done; if it holds anything
     else a ``ValueError`` says so and nothing is touched. A killed run leaves only the hidden temporary folder.
     """
-    target, fingerprint = Path(root).resolve(), json.dumps(spec, indent=1, sort_keys=True) + "\n"
+    target, spec_text = Path(root).resolve(), json.dumps(spec, indent=1, sort_keys=True) + "\n"
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target}: exists and is not a folder")
     if target.is_dir() and any(target.iterdir()):
         written = target / "phantom.json"
-        if written.is_file() and written.read_text(encoding="utf-8") == fingerprint:
+        if written.is_file() and written.read_text(encoding="utf-8") == spec_text:
             return target
         raise ValueError(f"{target}: not empty and not this phantom; give an empty or a new folder")
     with appearing(target) as unfinished:
         fill(unfinished)
-        (unfinished / "phantom.json").write_text(fingerprint, encoding="utf-8")
+        (unfinished / "phantom.json").write_text(spec_text, encoding="utf-8")
     return target

@@ -23,7 +23,8 @@ class Scanner:
     """Image formation of one site; intensities are in [0, 1], lengths in pixels.
 
     gamma: exponent of the intensity curve. gain: factor on all intensities. noise: standard deviation of the receiver
-    noise. shading: largest relative change by the smooth bias field. blur: in-plane resolution loss, 1 is none.
+    noise. shading: largest relative change by the smooth bias field. blur: factor by which the in-plane resolution is
+    reduced, 1 is none.
     """
 
     site: int
@@ -37,7 +38,8 @@ class Scanner:
 def scanner(site: int, seed: int) -> Scanner:
     """The scanner of a site: gamma in 0.7-1.4, gain 0.75-1, noise 0.01-0.045, shading 0.1-0.4, blur 1-1.5.
 
-    The exam's look follows ``(site, seed)`` alone, so adding sites does not change the ones before.
+    It depends on ``(site, seed)`` alone, so adding sites does not change the ones before. ``ValueError`` for a negative
+    ``site``.
     """
 
     def spread(name: str, step: float, low: float, high: float) -> float:
@@ -64,38 +66,43 @@ def acquire(volume: Tensor, scanner: Scanner, keys: Tensor, *, magnitude: bool =
     that varies along S, as in MR; otherwise Gaussian noise and one shading for all channels. Returns (N, S, H, W)
     float32 in [0, 1].
     """
-    n, slices, height, width = volume.shape
+    count, slices, height, width = volume.shape
     image = volume
+    # resolution: down to a coarser grid and back
     if scanner.blur > 1.0:
         coarse = (max(1, round(height / scanner.blur)), max(1, round(width / scanner.blur)))
         image = F.interpolate(image, size=coarse, mode="bilinear", antialias=True)
         image = F.interpolate(image, size=(height, width), mode="bilinear")
     image = scanner.gain * image.clamp(0.0, 1.0) ** scanner.gamma
+    # shading: one smooth field per volume; colour channels share it
     depth = axis(slices) if magnitude else torch.zeros(1)
-    field = smooth_field(fold_each(keys, "shading"), (depth, axis(height), axis(width)), (1, 2, 2))
+    field = smooth_field(fold_each(keys, "shading"), (depth, axis(height), axis(width)), (1, 2, 2))  # (N, S or 1, H, W)
     image = image * (1.0 + scanner.shading * field.clamp(-2.0, 2.0) / 2.0)
+    # noise: real part, and for magnitude images the imaginary part too
     radius, angle = complex_noise(fold_each(keys, "noise"), slices * height * width)
-    real = (scanner.noise * radius * torch.cos(angle)).view(n, slices, height, width)
+    real_noise = (scanner.noise * radius * torch.cos(angle)).view(count, slices, height, width)
     if not magnitude:
-        return (image + real).clamp(0.0, 1.0)
-    imaginary = (scanner.noise * radius * torch.sin(angle)).view(n, slices, height, width)
-    return torch.hypot(image + real, imaginary).clamp(0.0, 1.0)
+        return (image + real_noise).clamp(0.0, 1.0)
+    imaginary_noise = (scanner.noise * radius * torch.sin(angle)).view(count, slices, height, width)
+    return torch.hypot(image + real_noise, imaginary_noise).clamp(0.0, 1.0)
 
 
 def fold_each(subjects: Tensor, *parts: int | str) -> Tensor:
-    """One substream per subject: (N,) int64 keys folded with words."""
+    """A key for one purpose per subject: (N,) int64 keys folded with words or integers."""
     return keys(subjects, *parts)
 
 
 def complex_noise(subjects: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Radius and angle of ``count`` standard complex normals per key, (N, count) float32 each.
+    """Radius and angle of ``count`` standard complex normals per key, (N, count) float32 each (Box and Muller).
 
-    One hash gives both: its upper half the radius, its lower half the angle (Box and Muller).
+    radius * cos(angle) and radius * sin(angle) are independent standard normals. One hash gives both: its upper 24 bits
+    the radius, its lower 24 bits the angle.
     """
-    hashed = keys(subjects[:, None], torch.arange(count))
-    upper = (shift(hashed, 40).to(torch.float32) + 1.0) * 2.0**-24
-    lower = (hashed & 0xFFFFFF).to(torch.float32) * (2.0 * math.pi * 2.0**-24)
-    return torch.sqrt(-2.0 * torch.log(upper)), lower
+    hashed = keys(subjects[:, None], torch.arange(count))  # (N, count) int64
+    # uniform in (0, 1], without 0, whose logarithm is infinite; then uniform in [0, 2 pi)
+    unit = (shift(hashed, 40).to(torch.float32) + 1.0) * 2.0**-24
+    angle = (hashed & 0xFFFFFF).to(torch.float32) * (2.0 * math.pi * 2.0**-24)
+    return torch.sqrt(-2.0 * torch.log(unit)), angle
 
 
 def axis(count: int) -> Tensor:
@@ -108,20 +115,23 @@ def spline(positions: Tensor, cells: int) -> Tensor:
 
     Scaled so that independent standard normal coefficients give values of variance one on average.
     """
+    # the weight of a knot depends on its distance in cells: two cubic pieces, zero from 2 cells on
     scaled = positions.clamp(0.0, 1.0) * cells
     knots = torch.arange(cells + 3, dtype=torch.float32) - 1.0
-    d = (scaled[:, None] - knots).abs()
-    near, far = 2.0 / 3.0 - d**2 + d**3 / 2.0, (2.0 - d).clamp(min=0.0) ** 3 / 6.0
-    return torch.where(d < 1.0, near, far) / math.sqrt(0.4794)
+    distance = (scaled[:, None] - knots).abs()
+    near, far = 2.0 / 3.0 - distance**2 + distance**3 / 2.0, (2.0 - distance).clamp(min=0.0) ** 3 / 6.0
+    return torch.where(distance < 1.0, near, far) / math.sqrt(0.4794)
 
 
 def smooth_field(subjects: Tensor, axes: tuple[Tensor, Tensor, Tensor], cells: tuple[int, int, int]) -> Tensor:
     """Smooth random fields of about zero mean and unit variance, (N, D, H, W) float32.
 
-    A tensor product of cubic B-splines over keyed normal coefficients: a function of position, so that the same key
-    read along other axes (another plane, another resolution) is the same field. axes: positions in [0, 1] along each
-    dimension. cells: how many cells the unit cube has along each; more cells, finer texture.
+    Normal coefficients, made from ``subjects`` (N,) int64 keys, are interpolated by cubic B-splines along three
+    dimensions. The field is a function of position, so the same key read along other axes (another plane, another
+    resolution) is the same field. axes: positions in [0, 1] along each dimension, (D,), (H,), (W,). cells: how many
+    cells the unit cube has along each; more cells, finer texture.
     """
+    # a spline over n cells has n + 3 coefficients
     counts = [count + 3 for count in cells]
     radius, angle = complex_noise(subjects, math.prod(counts))
     values = (radius * torch.cos(angle)).view(-1, *counts)

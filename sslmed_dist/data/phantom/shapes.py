@@ -1,7 +1,11 @@
 """Shape phantoms: one textured shape on a textured background, a stand-in for photographs at 32 or 64 pixels.
 
-The class is the shape. Colour, polarity, place, rotation, size, texture and background are drawn independently of it,
-so neighbours in pixel space share a background and not a class, while an encoder that ignores all of that finds it.
+The class is the shape. Colour, polarity, place, rotation, size, texture and background are drawn independently of it.
+Neighbours in pixel space therefore share a background and not a class. An encoder finds the class when it ignores all
+of these.
+
+A shape is a function from coordinates x, y (tensors of equal shape) to signed distances of that shape, negative inside.
+Its outline is about one unit from the origin.
 """
 
 import math
@@ -21,7 +25,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def box(x: Tensor, y: Tensor, half_width: float, half_height: float) -> Tensor:
-    """Distance to an upright rectangle at the origin (exact inside and beside its edges)."""
+    """Signed distance to an upright rectangle at the origin (exact inside and beside its edges)."""
     return torch.maximum(x.abs() - half_width, y.abs() - half_height)
 
 
@@ -36,14 +40,18 @@ def square(x: Tensor, y: Tensor) -> Tensor:
 
 
 def polygon(x: Tensor, y: Tensor, corners: int, inner: float) -> Tensor:
-    """Distance to a regular polygon (``inner`` = cos(pi / corners)) or, for a smaller ``inner``, a star of unit radius.
+    """Signed distance to a regular polygon of radius 1 (``inner`` = cos(pi / corners)), or for a smaller ``inner`` to a
+    star.
 
-    Folds the plane into one half sector, where the outline is a single straight edge.
+    ``inner`` is the radius of the outline half-way between two corners. The plane is folded into one half sector, where
+    the outline is a single straight edge.
     """
+    # the angle from the nearest corner, in [-sector / 2, sector / 2]; its sign is dropped by the mirror symmetry
     sector = 2.0 * math.pi / corners
     angle = torch.remainder(torch.atan2(x, y) + sector / 2, sector) - sector / 2
     radius = torch.hypot(x, y)
     across, along = radius * torch.sin(angle).abs(), radius * torch.cos(angle)
+    # the edge runs from the corner at (0, 1) to ``corner``; the distance is the cross product with its unit vector
     corner = (inner * math.sin(sector / 2), inner * math.cos(sector / 2))
     edge = (corner[0], corner[1] - 1.0)
     length = math.hypot(*edge)
@@ -95,7 +103,8 @@ SHAPES: dict[str, Distance] = {
 def coverage(subjects: Tensor, labels: Tensor, size: int) -> Tensor:
     """Share of each pixel that the shape covers, (N, size, size) float32 in [0, 1].
 
-    Centre within 0.4, half-extent 0.4-0.75 (the field of view is [-1, 1]), any rotation, mirror or not.
+    ``subjects`` and ``labels`` are int64 (N,). In a field of view of [-1, 1] the centre lies within 0.4 of the middle,
+    the half-extent is 0.4 to 0.75; the shape is rotated by any angle and mirrored or not.
     """
 
     def draw(name: str, low: float, high: float) -> Tensor:
@@ -105,12 +114,14 @@ def coverage(subjects: Tensor, labels: Tensor, size: int) -> Tensor:
     x, y = position.view(1, 1, -1) - draw("column", -0.4, 0.4), position.view(1, -1, 1) - draw("row", -0.4, 0.4)
     angle, extent = draw("rotation", 0.0, 2.0 * math.pi), draw("extent", 0.4, 0.75)
     mirror = torch.where(draw("mirror", 0.0, 1.0) < 0.5, -1.0, 1.0)
+    # the shape's own coordinates: moved, rotated, mirrored, scaled to its unit size; (N, size, size)
     across = mirror * (torch.cos(angle) * x + torch.sin(angle) * y) / extent
     along = (torch.cos(angle) * y - torch.sin(angle) * x) / extent
     distance = torch.empty_like(across)
-    for number, measure in enumerate(SHAPES.values()):
-        chosen = labels == number
-        distance[chosen] = measure(across[chosen], along[chosen])
+    for shape_index, shape_distance in enumerate(SHAPES.values()):
+        chosen = labels == shape_index
+        distance[chosen] = shape_distance(across[chosen], along[chosen])
+    # back from shape units to pixels: the edge is one pixel wide
     return (0.5 - distance * extent * (size / 2.0)).clamp(0.0, 1.0)
 
 
@@ -122,6 +133,7 @@ def texture(subjects: Tensor, size: int) -> Tensor:
 
     position = 2.0 * axis(size) - 1.0
     angle, frequency, phase = draw("angle", 0.0, math.pi), draw("frequency", 4.0, 12.0), draw("phase", 0.0, 6.28)
+    # coordinates in a rotated frame, (N, size, size)
     along = torch.cos(angle) * position.view(1, 1, -1) + torch.sin(angle) * position.view(1, -1, 1)
     across = torch.cos(angle) * position.view(1, -1, 1) - torch.sin(angle) * position.view(1, 1, -1)
     axes = (torch.tensor([0.5]), axis(size), axis(size))
@@ -130,12 +142,13 @@ def texture(subjects: Tensor, size: int) -> Tensor:
     blotches = torch.sigmoid(1.5 * smooth_field(fold_each(subjects, "blotches"), axes, (1, 5, 5))[:, 0])
     speckle = torch.sigmoid(1.5 * smooth_field(fold_each(subjects, "speckle"), axes, (1, 14, 14))[:, 0])
     ramp = (0.5 + 0.4 * along).clamp(0.0, 1.0)
-    patterns = torch.stack([stripes, checks, blotches, speckle, ramp], dim=1)
+    # all five are made for every subject, and one is taken
+    patterns = torch.stack([stripes, checks, blotches, speckle, ramp], dim=1)  # (N, 5, size, size)
     return patterns[torch.arange(len(subjects)), integers(patterns.shape[1], subjects, "pattern")]
 
 
 def colours(subjects: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Foreground colour, background colour and texture colour, (N, channels, 1, 1) float32 each.
+    """Foreground colour, background colour and amplitude of the texture, (N, channels, 1, 1) float32 each.
 
     Foreground and background differ in brightness by 0.35-0.65, with either sign, so that the shape can be seen and its
     polarity says nothing.
@@ -162,11 +175,12 @@ def draw_shapes(subjects: Tensor, labels: Tensor, *, size: int, channels: int) -
 
     subjects: (N,) int64 keys. labels: (N,) int64 positions in ``SHAPES``.
     """
-    inside = coverage(fold_each(subjects, "coverage"), labels, size)[:, None]
+    share = coverage(fold_each(subjects, "coverage"), labels, size)[:, None]  # (N, 1, size, size)
     front, ground, pattern = colours(fold_each(subjects, "colours"), channels)
+    # the shape has a faint texture and the background a strong one; then the shape is laid over the background
     front = front + 0.35 * pattern * (2.0 * texture(fold_each(subjects, "front"), size)[:, None] - 1.0)
     ground = ground - pattern * (2.0 * texture(fold_each(subjects, "ground"), size)[:, None] - 1.0)
-    return (ground + inside * (front - ground)).clamp(0.0, 1.0)
+    return (ground + share * (front - ground)).clamp(0.0, 1.0)
 
 
 def shape_set(
@@ -179,15 +193,16 @@ def shape_set(
     ids = torch.arange(first, first + count)
     labels = torch.empty(count, dtype=torch.int64)
     labels[order(ids, seed, "shapes", "labels")] = torch.arange(count) % len(SHAPES)
-    belongs = assign_sites(ids, sites, seed)
+    site_of_image = assign_sites(ids, sites, seed)
     subjects = keys(seed, "shapes", ids)
     images = torch.empty(count, channels, size, size, dtype=torch.uint8)
+    # every site has its scanner; 256 images at a time bound the memory
     for site in range(sites):
-        for part in torch.split(torch.nonzero(belongs == site).flatten(), 256):
-            clean = draw_shapes(subjects[part], labels[part], size=size, channels=channels)
-            recorded = acquire(clean, scanner(site, seed), fold_each(subjects[part], "acquire"), magnitude=False)
-            images[part] = (255.0 * recorded).round().to(torch.uint8)
-    return images, labels, belongs
+        for batch in torch.split(torch.nonzero(site_of_image == site).flatten(), 256):
+            clean = draw_shapes(subjects[batch], labels[batch], size=size, channels=channels)
+            recorded = acquire(clean, scanner(site, seed), fold_each(subjects[batch], "acquire"), magnitude=False)
+            images[batch] = (255.0 * recorded).round().to(torch.uint8)
+    return images, labels, site_of_image
 
 
 def write_shapes(
@@ -221,11 +236,11 @@ def write_shapes(
         arrays: dict[str, np.ndarray] = {}
         first = 0
         for split, count in counts.items():
-            images, labels, belongs = shape_set(first, count, sites=sites, size=size, channels=channels, seed=seed)
+            images, labels, image_sites = shape_set(first, count, sites=sites, size=size, channels=channels, seed=seed)
             pixels = images.permute(0, 2, 3, 1) if channels > 1 else images[:, 0]
             arrays[f"{split}_images"] = np.ascontiguousarray(pixels.numpy())
             arrays[f"{split}_labels"] = labels.to(torch.uint8).numpy()[:, None]
-            arrays[f"{split}_sites"] = belongs.numpy()
+            arrays[f"{split}_sites"] = image_sites.numpy()
             first += count
         np.savez(folder / "shapes.npz", **arrays)  # type: ignore[arg-type]
 
