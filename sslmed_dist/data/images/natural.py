@@ -1,7 +1,5 @@
 """CIFAR-10 and CIFAR-100 as torchvision lays them out on disk, and CIFAR-10 packed as JPEG bytes. Nothing downloads."""
 
-import codecs
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from torch import Tensor
 
 from sslmed_dist.data.dataset import ArrayDataset, Split, select_split
 from sslmed_dist.data.npz import Arrays, find_archive, read_archive
+from sslmed_dist.data.pickles import as_array, read_pickle
 
 PACKED = ("jpeg", "offsets", "labels", "split", "class_names")
 
@@ -105,7 +104,7 @@ def read_batches(
     ``files`` has the file names of each split, ``meta`` a file and its key for the class names. ``ValueError`` names a
     file that is missing or damaged.
     """
-    classes = [str(entry) for entry in read_pickle(folder / meta[0], (meta[1],))[meta[1]]]
+    classes = read_names(folder / meta[0], meta[1])
     splits = [key for key, group in files.items() for _ in group]
     paths = [folder / file for group in files.values() for file in group]
     wanted_files = set(select_split(splits, split, str(folder)).tolist())
@@ -114,16 +113,18 @@ def read_batches(
     for file_index, path in enumerate(paths):
         if file_index > max(wanted_files):
             break
-        batch = read_pickle(path, ("data", labels_key))
-        data, targets = np.asarray(batch["data"]), np.asarray(batch[labels_key], dtype=np.int64)
-        if data.dtype != np.uint8 or data.ndim != 2 or data.shape != (len(targets), 3072) or targets.ndim != 1:
+        batch = read_batch(path, ("data", labels_key))
+        data, targets = as_array(batch["data"], path, "data"), as_array(batch[labels_key], path, labels_key)
+        if data.dtype != np.uint8 or data.ndim != 2 or targets.ndim != 1 or data.shape != (len(targets), 3072):
             raise ValueError(f"{path}: expected uint8 (N, 3072) and N labels, got {data.dtype} {data.shape}")
+        if len(targets) and targets.dtype.kind not in "iu":
+            raise ValueError(f"{path}: {labels_key}: expected whole numbers, got {targets.dtype}")
         if len(targets) and not 0 <= targets.min() <= targets.max() < len(classes):
             raise ValueError(f"{path}: labels {targets.min()} to {targets.max()}, allowed 0 to {len(classes) - 1}")
         if file_index in wanted_files:
             # a row is the red, green and blue plane, each row by row
             images.append(torch.from_numpy(data.reshape(-1, 3, 32, 32).copy()))
-            labels.append(torch.from_numpy(targets))
+            labels.append(torch.from_numpy(targets.astype(np.int64)))
             ids.append(torch.arange(first_id, first_id + len(targets)))
         first_id += len(targets)
     return ArrayDataset(
@@ -131,42 +132,21 @@ def read_batches(
     )
 
 
-def encode_latin1(text: str, encoding: str) -> bytes:
-    """Stands for ``codecs.encode``, which old pickles of bytes call with "latin1"; no other codec is let through."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"codec {encoding} is not allowed")
-    return codecs.encode(text, "latin1")
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads plain containers, bytes and numpy arrays only, for a pickle can otherwise run any program it names."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):
-            return encode_latin1
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
-        # numpy's private functions that rebuild an array, by their names of numpy 1 (core) and 2 (_core)
-        if module.replace("numpy._core", "numpy.core") == "numpy.core.multiarray" and name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]
-        if module.replace("numpy._core", "numpy.core") == "numpy.core.numeric" and name == "_frombuffer":
-            return np.empty(0).__reduce_ex__(5)[0]
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-
-
-def read_pickle(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+def read_batch(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     """The dict in a CIFAR pickle with text keys. ``ValueError`` when missing, damaged, hostile or without ``keys``."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        with path.open("rb") as file:
-            content = ArrayUnpickler(file, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-        raise ValueError(f"{path}: not a CIFAR batch: {error}") from error
+    content = read_pickle(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: not a CIFAR batch: holds a {type(content).__name__}")
-    content = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
+    content = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
     for key in keys:
         if key not in content:
             raise ValueError(f"{path}: not a CIFAR batch: no {key!r} in it")
     return content
+
+
+def read_names(path: Path, key: str) -> list[str]:
+    """The class names in a CIFAR pickle. ``ValueError`` when they are no list of texts."""
+    names = read_batch(path, (key,))[key]
+    if not isinstance(names, list) or not names or not all(isinstance(name, (str, bytes)) for name in names):
+        raise ValueError(f"{path}: {key}: expected a list of class names")
+    return [name.decode("latin1") if isinstance(name, bytes) else name for name in names]
