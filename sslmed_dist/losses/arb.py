@@ -8,7 +8,8 @@ from sslmed_dist.losses import batch_statistics, pairs, whitening
 
 
 def nearest_base(x: Tensor, groups: int, eps: float) -> Tensor:
-    """x (C + eps I)^(-1/2) with C = x^T x / M, each of ``groups`` equal parts of the features for itself; (M, D)."""
+    """The base b = x (x^T x / M + eps I)^(-1/2) nearest to ``x`` (M, D), (M, D); of each of ``groups`` equal parts of
+    the features by itself."""
     parts = x.chunk(groups, dim=1)
     return torch.cat([whitening.whiten(part, 0.0, eps, stop_gradient=False) for part in parts], dim=1)
 
@@ -36,6 +37,7 @@ def arb(z0: Tensor, z1: Tensor, groups: int = 1, eps: float = 1e-5, stop_gradien
             raise ValueError(f"groups: expected a divisor of the {width} embedding dimensions, got {groups}")
         x0, x1 = (batch_statistics.standard_scores(x.double(), eps, dim=0) for x in views)
         b0, b1 = (nearest_base(x.detach() if stop_gradient else x, groups, eps) for x in (x0, x1))
+        # The mean over the batch of x_i b_i is 1 where feature i lies along its base vector.
         forth = (1.0 - (x0 * b1).mean(dim=0)).square().sum()
         back = (1.0 - (x1 * b0).mean(dim=0)).square().sum()
         return (forth + back).to(views[0].dtype)

@@ -23,8 +23,9 @@ def barlow_twins(z0: Tensor, z1: Tensor, redundancy: float = 5e-3, eps: float = 
     require_positive("eps", eps)
     with pairs.full_precision(z0):
         x0, x1 = (batch_statistics.standard_scores(x, eps, dim=0) for x in batch_statistics.gather_views(z0, z1))
-        own = batch_statistics.own_columns(x0.shape[1])
-        diagonal, off = batch_statistics.shares(x0.T @ x1[:, own] / x0.shape[0], own)
+        columns = batch_statistics.own_columns(x0.shape[1])
+        # This rank's columns (D, n) of the cross-correlation.
+        diagonal, off = batch_statistics.shares(x0.T @ x1[:, columns] / x0.shape[0], columns)
         return distributed.world_size() * ((1.0 - diagonal).square().sum() + redundancy * off)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sslmed_dist.losses import pairs
 
-ROWS = 2048  # the pair matrix of the uniformity is then 32 MiB at most
+ROWS = 2048  # at most so many rows are measured: the uniformity's matrix of pairs (float64) is then 32 MiB
 
 
 def embedding_std(x: Tensor) -> Tensor:
@@ -21,11 +21,12 @@ def embedding_std(x: Tensor) -> Tensor:
 
 
 def effective_rank(x: Tensor) -> Tensor:
-    """e to the entropy of the singular values of x (N, D), divided by their sum: from 1 (collapse) to min(N, D).
+    """e^H, H the entropy of the singular values of x (N, D) over their sum: from 1 (collapse) to min(N, D).
 
     Source: Garrido et al. 2023, "RankMe", Eq. 1. The singular values are the roots of the eigenvalues of the smaller
-    Gram matrix, which wants float64: in float32 the roots of the rounding errors would count as directions.
+    Gram matrix. ``x`` should be float64: in float32 the roots of the rounding errors would count as directions.
     """
+    # The smaller of the two Gram matrices: both have the same eigenvalues other than 0.
     gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
     singular = torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt()
     shares = singular / singular.sum().clamp_min(torch.finfo(x.dtype).tiny)
@@ -39,8 +40,8 @@ def uniformity(x: Tensor) -> Tensor:
     Source: Wang and Isola 2020, "Understanding contrastive representation learning through alignment and uniformity
     on the hypersphere", Eq. 2 with t = 2.
     """
-    exponents = (4.0 * x) @ x.T - 4.0  # |x_i - x_j|^2 = 2 - 2 x_i . x_j
-    exponents.fill_diagonal_(-math.inf)
+    exponents = (4.0 * x) @ x.T - 4.0  # (N, N): -2 |x_i - x_j|^2, where |x_i - x_j|^2 = 2 - 2 x_i . x_j
+    exponents.fill_diagonal_(-math.inf)  # no row is paired with itself
     return exponents.flatten().logsumexp(0) - math.log(x.shape[0] * (x.shape[0] - 1))
 
 
@@ -53,8 +54,8 @@ def alignment(x0: Tensor, x1: Tensor) -> Tensor:
 def collapse_measures(z0: Tensor, z1: Tensor) -> dict[str, Tensor]:
     """``embedding_std``, ``effective_rank``, ``uniformity`` and ``alignment`` of un-normalised embeddings (N, D).
 
-    Float64 scalars on the device of ``z0``, without gradient; nothing is gathered: pass what is to be measured. Of
-    more than 2048 rows the first 2048 count. All but the alignment are means of the two views' values. Raises
+    Float64 scalars on the device of ``z0``, without gradient. Nothing is gathered: pass what is to be measured. Of
+    more than 2048 rows only the first 2048 are used. All but the alignment are means of the two views' values. Raises
     ``ValueError`` for fewer than 2 rows or embeddings that are not two equal floating-point (N, D).
     """
     pairs.check_embeddings(z0, z1)

@@ -1,11 +1,12 @@
 """Contrastive losses with a softmax over the batch.
 
-With c_nm the cosine of two of the 2 N rows, s_nm its logit (c/t for a constant temperature t), n' the other view of n,
-what they share is, for the mean over n of
+With c_nm the cosine of two of the 2 N rows, s_nm its logit (c/t for a constant temperature t) and n' the other view of
+n, all of them are the mean over the rows n of
 
     w_n ( lse_n - v_n s_nn' ),    lse_n = ln sum_m e^(s_nm)
 
-NT-Xent and MACL take all m but n itself; DCL and DCLW leave the positive n' out as well.
+with weights w_n (1 but for MACL) and v_n (1 but for DCLW). In lse_n, NT-Xent and MACL take all m but n itself; DCL and
+DCLW leave the positive n' out as well.
 """
 
 from typing import Literal
@@ -21,8 +22,8 @@ from sslmed_dist.losses.tiles import Similarity, row_logsumexp
 
 
 def nt_xent(pairs: Pairs, similarity: Similarity) -> Tensor:
-    """Mean over own rows of lse_n - s_nn', candidates all rows but the own."""
-    candidates = row_logsumexp(pairs.rows, similarity, partner=True)
+    """Mean over this rank's rows n of lse_n - s_nn', lse_n over all rows but n itself; a scalar."""
+    candidates = row_logsumexp(pairs.rows, similarity, partner=True)  # (2 N,)
     return candidates.mean() - similarity.logits(pairs.cosines).mean()
 
 
@@ -71,8 +72,8 @@ class DCL(PairLoss):
 class DCLW(PairLoss):
     """DCL with a weight on the positive: v_n = 2 - N e^(c_nn'/sigma) / sum_k e^(c_kk'/sigma).
 
-    Source: Yeh et al. 2022, Eq. 6 and 7, with sigma 0.5: positives that are already alike pull less. The mean in the
-    denominator runs over the N samples of all ranks (``weights="global"``) or of this rank (``"local"``, what public
+    Source: Yeh et al. 2022, Eq. 6 and 7, with sigma 0.5: positives that are already alike pull less. N and the sum in
+    the denominator are those of all ranks' samples (``weights="global"``) or of this rank's (``"local"``, what public
     code does; it depends on how a batch is split). ``detach_weights``: whether the weights are constants for the
     gradient (as in public code; the paper does not say).
     """
@@ -91,11 +92,12 @@ class DCLW(PairLoss):
         self.weights, self.detach_weights = weights, detach_weights
 
     def value(self, pairs: Pairs, similarity: Similarity) -> Tensor:
-        negatives = row_logsumexp(pairs.rows, similarity, partner=False)
-        positives = pairs.cosines
+        negatives = row_logsumexp(pairs.rows, similarity, partner=False)  # (2 N,)
+        positives = pairs.cosines  # (N,)
         scaled = (positives.detach() if self.detach_weights else positives) / self.sigma
-        of_all = distributed.gather(scaled) if self.weights == "global" else scaled
-        weights = 2.0 - len(of_all) * (scaled - of_all.logsumexp(0)).exp()
+        # v_n = 2 - N softmax(c / sigma)_n, over the samples of all ranks or of this one.
+        all_scaled = distributed.gather(scaled) if self.weights == "global" else scaled
+        weights = 2.0 - len(all_scaled) * (scaled - all_scaled.logsumexp(0)).exp()
         return negatives.mean() - (weights * similarity.logits(positives)).mean()
 
 
@@ -112,6 +114,7 @@ class MACL(PairLoss):
 
     def __init__(self, temperature: Leaf = 0.1, alpha: float = 0.5, threshold: float = 0.0) -> None:
         super().__init__(temperature)
+        # The least factor 1 + alpha (A - A0) over all alignments A in [-1, 1]; it is linear in A.
         smallest = 1.0 + min(alpha * (1.0 - threshold), alpha * (-1.0 - threshold))
         if not smallest > 0:
             raise ValueError(
@@ -125,7 +128,10 @@ class MACL(PairLoss):
         alignment = distributed.gather(cosines.detach()).mean()
         scale = 1.0 + self.alpha * (alignment - self.threshold)
         adapted = Similarity(similarity.temperature, similarity.squared_distance, scale)
-        positives = adapted.logits(cosines).repeat_interleave(2)  # both views of a sample have the same positive
+        positives = adapted.logits(cosines).repeat_interleave(
+            2
+        )  # (2 N,): both views of a sample have the same positive
+        # -ln P_n, and its weight 1 / (1 - P_n).
         surprise = row_logsumexp(pairs.rows, adapted, partner=True) - positives
         weights = 1.0 / (-torch.expm1(-surprise.detach())).clamp_min(1e-8)
         return (weights * surprise).mean()

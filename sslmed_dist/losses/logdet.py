@@ -10,14 +10,15 @@ from sslmed_dist.losses import batch_statistics, pairs
 
 
 def logdet_divergence(x: Tensor, eps: float) -> Tensor:
-    """[tr(S) - ln det(S) - D] / D for S = Cov(x) + eps I, x (M, D) float64, Cov unbiased (M - 1); 0 where S = I.
+    """[tr(S) - ln det(S) - D] / D for S = Cov(x) + eps I, x (M, D) float64; a scalar, 0 where S = I.
 
-    ln det comes from the smaller of the D x D and the M x M Gram matrix: with more dimensions than samples, the other
-    D - M eigenvalues of S are eps (Sylvester's determinant identity).
+    Cov is unbiased (divides by M - 1). ln det comes from the smaller of the D x D covariance and the M x M Gram matrix:
+    with more dimensions than samples, the other D - M eigenvalues of S are eps (Sylvester's determinant identity).
     """
     samples, width = x.shape
     centred = (x - x.mean(dim=0)) / math.sqrt(samples - 1)
     gram = centred.T @ centred if width <= samples else centred @ centred.T
+    # With the Cholesky factor L of the smaller matrix, ln det = 2 sum ln L_ii; then the D - M eigenvalues eps.
     factor = torch.linalg.cholesky(gram + eps * torch.eye(len(gram), dtype=x.dtype, device=x.device))
     log_determinant = 2.0 * factor.diagonal().log().sum() + (width - len(gram)) * math.log(eps)
     divergence: Tensor = centred.square().sum() + width * eps - log_determinant - width
@@ -31,9 +32,9 @@ def logdet(z0: Tensor, z1: Tensor, invariance: float = 25.0, decorrelation: floa
     Source: the thesis's "LogDet" (Tables 5.5 and 6.10) is Zhang et al. 2024, "Geometric view of soft decorrelation in
     self-supervised learning" (KDD): of the Bregman matrix divergences between covariance and identity, soft
     decorrelation (|S - I|^2) does not prevent the collapse of dimensions, the LogDet divergence does. The divergence
-    is the classical one (Kulis et al. 2009, "Low-rank kernel learning with Bregman matrix divergences"), per
-    dimension. Of the paper its abstract was at hand, not its alignment term and weights: s and its weight 25 are those
-    of VICReg, and ``decorrelation`` 1 is ours. ``eps`` keeps S positive definite: constant embeddings give the finite d
+    is the classical one (Kulis et al. 2009, "Low-rank kernel learning with Bregman matrix divergences"), divided by D.
+    Only the paper's abstract was at hand, not its alignment term and weights: s and its weight 25 are those of VICReg,
+    and ``decorrelation`` 1 is ours. ``eps`` keeps S positive definite: constant embeddings give a finite d, namely
     eps - ln eps - 1.
     ``z0``, ``z1``: un-normalised embeddings (N, D) of this rank; returns a scalar, float32 (float64 for float64
     input), computed in float64. Embeddings of all ranks are gathered and every rank returns the loss of the whole

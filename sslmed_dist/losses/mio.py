@@ -1,14 +1,15 @@
 """Contrastive losses that are plain sums over pairs, without a softmax: the thesis's binary losses and MIOv1-3.
 
-With c the cosine of two of the 2 N rows, x = c/t its logit, mean_pos the mean over the 2 N ordered positive pairs and
-mean_neg the mean over the 4 N^2 - 4 N ordered pairs of different samples, s the logistic function:
+With c the cosine of two of the 2 N rows, x = c/t its logit and s the logistic function; with mean_pos the mean over the
+2 N ordered positive pairs (both views of one sample) and mean_neg the mean over the 4 N^2 - 4 N ordered negative pairs
+(rows of different samples):
 
     binary = -1/(4N^2) [ sum_pos ln s(x) + sum_neg ln(1 - s(x)) ]   thesis Eq. 4.14
     v1 = -mean_pos ln s(x) - mean_neg ln(1 - s(x))                  thesis Eq. 5.13
     v2 = -mean_pos x + mean_neg ln(1 + e^x)                         thesis Eq. 5.15
     v3 = -mean_pos x + mean_neg e^x                                 thesis Eq. 5.21
 
-hence v1 = v2 + mean_pos ln(1 + e^x) and v3 >= v2. Being sums over pairs, they are exact block by block in one pass.
+Hence v1 = v2 + mean_pos ln(1 + e^x) and v3 >= v2. Being sums over pairs, they are exact tile by tile in one pass.
 """
 
 from torch import Tensor
@@ -20,12 +21,12 @@ from sslmed_dist.losses.tiles import EXPONENTIAL, SOFTPLUS, Repel, Similarity, r
 
 
 def mean_repulsion(pairs: Pairs, similarity: Similarity, repel: Repel) -> Tensor:
-    """mean_neg of ``repel`` over the negatives of the own rows."""
+    """Mean of ``repel`` over the negative pairs of this rank's rows, a scalar: mean_neg, once averaged over ranks."""
     return repulsion(pairs.rows, similarity, repel) / (len(pairs.rows) * pairs.negatives)
 
 
 def mio_v1(pairs: Pairs, similarity: Similarity) -> Tensor:
-    """MIOv1 of unit pairs."""
+    """This rank's MIOv1 of ``pairs``, a scalar."""
     attraction = softplus(-similarity.logits(pairs.cosines)).mean()
     return attraction + mean_repulsion(pairs, similarity, SOFTPLUS)
 
@@ -71,7 +72,7 @@ class Binary(PairLoss):
 
     def value(self, pairs: Pairs, similarity: Similarity) -> Tensor:
         attraction = 2.0 * softplus(-similarity.logits(pairs.cosines)).sum()
-        # Own rows are a rank's share of 2 N; with 2 N columns each, their mean is the sum over 4 N^2.
+        # A rank has its share of the 2 N rows, with 2 N columns each: the mean over ranks is the sum over 4 N^2.
         return (attraction + repulsion(pairs.rows, similarity, SOFTPLUS)) / (len(pairs.rows) * 2 * pairs.samples)
 
 

@@ -1,8 +1,8 @@
 """What all losses on pairs of views share: checked input, and unit rows in full precision.
 
 The two views of a sample lie beside each other: sample i of rank r holds the rows 2 (r N + i) and 2 (r N + i) + 1 of
-the gathered (2 W N, D) matrix. A rank's own rows are then one contiguous block, a row's partner is its index with the
-last bit flipped, and one message gathers both views.
+the (2 W N, D) matrix that W ranks of N samples gather. So a rank's own rows are one contiguous block, the index of a
+row's partner (its other view) is its own with the last bit flipped, and one message gathers both views.
 """
 
 from abc import ABC, abstractmethod
@@ -19,19 +19,20 @@ from sslmed_dist.losses.tiles import Similarity
 
 @dataclass(frozen=True)
 class Pairs:
-    """Own unit ``rows`` (2 N, D), views of a sample beside each other, and the number of ``samples`` of all ranks."""
+    """This rank's unit ``rows`` (2 N, D), the views of a sample beside each other, and how many ``samples`` all ranks
+    have together."""
 
     rows: Tensor
     samples: int
 
     @property
     def cosines(self) -> Tensor:
-        """Cosine of the two views of each own sample, (N,); a positive pair's, in both directions."""
+        """Cosine of the two views of each of this rank's samples, (N,): the positive pairs."""
         return (self.rows[0::2] * self.rows[1::2]).sum(1)
 
     @property
     def negatives(self) -> int:
-        """How many negatives each row has: every row of every rank but itself and its partner."""
+        """How many negatives each row has: all rows of all ranks but itself and its partner."""
         return 2 * self.samples - 2
 
 
@@ -49,32 +50,33 @@ def check_embeddings(z0: Tensor, z1: Tensor) -> None:
 
 
 def unit_rows(z: Tensor) -> Tensor:
-    """Rows divided by their L2 norm, in float32 (in float64 when ``z`` is float64)."""
+    """The rows of ``z`` (N, D) divided by their L2 norm, (N, D) float32 (float64 when ``z`` is float64)."""
     return F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
 
 
 def full_precision(z: Tensor) -> torch.autocast:
-    """A region without autocast on the device of ``z``: half-precision cosines over a small temperature are noise."""
+    """A region without autocast on the device of ``z``: a half-precision cosine over a small temperature is noise."""
     return torch.autocast(device_type=z.device.type, enabled=False)
 
 
 def unit_pairs(z0: Tensor, z1: Tensor) -> Pairs:
-    """Normalise the local views z0, z1 (N, D). Every rank must hold the same N.
+    """``Pairs`` of this rank's views z0, z1 (N, D). Every rank must hold the same N.
 
     Raises ``ValueError`` for what ``check_embeddings`` refuses and for a batch of fewer than 2 samples over all ranks,
-    which has no negatives. In one process on a CPU also for values that are not finite; elsewhere that would cost
-    a synchronisation per step, or leave the other ranks waiting: there the loss is not finite and ``fit`` stops.
+    which has no negatives. In one process on a CPU also for values that are not finite. Elsewhere that check would cost
+    a synchronisation per step or leave the other ranks waiting; there the loss is not finite and ``fit`` stops.
     """
     check_embeddings(z0, z1)
     samples = z0.shape[0] * distributed.world_size()
     if samples < 2:
         raise ValueError(f"z0: expected at least 2 samples over all ranks (for negatives), got {samples}")
+    # The first row that is not finite is named.
     if z0.device.type == "cpu" and not distributed.active():
         for name, z in (("z0", z0), ("z1", z1)):
             if not bool(z.isfinite().all()):
                 row = int((~z.isfinite()).any(dim=1).nonzero()[0])
                 raise ValueError(f"{name}: expected finite embeddings, row {row} of {len(z)} is not")
-    return Pairs(torch.stack((unit_rows(z0), unit_rows(z1)), dim=1).flatten(0, 1), samples)
+    return Pairs(torch.stack((unit_rows(z0), unit_rows(z1)), dim=1).flatten(0, 1), samples)  # rows (2 N, D)
 
 
 class PairLoss(nn.Module, ABC):
@@ -84,7 +86,7 @@ class PairLoss(nn.Module, ABC):
     rows against the rows of all ranks, so the mean over ranks of the value and of the gradient is that of one process
     with the whole batch. ``temperature`` is a number > 0 or an entry of ``TEMPERATURES``. ``ValueError`` for a
     temperature out of range, embeddings that are not two equal finite floating-point (N, D), or a batch of 1 over all
-    ranks. Memory is linear in the batch (see ``blocks``).
+    ranks. Memory is linear in the batch (see ``losses.tiles``).
     """
 
     squared_distance = False

@@ -1,15 +1,16 @@
 """Sums over all pairs of a batch, tile by tile: exact at any size, with memory linear in the batch.
 
-A tile holds the similarities of some own rows with some columns. Autograd through such a loop would keep every tile for
-the backward pass, so the two sums that all contrastive losses are made of are functions with closed-form gradients:
-``repulsion`` (a sum of a function of each negative pair; its gradient is ready after the forward pass) and
-``row_logsumexp`` (the log of a row's softmax denominator; its gradient needs every row's normaliser, hence a second
-pass). A pair of own rows is met once and counts from both ends. Where the gradient itself is to be differentiated, both
-fall back to the dense equation, which autograd can differentiate any number of times; its memory is quadratic.
+"Own" rows are those of this rank; columns are the rows of all ranks. A tile holds the similarities of some own rows
+with some columns. Autograd through a loop over tiles would keep every tile for the backward pass. So the two sums that
+all contrastive losses are made of have closed-form gradients: ``repulsion`` (a sum over negative pairs; its gradient is
+ready after the forward pass) and ``row_logsumexp`` (the log of a row's softmax denominator; its gradient needs every
+row's denominator first, hence a second pass over the tiles). A pair of two own rows is computed once and counted for
+both. Where the gradient itself is differentiated again, both compute the dense matrix of all pairs, which autograd can
+differentiate any number of times; its memory is quadratic.
 
-Over ranks: a rank owns its rows. The unit rows of all ranks are gathered, and for ``row_logsumexp`` the normalisers
-and their upstream gradients; every rank then knows the gradient of *all* ranks' values in its own rows, so no gradient
-of an embedding is ever sent. ``repulsion`` takes it that the upstream gradient is the same on every rank.
+Over ranks: the unit rows of all ranks are gathered, and for ``row_logsumexp`` also the denominators and their upstream
+gradients. Every rank then knows the gradient of *all* ranks' values in its own rows, so no gradient of an embedding is
+ever sent. ``repulsion`` relies on the upstream gradient being the same on every rank.
 """
 
 import math
@@ -25,7 +26,7 @@ from torch.autograd.function import FunctionCtx
 from sslmed_dist import distributed
 from sslmed_dist.losses.temperature import Temperature
 
-# Rows and columns of a tile, even: 1 MiB of float32 on a CPU, 256 MiB on a GPU.
+# Most rows and columns of a tile, an even number: 1 MiB of float32 on a CPU, 256 MiB on a GPU.
 CPU_EDGE, GPU_EDGE = 512, 8192
 # e^logit and e^-lse stay in float32's range, with digits to spare, while no logit is larger than this.
 LARGEST_LOGIT = 60.0
@@ -43,30 +44,33 @@ class Similarity:
     scale: Tensor | float = 1.0
 
     def logits(self, c: Tensor) -> Tensor:
-        """The logits of cosines, for autograd."""
+        """The logits of cosines ``c`` of any shape, in that shape, by operations that autograd can follow."""
         tau = self.temperature.tau(c if self.temperature.gradient else c.detach())
         numerator = 2.0 * c - 2.0 if self.squared_distance else c
         return numerator / (tau * self.scale)
 
     def tile(self, rows: Tensor, columns: Tensor, out: Tensor) -> tuple[Tensor, Tensor | float | None]:
-        """Logits (R, C) of rows with columns, written to ``out`` where the temperature is one number, and
-        d logit / dc: None where it is ``uniform_slope`` for all pairs."""
+        """Logits (R, C) of unit ``rows`` (R, D) with ``columns`` (C, D), and d logit / dc (R, C): None where it is
+        ``uniform_slope`` for all pairs. ``out`` (R, C) is overwritten: by the logits, or by the cosines where the
+        temperature depends on the pair."""
+        # A logit is (factor c + offset) / (scale tau).
         factor, offset = (2.0, -2.0) if self.squared_distance else (1.0, 0.0)
         tau = self.temperature.tau(rows)
         if not isinstance(tau, Tensor):
             inverse = 1.0 / (tau * self.scale)
-            s = torch.mm(rows * (factor * inverse), columns.T, out=out)
-            return (s.add_(offset * inverse) if offset else s), None
-        c = torch.mm(rows, columns.T, out=out)
-        taus = self.temperature.tau(c)
+            logits = torch.mm(rows * (factor * inverse), columns.T, out=out)
+            return (logits.add_(offset * inverse) if offset else logits), None
+        cosines = torch.mm(rows, columns.T, out=out)
+        taus = self.temperature.tau(cosines)
         assert isinstance(taus, Tensor)
         taus.mul_(self.scale)
-        s = (c * factor).add_(offset).div_(taus) if offset else c / taus
+        logits = (cosines * factor).add_(offset).div_(taus) if offset else cosines / taus
         if not self.temperature.gradient:
-            return s, taus.reciprocal_().mul_(factor)
-        rate = self.temperature.slope(c)
-        assert isinstance(rate, Tensor)
-        return s, rate.mul_(s).mul_(-1.0 * self.scale).add_(factor).div_(taus)
+            return logits, taus.reciprocal_().mul_(factor)
+        # The quotient rule: d logit / dc = (factor - logit scale dtau/dc) / (scale tau).
+        tau_slope = self.temperature.slope(cosines)
+        assert isinstance(tau_slope, Tensor)
+        return logits, tau_slope.mul_(logits).mul_(-1.0 * self.scale).add_(factor).div_(taus)
 
     def uniform_slope(self) -> Tensor | float:
         """d logit / dc where the temperature is one number."""
@@ -75,14 +79,15 @@ class Similarity:
 
     @property
     def small(self) -> bool:
-        """Whether no logit can be larger than ``LARGEST_LOGIT``: no shift is needed before the exponential."""
+        """Whether every |logit| stays below ``LARGEST_LOGIT``, so that its exponential needs no shift."""
         bound = (4.0 if self.squared_distance else 1.0) / self.temperature.smallest
         return isinstance(self.scale, float) and bound * max(1.0, 1.0 / self.scale) < LARGEST_LOGIT
 
 
 @dataclass(frozen=True)
 class Repel:
-    """A function of a negative pair's logit s and its derivative, both 0 at s = -inf; they may overwrite ``s``."""
+    """A function of a negative pair's logit s, alone and with its derivative. Both are 0 at s = -inf, the logit of a
+    masked pair; they may overwrite ``s``."""
 
     value: Callable[[Tensor], Tensor]
     value_and_slope: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -105,8 +110,10 @@ EXPONENTIAL = Repel(torch.exp, exponential_slope)
 
 @dataclass(frozen=True)
 class Tile:
-    """Some own rows against some columns. ``mirror``: the own rows that these columns are, where the tile on the other
-    side of the diagonal is left out because this one is its transpose. ``diagonal``: rows meet themselves."""
+    """Some own rows against some columns. ``diagonal``: the columns are the same rows, so each row meets itself.
+
+    ``mirror``: set where the columns are other own rows, and says which. The tile of those rows against these is the
+    transpose of this one and is not computed again; whoever sums over tiles adds its part here. Otherwise None."""
 
     rows: slice
     columns: slice
@@ -114,33 +121,34 @@ class Tile:
     diagonal: bool
 
 
-def tiles(own: int, total: int, edge: int) -> Iterator[Tile]:
-    """Tiles that cover ``own`` rows of this rank against ``total`` columns of all ranks."""
-    start = distributed.rank() * own
-    blocks = [slice(first, min(first + edge, own)) for first in range(0, own, edge)]
-    others = [(0, start), (start + own, total)]
+def tiles(row_count: int, column_count: int, edge: int) -> Iterator[Tile]:
+    """Tiles of at most ``edge`` x ``edge`` that cover the own rows against the columns of all ranks."""
+    start = distributed.rank() * row_count  # the column that is the first own row
+    blocks = [slice(first, min(first + edge, row_count)) for first in range(0, row_count, edge)]
+    others = [(0, start), (start + row_count, column_count)]  # the columns of the ranks before and after this one
     foreign = [slice(i, min(i + edge, end)) for begin, end in others for i in range(begin, end, edge)]
-    for number, rows in enumerate(blocks):
-        for columns in blocks[number:]:
-            place = slice(start + columns.start, start + columns.stop)
-            same = columns == rows
-            yield Tile(rows, place, None if same else columns, same)
+    for block_index, rows in enumerate(blocks):
+        # Of the own rows against each other: the diagonal and what is right of it.
+        for mirror in blocks[block_index:]:
+            columns = slice(start + mirror.start, start + mirror.stop)
+            diagonal = mirror == rows
+            yield Tile(rows, columns, None if diagonal else mirror, diagonal)
         for columns in foreign:
             yield Tile(rows, columns, None, False)
 
 
 def work_through(rows: Tensor, columns: Tensor) -> Iterator[tuple[Tile, Tensor]]:
-    """The tiles, each with room for its similarities; the room is used again for the next."""
+    """The tiles, each with a buffer (R, C) for its similarities. All share one memory: use a tile before the next."""
     edge = GPU_EDGE if rows.is_cuda else CPU_EDGE
-    room = rows.new_empty(min(edge, len(rows)) * min(edge, len(columns)))
+    buffer = rows.new_empty(min(edge, len(rows)) * min(edge, len(columns)))
     for tile in tiles(len(rows), len(columns), edge):
         height, width = tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start
-        yield tile, room[: height * width].view(height, width)
+        yield tile, buffer[: height * width].view(height, width)
 
 
 def mask_(matrix: Tensor, tile: Tile, partner: bool, value: float) -> Tensor:
-    """Overwrite the entries where a row meets itself, and its other view unless ``partner``. By index: adding such
-    terms and taking them off again would cancel e^(1/temperature)."""
+    """Overwrite the entries where a row meets itself and, unless ``partner``, its other view. They are masked, not
+    subtracted from the sum afterwards: e^(1 / temperature) would cancel all digits of the rest."""
     if tile.diagonal:
         row = torch.arange(len(matrix), device=matrix.device)
         matrix[row, row] = value
@@ -150,20 +158,20 @@ def mask_(matrix: Tensor, tile: Tile, partner: bool, value: float) -> Tensor:
 
 
 def dense(rows: Tensor, similarity: Similarity, partner: bool) -> Tensor:
-    """All logits of own rows (2 n, D) with all ranks' rows at once, -inf where a pair does not count; for autograd."""
+    """All logits (2 n, 2 W n) of own rows (2 n, D) with all ranks' rows, -inf where a pair is masked; for autograd."""
     cosines = rows @ distributed.gather(rows).T
     row = torch.arange(len(rows), device=rows.device)
-    own = row + distributed.rank() * len(rows)
-    left_out = torch.zeros_like(cosines, dtype=torch.bool)
-    left_out[row, own] = True
+    itself = row + distributed.rank() * len(rows)  # the column that is the row itself
+    masked = torch.zeros_like(cosines, dtype=torch.bool)
+    masked[row, itself] = True
     if not partner:
-        left_out[row, own ^ 1] = True
-    # Before the temperature, whose derivative at c = 1 need not exist; and the masked entries get no gradient.
-    return similarity.logits(cosines.masked_fill(left_out, 0.0)).masked_fill(left_out, -math.inf)
+        masked[row, itself ^ 1] = True
+    # Masked before the temperature, whose derivative at c = 1 need not exist, and after it: so no gradient at all.
+    return similarity.logits(cosines.masked_fill(masked, 0.0)).masked_fill(masked, -math.inf)
 
 
 def add_products(gradient: Tensor, weights: Tensor, tile: Tile, rows: Tensor, columns: Tensor) -> None:
-    """Each own row gets the columns weighted by its row of the tile; and the same on the other side of the diagonal."""
+    """Add weights @ columns to the gradient of the tile's rows; for a mirrored tile, its transpose's part as well."""
     gradient[tile.rows].addmm_(weights, columns[tile.columns])
     if tile.mirror is not None:
         gradient[tile.mirror].addmm_(weights.T, rows[tile.rows])
@@ -174,19 +182,20 @@ class Repulsion(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, rows: Tensor, similarity: Similarity, repel: Repel) -> Tensor:
-        columns = distributed.gather(rows)
-        wanted = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
-        gradient = torch.zeros_like(rows) if wanted else rows.new_empty(0)
+        columns = distributed.gather(rows)  # (2 W n, D)
+        needs_gradient = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
+        gradient = torch.zeros_like(rows) if needs_gradient else rows.new_empty(0)
         totals = []
-        for tile, room in work_through(rows, columns):
-            s, slope = similarity.tile(rows[tile.rows], columns[tile.columns], room)
-            mask_(s, tile, False, -math.inf)
-            value, by_logit = repel.value_and_slope(s) if wanted else (repel.value(s), s)
+        for tile, buffer in work_through(rows, columns):
+            logits, slope = similarity.tile(rows[tile.rows], columns[tile.columns], buffer)
+            mask_(logits, tile, False, -math.inf)
+            value, by_logit = repel.value_and_slope(logits) if needs_gradient else (repel.value(logits), logits)
             totals.append(value.sum() * (1 if tile.mirror is None else 2))
-            if wanted:
+            if needs_gradient:
+                # The chain rule: d value / d cosine, then d cosine / d row = the column.
                 weights = by_logit if slope is None else by_logit.mul_(slope)
                 add_products(gradient, weights, tile, rows, columns)
-        if wanted:
+        if needs_gradient:
             gradient.mul_(2.0)  # each unordered pair counts from both of its ends
             if slope is None:
                 gradient.mul_(similarity.uniform_slope())
@@ -200,12 +209,13 @@ class Repulsion(torch.autograd.Function):
         if not torch.is_grad_enabled():
             return gradient * grads[0], None, None
         similarity, repel = ctx.equation  # type: ignore[attr-defined]
+        # Differentiated again: the dense equation, which autograd can follow.
         value = repel.value(dense(rows, similarity, partner=False)).sum()
         return torch.autograd.grad(value, rows, grads[0], create_graph=True)[0], None, None
 
 
 def repulsion(rows: Tensor, similarity: Similarity, repel: Repel) -> Tensor:
-    """Sum of ``repel`` over the ordered negative pairs of own unit rows (2 n, D) with all ranks' rows; a scalar."""
+    """Sum of ``repel`` over the negative pairs (own unit row, row of any rank), for ``rows`` (2 n, D); a scalar."""
     total: Tensor = Repulsion.apply(rows, similarity, repel)  # type: ignore[no-untyped-call]
     return total
 
@@ -216,60 +226,61 @@ class RowLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, rows: Tensor, similarity: Similarity, partner: bool) -> Tensor:
         columns = distributed.gather(rows)
-        values = normalisers(rows, columns, similarity, partner)
-        ctx.save_for_backward(rows, columns, values)
+        lse = normalisers(rows, columns, similarity, partner)
+        ctx.save_for_backward(rows, columns, lse)
         ctx.equation = (similarity, partner)  # type: ignore[attr-defined]
-        return values
+        return lse
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> Any:
-        rows, columns, own = ctx.saved_tensors  # type: ignore[attr-defined]
+        rows, columns, lse = ctx.saved_tensors  # type: ignore[attr-defined]
         similarity, partner = ctx.equation  # type: ignore[attr-defined]
         if torch.is_grad_enabled():
             values = dense(rows, similarity, partner).logsumexp(dim=1)
             return torch.autograd.grad(values, rows, grads[0], create_graph=True)[0], None, None
-        upstream, of_all = distributed.gather(torch.stack([grads[0], own], dim=1)).unbind(1)
+        all_upstream, all_lse = distributed.gather(torch.stack([grads[0], lse], dim=1)).unbind(1)  # two (2 W n,)
         gradient = torch.zeros_like(rows)
         spare = None
-        for tile, room in work_through(rows, columns):
-            s, slope = similarity.tile(rows[tile.rows], columns[tile.columns], room)
-            ends = (grads[0][tile.rows], own[tile.rows], upstream[tile.columns], of_all[tile.columns])
-            if similarity.small:
-                spare = torch.empty_like(room) if spare is None or spare.shape != room.shape else spare
+        for tile, buffer in work_through(rows, columns):
+            logits, slope = similarity.tile(rows[tile.rows], columns[tile.columns], buffer)
+            # The upstream gradient w and the log-normaliser lse of each row i, then of each column j.
+            ends = (grads[0][tile.rows], lse[tile.rows], all_upstream[tile.columns], all_lse[tile.columns])
+            if similarity.small:  # e^s_ij (w_i e^-lse_i + w_j e^-lse_j): one exponential per pair, not two
+                spare = torch.empty_like(buffer) if spare is None or spare.shape != buffer.shape else spare
                 factor = torch.add((ends[0] * (-ends[1]).exp())[:, None], ends[2] * (-ends[3]).exp(), out=spare)
-                weights = s.exp_().mul_(factor)
+                weights = logits.exp_().mul_(factor)
             else:
-                weights = softmax_both_ways(s, *ends)
+                weights = softmax_both_ways(logits, *ends)
             mask_(weights, tile, partner, 0.0)
             add_products(gradient, weights if slope is None else weights.mul_(slope), tile, rows, columns)
         return gradient.mul_(similarity.uniform_slope()) if slope is None else gradient, None, None
 
 
 def normalisers(rows: Tensor, columns: Tensor, similarity: Similarity, partner: bool) -> Tensor:
-    """ln sum_j e^(logit_ij) of each own row."""
+    """ln sum_j e^(logit_ij) of each own row i, (2 n,)."""
     if similarity.small:
         sums = rows.new_zeros(len(rows))
-        for tile, room in work_through(rows, columns):
-            s = similarity.tile(rows[tile.rows], columns[tile.columns], room)[0]
-            e = mask_(s.exp_(), tile, partner, 0.0)
-            sums[tile.rows] += e.sum(1)
+        for tile, buffer in work_through(rows, columns):
+            logits = similarity.tile(rows[tile.rows], columns[tile.columns], buffer)[0]
+            exponentials = mask_(logits.exp_(), tile, partner, 0.0)
+            sums[tile.rows] += exponentials.sum(1)
             if tile.mirror is not None:
-                sums[tile.mirror] += e.sum(0)
+                sums[tile.mirror] += exponentials.sum(0)
         return sums.log_()
-    values = rows.new_full((len(rows),), -math.inf)
-    for tile, room in work_through(rows, columns):
-        s = mask_(similarity.tile(rows[tile.rows], columns[tile.columns], room)[0], tile, partner, -math.inf)
-        values[tile.rows] = torch.logaddexp(values[tile.rows], s.logsumexp(1))
+    lse = rows.new_full((len(rows),), -math.inf)
+    for tile, buffer in work_through(rows, columns):
+        logits = mask_(similarity.tile(rows[tile.rows], columns[tile.columns], buffer)[0], tile, partner, -math.inf)
+        lse[tile.rows] = torch.logaddexp(lse[tile.rows], logits.logsumexp(1))
         if tile.mirror is not None:
-            values[tile.mirror] = torch.logaddexp(values[tile.mirror], s.logsumexp(0))
-    return values
+            lse[tile.mirror] = torch.logaddexp(lse[tile.mirror], logits.logsumexp(0))
+    return lse
 
 
-def softmax_both_ways(s: Tensor, weight: Tensor, own: Tensor, weights: Tensor, of_all: Tensor) -> Tensor:
-    """w_i e^(s_ij - lse_i) + w_j e^(s_ij - lse_j): what a pair gets from its row's and from its column's softmax, for
-    logits of any size."""
-    other = (s - of_all[None, :]).exp_().mul_(weights[None, :])
-    return s.sub_(own[:, None]).exp_().mul_(weight[:, None]).add_(other)
+def softmax_both_ways(logits: Tensor, row_w: Tensor, row_lse: Tensor, column_w: Tensor, column_lse: Tensor) -> Tensor:
+    """w_i e^(s_ij - lse_i) + w_j e^(s_ij - lse_j), (R, C): a pair's weight in the gradient, from its row's softmax and
+    from its column's, for logits of any size. ``logits`` is overwritten."""
+    from_column = (logits - column_lse[None, :]).exp_().mul_(column_w[None, :])
+    return logits.sub_(row_lse[:, None]).exp_().mul_(row_w[:, None]).add_(from_column)
 
 
 def row_logsumexp(rows: Tensor, similarity: Similarity, *, partner: bool) -> Tensor:

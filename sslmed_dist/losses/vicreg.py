@@ -9,11 +9,11 @@ from sslmed_dist.losses import batch_statistics, pairs
 
 
 def variance_and_covariance(x: Tensor, gamma: float, eps: float) -> tuple[Tensor, Tensor]:
-    """This rank's shares of v and c of one view x (M, D), both already divided by D."""
-    own = batch_statistics.own_columns(x.shape[1])
+    """This rank's shares of v and c (see ``vicreg``) of one view x (M, D): two scalars, both already divided by D."""
+    columns = batch_statistics.own_columns(x.shape[1])
     centred = x - x.mean(dim=0)
-    covariance = centred.T @ centred[:, own] / (x.shape[0] - 1)
-    variances, off = batch_statistics.shares(covariance, own)
+    covariance = centred.T @ centred[:, columns] / (x.shape[0] - 1)  # (D, n): this rank's columns
+    variances, off = batch_statistics.shares(covariance, columns)
     hinge = F.relu(gamma - (variances + eps).sqrt()).sum()
     return hinge / x.shape[1], off / x.shape[1]
 
@@ -49,8 +49,9 @@ def vicreg(
     require_positive("eps", eps)
     with pairs.full_precision(z0):
         views = batch_statistics.gather_views(z0, z1)
-        own0, own1 = (z.to(views[0].dtype) for z in (z0, z1))
-        distance = (own0 - own1).square().mean()
+        # Invariance is a mean over samples: a rank's own rows are enough.
+        local0, local1 = (z.to(views[0].dtype) for z in (z0, z1))
+        distance = (local0 - local1).square().mean()
         (spread0, off0), (spread1, off1) = (variance_and_covariance(x, gamma, eps) for x in views)
         shares = variance * (spread0 + spread1) / 2 + covariance * (off0 + off1)
         return invariance * distance + distributed.world_size() * shares

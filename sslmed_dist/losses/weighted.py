@@ -30,22 +30,23 @@ class WeightedSum(nn.Module):
         self.weights: list[float] = []
         self.names: list[str] = []
         self.losses = nn.ModuleList()
-        for number, term in enumerate(terms):
+        for index, term in enumerate(terms):
             leaf = dict(term)
             weight = leaf.pop("weight", 1.0)
             if not registry.matches(weight, float) or not math.isfinite(weight):
-                raise ValueError(f"method.loss.terms[{number}].weight: expected a finite number, got {weight!r}")
-            self.losses.append(registry.build(losses, leaf, f"method.loss.terms[{number}]"))
+                raise ValueError(f"method.loss.terms[{index}].weight: expected a finite number, got {weight!r}")
+            self.losses.append(registry.build(losses, leaf, f"method.loss.terms[{index}]"))
             self.weights.append(float(weight))
             name = str(leaf["name"])
-            self.names.append(name if name not in self.names else f"{name}_{number}")
+            # A loss that occurs twice is told apart by its place in the list.
+            self.names.append(name if name not in self.names else f"{name}_{index}")
 
     def terms(self, z0: Tensor, z1: Tensor) -> dict[str, Tensor]:
-        """Each term by name, without its weight."""
+        """Each term's value by name, a scalar without its weight, for embeddings (N, D) of two views."""
         return {name: loss(z0, z1) for name, loss in zip(self.names, self.losses, strict=True)}
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of ``terms``."""
+        """The weighted sum of ``terms``, the values by name; a scalar."""
         weighted = [weight * terms[name] for weight, name in zip(self.weights, self.names, strict=True)]
         return torch.stack(weighted).sum()
 

@@ -10,9 +10,9 @@ from sslmed_dist.losses import batch_statistics, pairs
 
 
 def cholesky_whiten(name: str, x: Tensor, shrinkage: float) -> Tensor:
-    """L^-1 (x - mean), (n, D) float64, with L L^T = (1 - shrinkage) Cov(x) + shrinkage I, Cov unbiased.
+    """L^-1 (x - mean) of ``x`` (n, D) float64, (n, D), with L L^T = (1 - shrinkage) Cov(x) + shrinkage I, Cov unbiased.
 
-    ``ValueError`` in the ``name`` of x where that matrix is singular to the precision of float64.
+    ``ValueError`` that begins with ``name`` where that matrix is singular to the precision of float64.
     """
     mean = x.mean(dim=0)
     centred = x - mean
@@ -27,19 +27,21 @@ def cholesky_whiten(name: str, x: Tensor, shrinkage: float) -> Tensor:
             f"{name}: expected embeddings of full rank, got a batch of {x.shape[0]} whose {x.shape[1]} dimensions are "
             "constant or linearly dependent; shrinkage > 0 allows them"
         )
+    # Forward substitution in place of an inverse: L y = centred^T.
     whitened: Tensor = torch.linalg.solve_triangular(factor, centred.T, upper=False).T
     return whitened
 
 
 def slices(samples: int, size: int, iterations: int, device: torch.device) -> list[Tensor | slice]:
-    """The rows of each sub-batch: one slice of everything, or random parts of ``size`` rows, ``iterations`` times.
+    """The rows of each sub-batch: one slice of everything, or ``iterations`` random divisions into parts of ``size``.
 
-    Drawn from torch's global generator (which ``fit`` reseeds per step); all ranks take rank 0's draw.
+    The parts are int64 (size,). They are drawn from torch's global generator (which ``fit`` reseeds per step); all
+    ranks take rank 0's draw.
     """
     if size == samples:
         return [slice(None)]
-    orders = torch.stack([torch.randperm(samples) for _ in range(iterations)]).to(device)
-    orders = distributed.gather(orders[None])[0]
+    orders = torch.stack([torch.randperm(samples) for _ in range(iterations)]).to(device)  # (iterations, samples)
+    orders = distributed.gather(orders[None])[0]  # of all ranks' draws, that of rank 0
     return list(orders.reshape(-1, size).unbind(0))
 
 
@@ -47,10 +49,10 @@ def wmse(z0: Tensor, z1: Tensor, size: int | None = None, iterations: int = 1, s
     """Mean over samples of |u0 / |u0| - u1 / |u1||^2 = 2 - 2 cos(u0, u1), u the whitened embeddings of each view.
 
     Source: Ermolov et al. 2021, "Whitening for self-supervised representation learning", Sec. 3, normalised distance:
-    u = L^-1 (z - mean), L the Cholesky factor of the view's covariance over a sub-batch. Batch slicing: ``size`` rows
-    a sub-batch (None: one, the whole batch over all ranks), drawn anew ``iterations`` times; with one sub-batch all
-    iterations are the same and one is computed. The whitened axes depend on the order of the dimensions, as in the
-    paper. ``shrinkage`` s takes (1 - s) Cov + s I in place of Cov.
+    u = L^-1 (z - mean), L the Cholesky factor of the view's covariance over a sub-batch. Batch slicing: the batch is
+    divided at random into sub-batches of ``size`` rows, ``iterations`` times. ``size`` None is one sub-batch, the whole
+    batch over all ranks; all iterations would be the same, and one is computed. The whitened axes depend on the order
+    of the dimensions, as in the paper. ``shrinkage`` s takes (1 - s) Cov + s I in place of Cov.
     ``z0``, ``z1``: un-normalised embeddings (N, D) of this rank; returns a scalar in [0, 4], float32 (float64 for
     float64 input), computed in float64. Embeddings of all ranks are gathered and every rank returns the loss of the
     whole batch. ``ValueError`` for a sub-batch of fewer than 2 D rows (the paper's sub-batches have 2 D), a batch that
@@ -69,6 +71,7 @@ def wmse(z0: Tensor, z1: Tensor, size: int | None = None, iterations: int = 1, s
             what = "size" if size is not None else "z0: batch over all ranks"
             raise ValueError(f"{what}: expected at least {2 * width} rows, twice the {width} dimensions, got {rows}")
         x0, x1 = (x.double() for x in views)
+        # Each sub-batch is whitened by its own statistics, each view by itself.
         parts = slices(samples, rows, iterations, z0.device)
         cosines = [
             F.cosine_similarity(cholesky_whiten("z0", x0[part], shrinkage), cholesky_whiten("z1", x1[part], shrinkage))

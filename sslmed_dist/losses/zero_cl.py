@@ -7,10 +7,10 @@ loss is
 
     sum_i (1 - c_i)^2,    c_i = sum_k h0_ki h1_ki / n.
 
-FCL takes the samples as rows and sums over the D features; ICL takes the features as rows and sums over all samples of
-the batch, so it grows with the batch. The authors' code takes A^(-1/2) for a constant in the backward pass, in both;
-``stop_gradient=False`` differentiates through it. Their CIFAR code has shrinkage 0.1 and 1e-5 under the root, which
-are the defaults (its covariance has n - 1 in place of n). The paper's Zero-CL is the sum of the two.
+FCL takes the samples as rows of x and sums over the D features i. ICL takes the features as rows of x and sums over all
+samples i of the batch, so it grows with the batch. In both, the authors' code takes A^(-1/2) for a constant in the
+backward pass; ``stop_gradient=False`` differentiates through it. Their CIFAR code has shrinkage 0.1 and 1e-5 under the
+root, which are the defaults (its covariance has n - 1 in place of n). The paper's Zero-CL is the sum of the two.
 
 What holds for both: ``z0``, ``z1`` are un-normalised embeddings (N, D) of this rank; the result is a scalar, float32
 (float64 for float64 input), computed in float64. Embeddings of all ranks are gathered and every rank returns the loss
@@ -26,7 +26,7 @@ from sslmed_dist.losses import batch_statistics, pairs, whitening
 
 
 def agreement(x0: Tensor, x1: Tensor, shrinkage: float, eps: float, stop_gradient: bool) -> Tensor:
-    """sum_i (1 - c_i)^2 of two (n, d), whitened along d."""
+    """sum_i (1 - c_i)^2 over the d columns of two (n, d), each standardised and whitened; a scalar, float64."""
     scores = (batch_statistics.standard_scores(x.double(), eps, dim=0) for x in (x0, x1))
     h0, h1 = (whitening.whiten(x, shrinkage, eps, stop_gradient) for x in scores)
     return (1.0 - (h0 * h1).mean(dim=0)).square().sum()

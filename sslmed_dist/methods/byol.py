@@ -18,7 +18,7 @@ Leaf = Mapping[str, Any] | str
 
 
 def mean_cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over rows of the cosine of a and b (N, D)."""
+    """Mean over rows of the cosine of ``a`` and ``b`` (N, D); a scalar."""
     return (F.normalize(a, dim=1) * F.normalize(b, dim=1)).sum(dim=1).mean()
 
 
@@ -31,13 +31,13 @@ def build_predictor(leaf: Leaf, head: Head) -> Head:
 
 
 class BYOL(MomentumMethod):
-    """predictor(head(encoder(view))) shall be what the slow copies make of the other view (Grill et al. 2020, arXiv
-    2006.07733).
+    """p = predictor(head(encoder(view))) learns to predict t, the projection of the other view by slow copies of the
+    encoder and the head (Grill et al. 2020, arXiv 2006.07733).
 
     The loss is that of the paper (Eq. 2): |p - t|^2 = 2 - 2 cos(p, t) of unit p and t, the mean over samples, SUMMED
     over the two directions: 4 at random, 0 at best. (Libraries that minimise the mean of -cos have a quarter of its
     gradient.) Each network sees one view at a time. Defaults are the paper's: heads of 4096 and 256, and a momentum
-    that goes to 1 from 0.99, its value for 300 epochs (0.996 for 1000).
+    that goes to 1 from 0.99, the paper's value for 300 epochs (0.996 for 1000).
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class BYOL(MomentumMethod):
         """Predictions ``p0``, ``p1`` and targets ``t0``, ``t1`` (n, D) of both views, not normalised, the targets
         without gradient."""
         views = two_views(batch, "byol")
+        # View by view, not both in one batch: batch norm then has the statistics of one view.
         p0, p1 = (self.predictor(self.head(self.encoder(view))) for view in views)
         with torch.no_grad():
             t0, t1 = (self.momentum_head(self.momentum_encoder(view)) for view in views)
@@ -67,6 +68,7 @@ class BYOL(MomentumMethod):
     def objective(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The sum of both directions: a mean over samples, so nothing is gathered."""
         p0, p1, t0, t1 = (embeddings[name] for name in ("p0", "p1", "t0", "t1"))
+        # Each direction is 2 - 2 cos; a view's prediction is compared with the other view's target.
         return {"loss": 4.0 - 2.0 * (mean_cosine(p0, t1.detach()) + mean_cosine(p1, t0.detach()))}
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """A linear classifier on an encoder, trained on labelled images: fine-tuning, or linear evaluation with augmentation.
 
-A pretrained encoder comes in by ``run.start_from``. The schedule of the thesis (sections 5.5.3.3 and 6.5.2.2) is one of
-the optimiser's: 50 epochs of SGD, learning rate 0.1 (two classes: 1.0), a tenth from epochs 30 and 40 on.
+A pretrained encoder is loaded with ``run.start_from``. The thesis's schedule (sections 5.5.3.3 and 6.5.2.2) is set with
+the optimiser: 50 epochs of SGD, learning rate 0.1 (two classes: 1.0), divided by 10 at epochs 30 and 40.
 """
 
 from collections.abc import Mapping
@@ -19,13 +19,17 @@ from sslmed_dist.models import ENCODERS
 class Classify(Method):
     """``linear(encoder(view_0))`` against the labels; ``views`` of one view are enough.
 
-    ``classes`` and ``task`` are what the data has and ``channels`` what its images have (a run fills all three in).
-    Task ``single``: cross entropy over the classes, ``class_weights`` one number per class: the mean over the batch
-    weighted by each sample's class, sum of weight x loss / sum of weights, the sums over all ranks. With two classes
-    the classifier has one output, the logit of class 1, and ``class_weights`` is one number, the weight of class 1;
-    task ``multi``: a logit per label, one number for all labels or one per label, the weights of the value 1. These
-    losses are binary cross entropies, and their mean is over samples and labels, whatever they weigh.
-    ``freeze``: the encoder stays as it is, its batch norm too; only the classifier learns.
+    ``classes``, ``task`` and ``channels`` describe the data (a run fills all three in). The loss depends on the task:
+
+    * ``single``, more than two classes: cross entropy. ``class_weights`` is one number per class, and the loss is the
+      weighted mean over the batch of all ranks: sum of weight x loss / sum of weights.
+    * ``single``, two classes: binary cross entropy of one output, the logit of class 1. ``class_weights`` is one
+      number, the weight of class 1.
+    * ``multi``: binary cross entropy of one logit per label. ``class_weights`` is one number for all labels or one per
+      label, the weight of the value 1.
+
+    The binary losses are plain means over samples and labels: not divided by the sum of weights.
+    ``freeze``: the encoder does not change, nor does its batch norm; only the classifier learns.
     """
 
     weights: Tensor
@@ -52,20 +56,21 @@ class Classify(Method):
         weights = torch.tensor(self.weights_of(class_weights), dtype=torch.float64)
         self.register_buffer("weights", weights, persistent=False)  # a setting, not a state
 
-    def weights_of(self, given: tuple[float, ...] | float | None) -> list[float]:
+    def weights_of(self, class_weights: tuple[float, ...] | float | None) -> list[float]:
         """One weight per output. ``ValueError`` for a wrong number of weights, or one that is not above 0."""
         count = self.outputs
-        if given is None:
+        if class_weights is None:
             return [1.0] * count
-        if isinstance(given, int | float):
-            found = [] if self.softmax else [float(given)] * count
+        # An empty list stands for a wrong number of weights.
+        if isinstance(class_weights, int | float):
+            weights = [] if self.softmax else [float(class_weights)] * count
         else:
-            found = [float(weight) for weight in given] if len(given) == count else []
-        if not found or not all(0 < weight < float("inf") for weight in found):
-            number = f"{count} numbers, one per class" if self.softmax else "one number, the positive class's"
-            number += f", or {count}, one per label" if self.task == "multi" and count > 1 else ""
-            raise ValueError(f"method.class_weights: expected {number}, finite and > 0, got {given!r}")
-        return found
+            weights = [float(weight) for weight in class_weights] if len(class_weights) == count else []
+        if not weights or not all(0 < weight < float("inf") for weight in weights):
+            expected = f"{count} numbers, one per class" if self.softmax else "one number, the positive class's"
+            expected += f", or {count}, one per label" if self.task == "multi" and count > 1 else ""
+            raise ValueError(f"method.class_weights: expected {expected}, finite and > 0, got {class_weights!r}")
+        return weights
 
     def train(self, mode: bool = True) -> Self:
         """Training mode; a frozen encoder stays in evaluation mode, so that its batch norm keeps its statistics."""
@@ -75,29 +80,31 @@ class Classify(Method):
         return self
 
     def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``logits`` (N, classes), (N, 1) with two classes, (N, L) with L labels."""
+        """``logits`` of ``views_0``: (N, classes), (N, 1) with two classes, (N, L) with L labels."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
             features = self.encoder(batch["views_0"])
         return {"logits": self.head(features)}
 
     def objective(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """This rank's part of the weighted loss, and the share of its samples (and labels) that are right."""
+        """This rank's part of the weighted ``loss``, and ``accuracy``: the share of its samples (labels) got right."""
         logits, labels = embeddings["logits"], batch["labels"]
         weights = self.weights.to(logits)
         if not self.softmax:
+            # Binary: one logit per label, (N, L); the only label of two classes is "class 1".
             target = (labels[:, None] if labels.ndim == 1 else labels).to(logits)
             loss = functional.binary_cross_entropy_with_logits(logits, target, pos_weight=weights)
             return {"loss": loss, "accuracy": ((logits > 0) == (target > 0)).to(logits).mean().detach()}
-        own = weights[labels]
-        # The mean over ranks of world x own sum / sum of all is the loss of the whole batch, and so are the gradients.
-        total = distributed.reduce_sum(own.sum()) / distributed.world_size()
-        loss = (own * functional.cross_entropy(logits, labels, reduction="none")).sum() / total
+        sample_weights = weights[labels]  # (N,)
+        # Divided by the ranks' mean sum of weights, not by this rank's: then the mean of the losses over ranks is the
+        # loss of the whole batch, and the mean of the gradients its gradient.
+        total = distributed.reduce_sum(sample_weights.sum()) / distributed.world_size()
+        loss = (sample_weights * functional.cross_entropy(logits, labels, reduction="none")).sum() / total
         return {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).to(logits).mean().detach()}
 
     def predict(self, images: Tensor) -> Tensor:
-        """Log-probabilities of images (N, C, H, W) -> (N, classes), or of each label's value 1 (N, L).
+        """Images (N, C, H, W) -> log-probabilities of the classes (N, classes), or of each label's value 1 (N, L).
 
-        Logarithms, for a float32 probability close to 1 no longer ranks its sample.
+        Logarithms, because float32 probabilities close to 1 round to equal values and no longer rank the samples.
         """
         logits: Tensor = self.head(self.encoder(images))
         if self.softmax:

@@ -18,8 +18,8 @@ from sslmed_dist.models import ENCODERS, HEADS
 class Contrastive(Method):
     """``loss(head(encoder(view_0)), head(encoder(view_1)))``, both views in one forward pass.
 
-    ``encoder``, ``head`` and ``loss`` are entries of ENCODERS, HEADS and LOSSES; ``channels`` is what the images have
-    (a run fills it in from its data).
+    ``encoder``, ``head`` and ``loss`` are entries of ENCODERS, HEADS and LOSSES; ``channels`` is the images' number of
+    channels (a run fills it in from its data).
     """
 
     def __init__(
@@ -35,13 +35,13 @@ class Contrastive(Method):
         self.loss = registry.build(LOSSES, loss, "method.loss")
 
     def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``z0`` and ``z1`` (N, D), not normalised."""
+        """``z0`` and ``z1`` (N, D), not normalised, of ``views_0`` and ``views_1`` (N, C, H, W)."""
         views = torch.cat([batch["views_0"], batch["views_1"]])
         z0, z1 = self.head(self.encoder(views)).chunk(2)
         return {"z0": z0, "z1": z1}
 
     def objective(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The loss of the gathered batch (this rank's rows of it), and the terms of a weighted sum by name."""
+        """This rank's value of the loss over the batch of all ranks; of a weighted sum also its terms by name."""
         z0, z1 = embeddings["z0"], embeddings["z1"]
         if not isinstance(self.loss, WeightedSum):
             return {"loss": self.loss(z0, z1)}
@@ -49,7 +49,7 @@ class Contrastive(Method):
         return {"loss": self.loss.total(terms), **{name: value.detach() for name, value in terms.items()}}
 
     def step_begin(self, epoch: float, progress: float) -> None:
-        """Temperatures that follow a schedule over epochs are told where training stands."""
+        """Tell temperatures that follow a schedule over epochs how many ``epoch`` are done."""
         advance(self.loss, epoch)
 
     @torch.no_grad()

@@ -19,19 +19,22 @@ PARTS = ("support", "support_mask", "query", "query_mask")
 
 
 class CoWPro(Method):
-    """A support image and its mask have to find the mask of the query, which is another view of the same image.
+    """From a support image and its mask, find the mask of the query, which is another view of the same image.
 
-    loss = segmentation + ``cycle`` x cyclic consistency (Eq. 7.14), each a mean over episodes of a cross entropy over
-    the query's (the support's) pixels, at the mask's size. Segmentation weighs background pixels by
-    ``background_weight`` and is divided by an episode's sum of weights (Eq. 7.12). Cyclic consistency, not weighted,
-    lets the query, with the mask that was predicted for it, find the support's mask (Eq. 7.13): the hard prediction on
-    the feature grid, without gradient, and the features that are there already. An episode in which nothing was
-    predicted has no such term (0).
+    loss = segmentation + ``cycle`` x cyclic consistency (Eq. 7.14). Both are means over episodes of a pixelwise cross
+    entropy at the mask's size.
 
-    ``encoder`` is an entry of ENCODERS with ``maps``, ``head`` one of PROTOTYPE_HEADS. ``batch_norm``: ``episode``
-    takes the statistics of one episode's images, so that E episodes at once compute what E batches of one compute, and
-    moves the running statistics once per step; ``frozen`` normalises by the running statistics as they are (of loaded
-    weights); ``batch`` takes those of all images. ``channels`` is what the images have (a run fills it in).
+    * Segmentation compares the prediction for the query with its mask. Background pixels weigh ``background_weight``,
+      and an episode's sum is divided by its sum of weights (Eq. 7.12).
+    * Cyclic consistency goes back: the query, with the mask that was predicted for it, has to find the support's mask
+      (Eq. 7.13). It is not weighted. It takes the hard prediction on the feature grid, without gradient, and uses the
+      features that were computed already. An episode in which no foreground was predicted has no such term (0).
+
+    ``encoder`` is an entry of ENCODERS with ``maps``, ``head`` one of PROTOTYPE_HEADS. ``batch_norm`` says which
+    statistics normalise: with ``episode`` those of one episode's images, so that E episodes at once compute what E
+    batches of one compute, and the running statistics move once per step; with ``frozen`` the running statistics
+    unchanged (those of loaded weights); with ``batch`` those of all images. ``channels`` is the images' number of
+    channels (a run fills it in).
     """
 
     encoder: DenseEncoder
@@ -56,62 +59,67 @@ class CoWPro(Method):
         self.head: PrototypeHead = registry.build(PROTOTYPE_HEADS, head, "method.head")
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode; with ``batch_norm: frozen`` the encoder stays in evaluation mode (it learns all the same)."""
+        """Training mode; with ``batch_norm: frozen`` the encoder stays in evaluation mode (its weights still learn)."""
         super().train(mode)
         if self.batch_norm == "frozen":
             self.encoder.eval()
         return self
 
     def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Maps of all images in one forward pass, ``support`` (E, K, D, h, w) and ``query`` (E, D, h, w), and the
-        masks, ``support_mask`` bool (E, K, H, W) and ``query_mask`` (E, H, W).
+        """Feature maps ``support`` (E, K, D, h, w) and ``query`` (E, D, h, w), from one forward pass of all images, and
+        the masks ``support_mask`` (E, K, H, W) and ``query_mask`` (E, H, W), bool.
 
         The batch has ``support`` (E, C, H, W) or (E, K, C, H, W), ``support_mask`` (E, H, W) or (E, K, H, W), ``query``
         (E, C, H, W) and ``query_mask`` (E, H, W). ``ValueError`` names what is missing or of another shape.
         """
+        # Rows image by image, the query last, as ``models.episode_norm`` expects them.
         support, support_mask, query, query_mask = episodes_of(batch)
-        rows = torch.cat([support.transpose(0, 1).flatten(0, 1).to(query), query])  # image by image
+        rows = torch.cat([support.transpose(0, 1).flatten(0, 1).to(query), query])  # ((K + 1) E, C, H, W)
         episode_norm.arrange(self.encoder, 1 + support.shape[1])
         maps = self.encoder.maps(rows)
         maps = maps.reshape(-1, len(query), *maps.shape[1:])  # (1 + K, E, D, h, w)
-        found = {"support": maps[:-1].transpose(0, 1), "query": maps[-1]}
-        return {**found, "support_mask": support_mask > 0.5, "query_mask": query_mask > 0.5}
+        features = {"support": maps[:-1].transpose(0, 1), "query": maps[-1]}
+        return {**features, "support_mask": support_mask > 0.5, "query_mask": query_mask > 0.5}
 
     def objective(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """This rank's mean loss, its two terms, the share of episodes with a cyclic term (``cycled``) and the Dice of
-        the predicted query masks."""
+        """This rank's mean ``loss``, its terms ``segmentation`` and ``cycle``, the share of episodes with a cyclic term
+        (``cycled``) and the mean ``dice`` of the predicted query masks. Without cyclic consistency neither ``cycle``
+        nor ``cycled``."""
         support, query = embeddings["support"], embeddings["query"]
         truth = embeddings["query_mask"]
-        scores = self.head.scores(self.head.prototypes(support, embeddings["support_mask"]), query)
-        margins = upsampled(scores, truth)
+        # Segmentation: prototypes of the support score the query's pixels.
+        scores = self.head.scores(self.head.prototypes(support, embeddings["support_mask"]), query)  # (E, 2, h, w)
+        margins = upsampled(scores, truth)  # (E, H, W)
         segmentation = cross_entropy(margins, truth, self.background_weight).mean()
-        found = {"segmentation": segmentation.detach(), "dice": dice(margins.detach() > 0, truth).mean()}
+        logged = {"segmentation": segmentation.detach(), "dice": dice(margins.detach() > 0, truth).mean()}
         if self.cycle == 0:
-            return {"loss": segmentation, **found}
-        predicted = scores.detach().argmax(dim=1)
-        some = predicted.flatten(1).any(dim=1).to(query)
-        cyclic = (some * self.back(predicted, embeddings)).mean()
-        found |= {"cycle": cyclic.detach(), "cycled": some.mean()}
-        return {"loss": segmentation + self.cycle * cyclic, **found}
+            return {"loss": segmentation, **logged}
+        # The way back, where any foreground was predicted: 0 elsewhere, but counted in the mean.
+        predicted = scores.detach().argmax(dim=1)  # (E, h, w), 1 is foreground
+        has_foreground = predicted.flatten(1).any(dim=1).to(query)  # (E,), 0 or 1
+        cyclic = (has_foreground * self.back(predicted, embeddings)).mean()
+        logged |= {"cycle": cyclic.detach(), "cycled": has_foreground.mean()}
+        return {"loss": segmentation + self.cycle * cyclic, **logged}
 
     def back(self, predicted: Tensor, embeddings: dict[str, Tensor]) -> Tensor:
-        """Cross entropy (E,) of the supports' masks, found from the query with the mask ``predicted`` (E, h, w)."""
+        """Cross entropy (E,) of the supports' masks, when the query with the mask ``predicted`` (E, h, w) serves as the
+        support; the mean over the K supports."""
         support, truth = embeddings["support"], embeddings["support_mask"]
         prototypes = self.head.prototypes(embeddings["query"][:, None], predicted[:, None], CYCLE_LEVEL)
-        each = [
+        losses = [
             cross_entropy(upsampled(self.head.scores(prototypes, support[:, k]), truth[:, k]), truth[:, k])
             for k in range(support.shape[1])
         ]
-        return torch.stack(each).mean(dim=0)
+        return torch.stack(losses).mean(dim=0)
 
     def step_end(self, progress: float) -> None:
-        """The running statistics of per-episode batch norm follow what the step saw, on all ranks alike."""
+        """Move the running statistics of per-episode batch norm by what the step saw, equally on all ranks."""
         episode_norm.update_running(self.encoder)
 
 
 def episodes_of(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Supports (E, K, C, H, W), their masks (E, K, H, W), queries (E, C, H, W) and theirs (E, H, W). ``ValueError``
-    names what is missing or of another shape."""
+    """Supports (E, K, C, H, W), their masks (E, K, H, W), queries (E, C, H, W) and their masks (E, H, W) of a batch, in
+    which K = 1 may have no axis. ``ValueError`` names what is missing or of another shape."""
     missing = [name for name in PARTS if name not in batch]
     if missing:
         raise ValueError(
@@ -130,31 +138,32 @@ def episodes_of(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Te
     }
     for name, (value, shape) in wanted.items():
         if tuple(value.shape) != shape:
-            given = f"{shape} beside a query of {tuple(query.shape)}, got {tuple(value.shape)}"
-            raise ValueError(f"{name}: expected the shape {given}")
+            shapes = f"{shape} beside a query of {tuple(query.shape)}, got {tuple(value.shape)}"
+            raise ValueError(f"{name}: expected the shape {shapes}")
     return support, support_mask, query, query_mask
 
 
 def upsampled(scores: Tensor, mask: Tensor) -> Tensor:
-    """Foreground less background score (E, H, W) at the size of ``mask``, bilinear: the logit of the foreground.
-
-    Bilinear interpolation is linear, so this is the difference of the two scores interpolated.
+    """The logit of the foreground (E, H, W): ``scores`` (E, 2, h, w), foreground minus background, bilinear at the size
+    of ``mask``. Interpolation is linear, so this equals interpolating both scores first.
     """
     margins = scores[:, 1:] - scores[:, :1]
     return F.interpolate(margins, size=mask.shape[-2:], mode="bilinear", align_corners=False).squeeze(1)
 
 
 def cross_entropy(margins: Tensor, mask: Tensor, background_weight: float = 1.0) -> Tensor:
-    """Per episode (E,): the cross entropy of the softmax over [background, foreground], a mean over pixels weighted by
-    ``background_weight`` for background and 1 for foreground."""
+    """The cross entropy per episode (E,) of foreground logits ``margins`` (E, H, W) with ``mask`` (E, H, W): a weighted
+    mean over pixels, foreground weighing 1 and background ``background_weight``."""
     target = mask.to(margins)
-    each = F.binary_cross_entropy_with_logits(margins, target, reduction="none")
+    # The softmax over two scores is the logistic function of their difference, hence the binary loss.
+    pixel_losses = F.binary_cross_entropy_with_logits(margins, target, reduction="none")  # (E, H, W)
     weights = background_weight + (1 - background_weight) * target
-    return (weights * each).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))
+    return (weights * pixel_losses).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))
 
 
 def dice(predicted: Tensor, mask: Tensor) -> Tensor:
-    """Per episode (E,) of two bool masks (E, H, W): 2 |both| / (|one| + |other|), 1 where both are empty."""
+    """The Dice coefficient per episode, float64 (E,), of two bool masks (E, H, W): 2 |both| / (|one| + |other|), and 1
+    where both are empty."""
     both = (predicted & mask).sum(dim=(1, 2), dtype=torch.float64)
     sizes = predicted.sum(dim=(1, 2)) + mask.sum(dim=(1, 2))
     return torch.where(sizes > 0, 2 * both / sizes.clamp_min(1), 1.0)

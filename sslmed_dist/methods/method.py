@@ -12,25 +12,25 @@ from sslmed_dist.models.interfaces import Encoder
 class Method(nn.Module, ABC):
     """Everything trainable of one pretraining method, and its objective.
 
-    ``embed`` is what may be computed micro-batch by micro-batch, ``objective`` needs the whole batch. ``encoder`` is
-    what downstream use keeps; it has ``feature_dim``.
+    ``embed`` may be computed micro-batch by micro-batch; ``objective`` needs the embeddings of the whole batch.
+    ``encoder`` is the part that is used after pretraining; it has ``feature_dim``.
     """
 
     encoder: Encoder
-    # Beginnings of the names of tensors that no federation may share: a queue's embeddings of single images, and copies
+    # How the names of tensors begin that a federation must not share: a queue's embeddings of single images, and copies
     # that every site keeps for itself.
     site_only: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Embeddings of the views of ``batch``, rows in the order of the samples."""
+        """Embeddings of the views of ``batch`` by name, each tensor (n, ...) in the order of the samples."""
 
     @abstractmethod
     def objective(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Scalars; ``loss`` is minimised, the others are logged."""
+        """Scalars by name, from the embeddings of the whole batch: ``loss`` is minimised, the others are logged."""
 
     def measures(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Scalars that cost more than a step should, computed when a step is logged. None by default."""
+        """Scalars by name that are too costly for every step; computed when a step is logged. None by default."""
         return {}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -38,28 +38,31 @@ class Method(nn.Module, ABC):
         return self.objective(self.embed(batch), batch)
 
     def step_begin(self, epoch: float, progress: float) -> None:
-        """Called before the forward pass: ``epoch`` is the number of epochs done, a fraction within one, ``progress``
-        the share of the run's steps done, in [0, 1). Both are functions of the step alone, so what follows from them
-        (a temperature's or a momentum's schedule) needs no saving. Nothing by default."""
+        """Called before the forward pass. ``epoch`` is the number of epochs done, with a fraction; ``progress`` is the
+        share of the run's steps done, in [0, 1). Both are functions of the step alone, so what is computed from them
+        (the schedule of a temperature or a momentum) needs no checkpoint. Nothing by default."""
         return None
 
     def before_update(self) -> None:
-        """Called between the gradient average and the optimiser's step: gradient surgery. Nothing by default."""
+        """Called after the gradients were averaged and before the optimiser's step, to change gradients. Nothing by
+        default."""
         return None
 
     def step_end(self, progress: float) -> None:
-        """Called after the optimiser's step with the share of training done: momentum encoders and queues."""
+        """Called after the optimiser's step, with the share of the run's steps done, to move momentum encoders and
+        queues. Nothing by default."""
         return None
 
 
 def require_width(name: str, width: int, wanted: int, of: str) -> None:
-    """``ValueError`` unless a head's output has the ``wanted`` width, which is that of the head ``of``."""
+    """``ValueError`` unless ``width``, the output of the head ``name``, is ``wanted``, that of the head ``of``."""
     if width != wanted:
         raise ValueError(f"method.{name}.out: expected {wanted}, the output of method.{of}, got {width}")
 
 
 def two_views(batch: Mapping[str, Tensor], method: str) -> tuple[Tensor, Tensor]:
-    """``views_0`` and ``views_1`` (n, C, H, W). ``ValueError`` unless these are the batch's views, of one shape."""
+    """``views_0`` and ``views_1`` (n, C, H, W). ``ValueError``, naming ``method``, unless these are the only views of
+    the batch and have one shape."""
     names = sorted(name for name in batch if name.startswith("views_"))
     if names != ["views_0", "views_1"]:
         raise ValueError(f"views: {method} needs two views (views_0, views_1), got {', '.join(names) or 'none'}")

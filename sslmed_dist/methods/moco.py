@@ -15,12 +15,14 @@ from sslmed_dist.methods.momentum import MomentumMethod, Queue
 
 
 def info_nce(queries: Tensor, keys: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """Mean over rows of ln(e^(q.k / t) + sum_j e^(q.n_j / t)) - q.k / t, for unit rows q, k (N, D) and n (K, D).
+    """Mean over rows of ln(e^(q.k / t) + sum_j e^(q.n_j / t)) - q.k / t, a scalar; t is the temperature.
+
+    ``queries`` q and ``keys`` k (N, D) and ``negatives`` n (K, D) are unit rows.
 
     Source: He et al. 2020, "Momentum contrast for unsupervised visual representation learning", Eq. 1.
     """
     positive = (queries * keys).sum(dim=1, keepdim=True)
-    logits = torch.cat([positive, queries @ negatives.T], dim=1) / temperature
+    logits = torch.cat([positive, queries @ negatives.T], dim=1) / temperature  # (N, 1 + K)
     return (logits.logsumexp(dim=1) - logits[:, 0]).mean()
 
 
@@ -28,11 +30,11 @@ class MoCoV2(MomentumMethod):
     """View 0 through encoder and head is the query, view 1 through their slow copies the key: InfoNCE with the queue
     as negatives. Each network sees one view at a time, so batch norm's statistics are those of one view.
 
-    ``queue`` keys, ``temperature``, ``momentum`` (constant unless ``momentum_end`` is given: see ``MomentumMethod``).
-    The defaults are the paper's for ImageNet but for the temperature, 0.07 as in the thesis (Sec. 5.5.2; MoCo v2 has
-    0.2). ``symmetric``: view 1 is a query as well, and the loss is the mean of the two directions, not their sum, so
-    that a learning rate means the same. Both directions see the queue as it was before the step and the keys of both
-    enter after it: no sample of the batch is its own negative.
+    ``queue`` is the number of keys kept; ``momentum`` is constant unless ``momentum_end`` is set (see
+    ``MomentumMethod``). The defaults are the paper's for ImageNet, except for the temperature, 0.07 as in the thesis
+    (Sec. 5.5.2; MoCo v2 has 0.2). ``symmetric``: view 1 is a query as well. The loss is then the mean of the two
+    directions, not their sum, so that a learning rate means the same. Both directions see the queue as it was before
+    the step, and the keys of both enter after it: no sample of the batch is its own negative.
     """
 
     def __init__(
@@ -53,9 +55,10 @@ class MoCoV2(MomentumMethod):
         self.queue = Queue(queue, self.head.out_dim)
 
     def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``queries`` and ``keys`` (n, V, D), V = 2 if symmetric, else 1: query v belongs to key v. Not normalised,
-        the keys without gradient."""
+        """``queries`` and ``keys`` (n, V, D), V = 2 if symmetric, else 1: query v belongs to key v. Neither is
+        normalised; the keys have no gradient."""
         first, second = two_views(batch, "moco_v2")
+        # Pairs (view that is the query, view that is the key).
         directions = [(first, second), (second, first)] if self.symmetric else [(first, second)]
         queries = torch.stack([self.head(self.encoder(view)) for view, _ in directions], dim=1)
         with torch.no_grad():
@@ -63,8 +66,8 @@ class MoCoV2(MomentumMethod):
         return {"queries": queries, "keys": keys}
 
     def objective(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """InfoNCE of this rank's queries; the keys wait for the end of the step. ``ValueError`` if the queue cannot
-        hold them."""
+        """InfoNCE of this rank's queries. The keys are put aside until the end of the step. ``ValueError`` if the queue
+        cannot hold them."""
         queries = F.normalize(embeddings["queries"], dim=2)
         keys = F.normalize(embeddings["keys"].detach(), dim=2)
         self.queue.put_aside(keys)

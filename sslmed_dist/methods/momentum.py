@@ -1,8 +1,8 @@
 """What methods with a momentum encoder share: the copies, their schedule, and a queue of earlier keys.
 
 Batch norm in the copies runs in training mode and keeps running statistics of its own, as in the papers. MoCo shuffles
-its batch over the workers because the batch norm of one worker would tell it which key belongs to which query; here
-a run on several workers synchronises every batch norm (``models.normalization``), so there is nothing to shuffle.
+its batch over the workers: with batch norm per worker, the statistics would give away which key belongs to which query.
+Here a run on several workers synchronises every batch norm (``models.normalization``), so nothing has to be shuffled.
 """
 
 import copy
@@ -24,7 +24,7 @@ Part = TypeVar("Part", bound=nn.Module)
 
 
 def frozen_copy(module: Part) -> Part:
-    """A copy whose parameters no optimiser takes."""
+    """A copy of ``module`` whose parameters require no gradient, so that no optimiser moves them."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
@@ -32,10 +32,10 @@ class MomentumMethod(Method):
     """An encoder and a head with slow copies: ``encoder``, ``head``, ``momentum_encoder``, ``momentum_head``.
 
     After every optimiser step a copy's parameters become m times themselves plus 1 - m times the original's. m is
-    ``momentum``, or goes from ``momentum`` to ``momentum_end`` by half a cosine of the share of the run's steps done:
-    m = end - (end - start)(cos(pi progress) + 1) / 2 (Grill et al. 2020, Sec. 3.3). The copies start as copies of what
-    the encoder and the head are at the first step, so an encoder that was loaded (``run.start_from``, a federation
-    without kept state) counts. A federation that averages encoders leaves the copies at the site.
+    ``momentum``, or goes from ``momentum`` to ``momentum_end`` with the share of the run's steps done:
+    m = end - (end - start)(cos(pi progress) + 1) / 2 (Grill et al. 2020, Sec. 3.3). The copies are made at the first
+    step, so they start from an encoder that was loaded after construction (``run.start_from``, or a federation without
+    kept state). A federation that averages encoders leaves the copies at the site.
     """
 
     momentum_encoder: Encoder
@@ -59,15 +59,15 @@ class MomentumMethod(Method):
         self.encoder = registry.build(ENCODERS, encoder, "method.encoder", channels=channels)
         self.head: Head = registry.build(HEADS, head, "method.head", in_dim=self.encoder.feature_dim)
         self.momentum_encoder, self.momentum_head = frozen_copy(self.encoder), frozen_copy(self.head)
-        self.register_buffer("started", torch.tensor(0))
+        self.register_buffer("started", torch.tensor(0))  # 1 once the copies were made; saved with a checkpoint
         self.epoch = self.progress = 0.0
 
     def momentum_at(self, progress: float) -> float:
-        """m at the share ``progress`` of the run."""
+        """The momentum m when the share ``progress`` of the run's steps is done."""
         return self.momentum_end - (self.momentum_end - self.momentum) * (math.cos(math.pi * progress) + 1) / 2
 
     def step_begin(self, epoch: float, progress: float) -> None:
-        """Where training stands; at a method's first step the copies take over what they copy."""
+        """Remember ``epoch`` and ``progress``. At a method's first step, copy the encoder and the head."""
         self.epoch, self.progress = epoch, progress
         if not self.started:
             self.momentum_encoder.load_state_dict(self.encoder.state_dict())
@@ -76,23 +76,25 @@ class MomentumMethod(Method):
 
     @torch.no_grad()
     def step_end(self, progress: float) -> None:
-        """The copies follow with the momentum of the step that was taken; then ``remember``."""
+        """Move the copies, with the momentum of the step that was just taken; then ``remember``."""
         copies: list[Tensor] = [*self.momentum_encoder.parameters(), *self.momentum_head.parameters()]
         originals: list[Tensor] = [*self.encoder.parameters(), *self.head.parameters()]
+        # copy + (1 - m)(original - copy), for all parameters at once.
         torch._foreach_lerp_(copies, originals, 1.0 - self.momentum_at(self.progress))
         self.remember()
 
     def remember(self) -> None:
-        """Writes what ``objective`` put aside (keys, a centre), after the optimiser's step. Nothing by default."""
+        """Store what ``objective`` put aside (keys, a centre), after the optimiser's step. Nothing by default."""
         return None
 
 
 class Queue(nn.Module):
     """The last ``size`` keys, unit vectors of ``dim`` numbers; random unit vectors at first.
 
-    ``put_aside`` during the objective, ``write`` after the optimiser's step: until then the gradient needs the rows
-    as they were. All ranks' keys enter in the order of the global batch, a sample's several keys beside each other,
-    so the rows do not depend on how many ranks share a batch. ``ids`` (-1: none) says whose keys they are.
+    Call ``put_aside`` during the objective and ``write`` after the optimiser's step: until then the backward pass needs
+    the rows unchanged. All ranks' keys enter in the order of the global batch, the keys of one sample beside each
+    other, so ``rows`` (size, dim) does not depend on how many ranks share a batch. ``ids`` (size,) are the ids of the
+    samples whose keys they are, -1 for none; ``pointer`` is the row that is overwritten next.
     """
 
     rows: Tensor
@@ -106,12 +108,13 @@ class Queue(nn.Module):
         self.register_buffer("rows", F.normalize(torch.randn(size, dim), dim=1))
         self.register_buffer("ids", torch.full((size,), -1))
         self.register_buffer("pointer", torch.tensor(0))
-        self.waiting: tuple[Tensor, Tensor | None] | None = None
+        self.waiting: tuple[Tensor, Tensor | None] | None = None  # keys and ids between ``put_aside`` and ``write``
 
     def put_aside(self, keys: Tensor, ids: Tensor | None = None) -> None:
-        """Keys (n, V, D), V of each sample of this rank, unit rows, to be written by ``write``; ``ids`` int64 (n,).
+        """Keep ``keys`` (n, V, D) for ``write``: V unit vectors of each sample of this rank. ``ids`` int64 (n,) are the
+        samples' ids.
 
-        ``ValueError`` when the keys of one step, over all ranks, are more than the queue holds."""
+        ``ValueError`` when all ranks' keys of one step are more than the queue holds."""
         count = keys.shape[0] * keys.shape[1] * distributed.world_size()
         if count > len(self.rows):
             raise ValueError(f"method.queue: expected at least {count}, the keys of one step, got {len(self.rows)}")
@@ -119,14 +122,15 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def write(self) -> None:
-        """The keys of the step, in place of the oldest ones."""
+        """Write the keys of the step over the oldest ones."""
         if self.waiting is None:
             return
         keys, ids = self.waiting
         self.waiting = None
-        rows = distributed.gather(keys).flatten(0, 1)
-        places = (self.pointer + torch.arange(len(rows), device=rows.device)) % len(self.rows)
-        self.rows.index_copy_(0, places, rows.to(self.rows.dtype))
+        # From the pointer on, around the end of the queue to its start.
+        rows = distributed.gather(keys).flatten(0, 1)  # (W n V, D)
+        positions = (self.pointer + torch.arange(len(rows), device=rows.device)) % len(self.rows)
+        self.rows.index_copy_(0, positions, rows.to(self.rows.dtype))
         if ids is not None:
-            self.ids.index_copy_(0, places, distributed.gather(ids).repeat_interleave(keys.shape[1]))
+            self.ids.index_copy_(0, positions, distributed.gather(ids).repeat_interleave(keys.shape[1]))
         self.pointer.add_(len(rows)).remainder_(len(self.rows))

@@ -1,4 +1,4 @@
-"""PIRL: an image and its jumbled patches have one representation (Misra and van der Maaten 2020, arXiv 1912.01991)."""
+"""PIRL: an image and its shuffled patches get the same representation (Misra and van der Maaten 2020, 1912.01991)."""
 
 import math
 from collections.abc import Mapping
@@ -14,36 +14,38 @@ from sslmed_dist.losses.collapse import collapse_measures
 from sslmed_dist.methods.method import two_views
 from sslmed_dist.methods.momentum import MomentumMethod, Queue
 
-PATCHES = 9
-MARGIN = 1e-6  # a share nearer to 1 than this is taken as 1 - MARGIN in ln(1 - share), which has no value at 1
+PATCHES = 9  # of an image, cut from 3 x 3 cells
+MARGIN = 1e-6  # ln(1 - share) is not finite at a share of 1: there a share counts as 1 - MARGIN at most
 
 
-def nce(queries: Tensor, memories: Tensor, negatives: Tensor, own: Tensor, temperature: float) -> Tensor:
-    """Mean over rows of -ln h - sum_j ln(1 - h_j), with the shares of a softmax over one positive and K negatives:
-    (h, h_1, ..., h_K) = softmax(q.m / t, q.n_1 / t, ..., q.n_K / t), for unit rows q, m (N, D) and n (K, D).
+def nce(queries: Tensor, memories: Tensor, negatives: Tensor, same_image: Tensor, temperature: float) -> Tensor:
+    """Mean over rows of -ln h - sum_j ln(1 - h_j), a scalar, with the shares of a softmax over one positive and K
+    negatives: (h, h_1, ..., h_K) = softmax(q.m / t, q.n_1 / t, ..., q.n_K / t), t the temperature.
 
-    ``own`` (N, K) marks negatives that are left out: earlier entries of the row's own image.
+    ``queries`` q and ``memories`` m (N, D) and ``negatives`` n (K, D) are unit rows. ``same_image`` bool (N, K) marks
+    negatives that are left out, because they are earlier entries of the row's own image.
     Source: Misra and van der Maaten 2020, Eq. 3 and 4.
     """
     positive = (queries * memories).sum(dim=1, keepdim=True) / temperature
-    others = (queries @ negatives.T / temperature).masked_fill(own, -math.inf)
-    shares = torch.cat([positive, others], dim=1).log_softmax(dim=1)
-    rest = torch.log(-torch.expm1(shares[:, 1:].clamp_max(-MARGIN)))
-    return -(shares[:, 0] + rest.sum(dim=1)).mean()
+    others = (queries @ negatives.T / temperature).masked_fill(same_image, -math.inf)
+    log_shares = torch.cat([positive, others], dim=1).log_softmax(dim=1)  # (N, 1 + K)
+    # ln(1 - h_j) from ln h_j. A negative that is left out has the share 0 and adds nothing.
+    log_rest = torch.log(-torch.expm1(log_shares[:, 1:].clamp_max(-MARGIN)))
+    return -(log_shares[:, 0] + log_rest.sum(dim=1)).mean()
 
 
 class PIRL(MomentumMethod):
-    """weight NCE(m, g) + (1 - weight) NCE(m, f) (Eq. 5): f the head's projection of an image, g that of its nine
-    patches, m the memory of the image, and a bank of other images' memories as negatives.
+    """weight NCE(m, g) + (1 - weight) NCE(m, f) (Eq. 5): f is the head's projection of an image, g that of its nine
+    patches, m the memory of the image; the negatives are a bank of other images' memories.
 
-    g: every patch through the encoder and one linear layer, the nine results side by side (in their random order)
-    through another linear layer. The paper's m is the average over epochs of the image's earlier f, from a bank with
-    one entry per image of the data set. The thesis had room for a bank of 1024 (Sec. 3.5.3.2) and does not say how it
-    was filled. Reading taken here: m averages weights instead of embeddings, it is another view of the image through
-    the slow copies of encoder and head (``momentum``), and the bank is the last ``queue`` memories. That needs no
-    state per image, is the same on any number of workers, and keeps f and m two different views of an image, as they
-    are in the paper. Entries of the row's own image are no negatives, as in the paper, also where the data set is
-    smaller than the bank. ``temperature`` 0.07, ``weight`` 0.5 and a linear head of 128 are the paper's.
+    For g, every patch passes the encoder and one linear layer; the nine results side by side (in their random order)
+    pass another linear layer. The paper's m is the average over epochs of the image's earlier f, from a bank with one
+    entry per image of the data set. The thesis had room for a bank of 1024 (Sec. 3.5.3.2) and does not say how it was
+    filled. Here m averages weights instead of embeddings: it is another view of the image through the slow copies of
+    encoder and head (``momentum``), and the bank is the last ``queue`` memories. That needs no state per image, is the
+    same on any number of workers, and keeps f and m two different views of an image, as they are in the paper. Earlier
+    memories of the row's own image are not used as negatives, as in the paper, also where the data set is smaller than
+    the bank. ``temperature`` 0.07, ``weight`` 0.5 and a linear head of 128 are the paper's.
     """
 
     def __init__(
@@ -69,9 +71,10 @@ class PIRL(MomentumMethod):
         self.queue = Queue(queue, width)
 
     def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``image``, ``jigsaw`` and ``memory`` (n, D), not normalised, the memory without gradient.
+        """``image`` (f), ``jigsaw`` (g) and ``memory`` (m), each (n, D), not normalised, the memory without gradient.
 
-        From ``views_0``, ``views_1`` (n, C, H, W) and ``patches`` (n, 9 C, p, p), patch after patch."""
+        The batch has ``views_0``, ``views_1`` (n, C, H, W) and ``patches`` (n, 9 C, p, p), patch after patch.
+        ``ValueError`` for another number or shape of views or patches."""
         first, second = two_views(batch, "pirl")
         patches = batch.get("patches")
         channels = first.shape[1]
@@ -80,7 +83,7 @@ class PIRL(MomentumMethod):
             raise ValueError(
                 f"patches: pirl needs ({len(first)}, {PATCHES * channels}, p, p) (views.name: jigsaw), got {got}"
             )
-        pieces = patches.reshape(-1, channels, *patches.shape[2:])
+        pieces = patches.reshape(-1, channels, *patches.shape[2:])  # (9 n, C, p, p)
         image = self.head(self.encoder(first))
         jigsaw = self.jigsaw_head(self.patch_head(self.encoder(pieces)).view(len(first), -1))
         with torch.no_grad():
@@ -88,16 +91,16 @@ class PIRL(MomentumMethod):
         return {"image": image, "jigsaw": jigsaw, "memory": memory}
 
     def objective(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The two terms of this rank's rows; the memories wait for the end of the step. ``batch["index"]`` says whose
-        they are. ``ValueError`` if the queue cannot hold them."""
+        """The weighted loss of this rank's rows and its two terms. The memories, with the sample ids ``batch["index"]``
+        (n,), are put aside until the end of the step. ``ValueError`` if the queue cannot hold them."""
         memory = F.normalize(embeddings["memory"].detach(), dim=1)
         index = batch["index"].to(memory.device)
         self.queue.put_aside(memory[:, None], index)
-        own = index[:, None] == self.queue.ids
+        same_image = index[:, None] == self.queue.ids  # (n, K)
         terms = {}
         for name in ("jigsaw", "image"):
             rows = F.normalize(embeddings[name], dim=1)
-            terms[name] = nce(rows, memory, self.queue.rows, own, self.temperature)
+            terms[name] = nce(rows, memory, self.queue.rows, same_image, self.temperature)
         loss = self.weight * terms["jigsaw"] + (1.0 - self.weight) * terms["image"]
         return {"loss": loss, "loss_jigsaw": terms["jigsaw"].detach(), "loss_image": terms["image"].detach()}
 
@@ -107,5 +110,5 @@ class PIRL(MomentumMethod):
 
     @torch.no_grad()
     def measures(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Collapse measures of the whole batch's images and jumbled patches (see ``losses.collapse``)."""
+        """Collapse measures of the whole batch's images and shuffled patches (see ``losses.collapse``)."""
         return collapse_measures(*(distributed.gather(embeddings[name]) for name in ("image", "jigsaw")))

@@ -1,4 +1,4 @@
-"""ResNets with dilation in place of the last strides: feature maps of an eighth (or a quarter) of the image's size.
+"""ResNets with dilation in place of the last strides: feature maps with an eighth (or a quarter) of the image's side.
 
 The body is that of torchvision's DeepLabV3 (Chen et al. 2017, arXiv 1706.05587), without its pyramid of dilated
 convolutions and without a classifier; a 1x1 convolution narrows the maps (Ouyang et al. 2020, arXiv 2007.09886).
@@ -12,23 +12,25 @@ from torch import Tensor, nn
 from sslmed_dist.models.interfaces import DenseEncoder
 from sslmed_dist.models.resnet import ResNet
 
-# Total stride of a body with the usual stem -> the stages whose stride is replaced.
+# Total stride of the network with the usual stem -> the stages whose stride is replaced.
 DILATED_STAGES = {8: ("layer3", "layer4"), 4: ("layer2", "layer3", "layer4")}
 
 
 def dilate(body: ResNet, stride: int = 8) -> ResNet:
-    """``body`` with stride 1 in its last two (three) stages, their 3x3 convolutions dilated by 2, 4 (, 8) instead.
+    """``body``, changed in place: stride 1 in its last two (total ``stride`` 8) or three stages (4), whose 3x3
+    convolutions are dilated by 2, 4 (and 8) instead.
 
-    A stage's first 3x3 convolution, which had the stride, keeps the dilation of the stage before, so every fourth
-    (eighth) row and column of the new maps are the maps of before. In bottlenecks that is torchvision's rule for
-    ``replace_stride_with_dilation``, whose first block has one such convolution; basic blocks, which have two,
-    torchvision refuses. Parameters and their names stay.
+    The first 3x3 convolution of a stage, which had the stride, gets the dilation of the stage before. So every fourth
+    (eighth) row and column of the new maps equals the maps of the unchanged body. For bottlenecks, whose first block
+    has one 3x3 convolution, this is torchvision's rule for ``replace_stride_with_dilation``. For basic blocks, which
+    have two, torchvision refuses it. Parameters and their names stay.
     """
     dilation = 1
     for name in DILATED_STAGES[stride]:
         layers = [layer for layer in body.get_submodule(name).modules() if isinstance(layer, nn.Conv2d)]
         for layer in layers:
             layer.stride = (1, 1)
+        # The first 3x3 convolution still sees the maps at the spacing of the stage before; the others at twice that.
         first, *others = [layer for layer in layers if layer.kernel_size == (3, 3)]
         first.dilation = first.padding = (dilation, dilation)
         dilation *= 2
@@ -41,12 +43,11 @@ class DilatedResNet(DenseEncoder):
     """Images (N, C, H, W) -> maps (N, out, H / stride, W / stride), sizes rounded up; with the stem ``cifar``, which
     has no stride of its own, a quarter of ``stride``.
 
-    ``backbone`` is a ResNet of the given ``depth``, ``stem`` and ``width``, ``project`` a 1x1 convolution to ``out``
+    ``backbone`` is a ResNet of this ``depth``, ``stem`` and ``width``, ``project`` a 1x1 convolution to ``out``
     channels without bias. ``stride`` 8 is the published one; 4 gives slices of 128 pixels the published grid of 32 x
-    32. Images of one channel are repeated to three, as published, so that weights learned on
-    colour images fit. ``weights`` is a local file of a torchvision ResNet or DeepLabV3 (classifiers are left out; the
-    1x1 convolution starts from random weights all the same). ``feature_dim`` is ``out``. ``ValueError`` for an
-    ``out`` below 1.
+    32. Images of one channel are repeated to three, as published, so that weights learned on colour images fit.
+    ``weights`` is a local file of a torchvision ResNet or DeepLabV3; classifiers are left out, and the 1x1 convolution
+    starts from random weights all the same. ``feature_dim`` is ``out``. ``ValueError`` for an ``out`` below 1.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class DilatedResNet(DenseEncoder):
         self.feature_dim = out
 
     def maps(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, out, H / stride, W / stride)."""
+        """Images (N, C, H, W) -> feature maps (N, out, H / stride, W / stride), sizes rounded up."""
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         narrow: Tensor = self.project(self.backbone.maps(images))

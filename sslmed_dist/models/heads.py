@@ -29,8 +29,9 @@ class Projection(Head):
         for name, value in (("hidden", hidden), ("out", out), ("layers", layers)):
             if value < 1:
                 raise ValueError(f"method.head.{name}: expected an integer >= 1, got {value}")
-        widths = [in_dim] + [hidden] * (layers - 1) + [out]
+        widths = [in_dim] + [hidden] * (layers - 1) + [out]  # before and after each linear layer
         modules: list[nn.Module] = []
+        # Linear (- BatchNorm) - ReLU for each hidden layer; the last layer without ReLU.
         for i, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
             last = i == layers - 1
             normalised = last_norm if last else batch_norm
@@ -61,11 +62,11 @@ class Identity(Head):
 
 
 class Prototypes(nn.Module):
-    """Linear layer without bias whose rows are unit vectors (``weight`` over its norm), times a learned ``scale`` each
-    unless ``normalised``. With unit input and without scale the outputs are cosines.
+    """Linear layer without bias whose rows (``weight`` over its norm) are unit vectors. Unless ``normalised``, each row
+    is multiplied by a learned ``scale``. With unit input and without scale the outputs are cosines.
 
-    It works in the precision of its weight under autocast too: over a temperature of 0.04, the steps of a cosine in
-    half precision would be a tenth of a logit.
+    It works in the precision of its weight under autocast too: over a temperature of 0.04, the rounding steps of a
+    cosine in half precision would be a tenth of a logit.
     """
 
     def __init__(self, in_dim: int, out: int, normalised: bool) -> None:
@@ -110,6 +111,7 @@ class DinoHead(Head):
         modules: list[nn.Module] = []
         for before, after in zip(widths[:-1], widths[1:], strict=True):
             norm = [nn.BatchNorm1d(after)] if batch_norm else []
+            # As in ``Projection``, a layer followed by batch norm has no bias.
             modules += [nn.Linear(before, after, bias=not batch_norm), *norm, nn.GELU()]
         self.layers = nn.Sequential(*modules, nn.Linear(widths[-1], bottleneck))
         for module in self.layers:
@@ -121,10 +123,10 @@ class DinoHead(Head):
         self.out_dim = out
 
     def bottleneck(self, features: Tensor) -> Tensor:
-        """(N, in_dim) -> (N, bottleneck), unit rows."""
+        """Features (N, in_dim) -> (N, bottleneck), unit rows."""
         return F.normalize(self.layers(features), dim=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, in_dim) -> (N, out)."""
+        """Features (N, in_dim) -> (N, out), one output per prototype."""
         out: Tensor = self.last(self.bottleneck(features))
         return out

@@ -12,11 +12,11 @@ class Encoder(nn.Module):
 
 
 class DenseEncoder(Encoder, ABC):
-    """An encoder that also says where: what segmentation needs."""
+    """An encoder that also returns its feature maps before they are averaged: what segmentation needs."""
 
     @abstractmethod
     def maps(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> feature maps (N, D, h, w)."""
+        """Images (N, C, H, W) -> feature maps (N, D, h, w), D = ``feature_dim``."""
 
 
 class Head(nn.Module):

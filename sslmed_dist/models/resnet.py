@@ -29,7 +29,8 @@ class ResNet(DenseEncoder):
 
     ``depth`` 9 is one basic block per stage. ``width`` is the number of channels of the first stage (64 in the paper);
     later stages have 2, 4 and 8 times as many. ``weights`` is a local file with a torchvision state dict, of a ResNet
-    or of a DeepLabV3 with such a body (classifiers are left out); nothing is ever downloaded.
+    or of a DeepLabV3 built on one (classifiers are left out); nothing is ever downloaded. ``ValueError`` for a width
+    below 1 or weights that do not fit.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class ResNet(DenseEncoder):
             self.maxpool = nn.MaxPool2d(3, 2, 1)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
+        # The first stage keeps the resolution of the stem; each later one halves it and doubles the channels.
         stages = [self.stage(block, width * 2**i, n, 1 if i == 0 else 2) for i, n in enumerate(repeats)]
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.feature_dim = self.inplanes
@@ -90,12 +92,12 @@ class ResNet(DenseEncoder):
             raise ValueError(f"{where}: not a state dict that torch can read ({type(error).__name__})") from None
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
             raise ValueError(f"{where}: expected a state dict of tensors, got {type(state).__name__}")
-        own = self.state_dict()
+        expected = self.state_dict()
         # Files older than torch 0.4.1 lack the counters of batch norm.
-        counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+        counters = {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}
         state = counters | body_of(state)
-        for key in sorted(own.keys() | state.keys()):
-            if key not in own or key not in state or own[key].shape != state[key].shape:
+        for key in sorted(expected.keys() | state.keys()):
+            if key not in expected or key not in state or expected[key].shape != state[key].shape:
                 raise ValueError(f"{where}: {key} is missing, unknown or of another shape")
         self.load_state_dict(state)
 
@@ -111,8 +113,8 @@ class ResNet(DenseEncoder):
 
 
 def body_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of a torchvision state dict that belong to a ResNet's body: all but the classifier ``fc``, or of a
-    segmentation model those under ``backbone.``, without its classifiers."""
+    """The entries of a torchvision state dict that belong to the ResNet itself. Of a ResNet's file, all but the
+    classifier ``fc``; of a segmentation model's, all but its classifiers, with their prefix ``backbone.`` removed."""
     if not any(key.startswith("backbone.") for key in state):
         return {key: value for key, value in state.items() if not key.startswith("fc.")}
     heads = ("classifier.", "aux_classifier.")

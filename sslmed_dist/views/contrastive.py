@@ -1,9 +1,9 @@
 """Random views of whole batches for contrastive learning.
 
 Every random choice is keyed by (seed, "views", epoch, sample id, draw, view number, parameter word). On the CPU a
-sample's views have the same bits in a batch of any size and order and with any number of threads: operations are single
-elementwise multiplications and additions, sums over short rows, and ``grid_sample``, which treats images one by one.
-On another device they agree to rounding (``grid_sample`` may fuse a multiplication with an addition).
+sample's views have the same bits in a batch of any size and order and with any number of threads. That is because all
+operations are single elementwise multiplications and additions, sums over short rows, or ``grid_sample``, which treats
+images one by one. Another device agrees to rounding (``grid_sample`` may fuse a multiplication with an addition).
 """
 
 import typing
@@ -22,13 +22,13 @@ from sslmed_dist.views.filters import Blur, Cutout, Noise, Solarise
 from sslmed_dist.views.geometry import Fill, Geometry
 from sslmed_dist.views.intensity import Intensity
 
-CACHE = 1 << 19  # floats of a batch that go through all operations together on a CPU (two megabytes, measured)
+CACHE = 1 << 19  # pixel values per thread that go through all operations together on a CPU (two megabytes, measured)
 
 
 @dataclass(frozen=True)
 class Chain:
-    """What happens to an image on its way to a view, in this order; the defaults are SimCLR's for CIFAR-10 (Chen et al.
-    2020). ``flip``, ``vertical_flip``, ``grey``, ``blur`` and ``solarise`` are probabilities.
+    """The operations that make a view from an image, in this order, and their arguments. The defaults are SimCLR's for
+    CIFAR-10 (Chen et al. 2020). ``flip``, ``vertical_flip``, ``grey``, ``blur`` and ``solarise`` are probabilities.
 
     * ``crop_scale``, ``crop_ratio``, ``flip``, ``vertical_flip``, ``rotation`` (degrees), ``fill``, ``antialias``: see
       ``Geometry``
@@ -59,7 +59,8 @@ class Chain:
 
 
 class View(nn.Module):
-    """One chain: geometry, colour, blur, solarise, noise, normalise, cutout."""
+    """One chain as a module: geometry, colour, blur, solarise, noise, normalise, cutout. Operations that can never
+    change an image are left out."""
 
     word_keys: Tensor
 
@@ -90,14 +91,14 @@ class View(nn.Module):
         self.register_buffer("word_keys", word_keys(self.words), persistent=False)
 
     def draw(self, draws: Draws, height: int, width: int) -> list[tuple[Tensor, ...]]:
-        """The parameters of every step for the whole batch, each tensor (B, ...)."""
+        """The parameters of every step for the whole batch, each tensor (B, ...), for images ``height`` x ``width``."""
         steps = [step.draw(draws) for step in (*self.filters, *self.last)]
         return [(self.geometry.draw(draws, height, width),), *steps]
 
     def forward(self, images: Tensor, parameters: list[tuple[Tensor, ...]], out: Tensor) -> None:
-        """One chunk: float32 (n, C, H, W) in [0, 1] and its parameters -> ``out`` (n, C, size, size)."""
+        """One chunk: float32 images (n, C, H, W) in [0, 1], and their parameters, to ``out`` (n, C, size, size)."""
         view = self.geometry(images, *parameters[0])
-        rest = iter(parameters[1:])
+        rest = iter(parameters[1:])  # the parameters of each operation after the geometry, in the order of ``draw``
         for step in self.filters:
             view = step(view, *next(rest))
         self.intensity.normalise(view, out)
@@ -136,7 +137,7 @@ class ContrastiveViews(nn.Module):
         first = Chain(**chain)
         with located("views"):
             self.intensity = Intensity(channels, value_range, mean, std)
-            chains = [View(size, self.intensity, first)] * views
+            chains = [View(size, self.intensity, first)] * views  # one module serves all views that have its chain
         if second is not None:
             registry.check({"view": Chain}, {**second, "name": "view"}, "views.second")
             with located("views.second"):
@@ -153,21 +154,23 @@ class ContrastiveViews(nn.Module):
             self.to(images.device)
         height, width = images.shape[-2:]
         index, draws = (batch[name].to(images.device) for name in ("index", "draw"))
+        # First all parameters of all views for the whole batch, then the images chunk by chunk.
         outputs, parameters = [], []
         chains = typing.cast("list[View]", list(self.chains))
         for view, chain in enumerate(chains):
             table = draw(chain.words, chain.word_keys, seed=seed, epoch=epoch, index=index, draw=draws, view=view)
             parameters.append(chain.draw(table, height, width))
             outputs.append(torch.empty(len(images), images.shape[1], self.size, self.size, device=images.device))
+        # A chunk goes through all views while it is in the cache.
         for part in self.chunks(images):
             source = self.intensity.unit(images[part])
             for chain, steps, output in zip(chains, parameters, outputs, strict=True):
                 chain(source, [tuple(value[part] for value in step) for step in steps], output[part])
-        kept = {name: value for name, value in batch.items() if name != "images"}
-        return {**kept, **{f"views_{view}": output for view, output in enumerate(outputs)}}
+        other_entries = {name: value for name, value in batch.items() if name != "images"}
+        return {**other_entries, **{f"views_{view}": output for view, output in enumerate(outputs)}}
 
     def chunks(self, images: Tensor) -> Iterator[slice]:
-        """Parts of a batch: on a CPU as many images as fit its cache, elsewhere all. No result depends on it."""
+        """Parts of a batch: on a CPU as many images as fit into its cache, elsewhere all. No result depends on it."""
         step = max(1, len(images))
         if images.device.type == "cpu":
             pixels = images.shape[1] * max(images.shape[-2] * images.shape[-1], self.size**2)

@@ -1,7 +1,7 @@
 """Views made of several kinds of random crops: DINO's large and small ones, PIRL's image and jumbled patches.
 
-Each kind is a ``ContrastiveViews`` of its own; the second kind draws from a substream of the seed, so the crops of a
-sample are independent and still a function of (seed, epoch, sample, draw) alone.
+Each kind is a ``ContrastiveViews`` of its own. The second kind draws from a seed derived from the first's, so the crops
+of a sample are independent and still a function of (seed, epoch, sample, draw) alone.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,33 +15,34 @@ from sslmed_dist import randomness, registry
 from sslmed_dist.views.contrastive import ContrastiveViews
 
 TABLE = {"contrastive": ContrastiveViews}
-SIDE = 3  # of the puzzle, in cells
+SIDE = 3  # the puzzle has SIDE x SIDE cells
 
 Arguments = Mapping[str, Any]
 
 
 @contextmanager
 def inside(where: str) -> Iterator[None]:
-    """Puts the place of a nested leaf into the ``ValueError`` of the views that are built from it."""
+    """In this context a ``ValueError`` about ``views.FIELD`` becomes one about ``views.WHERE.FIELD``."""
     try:
         yield
     except ValueError as error:
         raise ValueError(str(error).replace("views.", f"views.{where}.", 1)) from None
 
 
-def crops(arguments: Arguments, where: str, given: dict[str, Any], required: tuple[str, ...] = ()) -> ContrastiveViews:
-    """``ContrastiveViews`` with what the file says (``arguments``) and what it may not say (``given``). ``ValueError``
-    names ``views.WHERE``."""
+def crops(arguments: Arguments, where: str, fixed: dict[str, Any], required: tuple[str, ...] = ()) -> ContrastiveViews:
+    """``ContrastiveViews`` from the ``arguments`` of a configuration and those it may not set (``fixed``).
+
+    ``ValueError`` names the field of ``views.WHERE`` that is wrong, or is missing though ``required``."""
     for name in required:
         if name not in arguments:
             raise ValueError(f"views.{where}.{name}: missing; it is required by views.{where}")
     with inside(where):
-        views: ContrastiveViews = registry.build(TABLE, {**arguments, "name": "contrastive"}, "views", **given)
+        views: ContrastiveViews = registry.build(TABLE, {**arguments, "name": "contrastive"}, "views", **fixed)
     return views
 
 
 class MultiCropViews(nn.Module):
-    """views_0 and views_1, large crops of ``size``, and views_2, views_3, ..., small ones (Caron et al. 2020, "SwAV";
+    """views_0 and views_1 are large crops of ``size``; views_2, views_3, ... are small ones (Caron et al. 2020, "SwAV";
     Caron et al. 2021, "DINO")."""
 
     def __init__(
@@ -56,8 +57,8 @@ class MultiCropViews(nn.Module):
         std: tuple[float, ...] | None = None,
     ) -> None:
         """``large``: arguments of ``ContrastiveViews`` (crop_scale, by default [0.4, 1], jitter, second, ...).
-        ``small``: their ``size``, their number ``views`` (by default 6) and what differs from ``large``: crop_scale,
-        by default [0.05, 0.4]. Null: no small crops.
+        ``small``: the small crops' ``size``, their number ``views`` (by default 6) and whatever differs from ``large``,
+        such as crop_scale, by default [0.05, 0.4]. Null: no small crops.
 
         ``ValueError`` naming the field of ``large`` or ``small`` for a value that is not allowed."""
         super().__init__()
@@ -74,18 +75,19 @@ class MultiCropViews(nn.Module):
     @torch.no_grad()
     def forward(self, batch: Mapping[str, Tensor], *, seed: int, epoch: int) -> dict[str, Tensor]:
         """As ``ContrastiveViews``: "images", "index", "draw" -> views_i float32 (B, C, size, size)."""
-        made: dict[str, Tensor] = self.large(batch, seed=seed, epoch=epoch)
+        outputs: dict[str, Tensor] = self.large(batch, seed=seed, epoch=epoch)
         if self.small is not None:
             small = self.small(batch, seed=randomness.key(seed, "small crops"), epoch=epoch)
-            made |= {f"views_{view + 2}": small[f"views_{view}"] for view in range(len(self.small.chains))}
-        return made
+            # The small crops are numbered after the two large ones.
+            outputs |= {f"views_{view + 2}": small[f"views_{view}"] for view in range(len(self.small.chains))}
+        return outputs
 
 
 class JigsawViews(nn.Module):
-    """views_0 and views_1, random views of the image, and ``patches``: those of a third one, cut in 3 x 3 cells.
+    """views_0 and views_1, two random views of the image, and ``patches``, cut from a third one of 3 x 3 cells.
 
-    From each cell a patch is cut at a random place, and the nine patches are put in a random order, a new one for
-    every sample (Misra and van der Maaten 2020, Sec. 3.2: cells of 85, patches of 64 pixels)."""
+    From each cell a patch is cut at a random position. The nine patches are put in a random order, drawn anew for every
+    sample (Misra and van der Maaten 2020, Sec. 3.2: cells of 85, patches of 64 pixels)."""
 
     def __init__(
         self,
@@ -101,8 +103,8 @@ class JigsawViews(nn.Module):
         std: tuple[float, ...] | None = None,
     ) -> None:
         """``size`` of views_0 and views_1; ``cell`` (by default size // 3) and ``patch`` (3/4 of the cell) in pixels.
-        ``image``: arguments of ``ContrastiveViews``; ``puzzle``: what differs from them for the view that is cut,
-        crop_scale, by default [0.6, 1] (the paper's least share of the image).
+        ``image``: arguments of ``ContrastiveViews``. ``puzzle``: whatever differs from them for the view that is cut,
+        such as crop_scale, by default [0.6, 1] (0.6 is the paper's least share of the image).
 
         ``ValueError`` naming the field of ``image`` or ``puzzle`` for a value that is not allowed, and for a patch
         larger than its cell."""
@@ -123,26 +125,30 @@ class JigsawViews(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Mapping[str, Tensor], *, seed: int, epoch: int) -> dict[str, Tensor]:
-        """As ``ContrastiveViews``, and ``patches`` float32 (B, 9 C, patch, patch), the channels of one patch after
-        those of another."""
-        made: dict[str, Tensor] = self.image(batch, seed=seed, epoch=epoch)
-        keyed = randomness.key(seed, "jigsaw")
-        whole = self.puzzle(batch, seed=keyed, epoch=epoch)["views_0"]
-        cells = torch.arange(SIDE * SIDE, device=whole.device)
-        index, draws = (batch[name].to(whole.device)[:, None] for name in ("index", "draw"))
-        key = (keyed, epoch, index, draws)
-        free = self.cell - self.patch + 1
+        """As ``ContrastiveViews``, and ``patches`` float32 (B, 9 C, patch, patch): first all channels of the first
+        patch, then those of the second, and so on."""
+        outputs: dict[str, Tensor] = self.image(batch, seed=seed, epoch=epoch)
+        jigsaw_seed = randomness.key(seed, "jigsaw")
+        puzzle = self.puzzle(batch, seed=jigsaw_seed, epoch=epoch)["views_0"]  # (B, C, 3 cell, 3 cell)
+        cells = torch.arange(SIDE * SIDE, device=puzzle.device)
+        index, draws = (batch[name].to(puzzle.device)[:, None] for name in ("index", "draw"))
+        key = (jigsaw_seed, epoch, index, draws)
+        # Where in its cell each patch is cut, (B, 9), and in which order the cells follow: a random permutation of 9.
+        free = self.cell - self.patch + 1  # possible positions along an axis
         top, left = (randomness.integers(free, *key, word, cells) for word in ("top", "left"))
         order = randomness.uniform(*key, "order", cells).argsort(dim=1, stable=True)
-        return {**made, "patches": cut(whole, self.cell, self.patch, top, left, order)}
+        return {**outputs, "patches": cut(puzzle, self.cell, self.patch, top, left, order)}
 
 
-def cut(whole: Tensor, cell: int, patch: int, top: Tensor, left: Tensor, order: Tensor) -> Tensor:
-    """(B, C, 3 cell, 3 cell) -> (B, 9 C, patch, patch): place j holds the patch of cell ``order[:, j]`` (counted row
-    by row), whose corner is ``top``, ``left`` (B, 9, counted by cell) inside the cell."""
-    pixels = torch.arange(patch, device=whole.device)
+def cut(images: Tensor, cell: int, patch: int, top: Tensor, left: Tensor, order: Tensor) -> Tensor:
+    """Images (B, C, 3 cell, 3 cell) -> patches (B, 9 C, patch, patch), 9 of C channels each.
+
+    Patch j is cut from cell ``order[:, j]``; cells are counted row by row. ``top`` and ``left`` (B, 9), by cell, are
+    the patch's corner inside its cell."""
+    # The pixel rows and columns of each patch: start of its cell, plus corner, plus 0 ... patch - 1.
+    pixels = torch.arange(patch, device=images.device)
     rows = ((order // SIDE) * cell + top.gather(1, order))[:, :, None] + pixels  # (B, 9, patch)
     columns = ((order % SIDE) * cell + left.gather(1, order))[:, :, None] + pixels
-    samples = torch.arange(len(whole), device=whole.device)[:, None, None, None]
-    pieces = whole.permute(0, 2, 3, 1)[samples, rows[:, :, :, None], columns[:, :, None, :]]  # (B, 9, patch, patch, C)
+    samples = torch.arange(len(images), device=images.device)[:, None, None, None]
+    pieces = images.permute(0, 2, 3, 1)[samples, rows[:, :, :, None], columns[:, :, None, :]]  # (B, 9, patch, patch, C)
     return pieces.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous()

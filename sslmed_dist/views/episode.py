@@ -11,19 +11,21 @@ from sslmed_dist.views.draws import draw, word_keys
 from sslmed_dist.views.geometry import Fill
 from sslmed_dist.views.intensity import Intensity
 
-CACHE = 1 << 18  # pixels of a batch that go through all operations together on a CPU (measured)
-QUERY = 0  # view number of the query in the keys; supports are 1, 2, ...
+CACHE = 1 << 18  # pixels per thread that go through all operations together on a CPU (measured)
+QUERY = 0  # the query's view number in the random keys; supports are 1, 2, ...
 
-Parameters = tuple[Tensor, Tensor, Tensor]  # gamma float64 (B,), affine (B, 2, 3), keys (B,)
+Parameters = tuple[Tensor, Tensor, Tensor]  # gamma float64 (B,), affine float32 (B, 2, 3), random keys int64 (B,)
 
 
 class EpisodeViews(nn.Module):
-    """query = geometry(gamma(slice)), query mask = geometry(mask) by the same field, 1 where it exceeds 0.5; the
-    support is the slice and the mask as they are or, with ``transform_support``, drawn as the query is, independently.
+    """An episode of each slice: query = geometry(gamma(slice)), and its mask moved by the same geometry, 1 where the
+    moved mask exceeds 0.5. The support is the slice and its mask unchanged or, with ``transform_support``, a draw of
+    its own.
 
     Every choice is keyed by (seed, "views", epoch, sample id, draw, view number, word), and on the CPU an episode has
-    the same bits in a batch of any size and order (as ``ContrastiveViews``). Images are standardised, without black and
-    white: nothing is clamped. A query mask may become empty where its place has moved out of the slice; it is kept.
+    the same bits in a batch of any size and order (as ``ContrastiveViews``). Images are standardised and have no
+    darkest or brightest value, so nothing is clamped. A query mask that moves out of the slice is empty; the episode
+    stays in the batch all the same.
     """
 
     word_keys: Tensor
@@ -48,7 +50,7 @@ class EpisodeViews(nn.Module):
         channels: int,
         value_range: tuple[float, float],
     ) -> None:
-        """The defaults are those of Ouyang et al. 2020, but for the support, which CoWPro takes as it is.
+        """The defaults are those of Ouyang et al. 2020, except that the support is unchanged, as in CoWPro.
 
         * ``rotation``, ``shift``, ``shear``, ``scale``, ``elastic``, ``elastic_sigma``, ``fill``: see ``Displacement``;
           ``shift`` and the elastic lengths are for a slice of 256 x 256 and scale with ``size``.
@@ -56,8 +58,8 @@ class EpisodeViews(nn.Module):
           1; mapped back afterwards.
         * ``shots``: supports per episode; more than one are draws of the same slice and need ``transform_support``.
         * ``mean`` and ``std`` are subtracted and divided by last, per channel. ``value_range`` plays no part.
-        * ``pixel_mm``: the side of the slices' pixels. Nothing is drawn by it: a run fills it in from its data, so that
-          whoever uses the encoder knows how large it saw things.
+        * ``pixel_mm``: the side of the slices' pixels in millimetres. It changes no view. A run fills it in from its
+          data, so that whoever uses the encoder knows at which scale it was trained.
 
         ``ValueError`` naming the field for a value that is not allowed.
         """
@@ -86,34 +88,38 @@ class EpisodeViews(nn.Module):
         if self.intensity.mean.device != images.device:
             self.to(images.device)
         index, draws = (batch[name].to(images.device) for name in ("index", "draw"))
+        # The query is always drawn; supports only with ``transform_support``.
         drawn = 1 + (self.shots if self.transform_support else 0)
         parameters = [self.draw(seed, epoch, index, draws, view) for view in range(drawn)]
-        views = images.new_empty(len(images), 1 + self.shots, *images.shape[1:])
+        views = images.new_empty(len(images), 1 + self.shots, *images.shape[1:])  # (B, 1 + K, C, size, size)
         masks = images.new_empty(len(images), 1 + self.shots, self.size, self.size)
         for part in self.chunks(images):
-            source, pixels = images[part], mask[part].to(torch.float32)
+            source, source_mask = images[part], mask[part].to(torch.float32)
+            # View 0 is the query, the others are supports; views beyond the drawn ones stay as they are.
             for view in range(1 + self.shots):
-                made, moved = source, pixels
+                view_images, view_masks = source, source_mask
                 if view < drawn:
-                    made, moved = self.move(source, pixels, [value[part] for value in parameters[view]])
-                self.intensity.normalise(made, views[part, view])
-                masks[part, view] = moved
-        kept = {name: value for name, value in batch.items() if name not in ("images", "mask")}
+                    view_images, view_masks = self.move(
+                        source, source_mask, [value[part] for value in parameters[view]]
+                    )
+                self.intensity.normalise(view_images, views[part, view])
+                masks[part, view] = view_masks
+        other_entries = {name: value for name, value in batch.items() if name not in ("images", "mask")}
         supports = (views[:, 1:], masks[:, 1:]) if self.shots > 1 else (views[:, 1], masks[:, 1])
         named = zip(
             ("support", "support_mask", "query", "query_mask"),
             (*supports, views[:, QUERY], masks[:, QUERY]),
             strict=True,
         )
-        return {**kept, **{name: value.contiguous() for name, value in named}}
+        return {**other_entries, **{name: value.contiguous() for name, value in named}}
 
     def check(self, images: Tensor, mask: Tensor) -> None:
         """``ValueError`` for images or masks of another shape or type."""
         self.intensity.check(images)
         if images.dtype is not torch.float32 or tuple(images.shape[2:]) != (self.size, self.size):
-            found = f"{tuple(images.shape)} {images.dtype}"
+            actual = f"{tuple(images.shape)} {images.dtype}"
             raise ValueError(
-                f"images: expected float32 of the views' size {self.size} x {self.size}, got {found}; set data.size"
+                f"images: expected float32 of the views' size {self.size} x {self.size}, got {actual}; set data.size"
             )
         if mask.shape != images[:, 0].shape:
             raise ValueError(f"mask: expected {tuple(images[:, 0].shape)}, got {tuple(mask.shape)}")
@@ -124,15 +130,17 @@ class EpisodeViews(nn.Module):
         return (self.low + (self.high - self.low) * table["gamma"], *self.displacement.draw(table))
 
     def move(self, images: Tensor, masks: Tensor, parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Gamma on the images (n, C, H, W), then images and masks (n, H, W) by one field; masks are 0 or 1 again."""
+        """The gamma curve on the images (n, C, H, W), then one geometry for images and masks (n, H, W). Masks are
+        thresholded to 0 or 1 again."""
         gamma, affine, keys = parameters
         if (self.low, self.high) != (1.0, 1.0):
             images = gamma_curve(images, gamma)
+        # The mask moves as one more channel of its image.
         moved = self.displacement(torch.cat([images, masks[:, None]], 1), affine, keys)
         return moved[:, :-1], (moved[:, -1] > 0.5).to(torch.float32)
 
     def chunks(self, images: Tensor) -> Iterator[slice]:
-        """Parts of a batch: on a CPU as many slices as fit its cache, elsewhere all. No result depends on it."""
+        """Parts of a batch: on a CPU as many slices as fit into its cache, elsewhere all. No result depends on it."""
         step = max(1, len(images))
         if images.device.type == "cpu":
             step = max(1, torch.get_num_threads() * CACHE // self.size**2)
@@ -140,13 +148,13 @@ class EpisodeViews(nn.Module):
 
 
 def gamma_curve(images: Tensor, gamma: Tensor) -> Tensor:
-    """Float32 (n, C, H, W): ((x - low) / (high - low))^g (high - low) + low, with the least and greatest value of each
-    sample; a constant sample stays as it is. ``gamma`` float64 (n,).
+    """((x - low) / (high - low))^g (high - low) + low of images float32 (n, C, H, W), in that shape; low and high are
+    the least and greatest value of each sample, g its ``gamma``, float64 (n,). A constant sample stays as it is.
 
-    The power is taken in float64 and rounded: vectorised and scalar code differ in its last bits, which a float32 has
-    not got, so that a sample is the same in every batch.
+    The power is taken in float64 and rounded to float32. Vectorised and scalar code differ only in the last bits of
+    float64, which are rounded away, so a sample is the same in every batch.
     """
     low, high = (value[:, None, None, None].to(torch.float64) for value in torch.aminmax(images.flatten(1), dim=1))
-    span = high - low
+    span = high - low  # (n, 1, 1, 1)
     unit = images.to(torch.float64).sub_(low).div_(torch.where(span > 0, span, 1.0))
     return unit.pow_(gamma[:, None, None, None]).mul_(span).add_(low).to(torch.float32)

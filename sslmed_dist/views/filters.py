@@ -16,9 +16,9 @@ CACHE = 1 << 16  # floats that are blurred together on a CPU (a quarter of a meg
 class Blur(nn.Module):
     """Gaussian blur of the samples that draw it; sigma uniform in ``blur_sigma``, in pixels of the view.
 
-    Separable, reflected at the border, radius ceil(3 sigma) of the sample's own sigma (at most size - 1): the kernel
-    holds at least 99.7 % of the Gaussian whatever the size of the view. (torchvision's recipes cut it at a tenth of the
-    view's side, which at 32 pixels leaves three taps.)
+    Separable, reflected at the border. The radius is ceil(3 sigma) of the sample's own sigma (at most size - 1), so the
+    kernel holds at least 99.7 % of the Gaussian, whatever the size of the view. (torchvision's recipes cut it at a
+    tenth of the view's side, which at 32 pixels leaves three taps.)
     """
 
     kernels: Tensor
@@ -31,10 +31,11 @@ class Blur(nn.Module):
         self.probability, self.active = blur, blur > 0
         self.words = ("blur", "blur_sigma")
         self.radius = min(math.ceil(3.0 * blur_sigma[1]), size - 1)
+        # A table of half kernels, from the centre outwards, one for each level of sigma: (LEVELS, radius + 1).
         offsets = torch.arange(self.radius + 1, dtype=torch.float64)
         sigmas = levels(*blur_sigma)[:, None]
         halves = torch.exp(-0.5 * (offsets / sigmas) ** 2) * (offsets <= torch.ceil(3.0 * sigmas))
-        halves = halves / (2.0 * halves.sum(1, keepdim=True) - 1.0)
+        halves = halves / (2.0 * halves.sum(1, keepdim=True) - 1.0)  # a full kernel has its centre once and sums to 1
         self.register_buffer("kernels", halves.float(), persistent=False)
 
     def draw(self, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -42,10 +43,12 @@ class Blur(nn.Module):
         return draws["blur"] < self.probability, look_up(self.kernels, draws["blur_sigma"])
 
     def forward(self, images: Tensor, drawn: Tensor, kernels: Tensor) -> Tensor:
-        """Blurs (n, C, H, W) in place. Asking which samples drew it waits for the device, once per call."""
+        """Blurs the images (n, C, H, W) that ``drawn`` (n,) marks, in place, with half ``kernels`` (n, radius + 1).
+        Finding them waits for the device, once per call."""
         chosen = drawn.nonzero().squeeze(1)
         on_cpu = images.device.type == "cpu"
-        # on a CPU as many images as stay in the cache and no taps that are 0 for all of them; adding 0 changes no bits
+        # On a CPU as many images at once as fit into the cache, without taps that are 0 for all of them: adding 0
+        # changes no bits.
         step = max(1, CACHE // images[0].numel()) if on_cpu and len(images) else max(1, len(chosen))
         for start in range(0, len(chosen), step):
             part = chosen[start : start + step]
@@ -57,26 +60,30 @@ class Blur(nn.Module):
 
 
 def separable(images: Tensor, kernels: Tensor) -> Tensor:
-    """Each (C, H, W) image convolved along both axes with its symmetric kernel, given as halves (n, radius + 1).
+    """Images (n, C, H, W), each convolved along both axes with its own symmetric kernel, given as the half (n,
+    radius + 1) from the centre outwards. Reflected at the border; (n, C, H, W).
 
-    Works on the flattened padded planes: rows of the padded plane follow one another, so both passes are long
-    contiguous additions (the few values that mix two rows fall in the padding and are cut off). Only single
-    multiplications and additions: a convolution may choose another algorithm, and bits, for another batch.
+    Works on padded planes flattened to one row: the plane's rows follow one another, so a neighbour is a fixed offset
+    away and both passes are long contiguous additions. The few values that mix two rows fall in the padding and are cut
+    off. Only single multiplications and additions: a convolution may choose another algorithm, and other bits, for
+    another batch.
     """
     n, channels, height, width = images.shape
     radius = kernels.shape[1] - 1
     padded = F.pad(images, (radius,) * 4, mode="reflect").view(n, channels, -1)
-    stride = width + 2 * radius
-    weights = kernels[..., None, None].unbind(1)
+    stride = width + 2 * radius  # from a pixel to the one below it
+    weights = kernels[..., None, None].unbind(1)  # by offset from the centre, each (n, 1, 1)
+    # First down the columns, which uses up the padding above and below, then along the rows.
     for step, length in ((stride, height * stride), (1, height * stride - 2 * radius)):
-        whole, part = images.new_empty(n, channels, height * stride), images.new_empty(n, channels, length)
-        out = whole[..., :length]
+        filtered, part = images.new_empty(n, channels, height * stride), images.new_empty(n, channels, length)
+        out = filtered[..., :length]
+        # Tap by tap: the pixel itself, then the two at each offset, which share a weight.
         torch.mul(padded[..., radius * step :][..., :length], weights[0], out=out)
         for offset in range(1, radius + 1):
             before = padded[..., (radius - offset) * step :][..., :length]
             after = padded[..., (radius + offset) * step :][..., :length]
             out.add_(torch.add(before, after, out=part).mul_(weights[offset]))
-        padded = whole
+        padded = filtered
     return padded.view(n, channels, height, stride)[..., :width]
 
 
@@ -96,15 +103,15 @@ class Solarise(nn.Module):
         return (draws["solarise"] < self.probability,)
 
     def forward(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """(n, C, H, W) in [0, 1] -> the same, new memory."""
+        """Images (n, C, H, W) in [0, 1] -> the same shape, new memory; ``drawn`` bool (n,)."""
         return torch.where(drawn[:, None, None, None] & (images >= self.threshold), 1.0 - images, images)
 
 
 class Noise(nn.Module):
     """White Gaussian noise of standard deviation ``noise`` (images in [0, 1]), clamped to [0, 1] afterwards.
 
-    One 64-bit key serves four pixels: each 16-bit part picks one of 65,536 quantiles of the normal distribution
-    (up to 4.3 standard deviations), so the noise of a sample has the same bits on every device.
+    One 64-bit word makes the noise of four values: each 16-bit part picks one of 65,536 quantiles of the normal
+    distribution (up to 4.3 standard deviations). So the noise of a sample has the same bits on every device.
     """
 
     quantiles: Tensor
@@ -118,20 +125,22 @@ class Noise(nn.Module):
         self.deviation, self.probability = noise, noise_probability
         self.active = noise > 0 and noise_probability > 0
         self.words = ("noise", "noise:pixels")
+        # The normal quantile of the middle of each of 65,536 steps of [0, 1].
         middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
         self.register_buffer("quantiles", torch.special.ndtri(middles).float(), persistent=False)
 
     def draw(self, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Deviation of each sample, float32 (B,), and the key of its pixels, int64 (B,)."""
+        """Standard deviation of each sample's noise, float32 (B,), and the random key of its pixels, int64 (B,)."""
         deviation = torch.where(draws["noise"] < self.probability, self.deviation, 0.0)
         return deviation.float(), (draws["noise:pixels"] * 2.0**53).to(torch.int64)
 
     def forward(self, images: Tensor, deviation: Tensor, keys: Tensor) -> Tensor:
-        """Adds noise to (n, C, H, W) in place."""
+        """Adds noise to images (n, C, H, W) in place."""
         pixels = images[0].numel() if len(images) else 0
+        # A 64-bit word for each four values of an image (the division rounds up), cut in four parts of 16 bits.
         blocks = torch.arange(-(-pixels // 4), device=images.device)
         words = randomness.keys(keys[:, None], blocks)
-        parts = torch.stack([(words >> bits) & 0xFFFF for bits in (0, 16, 32, 48)], -1)
+        parts = torch.stack([(words >> bits) & 0xFFFF for bits in (0, 16, 32, 48)], -1)  # (n, blocks, 4)
         normal = self.quantiles[parts].view(len(images), -1)[:, :pixels].reshape(images.shape)
         return images.add_(normal.mul_(deviation[:, None, None, None])).clamp_(0.0, 1.0)
 
@@ -139,8 +148,8 @@ class Noise(nn.Module):
 class Cutout(nn.Module):
     """Square holes, set to 0 after normalisation (the mean of the data, when the mean is normalised away).
 
-    The number of holes is uniform in ``cutout`` (both ends included), their side is the rounded ``cutout_fraction`` of
-    the view's side, their centres are uniform over the pixels, the edge may cut them (DeVries and Taylor 2017).
+    The number of holes is uniform in ``cutout`` (both ends included). Their side is the rounded ``cutout_fraction`` of
+    the view's side. Their centres are uniform over the pixels, so the edge may cut them (DeVries and Taylor 2017).
     """
 
     def __init__(self, size: int, cutout: tuple[int, int] | None = None, cutout_fraction: float = 0.25) -> None:
@@ -155,8 +164,8 @@ class Cutout(nn.Module):
         self.least, self.most = cutout if cutout is not None else (0, 0)
         self.active = self.most > 0
         self.size, self.side = size, max(1, round(cutout_fraction * size))
-        places = [f"{name}:{hole}" for name in ("hole_top", "hole_left") for hole in range(self.most)]
-        self.words = ("holes", *places)
+        corner_words = [f"{name}:{hole}" for name in ("hole_top", "hole_left") for hole in range(self.most)]
+        self.words = ("holes", *corner_words)
 
     def draw(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """Number of holes, int64 (B,), and their upper left corners (row, column), int64 (B, most, 2)."""
@@ -164,12 +173,14 @@ class Cutout(nn.Module):
         axes = [
             torch.stack([draws[f"{name}:{hole}"] for hole in range(self.most)], 1) for name in ("hole_top", "hole_left")
         ]
+        # A corner lies half a side before the centre.
         return count, (torch.stack(axes, -1) * self.size).to(torch.int64) - self.side // 2
 
     def forward(self, images: Tensor, count: Tensor, corners: Tensor) -> Tensor:
-        """Cuts the holes out of (n, C, H, W) in place."""
+        """Cuts the first ``count`` (n,) of the holes at ``corners`` (n, most, 2) out of (n, C, H, W) in place."""
         pixels = torch.arange(self.size, device=images.device)
+        # Which rows and which columns a hole covers; their product is the square.
         inside = (pixels >= corners[..., None]) & (pixels < corners[..., None] + self.side)  # (n, most, 2, size)
-        real = torch.arange(self.most, device=images.device) < count[:, None]
+        real = torch.arange(self.most, device=images.device) < count[:, None]  # (n, most): only the first ``count``
         holes = inside[:, :, 0, :, None] & inside[:, :, 1, None, :] & real[:, :, None, None]
         return images.masked_fill_(holes.any(1)[:, None], 0.0)

@@ -49,23 +49,24 @@ class Intensity(nn.Module):
             raise ValueError(f"images: expected uint8, int16 or float32, got {images.dtype}")
 
     def unit(self, images: Tensor) -> Tensor:
-        """Any of the allowed types -> float32 in [0, 1], contiguous, new memory. Values outside [low, high] (a window
-        on 16-bit intensities) are clamped."""
+        """Images of any allowed type -> float32 in [0, 1] of the same shape, contiguous, new memory. Values outside
+        [low, high] are clamped (the range may be a window on 16-bit intensities)."""
         unit = torch.empty(images.shape, dtype=torch.float32, device=images.device).copy_(images)
         if self.low != 0.0:
             unit.sub_(self.low)
         if self.high - self.low != 1.0:
             unit.div_(self.high - self.low)
+        # Bytes cannot leave a range that contains 0 to 255: no clamp is needed.
         inside = images.dtype is torch.uint8 and self.low <= 0 and self.high >= 255
         return unit if inside else unit.clamp_(0.0, 1.0)
 
     def normalise(self, images: Tensor, out: Tensor) -> Tensor:
-        """(x - mean) / std, written to ``out``."""
+        """(x - mean) / std of ``images`` (B, C, H, W), written to ``out`` of the same shape, which is returned."""
         if self.plain:
             return out.copy_(images)
         return torch.sub(images, self.mean, out=out).div_(self.std)
 
 
 def column(values: Sequence[float]) -> Tensor:
-    """Float32 (C, 1, 1)."""
+    """One value per channel as float32 (C, 1, 1), the shape that broadcasts to images."""
     return torch.tensor(values, dtype=torch.float32)[:, None, None]

@@ -11,8 +11,10 @@ from sslmed_dist.views.intensity import Intensity
 
 
 class StandardViews(nn.Module):
-    """views_0: images that are not ``size`` x ``size`` yet get their shorter side resized to ``resize`` (antialiased
-    bilinear; default ``size``) and the centre cropped; then (x - mean) / std. Nothing is random."""
+    """views_0: the centre crop of ``size`` x ``size`` pixels, normalised by (x - mean) / std. Nothing is random.
+
+    Before the crop the shorter side is resized to ``resize`` pixels (antialiased bilinear; default ``size``). Images
+    that are ``size`` x ``size`` already are neither resized nor cropped."""
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class StandardViews(nn.Module):
         view = self.intensity.unit(images)
         height, width = view.shape[-2:]
         if (height, width) != (self.size, self.size):
+            # The shorter side becomes ``resize``, the longer one keeps the aspect ratio.
             short = min(height, width)
             sides = [int(self.resize * side / short) for side in (height, width)]
             view = F.interpolate(view, size=sides, mode="bilinear", antialias=True, align_corners=False)
