@@ -1,4 +1,5 @@
-"""The test predictions of a method that classifies by itself, beside those of the protocols on its frozen features."""
+"""The test predictions of a method that classifies by itself. They stand beside those of the evaluators on its frozen
+features."""
 
 from typing import Protocol, runtime_checkable
 
@@ -15,22 +16,22 @@ CLASSIFIER = "classifier"
 
 @runtime_checkable
 class Classifier(Protocol):
-    """A method that offers log-probabilities of images (N, C, H, W): float (N, C), for the task ``multi`` (N, L)."""
+    """A method that classifies by itself."""
 
     def predict(self, images: Tensor) -> Tensor:
-        """Log-probabilities."""
+        """Log-probabilities of images (N, C, H, W): float (N, classes), for the task ``multi`` (N, labels)."""
         ...
 
 
 class Outputs(nn.Module):
-    """A classifier as an encoder whose features are its log-probabilities."""
+    """A classifier in the form of an encoder: its features are its log-probabilities."""
 
     def __init__(self, method: nn.Module) -> None:
         super().__init__()
         self.method = method
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C)."""
+        """(N, C, H, W) -> (N, classes)."""
         outputs: Tensor = self.method.predict(images)  # type: ignore[operator]
         return outputs
 
@@ -44,12 +45,13 @@ def classified(
     device: torch.device | str,
     seed: int,
 ) -> Predictions:
-    """Probabilities of the samples at ``positions`` by ``method``, a ``Classifier``, under the first view, as they are:
-    no hyper-parameter is chosen here. ``ValueError`` where the outputs are not one per class of the data."""
-    found = extract(Outputs(method).to(device), dataset, positions, views=views, device=device, seed=seed)
-    if found.x.shape[1] != len(dataset.classes):
+    """Probabilities of the samples at ``positions`` (int64 (N,)) by ``method``, a ``Classifier``, under the first view.
+    They are taken as they are: no hyper-parameter is chosen here. ``ValueError`` unless there is one output per class
+    of the data."""
+    features = extract(Outputs(method).to(device), dataset, positions, views=views, device=device, seed=seed)
+    if features.x.shape[1] != len(dataset.classes):
         raise ValueError(
-            f"{dataset.name}: has {len(dataset.classes)} classes, the classifier was trained for {found.x.shape[1]}"
+            f"{dataset.name}: has {len(dataset.classes)} classes, the classifier was trained for {features.x.shape[1]}"
         )
-    facts = (found.labels, found.groups, found.index, dataset.task, tuple(dataset.classes))
-    return Predictions(found.x.double().exp(), *facts)
+    sample_facts = (features.labels, features.groups, features.index, dataset.task, tuple(dataset.classes))
+    return Predictions(features.x.double().exp(), *sample_facts)

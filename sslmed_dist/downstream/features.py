@@ -17,13 +17,12 @@ RAW_PIXELS = "raw_pixels"
 
 @dataclass(frozen=True)
 class Features:
-    """``x`` float32 (N, D); ``labels`` int64 (N,) or float32 (N, L); ``groups`` int64 (N,) patients; ``index`` int64
-    (N,) sample ids."""
+    """Features of N samples and what is known of them."""
 
-    x: Tensor
-    labels: Tensor
-    groups: Tensor
-    index: Tensor
+    x: Tensor  # (N, D) float32
+    labels: Tensor  # (N,) int64 class numbers, or (N, L) float32 for the task ``multi``
+    groups: Tensor  # (N,) int64 patients
+    index: Tensor  # (N,) int64 sample ids
 
     def __len__(self) -> int:
         return len(self.x)
@@ -51,7 +50,7 @@ class SplitFeatures:
 class RawPixels(nn.Module):
     """The floor every encoder must beat: the image itself, flattened; (N, C, H, W) -> (N, C * H * W).
 
-    ``extract_splits`` takes the mean of each channel over the training images off all three splits.
+    ``extract_splits`` subtracts from all three splits the mean of each channel over the training images.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -61,7 +60,8 @@ class RawPixels(nn.Module):
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """``module.eval()`` for a while; afterwards every submodule is in the mode it was in (some may be frozen)."""
+    """A block in which ``module`` is in evaluation mode. Afterwards every submodule is in the mode it was in before
+    (some may be frozen, and so in evaluation mode while others train)."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -72,10 +72,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def occurrences(positions: Tensor) -> Tensor:
-    """How often each position came before, (B,) -> (B,): the draw number, so a repeated exam gives another slice."""
+    """How often each position came before in the list, int64 (B,) -> (B,). This is the draw number, so an exam that is
+    asked for again gives another slice."""
+    # sorted, equal positions stand together: the rank of each within its run is how often it came before
     ranked, by_position = torch.sort(positions, stable=True)
-    number = torch.arange(len(positions)) - torch.searchsorted(ranked, ranked, right=False)
-    return torch.empty_like(positions).scatter_(0, by_position, number)
+    times_before = torch.arange(len(positions)) - torch.searchsorted(ranked, ranked, right=False)
+    return torch.empty_like(positions).scatter_(0, by_position, times_before)
 
 
 def extract(
@@ -95,19 +97,19 @@ def extract(
     """
     positions = positions.cpu()
     draws = occurrences(positions)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    outputs: list[tuple[Tensor, Tensor, Tensor]] = []  # (x, labels, index) of each batch
     with torch.inference_mode(), evaluating(encoder), evaluating(views):
         for start in range(0, len(positions), batch_size):
-            part = slice(start, start + batch_size)
-            batch = dataset.fetch(positions[part], seed=seed, epoch=0, draw=draws[part])
+            chunk = slice(start, start + batch_size)
+            batch = dataset.fetch(positions[chunk], seed=seed, epoch=0, draw=draws[chunk])
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            x = encoder(views(batch, seed=seed, epoch=0)["views_0"]).float().flatten(1).cpu()
-            found.append((x, batch["labels"].cpu(), batch["index"].cpu()))
+            x = encoder(views(batch, seed=seed, epoch=0)["views_0"]).float().flatten(1).cpu()  # (B, D)
+            outputs.append((x, batch["labels"].cpu(), batch["index"].cpu()))
     groups = dataset.groups.cpu()[positions]
-    if not found:
+    if not outputs:
         return Features(torch.zeros(0, 0), dataset.labels.cpu()[positions], groups, dataset.ids.cpu()[positions])
     # clone(): tensors made in inference mode may not take part in autograd later.
-    x, labels, index = (torch.cat(parts).clone() for parts in zip(*found, strict=True))
+    x, labels, index = (torch.cat(parts).clone() for parts in zip(*outputs, strict=True))
     finite = x.isfinite().all(dim=1)
     if not finite.all():
         raise ValueError(
@@ -129,8 +131,8 @@ def extract_splits(
 ) -> SplitFeatures:
     """``extract`` for the positions of ``train``, ``val`` (may be empty) and ``test``; arguments as for ``extract``.
 
-    Raises ``ValueError`` for a missing, empty or unlabelled split, and where a sample or a patient of test is also in
-    train or val.
+    ``ValueError`` for a missing or unlabelled split, an empty train or test, and where a sample or a patient of test is
+    also in train or val.
     """
     check(dataset, positions)
     train, val, test = (
@@ -140,6 +142,7 @@ def extract_splits(
     if not len(val):
         val = replace(val, x=train.x.new_zeros((0, train.x.shape[1])))
     if isinstance(encoder, RawPixels):
+        # (N, C * H * W) -> the mean of each channel (C,) -> repeated for its H * W pixels (C * H * W,)
         centre = train.x.double().reshape(len(train), dataset.channels, -1).mean(dim=(0, 2)).float()
         centre = centre.repeat_interleave(train.x.shape[1] // dataset.channels)
         train, val, test = (replace(features, x=features.x - centre) for features in (train, val, test))
@@ -147,7 +150,8 @@ def extract_splits(
 
 
 def check(dataset: Dataset, positions: Mapping[str, Tensor]) -> None:
-    """The three splits are there, train and test hold samples, all are labelled, nothing of test was seen before."""
+    """``ValueError`` unless the three splits are there, train and test hold samples, all samples are labelled, and no
+    sample or patient of test is in train or val."""
     if set(positions) != set(SPLITS):
         raise ValueError(f"{dataset.name}: expected the splits {', '.join(SPLITS)}, got {', '.join(sorted(positions))}")
     for name in ("train", "test"):
@@ -160,8 +164,8 @@ def check(dataset: Dataset, positions: Mapping[str, Tensor]) -> None:
     test = positions["test"].cpu()
     for name in ("train", "val"):
         seen = positions[name].cpu()
-        for what, number in (("sample", dataset.ids.cpu()), ("patient (group)", dataset.groups.cpu())):
-            shared = torch.isin(number[test], number[seen])
+        for kind, identifiers in (("sample", dataset.ids.cpu()), ("patient (group)", dataset.groups.cpu())):
+            shared = torch.isin(identifiers[test], identifiers[seen])
             if shared.any():
-                first = int(number[test][shared][0])
-                raise ValueError(f"{dataset.name}: {what} {first} is in both {name} and test; the test would leak")
+                first = int(identifiers[test][shared][0])
+                raise ValueError(f"{dataset.name}: {kind} {first} is in both {name} and test; the test would leak")

@@ -10,17 +10,18 @@ from sslmed_dist.downstream.features import RAW_PIXELS, Features, SplitFeatures
 from sslmed_dist.downstream.metrics import Score
 from sslmed_dist.downstream.predictions import Predictions, measure
 
-# Similarities of one chunk of queries: 32 M float32 are 128 MB.
+# The most similarities that are in memory at once: 32 M float32 are 128 MB.
 CHUNK = 32_000_000
 
 
 class KNN:
     """k nearest training samples vote on each test sample; the validation split is not used.
 
-    ``cosine``: L2-normalised features, weights exp(similarity / ``temperature``) (Wu et al. 2018, section 3.4; k = 200
-    and T = 0.1 are the usual values on CIFAR). ``l2``: Euclidean distance and one vote each (the long-tail protocol of
-    the thesis, k = 1 and 10); ``temperature`` has no part in it. Scores are the fractions of the votes, for the task
-    ``multi`` the weighted mean of the neighbours' labels. Equal votes go to the class of the lowest number.
+    ``cosine``: features are L2-normalised, and a neighbour's vote weighs exp(similarity / ``temperature``) (Wu et al.
+    2018, section 3.4; k = 200 and T = 0.1 are the usual values on CIFAR). ``l2``: Euclidean distance, and each
+    neighbour has one vote (the long-tail protocol of the thesis, k = 1 and 10); ``temperature`` is not used. Scores are
+    the fractions of the votes, for the task ``multi`` the weighted mean of the neighbours' labels. Of classes with
+    equal votes the one of the lowest number wins.
     """
 
     floor = RAW_PIXELS
@@ -48,7 +49,7 @@ class KNN:
 
     def votes(self, train: Features, test: Features, classes: int) -> Tensor:
         """Fractions of the votes, float64 (N, C) on the CPU; queries go in chunks, so the memory is bounded."""
-        weights, neighbours = neighbours_of(train.x, test.x, self.k, self.metric)
+        weights, neighbours = neighbours_of(train.x, test.x, self.k, self.metric)  # both (N, k)
         weights = weights.double()
         if self.metric == "cosine":
             # Relative to the nearest: the fractions are the same and exp cannot overflow at any temperature.
@@ -56,9 +57,10 @@ class KNN:
         else:
             weights = torch.ones_like(weights)
         weights = weights / weights.sum(dim=1, keepdim=True)
-        labels = train.labels[neighbours]
+        labels = train.labels[neighbours]  # (N, k), for the task multi (N, k, L)
         if labels.ndim == 3:
             return torch.einsum("nk,nkl->nl", weights, labels.double()).cpu()
+        # each neighbour's weight is added to the column of its class
         return weights.new_zeros((len(test), classes)).scatter_add_(1, labels, weights).cpu()
 
 
@@ -67,7 +69,8 @@ def neighbours_of(
 ) -> tuple[Tensor, Tensor]:
     """The k nearest rows of ``train`` (M, D) for each row of ``test`` (N, D), nearest first.
 
-    Returns (similarity float32 (N, k), position int64 (N, k)); similarity is the cosine, or minus the squared distance.
+    Returns (similarity float32 (N, k), row of ``train`` int64 (N, k)). The similarity is the cosine, or minus the
+    squared distance.
     """
     if metric == "cosine":
         train, test = functional.normalize(train, dim=1), functional.normalize(test, dim=1)
@@ -76,12 +79,13 @@ def neighbours_of(
         # About the mean of train: |a|^2 + |b|^2 - 2ab loses digits when the vectors are long and close to each other.
         centre = train.mean(dim=0)
         train, test = train - centre, test - centre
-        offset = train.square().sum(dim=1)
+        offset = train.square().sum(dim=1)  # |b|^2, (M,)
     rows = max(1, CHUNK // len(train))
-    found = []
+    nearest = []
     for queries in torch.split(test, rows):
-        near = queries @ train.T
+        similarity = queries @ train.T  # (chunk, M)
         if metric == "l2":
-            near = 2 * near - offset - queries.square().sum(dim=1, keepdim=True)
-        found.append(torch.topk(near, k, dim=1))
-    return torch.cat([values for values, _ in found]), torch.cat([places for _, places in found])
+            # -|a - b|^2 = 2ab - |b|^2 - |a|^2
+            similarity = 2 * similarity - offset - queries.square().sum(dim=1, keepdim=True)
+        nearest.append(torch.topk(similarity, k, dim=1))
+    return torch.cat([values for values, _ in nearest]), torch.cat([neighbours for _, neighbours in nearest])

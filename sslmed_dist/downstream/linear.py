@@ -1,4 +1,4 @@
-"""Linear probe on frozen features, all learning rates trained at once."""
+"""Linear probe on frozen features: a linear classifier, trained with all learning rates at once."""
 
 import math
 
@@ -17,10 +17,11 @@ class LinearProbe:
     """Multinomial (task ``single``) or per-label (``multi``) logistic regression by SGD with a cosine schedule.
 
     The R learning rates are R independent probes that see the same minibatches; one matrix product serves them all.
-    The one with the best validation accuracy (``multi``: mean AUC; ties: lower validation loss) is reported on test,
-    and the note of every score says which it was. Weights start at zero; ``weight_decay`` spares the bias;
-    ``standardise`` takes mean and standard deviation of the training features. The loss of a minibatch is the mean
-    over its samples (and labels). Deterministic: the order of samples is keyed by (seed, epoch, sample id).
+    The probe with the best validation accuracy (``multi``: mean AUC; ties: lower validation loss) is reported on test,
+    and the note of every score says which it was. Weights start at zero. ``weight_decay`` does not apply to the bias.
+    ``standardise`` subtracts the mean of the training features and divides by their standard deviation. The loss of a
+    minibatch is the mean over its samples (and labels). Deterministic: the order of samples is keyed by (seed, epoch,
+    sample id).
     """
 
     floor = RAW_PIXELS
@@ -56,9 +57,9 @@ class LinearProbe:
             Features((part.x - shift) / scale, part.labels, part.groups, part.index)
             for part in (splits.train, splits.val, splits.test)
         )
-        weight, bias = self.fit(train, classes, seed)
+        weight, bias = self.fit(train, classes, seed)  # (R, D, C), (R, C)
         chosen = self.choose(logits_of(val.x, weight, bias), val.labels)
-        scores = logits_of(test.x, weight[chosen : chosen + 1], bias[chosen : chosen + 1])[0].double()
+        scores = logits_of(test.x, weight[chosen : chosen + 1], bias[chosen : chosen + 1])[0].double()  # (N, C)
         scores = scores.sigmoid() if splits.task == "multi" else scores.softmax(dim=1)
         return Predictions(
             scores.cpu(), test.labels.cpu(), test.groups.cpu(), test.index.cpu(), splits.task, splits.classes,
@@ -70,7 +71,8 @@ class LinearProbe:
         return measure(self.predict(splits, seed=seed), "linear", seed=seed)
 
     def scaling(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (1, D) of the training features; constant features keep their scale."""
+        """Mean and standard deviation (1, D) of the training features ``x`` (N, D). Those of constant features are 1 in
+        place of 0. Without ``standardise`` 0 and 1."""
         if not self.standardise:
             return x.new_zeros((1, x.shape[1])), x.new_ones((1, x.shape[1]))
         mean, deviation = x.mean(dim=0, keepdim=True), x.std(dim=0, correction=0, keepdim=True)
@@ -78,44 +80,52 @@ class LinearProbe:
         return mean, torch.where(varies, deviation, torch.ones_like(deviation))
 
     def fit(self, train: Features, classes: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Weights (R, D, C) and biases (R, C) of the R probes after all epochs."""
+        """Weights (R, D, C) and biases (R, C) of the R probes after all epochs.
+
+        Gradients are written out, and inside the loop the weights are (D, R, C): flattened to (D, R * C) the R probes
+        are one matrix product.
+        """
         x, target = train.x, targets(train.labels, classes)
         multi = train.labels.ndim == 2
         rates = torch.tensor(self.learning_rates, dtype=x.dtype, device=x.device)
-        weight = x.new_zeros((x.shape[1], len(rates), classes))
+        weight = x.new_zeros((x.shape[1], len(rates), classes))  # (D, R, C)
         bias = x.new_zeros((len(rates), classes))
-        weight_push, bias_push = torch.zeros_like(weight), torch.zeros_like(bias)
-        steps, step = self.epochs * math.ceil(len(x) / self.batch_size), 0
+        weight_velocity, bias_velocity = torch.zeros_like(weight), torch.zeros_like(bias)
+        total_steps, step = self.epochs * math.ceil(len(x) / self.batch_size), 0
         for epoch in range(self.epochs):
             # Keyed by sample id on the CPU: the same minibatches on every device.
             order = randomness.order(train.index.cpu(), seed, "linear", epoch).to(x.device)
             for part in torch.split(order, self.batch_size):
-                rate = rates[:, None] * (0.5 * (1 + math.cos(math.pi * step / steps)))
-                output = (x[part] @ weight.flatten(1)).view(len(part), len(rates), classes) + bias
-                guess = output.sigmoid() if multi else output.softmax(dim=2)
-                error = (guess - target[part][:, None]) / (len(part) * (classes if multi else 1))
-                slope = (x[part].T @ error.flatten(1)).view_as(weight)
-                weight_push.mul_(self.momentum).add_(slope.add_(weight, alpha=self.weight_decay))
-                bias_push.mul_(self.momentum).add_(error.sum(dim=0))
-                weight.sub_(rate * weight_push)
-                bias.sub_(rate * bias_push)
+                # the cosine schedule: every rate falls from its start to 0
+                rate = rates[:, None] * (0.5 * (1 + math.cos(math.pi * step / total_steps)))  # (R, 1)
+                logits = (x[part] @ weight.flatten(1)).view(len(part), len(rates), classes) + bias  # (B, R, C)
+                probability = logits.sigmoid() if multi else logits.softmax(dim=2)
+                # the gradient of the cross-entropy with respect to the logits
+                error = (probability - target[part][:, None]) / (len(part) * (classes if multi else 1))
+                weight_gradient = (x[part].T @ error.flatten(1)).view_as(weight)
+                # SGD with momentum, as torch.optim.SGD
+                weight_velocity.mul_(self.momentum).add_(weight_gradient.add_(weight, alpha=self.weight_decay))
+                bias_velocity.mul_(self.momentum).add_(error.sum(dim=0))
+                weight.sub_(rate * weight_velocity)
+                bias.sub_(rate * bias_velocity)
                 step += 1
         return weight.permute(1, 0, 2).contiguous(), bias
 
     def choose(self, logits: Tensor, labels: Tensor) -> int:
-        """Position of the best learning rate on val; logits (R, N, C). ``ValueError`` if every one diverged."""
+        """The index of the best learning rate on val; logits (R, N, C). ``ValueError`` if all of them diverged."""
         best, chosen = (-math.inf, -math.inf), -1
-        for number, output in enumerate(logits.double()):
-            if output.isfinite().all():
-                quality = validation(output, labels)
+        for rate_index, probe_logits in enumerate(logits.double()):
+            if probe_logits.isfinite().all():
+                quality = validation(probe_logits, labels)
                 if quality > best:
-                    best, chosen = quality, number
+                    best, chosen = quality, rate_index
         if chosen < 0:
             raise ValueError(f"linear.learning_rates: all of {self.learning_rates} diverged; choose smaller ones")
         return chosen
 
     def note(self, chosen: int) -> str:
-        """Which learning rate was chosen, and whether the best may lie outside of those tried."""
+        """Which learning rate was chosen, and whether it is the lowest or highest of those tried, so that a better one
+        may lie beyond."""
         rate, many = self.learning_rates[chosen], len(self.learning_rates) > 1
         edge = many and rate in (min(self.learning_rates), max(self.learning_rates))
         return f"learning rate {rate:g}" + (" chosen on val" if many else "") + (", at the edge" if edge else "")
@@ -136,6 +146,6 @@ def validation(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     ones = torch.ones((1, len(labels)), dtype=torch.float64, device=logits.device)
     if labels.ndim == 2:
         loss = functional.binary_cross_entropy_with_logits(logits, labels.double())
-        area = float(metrics.mean_auc(logits, labels, weights=ones)[0])
-        return (0.0 if math.isnan(area) else area), -float(loss)
+        auc = float(metrics.mean_auc(logits, labels, weights=ones)[0])
+        return (0.0 if math.isnan(auc) else auc), -float(loss)
     return float(metrics.accuracy(logits, labels, weights=ones)[0]), -float(functional.cross_entropy(logits, labels))

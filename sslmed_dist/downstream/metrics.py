@@ -1,9 +1,9 @@
 """Measures of predictions and their bootstrap intervals.
 
-A *statistic* is called ``statistic(*arrays, weights=weights)``: every array has one row per sample, ``weights`` is
-float64 (R, N), how often each sample counts in each of R re-samplings, and the answer is float64 (R,), NaN where the
-measure is undefined. The plain value is the one with all weights 1; ``point`` turns NaN into None, so that an undefined
-measure is said and never averaged by accident.
+A *statistic* is called ``statistic(*arrays, weights=weights)``. Every array has one row per sample. ``weights`` is
+float64 (R, N): how often each of the N samples counts in each of R re-samplings. The result is float64 (R,), NaN where
+the measure is undefined. The plain value is the one with all weights 1. ``point`` turns NaN into None, so that an
+undefined measure is reported as such and never averaged by accident.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from sslmed_dist import randomness
 
 Statistic = Callable[..., Tensor]
 
-# Weights of one chunk of re-samplings: 4 M float64 are 32 MB.
+# The most weights that are in memory at once: 4 M float64 are 32 MB.
 CHUNK = 4_000_000
 
 
@@ -24,9 +24,9 @@ CHUNK = 4_000_000
 class Score:
     """One measured number: ``value`` on ``n`` samples of ``groups`` patients with its interval [``low``, ``high``].
 
-    ``value`` is None where the measure is undefined (``note`` says why); ``low`` and ``high`` are None where there is
-    no interval (``note`` says why). Accuracies and areas under a curve are fractions in [0, 1]; the measures of
-    ``representation`` have their own ranges: uniformities [-8, 0], tolerance [-1, 1].
+    ``value`` is None where the measure is undefined, ``low`` and ``high`` are None where there is no interval; ``note``
+    says why. Accuracies and areas under a curve are fractions in [0, 1]. The measures of ``representation`` have their
+    own ranges: uniformities [-8, 0], tolerance [-1, 1].
     """
 
     evaluator: str
@@ -41,7 +41,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Interval:
-    """A percentile interval; both ends None when there is none, and ``note`` says why or from how many draws."""
+    """A percentile interval. Both ends are None when there is none. ``note`` says why, or from how many draws it is."""
 
     low: float | None
     high: float | None
@@ -57,24 +57,27 @@ def accuracy(scores: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
 def top(k: int) -> Statistic:
     """The statistic "the label is among the ``k`` highest scores"; scores (N, C), labels int64 (N,) -> (R,).
 
-    A class that ties with the label's score and has a lower number stands before it, as in ``accuracy``.
+    Of classes with equal scores the one of the lower number ranks higher, as in ``accuracy``.
     """
 
     def among(scores: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
-        own = scores.gather(1, labels[:, None])
-        before = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
-        ahead = ((scores > own) | ((scores == own) & before)).sum(dim=1)
+        label_score = scores.gather(1, labels[:, None])  # (N, 1)
+        has_lower_number = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
+        # (N,) how many classes rank above the label's
+        ahead = ((scores > label_score) | ((scores == label_score) & has_lower_number)).sum(dim=1)
         return weighted_mean((ahead < k).double(), weights)
 
     return among
 
 
 def balanced_accuracy(scores: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
-    """Mean over the classes that occur of the fraction of their samples that is recognised (mean recall) -> (R,)."""
-    member = torch.nn.functional.one_hot(labels, scores.shape[1]).double()
+    """Mean recall: the fraction of each class's samples that is recognised, averaged over the classes that occur;
+    scores (N, C), labels int64 (N,) -> (R,)."""
+    one_hot = torch.nn.functional.one_hot(labels, scores.shape[1]).double()  # (N, C)
     correct = (scores.argmax(dim=1) == labels).double()
-    sizes = weights @ member
-    recalls = (weights @ (member * correct[:, None])) / sizes.clamp_min(1e-300)
+    sizes = weights @ one_hot  # (R, C) weight of each class in each re-sampling
+    recalls = (weights @ (one_hot * correct[:, None])) / sizes.clamp_min(1e-300)
+    # a class that a re-sampling left out has recall 0 / 1e-300 and takes no part in the mean
     present = (sizes > 0).double()
     return (recalls * present).sum(dim=1) / present.sum(dim=1)
 
@@ -82,30 +85,34 @@ def balanced_accuracy(scores: Tensor, labels: Tensor, *, weights: Tensor) -> Ten
 def auc(scores: Tensor, positive: Tensor, *, weights: Tensor) -> Tensor:
     """Area under the ROC curve; scores (N,), ``positive`` bool or {0, 1} (N,) -> (R,). NaN without both classes.
 
-    The Mann-Whitney form: the weighted fraction of (positive, negative) pairs that the scores put in the right order,
-    ties counting one half.
+    The Mann-Whitney form: the weighted fraction of (positive, negative) pairs that the scores put in the right order;
+    a tie counts one half.
     """
     scores, by_score = torch.sort(scores)
-    weights = weights[:, by_score]
+    weights = weights[:, by_score]  # (R, N)
     positives = weights * positive[by_score].double()
     negatives = weights - positives
-    below = torch.nn.functional.pad(torch.cumsum(negatives, dim=1), (1, 0))
-    first = torch.searchsorted(scores, scores, right=False)
-    last = torch.searchsorted(scores, scores, right=True)
-    wins = (positives * (below[:, first] + below[:, last])).sum(dim=1) / 2
+    # negatives_below[:, i] is the weight of the negatives among the i lowest scores
+    negatives_below = torch.nn.functional.pad(torch.cumsum(negatives, dim=1), (1, 0))
+    # samples tie_start ... tie_end - 1 have the same score as this one. Half the sum of the negatives below the tie's
+    # start and those below its end counts lower negatives once and tied ones one half
+    tie_start = torch.searchsorted(scores, scores, right=False)
+    tie_end = torch.searchsorted(scores, scores, right=True)
+    wins = (positives * (negatives_below[:, tie_start] + negatives_below[:, tie_end])).sum(dim=1) / 2
     return wins / (positives.sum(dim=1) * negatives.sum(dim=1))
 
 
 def binary_auc(scores: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
-    """AUC of class 1 of two; scores (N, 2), labels int64 (N,) -> (R,)."""
+    """AUC of class 1 of two, ranked by the difference of the two scores; scores (N, 2), labels int64 (N,) -> (R,)."""
     return auc(scores[:, 1] - scores[:, 0], labels == 1, weights=weights)
 
 
 def mean_auc(scores: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
     """Mean AUC over labels; scores (N, L), labels {0, 1} (N, L) -> (R,).
 
-    Labels that lack positives or negatives in the whole sample are left out everywhere; a re-sampling in which one of
-    the others lacks them is NaN, for a mean over fewer labels would be another measure.
+    A label that lacks positives or negatives in the sample as it is has no AUC and is left out of every re-sampling.
+    A re-sampling in which one of the other labels lacks them is NaN, since a mean over fewer labels would be another
+    measure.
     """
     defined = [column for column in range(labels.shape[1]) if len(torch.unique(labels[:, column])) == 2]
     if not defined:
@@ -143,35 +150,37 @@ def bootstrap(
 ) -> Interval:
     """Percentile bootstrap (Efron and Tibshirani 1993, chapter 13) of ``statistic`` over groups (patients).
 
-    ``groups`` int64 (N,): whole groups are drawn with replacement, since samples of one patient are not independent;
-    with one group per sample this is the plain bootstrap. The draws depend on ``seed`` and the number of groups alone,
-    so two predictions of the same samples meet the same re-samplings. Draws in which the statistic is undefined are
-    left out and counted in the note; where that leaves fewer than half, or there is one group, there is no interval.
+    ``groups`` int64 (N,) are drawn with replacement, each with all its samples, since samples of one patient are not
+    independent. With one group per sample this is the plain bootstrap. The draws depend on ``seed`` and the number of
+    groups alone, so two predictions of the same samples get the same re-samplings. Draws in which the statistic is
+    undefined are left out and counted in the note. Where that leaves fewer than half of the draws, or there are fewer
+    than two groups, there is no interval. ``low`` and ``high`` are the interval's percentiles.
     """
-    _, member = torch.unique(groups, return_inverse=True)
-    count = int(member.max()) + 1 if len(member) else 0
-    if count < 2:
-        return Interval(None, None, f"no interval: {count} group")
-    values = []
-    rows = max(1, CHUNK // len(member))
-    for start in range(0, draws, rows):
-        draw = torch.arange(start, min(start + rows, draws))
-        weights = resample(draw, count, seed)[:, member.cpu()].to(arrays[0].device)
-        values.append(statistic(*arrays, weights=weights).cpu())
-    drawn = torch.cat(values)
-    drawn = drawn[~drawn.isnan()]
-    if 2 * len(drawn) < draws:
-        return Interval(None, None, f"no interval: undefined in {draws - len(drawn)} of {draws} draws")
-    note = "" if len(drawn) == draws else f"interval from {len(drawn)} of {draws} draws; undefined in the others"
-    ends = torch.quantile(drawn, torch.tensor([low / 100, high / 100], dtype=torch.float64))
+    _, group_index = torch.unique(groups, return_inverse=True)
+    group_count = int(group_index.max()) + 1 if len(group_index) else 0
+    if group_count < 2:
+        return Interval(None, None, f"no interval: {group_count} group")
+    chunks = []
+    chunk_size = max(1, CHUNK // len(group_index))
+    for start in range(0, draws, chunk_size):
+        draw_numbers = torch.arange(start, min(start + chunk_size, draws))
+        # a sample counts as often as its group was drawn: (r, groups) -> (r, N)
+        weights = resample(draw_numbers, group_count, seed)[:, group_index.cpu()].to(arrays[0].device)
+        chunks.append(statistic(*arrays, weights=weights).cpu())
+    values = torch.cat(chunks)
+    values = values[~values.isnan()]
+    if 2 * len(values) < draws:
+        return Interval(None, None, f"no interval: undefined in {draws - len(values)} of {draws} draws")
+    note = "" if len(values) == draws else f"interval from {len(values)} of {draws} draws; undefined in the others"
+    ends = torch.quantile(values, torch.tensor([low / 100, high / 100], dtype=torch.float64))
     return Interval(float(ends[0]), float(ends[1]), note)
 
 
 def resample(draw: Tensor, count: int, seed: int) -> Tensor:
     """How often each of ``count`` groups comes up in each draw; ``draw`` int64 (R,) -> float64 (R, count)."""
-    chosen = randomness.integers(count, seed, "bootstrap", draw[:, None], torch.arange(count)[None, :])
+    drawn_groups = randomness.integers(count, seed, "bootstrap", draw[:, None], torch.arange(count)[None, :])
     times = torch.zeros((len(draw), count), dtype=torch.float64)
-    return times.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=torch.float64))
+    return times.scatter_add_(1, drawn_groups, torch.ones_like(drawn_groups, dtype=torch.float64))
 
 
 def difference(
@@ -186,8 +195,11 @@ def difference(
     low: float = 5,
     high: float = 95,
 ) -> tuple[float | None, Interval]:
-    """``statistic(first) - statistic(second)`` for two predictions of the same samples, with its paired interval:
-    both predictions are judged on each re-sampling, so what makes a sample easy or hard for both cancels."""
+    """``statistic(first) - statistic(second)`` for two predictions of the same samples, with its paired interval.
+
+    Both predictions are measured on each re-sampling, so what makes a sample easy or hard for both cancels out. Other
+    arguments as for ``bootstrap``.
+    """
 
     arrays = (first, second, labels)
     value = point(gap(statistic), arrays)
@@ -197,7 +209,7 @@ def difference(
 
 
 def gap(statistic: Statistic) -> Statistic:
-    """The statistic of (first scores, second scores, labels): what ``statistic`` says of the first less the second."""
+    """A statistic of (first scores, second scores, labels): ``statistic`` of the first less that of the second."""
 
     def less(first: Tensor, second: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
         return statistic(first, labels, weights=weights) - statistic(second, labels, weights=weights)

@@ -1,4 +1,5 @@
-"""What an evaluator predicts for the test samples, how it is scored, pooled over sites and compared between arms."""
+"""What an evaluator predicts for the test samples; how predictions are scored, pooled over sites and compared between
+arms."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,22 +16,22 @@ from sslmed_dist.downstream.metrics import Interval, Score, Statistic
 
 @dataclass(frozen=True)
 class Predictions:
-    """Scores of an evaluator on test samples, all on the CPU; nothing here is a pixel.
+    """Scores of an evaluator on N test samples. All tensors are on the CPU (``representation`` alone leaves its scores
+    on their device), and none holds pixels.
 
-    ``scores`` float64 (N, C), higher is likelier (C labels for the task ``multi``); ``labels`` int64 (N,) or float32
-    (N, C); ``groups`` int64 (N,) patients; ``index`` int64 (N,) sample ids; ``note`` is printed beside the scores.
-    ``measures``: what is measured where ``scores`` are no classes' scores (see ``representation``); such predictions
-    are not pooled over sites, whose encoders need not be one, unless ``by_sample``: each row was measured by itself
-    (see ``oneshot``), NaN where that has no value. ``cases``: what a table of single cases says, in any number of rows.
+    ``measures`` says what is measured where ``scores`` are not the scores of classes (see ``representation``). Such
+    predictions are not pooled over sites, since the sites' encoders may differ, unless they are ``by_sample``: each row
+    was measured by itself (see ``oneshot``), NaN where it has no value. ``cases`` are the rows of a table of single
+    cases; there may be any number of them.
     """
 
-    scores: Tensor
-    labels: Tensor
-    groups: Tensor
-    index: Tensor
+    scores: Tensor  # (N, C) float64, higher is likelier; for the task ``multi`` C labels
+    labels: Tensor  # (N,) int64, or (N, C) float32 for the task ``multi``
+    groups: Tensor  # (N,) int64 patients
+    index: Tensor  # (N,) int64 sample ids
     task: Literal["single", "multi"]
     classes: tuple[str, ...]
-    note: str = ""
+    note: str = ""  # printed beside the scores
     measures: "Callable[[Predictions], Iterator[Measure]] | None" = None
     by_sample: bool = False
     cases: tuple[dict[str, Any], ...] = ()
@@ -38,22 +39,20 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Measure:
-    """One number to be measured: ``statistic(scores, labels, weights=...)`` of ``metrics``. ``undefined`` says why
-    where it has no value; ``no_interval``, where it is not empty, why no bootstrap is made of it; ``note`` is printed
-    beside it."""
+    """One number to be measured."""
 
     name: str
-    statistic: Statistic
+    statistic: Statistic  # called as ``statistic(scores, labels, weights=...)``, see ``metrics``
     labels: Tensor
-    undefined: str = ""
-    no_interval: str = ""
-    note: str = ""
+    undefined: str = ""  # the reason that is given where it has no value
+    no_interval: str = ""  # the reason why no bootstrap is made of it; empty: one is made
+    note: str = ""  # printed beside it
 
 
 class Evaluator(Protocol):
     """Predicts the test split of frozen features; hyper-parameters are chosen on the validation split only.
 
-    ``floor`` names the arm (of ``downstream.FLOORS``) that every encoder must beat in it.
+    ``floor`` names the arm (of ``downstream.FLOORS``) that every encoder must beat by this evaluator's scores.
     """
 
     floor: str
@@ -69,7 +68,7 @@ class Evaluator(Protocol):
 
 @runtime_checkable
 class Segmenting(Protocol):
-    """An evaluator that needs the feature maps of whole scans, and so the encoder itself (``one_shot``)."""
+    """An evaluator that gets the encoder itself, since it needs the feature maps of complete scans (``one_shot``)."""
 
     floor: str
 
@@ -85,25 +84,25 @@ def measure(predictions: Predictions, evaluator: str, *, seed: int, draws: int =
 
     Task ``single``: accuracy, balanced accuracy, top-5 (above ten classes), AUC (two classes: of class 1; up to ten:
     mean of one against the rest). Task ``multi``: mean AUC over labels (``auc``), and ``auc/LABEL`` of each.
-    Predictions with ``measures`` of their own: those.
+    Predictions with ``measures`` of their own are measured by those.
     """
     scores = []
-    for one in measures_of(predictions):
-        arrays = (predictions.scores, one.labels)
-        value = metrics.point(one.statistic, arrays)
+    for measured in measures_of(predictions):
+        arrays = (predictions.scores, measured.labels)
+        value = metrics.point(measured.statistic, arrays)
         if value is None:
-            interval = Interval(None, None, one.undefined or undefined(one.name, predictions))
-        elif one.no_interval:
-            interval = Interval(None, None, one.no_interval)
+            interval = Interval(None, None, measured.undefined or undefined(measured.name, predictions))
+        elif measured.no_interval:
+            interval = Interval(None, None, measured.no_interval)
         else:
-            interval = metrics.bootstrap(one.statistic, arrays, predictions.groups, draws=draws, seed=seed)
-        note = "; ".join(part for part in (interval.note, one.note, predictions.note) if part)
-        scores.append(score(evaluator, one.name, value, interval, predictions, note))
+            interval = metrics.bootstrap(measured.statistic, arrays, predictions.groups, draws=draws, seed=seed)
+        note = "; ".join(part for part in (interval.note, measured.note, predictions.note) if part)
+        scores.append(score(evaluator, measured.name, value, interval, predictions, note))
     return scores
 
 
 def score(evaluator: str, metric: str, value: float | None, interval: Interval, of: Predictions, note: str) -> Score:
-    """A ``Score`` with the sample and patient counts of ``of``."""
+    """A ``Score`` with the numbers of samples and patients of ``of``."""
     groups = len(torch.unique(of.groups))
     return Score(evaluator, metric, value, interval.low, interval.high, len(of.labels), groups, note)
 
@@ -113,7 +112,7 @@ def measures_of(predictions: Predictions) -> Iterator[Measure]:
     if predictions.measures is not None:
         yield from predictions.measures(predictions)
         return
-    labels, count = predictions.labels, predictions.scores.shape[1]
+    labels, class_count = predictions.labels, predictions.scores.shape[1]
     if predictions.task == "multi":
         yield Measure("auc", metrics.mean_auc, labels)
         for column, name in enumerate(predictions.classes):
@@ -121,16 +120,16 @@ def measures_of(predictions: Predictions) -> Iterator[Measure]:
         return
     yield Measure("accuracy", metrics.accuracy, labels)
     yield Measure("balanced_accuracy", metrics.balanced_accuracy, labels)
-    if count == 2:
+    if class_count == 2:
         yield Measure("auc", metrics.binary_auc, labels)
-    elif count <= 10:
+    elif class_count <= 10:
         yield Measure("auc", metrics.macro_auc, labels)
     else:
         yield Measure("top5", metrics.top(5), labels)
 
 
 def one_label(column: int) -> Statistic:
-    """The AUC of one label of many."""
+    """The statistic "AUC of the label ``column``"; scores and labels (N, L) -> (R,)."""
 
     def area(scores: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
         return metrics.auc(scores[:, column], labels[:, column], weights=weights)
@@ -139,7 +138,7 @@ def one_label(column: int) -> Statistic:
 
 
 def undefined(metric: str, predictions: Predictions) -> str:
-    """Why a measure has no value."""
+    """Why a measure of classes or labels has no value on these predictions."""
     if not len(predictions.labels):
         return "undefined: no test samples"
     label = metric.partition("/")[2]
@@ -148,12 +147,13 @@ def undefined(metric: str, predictions: Predictions) -> str:
         return f"undefined: every test sample is {label} = {int(values[0])}"
     if predictions.task == "multi":
         return "undefined: no label has both values among the test samples"
-    names = [predictions.classes[int(number)] for number in torch.unique(predictions.labels)]
+    names = [predictions.classes[int(class_number)] for class_number in torch.unique(predictions.labels)]
     return f"undefined: all test samples are of class {', '.join(names)}"
 
 
 def pool(parts: Sequence[Predictions]) -> Predictions:
-    """The predictions of several sites as one set. A patient number means the same patient at every site."""
+    """The predictions of several sites as one set. A patient number means the same patient at every site.
+    ``ValueError`` for no predictions, or sites with different classes."""
     if not parts:
         raise ValueError("pool: there are no predictions to pool")
     first = parts[0]
@@ -179,18 +179,18 @@ def compare(first: Predictions, second: Predictions, evaluator: str, *, seed: in
     """
     if not torch.equal(first.index, second.index) or not torch.equal(first.labels, second.labels):
         raise ValueError(f"{evaluator}: only predictions of the same test samples can be compared")
-    if first.by_sample:  # over the rows that both have a number for
+    if first.by_sample:  # only over the entries for which both have a number
         missing = first.scores.isnan() | second.scores.isnan()
         first, second = (replace(of, scores=of.scores.masked_fill(missing, torch.nan)) for of in (first, second))
     scores = []
-    for one in measures_of(first):
-        arrays = (first.scores, second.scores, one.labels)
-        if one.no_interval:
-            value = metrics.point(metrics.gap(one.statistic), arrays)
-            interval = Interval(None, None, one.no_interval)
+    for measured in measures_of(first):
+        arrays = (first.scores, second.scores, measured.labels)
+        if measured.no_interval:
+            value = metrics.point(metrics.gap(measured.statistic), arrays)
+            interval = Interval(None, None, measured.no_interval)
         else:
-            value, interval = metrics.difference(one.statistic, *arrays, first.groups, draws=draws, seed=seed)
-        said = "; ".join(part for part in (interval.note, one.note) if part)
-        note = (one.undefined or undefined(one.name, first)) if value is None else said
-        scores.append(score(evaluator, one.name, value, interval, first, note))
+            value, interval = metrics.difference(measured.statistic, *arrays, first.groups, draws=draws, seed=seed)
+        remarks = "; ".join(part for part in (interval.note, measured.note) if part)
+        note = (measured.undefined or undefined(measured.name, first)) if value is None else remarks
+        scores.append(score(evaluator, measured.name, value, interval, first, note))
     return scores

@@ -1,4 +1,5 @@
-"""From a frozen encoder to rows: features once, every evaluator's predictions, their scores, one JSON file."""
+"""From a frozen encoder to rows of results: features are computed once, every evaluator predicts from them, the
+predictions are scored, and the scores become rows of one JSON file."""
 
 import csv
 import io
@@ -23,7 +24,7 @@ ALL_SITES = "all"
 
 @dataclass(frozen=True)
 class Row:
-    """One measure of one arm at one site, or over all of them. ``difference``: of two arms, paired."""
+    """One measure of one arm at one site, or over all sites. ``difference``: the paired difference of two arms."""
 
     arm: str
     site: str
@@ -47,7 +48,8 @@ def predict(
     seed: int,
 ) -> dict[str, Predictions]:
     """The test predictions of every evaluator by its name: what ``rows_of``, ``pooled_rows`` and ``compared_rows``
-    measure. An evaluator's ``ValueError`` gets the dataset's name."""
+    measure. ``splits_positions`` are the samples (int64 (N,)) of train, val and test. An evaluator's ``ValueError`` is
+    raised again with the dataset's name in front."""
     check(dataset, splits_positions)
     splits: SplitFeatures | None = None
     if not all(isinstance(evaluator, Segmenting) for evaluator in evaluators.values()):
@@ -70,26 +72,27 @@ def predict(
 
 def rows_of(predictions: Mapping[str, Predictions], *, arm: str, site: str, seed: int) -> list[Row]:
     """Rows of one arm at one site, evaluators in the order of ``predictions``."""
-    scores = [score for name, made in predictions.items() for score in measure(made, name, seed=seed)]
+    scores = [score for name, prediction in predictions.items() for score in measure(prediction, name, seed=seed)]
     return [Row(arm, site, score) for score in scores]
 
 
 def pooled_rows(sites: Sequence[Mapping[str, Predictions]], *, arm: str, seed: int) -> list[Row]:
-    """Rows of one arm over the test samples of all sites together, the bootstrap going over all their patients.
+    """Rows of one arm over the test samples of all sites together; the bootstrap draws from the patients of all sites.
 
-    Each site's samples are predicted by its own probe; an AUC therefore also asks that the sites' probabilities
-    agree on a scale.
+    Each site's samples are predicted by its own probe. An AUC over all of them therefore also depends on
+    whether the sites' probabilities are on one scale.
     """
     return rows_of(pooled(sites), arm=arm, site=ALL_SITES, seed=seed)
 
 
 def pooled(sites: Sequence[Mapping[str, Predictions]]) -> dict[str, Predictions]:
-    """The predictions of all sites put together, by evaluator. Those with measures of their own are left out unless
-    ``by_sample``, for they compare samples with each other, and the sites' features may be of different encoders."""
+    """The predictions of all sites put together, by evaluator. Predictions with measures of their own compare samples
+    with each other, and the sites' features may be of different encoders; so they are left out, unless they are
+    ``by_sample``. ``ValueError`` for no sites."""
     if not sites:
         raise ValueError("pooled rows: there are no sites")
-    kept = [name for name, made in sites[0].items() if made.measures is None or made.by_sample]
-    return {name: pool([site[name] for site in sites]) for name in kept}
+    poolable = [name for name, prediction in sites[0].items() if prediction.measures is None or prediction.by_sample]
+    return {name: pool([site[name] for site in sites]) for name in poolable}
 
 
 def compared_rows(
@@ -108,22 +111,24 @@ def compared_rows(
 
 
 def write_rows(path: Path, rows: Sequence[Row], **facts: Any) -> None:
-    """Write ``facts`` and the rows as one JSON object, at once or not at all. ``ValueError`` for a NaN."""
+    """Write ``facts`` and the rows as one JSON object, completely or not at all. ``ValueError`` for a NaN."""
     tree = facts | {"rows": [row.to_tree() for row in rows]}
     write_atomically(path, (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode())
 
 
 def write_cases(path: Path, arms: Mapping[str, Mapping[str, Predictions]]) -> None:
-    """One line per arm, query scan and organ, as CSV, where an evaluator has cases; else nothing. Exams are numbers."""
+    """Write the cases of all predictions as CSV, one line per arm, pair of scans and organ; nothing where no evaluator
+    has cases. Exams are given by number."""
     cases = [
         {"arm": arm, "evaluator": name, **case}
-        for arm, made in arms.items()
-        for name, found in made.items()
-        for case in found.cases
+        for arm, by_evaluator in arms.items()
+        for name, prediction in by_evaluator.items()
+        for case in prediction.cases
     ]
     if not cases:
         return
     stream = io.StringIO()
+    # the columns are all keys that occur, in the order of their first use
     writer = csv.DictWriter(stream, list(dict.fromkeys(key for case in cases for key in case)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(cases)

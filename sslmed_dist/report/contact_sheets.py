@@ -1,4 +1,5 @@
-"""Contact sheets of images: views of samples, and nearest neighbours. They hold pixels and stay where they are made."""
+"""Contact sheets of images: views of samples, and nearest neighbours. They hold pixels, so they stay at the site that
+made them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,8 +25,8 @@ def views_picture(images: Tensor, views: Sequence[Tensor] | Mapping[str, Tensor]
         raise ValueError(f"views picture: expected as many views as images, got {[len(c) for c in columns.values()]}")
     tiles = [tiled(column[:limit]) for column in columns.values()]
     sheet, axes = sheet_of(torch.stack(tiles, dim=1))
-    for place, title in enumerate(columns):
-        write(axes, title.replace("views_", "view "), 0, place)
+    for column_index, title in enumerate(columns):
+        write(axes, title.replace("views_", "view "), 0, column_index)
     return png(sheet, 100)
 
 
@@ -45,24 +46,25 @@ def neighbours_picture(
     if neighbours.ndim != 5 or len(neighbours) != len(query) or not len(query):
         raise ValueError(f"neighbours picture: {len(query)} queries, but neighbours of shape {tuple(neighbours.shape)}")
     rows, count = neighbours.shape[:2]
-    tiles = torch.stack([tiled(query), *(tiled(neighbours[:, place]) for place in range(count))], dim=1)
+    tiles = torch.stack([tiled(query), *(tiled(neighbours[:, rank]) for rank in range(count))], dim=1)
     sheet, axes = sheet_of(tiles)
     for row in range(rows):
-        own = query_labels[row] if query_labels else None
-        write(axes, own or "query", row, 0)
+        query_label = query_labels[row] if query_labels else None
+        write(axes, query_label or "query", row, 0)
         frame(axes, row, 0, GREY)
-        for place in range(count):
-            label = neighbour_labels[row][place] if neighbour_labels else ""
-            near = "" if similarity is None else f" {float(similarity[row, place]):.2f}"
-            other = own is not None and label != "" and label != own
-            write(axes, f"{label}{near}{' ×' if other else ''}", row, place + 1)
-            if other:
-                frame(axes, row, place + 1, ARM_COLOURS["local"])
+        for rank in range(count):
+            label = neighbour_labels[row][rank] if neighbour_labels else ""
+            near = "" if similarity is None else f" {float(similarity[row, rank]):.2f}"
+            is_other = query_label is not None and label != "" and label != query_label
+            write(axes, f"{label}{near}{' ×' if is_other else ''}", row, rank + 1)
+            if is_other:
+                frame(axes, row, rank + 1, ARM_COLOURS["local"])
     return png(sheet, 100)
 
 
 def tiled(images: Tensor) -> Tensor:
-    """(B, C, H, W) -> float32 (B, TILE, TILE, 3) in [0, 1], aspect kept, on grey."""
+    """(B, C, H, W) -> float32 (B, TILE, TILE, 3) in [0, 1]. The aspect ratio stays; what is left of a tile is grey.
+    ``ValueError`` unless C is 1 or 3."""
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"contact sheet: expected images (B, 1 or 3, H, W), got {tuple(images.shape)}")
     shown = images.detach().cpu()
@@ -79,8 +81,8 @@ def tiled(images: Tensor) -> Tensor:
     shown = functional.interpolate(shown, size, mode="nearest-exact") if scale > 1 else functional.interpolate(
         shown, size, mode="bilinear", antialias=True, align_corners=False
     )  # fmt: skip
-    above, left = (TILE - size[0]) // 2, (TILE - size[1]) // 2
-    shown = functional.pad(shown, (left, TILE - size[1] - left, above, TILE - size[0] - above), value=0.5)
+    top, left = (TILE - size[0]) // 2, (TILE - size[1]) // 2
+    shown = functional.pad(shown, (left, TILE - size[1] - left, top, TILE - size[0] - top), value=0.5)
     return shown.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).clamp(0, 1)
 
 
@@ -88,6 +90,7 @@ def sheet_of(tiles: Tensor) -> tuple[Any, Any]:
     """(figure, axes) showing tiles (R, K, TILE, TILE, 3) with room above each row for a line of text."""
     rows, columns = tiles.shape[:2]
     across, down = columns * (TILE + GAP), rows * (TILE + 2 * GAP) + GAP
+    # RGBA pixels: transparent where no tile lies
     sheet = torch.zeros(down, across, 4)
     for row in range(rows):
         for column in range(columns):

@@ -15,7 +15,7 @@ CURVES = {
     "uniformity": "Uniformity (0 collapsed, lower is better)",
     "alignment": "Alignment of the two views (lower is closer)",
 }
-POINTS = 300  # of a curve; more cannot be told apart at this size
+POINTS = 300  # the most points of a curve; more cannot be told apart at its size
 
 
 def facts(experiment: Experiment) -> list[tuple[str, str]]:
@@ -84,8 +84,8 @@ def machine(environment: Tree) -> str:
 def software(environment: Tree) -> str:
     """Versions of this package, Python and the packages underneath."""
     packages = environment.get("packages") or {}
-    found = {"sslmed_dist": environment.get("sslmed_dist"), "Python": environment.get("python"), **packages}
-    return ", ".join(f"{name} {version}" for name, version in found.items() if version) or "not recorded"
+    versions = {"sslmed_dist": environment.get("sslmed_dist"), "Python": environment.get("python"), **packages}
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version) or "not recorded"
 
 
 def shortened(value: Any) -> Any:
@@ -103,12 +103,13 @@ def config_text(config: Tree) -> str:
 
 
 def curve_lines(experiment: Experiment, name: str, arm: str | None = None) -> tuple[list[Curve], str]:
-    """Curves of one measure of one arm (None: the run itself), a line per site, and what x is: ``step``, ``round`` or
-    ``epoch``."""
+    """(curves, x name): the curves of one measure of one arm (None: the run itself), one for each site, and what x is:
+    ``step``, ``round`` or ``epoch``."""
     wanted = [[row for row in run.metrics if (row["name"], row.get("arm")) == (name, arm)] for run in experiment.runs]
     x_name = abscissa([row for rows in wanted for row in rows])
     if x_name is None:
         return [], "step"
+    # by the curve's label: the points of each run
     series: dict[str, list[tuple[list[float], list[float]]]] = {}
     for rows in wanted:
         split: dict[str, list[Row]] = {}
@@ -136,7 +137,7 @@ def abscissa(rows: Sequence[Row]) -> str | None:
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """At most ``POINTS`` points: means of equal runs of neighbours."""
+    """(xs, ys) of at most ``POINTS`` points, each the mean of as many neighbouring points."""
     width = -(-len(points) // POINTS) if points else 1
     chunks = [points[start : start + width] for start in range(0, len(points), width)]
     xs = [sum(x for x, _ in chunk) / len(chunk) for chunk in chunks]
@@ -146,8 +147,8 @@ def thinned(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[fl
 def last_values(experiment: Experiment) -> list[tuple[str, str]]:
     """The last value of every measure of the run itself, for each of the runs: (name, text)."""
     lines = []
-    own = [[row for row in run.metrics if not row.get("arm")] for run in experiment.runs]
-    for name in dict.fromkeys(row["name"] for rows in own for row in rows):
-        lasts = [[row["value"] for row in rows if row["name"] == name][-1:] for rows in own]
+    own_rows = [[row for row in run.metrics if not row.get("arm")] for run in experiment.runs]
+    for name in dict.fromkeys(row["name"] for rows in own_rows for row in rows):
+        lasts = [[row["value"] for row in rows if row["name"] == name][-1:] for rows in own_rows]
         lines.append((name, ", ".join(f"{value:.4g}" for last in lasts for value in last)))
     return lines

@@ -1,4 +1,4 @@
-"""Sheets of slices with outlines drawn on them. They hold pixels and stay where they are made."""
+"""Sheets of slices with outlines drawn on them. They hold pixels, so they stay at the site that made them."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -24,16 +24,16 @@ class Panel:
 
 
 def sheet(rows: Sequence[Sequence[Panel]], heading: str) -> bytes:
-    """PNG: a row of tiles for each of ``rows``, on black."""
+    """PNG: a row of slices for each of ``rows`` (they may differ in length), on black."""
     columns = max(len(row) for row in rows)
     figure = new_figure((columns * SIDE, len(rows) * (SIDE + 0.25) + 0.3))
     figure.set_facecolor("black")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for row, line in zip(rows, grid, strict=True):
-        for number, axes in enumerate(line):
+        for column, axes in enumerate(line):
             axes.axis("off")
-            if number < len(row):
-                draw(axes, row[number])
+            if column < len(row):
+                draw(axes, row[column])
     figure.suptitle(heading, color="white", fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, facecolor="black", metadata={"Software": None})
@@ -41,7 +41,7 @@ def sheet(rows: Sequence[Sequence[Panel]], heading: str) -> bytes:
 
 
 def draw(axes: Any, panel: Panel) -> None:
-    """One slice between its own 1st and 99.5th percentile, with its outlines."""
+    """One slice with its outlines; its 1st and its 99.5th percentile are black and white."""
     image = panel.image.numpy()
     low, high = np.percentile(image, (1.0, 99.5))
     axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")

@@ -27,8 +27,8 @@ def html(title: str, experiments: Sequence[Experiment], *, pictures: bool) -> st
         )
     body.append(f"<nav>{navigation(experiments)}</nav>")
     body.append("</header><main>")
-    for number, experiment in enumerate(experiments):
-        body.append(section(experiment, number, alone=len(experiments) == 1, pictures=pictures))
+    for index, experiment in enumerate(experiments):
+        body.append(section(experiment, index, alone=len(experiments) == 1, pictures=pictures))
     body.append("</main><footer><p>Research use only, not a medical device.</p></footer>")
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
@@ -38,38 +38,41 @@ def html(title: str, experiments: Sequence[Experiment], *, pictures: bool) -> st
     )
 
 
-def section(experiment: Experiment, number: int, *, alone: bool, pictures: bool) -> str:
+def section(experiment: Experiment, index: int, *, alone: bool, pictures: bool) -> str:
     """One experiment."""
     heading = "" if alone else f"<h2 class='experiment'>{escape(experiment.name)}</h2>"
     lines = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.facts(experiment))
     sites = tables.site_tables(experiment)
+    # each part is a block with an anchor for ``navigation``
     parts = {
         "results": headline(sites) + evaluation(experiment, sites) + similarity(experiment),
         "training": training(experiment),
         "pictures": sheets(experiment, pictures),
         "notes": small_print(experiment, sites),
     }
-    divided = "".join(f"<div id='{name}-{number}'>{part}</div>" for name, part in parts.items())
-    return f"<section id='experiment-{number}'>{heading}<dl class='facts'>{lines}</dl>{divided}</section>"
+    divided = "".join(f"<div id='{name}-{index}'>{part}</div>" for name, part in parts.items())
+    return f"<section id='experiment-{index}'>{heading}<dl class='facts'>{lines}</dl>{divided}</section>"
 
 
 def navigation(experiments: Sequence[Experiment]) -> str:
-    """Links to the parts of the only experiment, or to the experiments."""
+    """Links to the parts of the page: of the only experiment, or to each of several experiments."""
     if len(experiments) > 1:
-        return "".join(f"<a href='#experiment-{i}'>{escape(one.name)}</a>" for i, one in enumerate(experiments))
+        return "".join(
+            f"<a href='#experiment-{i}'>{escape(experiment.name)}</a>" for i, experiment in enumerate(experiments)
+        )
     parts = {"results": "Results", "training": "Training", "pictures": "Pictures", "notes": "Notes and configuration"}
     return "".join(f"<a href='#{name}-0'>{text}</a>" for name, text in parts.items())
 
 
 def leading(sites: Sequence[Table]) -> Table | None:
-    """The table of all sites together, the mean over sites, or the only one there is."""
+    """The table to be shown first: that of all sites together, else the mean over sites, else the first one."""
     if sites and sites[0].title == wording.ALL_SITES:
         return sites[0]
     return tables.mean_over_sites(sites) or (sites[0] if sites else None)
 
 
 def headline(sites: Sequence[Table]) -> str:
-    """One tile per arm with its value in the first measure that is worth a picture."""
+    """One tile per arm with its value in the first measure that is plotted; nothing without one."""
     table = leading(sites)
     columns = tables.plotted_columns(table.columns) if table else ()
     if table is None or not columns:
@@ -93,7 +96,7 @@ def headline(sites: Sequence[Table]) -> str:
 
 
 def evaluation(experiment: Experiment, sites: Sequence[Table]) -> str:
-    """Forest plots, then a table per site, the differences last."""
+    """Forest plots, then the tables (all sites and the mean first, then each site), then the differences of arms."""
     if not sites:
         return "<h2>Evaluation</h2><p class='absent'>Evaluation: not run.</p>"
     several = len(experiment.runs) > 1
@@ -101,20 +104,22 @@ def evaluation(experiment: Experiment, sites: Sequence[Table]) -> str:
     for column in tables.plotted_columns(sites[0].columns):
         parts.append(forest(sites, column))
     parts.append(f"</div><p class='hint'>{OVER_SEEDS if several else INTERVAL}.</p>")
+    # from the general to the single: all sites together, their mean, each site
     mean = tables.mean_over_sites(sites)
-    together = [table for table in sites if table.title == wording.ALL_SITES]
-    parts += [table_html(table) for table in [*together, *([mean] if mean else [])]]
+    all_sites = [table for table in sites if table.title == wording.ALL_SITES]
+    parts += [table_html(table) for table in [*all_sites, *([mean] if mean else [])]]
     parts += [table_html(table) for table in sites if table.title != wording.ALL_SITES]
     differences = tables.difference_table(experiment)
     if differences:
-        each = tables.site_tables(experiment, difference=True)
-        plotted = (forest(each, column, zero=True) for column in tables.plotted_columns(differences.columns))
+        per_site = tables.site_tables(experiment, difference=True)
+        plotted = (forest(per_site, column, zero=True) for column in tables.plotted_columns(differences.columns))
         parts.append(f"<div class='figures'>{''.join(plotted)}</div>{table_html(differences)}")
     return "".join(parts)
 
 
 def forest(sites: Sequence[Table], column: Column, *, zero: bool = False) -> str:
     """One forest plot of a column: a block per site."""
+    # shares are plotted in per cent
     scale = 100 if wording.in_percent(column[1]) else 1
 
     def scaled(value: float | None) -> float | None:
@@ -128,6 +133,7 @@ def forest(sites: Sequence[Table], column: Column, *, zero: bool = False) -> str
             if cell is None:
                 continue
             values = [scale * row["value"] for _, row in cell.each if row["value"] is not None]
+            # the bar: the bootstrap interval of a single run, or one standard deviation over several
             low, high = scaled(cell.low), scaled(cell.high)
             if cell.sd is not None and cell.value is not None:
                 low, high = scale * (cell.value - cell.sd), scale * (cell.value + cell.sd)
@@ -144,7 +150,7 @@ def forest(sites: Sequence[Table], column: Column, *, zero: bool = False) -> str
 
 
 def similarity(experiment: Experiment) -> str:
-    """Histograms of the cosine similarity of pairs, one picture per run that has one; nothing where none has."""
+    """Histograms of the cosine similarity of pairs, a picture for each run that has them; nothing where none has."""
     parts, means = [], []
     for label, run in zip(experiment.labels, experiment.runs, strict=True):
         if run.similarity is None:
@@ -159,8 +165,9 @@ def similarity(experiment: Experiment) -> str:
 
 
 def training(experiment: Experiment) -> str:
-    """Curves of the loss and the collapse measures."""
+    """Curves of the loss and of the measures of collapse, folded away those of other arms, and the last values."""
     parts = ["<h2>Training</h2>"]
+    # measures that no run recorded are named, so that a reader does not look for them
     drawn, absent = [], []
     for name, title in facts.CURVES.items():
         lines, x_name = facts.curve_lines(experiment, name)
@@ -193,13 +200,13 @@ def training(experiment: Experiment) -> str:
 
 
 def sheets(experiment: Experiment, pictures: bool) -> str:
-    """Views and nearest neighbours, where the site itself asked for them."""
-    there = sum(run.pictures_there for run in experiment.runs)
-    if not there:
+    """Views and nearest neighbours, where ``pictures`` asks for them; else how many were left out."""
+    count = sum(run.pictures_there for run in experiment.runs)
+    if not count:
         return "<h2>Pictures</h2><p class='absent'>Pictures: not run.</p>"
     if not pictures:
         return (
-            f"<h2>Pictures</h2><p class='absent'>{there} left out: they hold image pixels, and only the site that owns "
+            f"<h2>Pictures</h2><p class='absent'>{count} left out: they hold image pixels, and only the site that owns "
             "the images may put them into its own page.</p>"
         )
     shown = [
@@ -218,9 +225,9 @@ def sheets(experiment: Experiment, pictures: bool) -> str:
 def small_print(experiment: Experiment, sites: Sequence[Table]) -> str:
     """Notes, remarks and the configuration, folded away."""
     parts = ["<h2>Notes and configuration</h2>"]
-    found = tables.notes([*sites, *tables.site_tables(experiment, difference=True)])
-    if found:
-        items = (f"<li><b>{escape(n)}</b>: {escape('; '.join(places))}</li>" for n, places in found.items())
+    notes = tables.notes([*sites, *tables.site_tables(experiment, difference=True)])
+    if notes:
+        items = (f"<li><b>{escape(note)}</b>: {escape('; '.join(places))}</li>" for note, places in notes.items())
         parts.append(f"<details><summary>Notes of the evaluators</summary><ul>{''.join(items)}</ul></details>")
     remarks = [f"{run.folder.name}: {remark}" for run in experiment.runs for remark in run.remarks]
     parts += [f"<p class='hint'>{escape(remark)}</p>" for remark in remarks]
@@ -230,7 +237,7 @@ def small_print(experiment: Experiment, sites: Sequence[Table]) -> str:
 
 
 def figure(pair: tuple[bytes, bytes], caption: str, alternative: str) -> str:
-    """A plot that follows the reader's colour scheme."""
+    """A plot, ``pair`` being its PNG for a light and for a dark page; the reader's colour scheme decides."""
     light, dark = (f"data:image/png;base64,{base64.b64encode(data).decode()}" for data in pair)
     return (
         f"<figure><figcaption>{escape(caption)}</figcaption><picture>"

@@ -101,11 +101,11 @@ def png(figure: Any, dpi: int) -> bytes:
 
 
 def curves(lines: Sequence[Curve], x_label: str) -> tuple[bytes, bytes]:
-    """A line plot of one measure by step or round."""
+    """A line plot of one measure by step or round: (PNG for a light page, PNG for a dark one)."""
 
     def draw(axes: Any, theme: Theme) -> None:
-        for place, line in enumerate(lines):
-            colour = theme.colour(COLOURS[place % len(COLOURS)])
+        for line_index, line in enumerate(lines):
+            colour = theme.colour(COLOURS[line_index % len(COLOURS)])
             draw_line(axes, line, colour)
         axes.set_xlabel(x_label)
         axes.grid(axis="y")
@@ -119,11 +119,12 @@ def curves(lines: Sequence[Curve], x_label: str) -> tuple[bytes, bytes]:
 
 
 def draw_line(axes: Any, line: Curve, colour: str) -> None:
-    """Runs thin, their mean thick; a single run thick, single points as markers."""
+    """The runs of one curve. Several runs that share x are drawn thin with their mean thick on top, others thick. Short
+    runs have markers, so that single points can be seen."""
     shared = all(list(x) == list(line.runs[0][0]) for x, _ in line.runs)
     several = len(line.runs) > 1
-    for number, (x, y) in enumerate(line.runs):
-        label = line.label if number == 0 and not (several and shared) else None
+    for run_index, (x, y) in enumerate(line.runs):
+        label = line.label if run_index == 0 and not (several and shared) else None
         thin = several and shared
         marker = "o" if len(x) < 12 else None
         axes.plot(
@@ -136,13 +137,14 @@ def draw_line(axes: Any, line: Curve, colour: str) -> None:
 
 
 def forest(blocks: Mapping[str, Sequence[Dot]], *, zero: bool = False) -> tuple[bytes, bytes]:
-    """A forest plot: one block of rows per site, a dot and its interval per arm; ``zero`` draws the line of no
-    difference."""
+    """A forest plot: one block of rows per site, in it a dot and its interval for each arm. ``zero`` draws a line at 0,
+    where there is no difference. Two PNGs as ``plot``."""
     rows = sum(len(dots) for dots in blocks.values()) + 1.3 * len(blocks)
 
     def draw(axes: Any, theme: Theme) -> None:
+        # y runs downwards: a line for the block's title, then one for each arm, then a little room
         y = 0.0
-        ticks: list[tuple[float, str, bool]] = []
+        ticks: list[tuple[float, str, bool]] = []  # (y, label, bold)
         for title, dots in blocks.items():
             ticks.append((y + 0.1, title, True))
             y += 1.1
@@ -151,7 +153,7 @@ def forest(blocks: Mapping[str, Sequence[Dot]], *, zero: bool = False) -> tuple[
                 ticks.append((y, dot.label, False))
                 y += 1
             y += 0.2
-        axes.set_yticks([place for place, _, _ in ticks], [label for _, label, _ in ticks])
+        axes.set_yticks([tick_y for tick_y, _, _ in ticks], [label for _, label, _ in ticks])
         for label, (_, _, bold) in zip(axes.get_yticklabels(), ticks, strict=True):
             label.set(fontweight="bold" if bold else "normal", color=theme.text if bold else theme.muted)
         axes.set_ylim(y - 0.3, -0.5)
@@ -167,7 +169,7 @@ def forest(blocks: Mapping[str, Sequence[Dot]], *, zero: bool = False) -> tuple[
 
 
 def draw_dot(axes: Any, dot: Dot, y: float, theme: Theme) -> None:
-    """One row of a forest plot; an arm without a value is said in words."""
+    """One row of a forest plot; an arm without a value gets the words "no value"."""
     colour = theme.colour(ARM_COLOURS.get(dot.arm, COLOURS[0]))
     if dot.value is None:
         axes.text(0.02, y, "no value", transform=axes.get_yaxis_transform(), color=theme.muted, va="center", fontsize=8)
@@ -181,19 +183,21 @@ def draw_dot(axes: Any, dot: Dot, y: float, theme: Theme) -> None:
 def histograms(edges: Sequence[float], counts: Mapping[str, Sequence[int]], x_label: str) -> tuple[bytes, bytes]:
     """Densities of several histograms over the same bins, one outline each; one without a count is left out.
 
-    ``edges`` has one number more than each of the ``counts``. Empty bins at both ends are cut off.
+    ``edges`` has one number more than each of the ``counts``. Empty bins at both ends are cut off. Two PNGs as
+    ``plot``.
     """
     shown = {label: values for label, values in counts.items() if sum(values)}
-    full = [place for values in shown.values() for place, count in enumerate(values) if count]
+    filled_bins = [index for values in shown.values() for index, count in enumerate(values) if count]
 
     def draw(axes: Any, theme: Theme) -> None:
-        for place, (label, values) in enumerate(shown.items()):
-            colour, total = theme.colour(COLOURS[place]), sum(values)
+        for series_index, (label, values) in enumerate(shown.items()):
+            colour, total = theme.colour(COLOURS[series_index]), sum(values)
+            # a density integrates to 1: the count's share over the bin's width
             density = [n / total / (right - left) for n, left, right in zip(values, edges, edges[1:], strict=False)]
             axes.stairs(density, edges, color=colour, lw=1.6, label=label)
             axes.stairs(density, edges, color=colour, alpha=0.15, fill=True)
-        if full:
-            axes.set_xlim(edges[min(full)], edges[max(full) + 1])
+        if filled_bins:
+            axes.set_xlim(edges[min(filled_bins)], edges[max(filled_bins) + 1])
         axes.set_ylim(bottom=0)
         axes.set_xlabel(x_label)
         axes.set_ylabel("density")

@@ -21,8 +21,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds. ``environment`` is None, and the lists are empty, where a piece is not there;
-    ``remarks`` says what was left out while reading."""
+    """What a run folder holds. Where a piece is not there, ``environment`` is None and the lists are empty.
+    ``remarks`` says what was left out while reading, ``pictures_there`` how many pictures there are, read or not."""
 
     folder: Path
     config: Tree
@@ -56,7 +56,7 @@ class Experiment:
 
     @property
     def config(self) -> Tree:
-        """The configuration of the first run; all others agree where it matters."""
+        """The configuration of the first run; the others differ only in seed and place."""
         return self.runs[0].config
 
 
@@ -69,6 +69,7 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such run folder")
+    # a run writes into its own folder, a federation also into one folder per site and per arm
     evaluations = sorted([*folder.glob("evaluate/*.json"), *folder.glob("sites/*/evaluate/*.json")])
     evaluations = [path for path in evaluations if path.name != SIMILARITY]
     metrics = sorted([*folder.glob("metrics.jsonl"), *folder.glob("sites/*/metrics.jsonl")])
@@ -121,10 +122,10 @@ def read_rows(path: Path) -> list[Row]:
     rows = read_json(path).get("rows")
     if not isinstance(rows, list):
         raise ValueError(f"{path}: expected an object with a list 'rows'")
-    for number, row in enumerate(rows):
+    for row_number, row in enumerate(rows):
         absent = sorted(ROW_KEYS - set(row)) if isinstance(row, dict) else sorted(ROW_KEYS)
         if absent:
-            raise ValueError(f"{path}: rows[{number}] has no {', '.join(absent)}")
+            raise ValueError(f"{path}: rows[{row_number}] has no {', '.join(absent)}")
     return [{**row, "file": path.stem} for row in rows]
 
 
@@ -140,30 +141,34 @@ def read_similarity(path: Path) -> Tree | None:
 
 
 def read_metrics(path: Path, remarks: list[str]) -> Iterator[Row]:
-    """The rows of one metrics.jsonl with finite values; ``site`` and ``arm`` are the folder's where the row does not
-    say (``sites/SITE``, ``arms/pooled``, ``arms/local-SITE``).
+    """The rows of one metrics.jsonl with finite values. ``site`` and ``arm`` follow from the folder (``sites/SITE``,
+    ``arms/pooled``, ``arms/local-SITE``) where the row itself does not have them.
 
-    A torn last line (the run is being written, or was killed) and values that are not finite are left out and said.
+    A torn last line (the run is being written, or was killed) and values that are not finite are left out, and
+    ``remarks`` gets a line about them. ``ValueError`` names any other line that cannot be read.
     """
     lines = path.read_text(encoding="utf-8").splitlines()
+    # the site and arm that the folder stands for
     kind, name = path.parent.parent.name, path.parent.name
     where = f"{kind}/{name}/{path.name}" if kind in ("sites", "arms") else path.name
-    arm, _, own = name.partition("-") if kind == "arms" else ("", "", name if kind == "sites" else "")
-    folder = {"arm": arm or None, "site": own or None}
+    arm, _, site = name.partition("-") if kind == "arms" else ("", "", name if kind == "sites" else "")
+    folder = {"arm": arm or None, "site": site or None}
     not_finite = 0
-    for number, line in enumerate(lines, 1):
+    for line_number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             measure, value = str(row["name"]), row["value"]
         except (ValueError, KeyError, TypeError):
-            if number == len(lines):
+            if line_number == len(lines):
                 remarks.append(f"{where}: the last line is torn and was left out")
                 continue
-            raise ValueError(f"{path}:{number}: not a line of metrics (an object with 'name' and 'value')") from None
+            raise ValueError(
+                f"{path}:{line_number}: not a line of metrics (an object with 'name' and 'value')"
+            ) from None
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             not_finite += 1
             continue
-        yield {**row, "name": measure, **{key: row.get(key) or said for key, said in folder.items()}}
+        yield {**row, "name": measure, **{key: row.get(key) or folder_value for key, folder_value in folder.items()}}
     if not_finite:
         remarks.append(f"{where}: {not_finite} values that are not finite were left out")
 
@@ -171,35 +176,35 @@ def read_metrics(path: Path, remarks: list[str]) -> Iterator[Row]:
 def read_pictures(folder: Path, drawn: Sequence[Path]) -> list[tuple[str, bytes]]:
     """(caption, PNG bytes) of each picture, in the order of ``captions.json``, then by name."""
     captions = read_json(folder / "captions.json") if (folder / "captions.json").is_file() else {}
-    listed = {name: place for place, name in enumerate(captions)}
-    found = []
-    for path in sorted(drawn, key=lambda path: (listed.get(path.name, len(listed)), path.name)):
+    caption_order = {name: position for position, name in enumerate(captions)}
+    pictures = []
+    for path in sorted(drawn, key=lambda path: (caption_order.get(path.name, len(caption_order)), path.name)):
         data = path.read_bytes()
         if not data.startswith(PNG):
             raise ValueError(f"{path}: not a PNG file")
-        found.append((str(captions.get(path.name, path.stem)), data))
-    return found
+        pictures.append((str(captions.get(path.name, path.stem)), data))
+    return pictures
 
 
 def group(runs: Sequence[Run]) -> list[Experiment]:
-    """Put runs together that differ only in their seed, in the order given; a run is labelled by its seed, or by its
-    folder where two runs share one."""
-    experiments: dict[str, list[Run]] = {}
+    """Put runs together that differ only in their seed, in the order given. A run's label is its seed, or its folder
+    where two runs have the same seed or one has none."""
+    experiments: dict[str, list[Run]] = {}  # by the configuration without seed and place, as text
     for run in runs:
         shared = config.without(run.config, "experiment")
         experiments.setdefault(json.dumps(shared, sort_keys=True, default=str), []).append(run)
-    made = []
+    grouped = []
     for members in experiments.values():
         seeds = [run.seed for run in members]
-        plain = None not in seeds and len(set(seeds)) == len(seeds)
-        labels = tuple(f"seed {run.seed}" if plain else run.folder.name for run in members)
-        made.append(Experiment(members[0].name, tuple(members), labels))
-    return made
+        seeds_differ = None not in seeds and len(set(seeds)) == len(seeds)
+        labels = tuple(f"seed {run.seed}" if seeds_differ else run.folder.name for run in members)
+        grouped.append(Experiment(members[0].name, tuple(members), labels))
+    return grouped
 
 
 def is_phantom(settings: Tree, environment: Tree | None = None) -> bool:
-    """Whether the run says that its data were phantoms (``environment.json``), or its data section speaks of them
-    anywhere (name, root, flags): then nothing here is a patient."""
+    """Whether the data were phantoms, so that no number is of a patient: ``environment.json`` says so, or the word
+    occurs anywhere in the configuration's section ``data`` (name, root, flags)."""
     if (environment or {}).get("phantom_data"):
         return True
 

@@ -28,7 +28,8 @@ def table_html(table: Table) -> str:
 
 
 def grid(table: Table, columns: Sequence[Column]) -> str:
-    """Arms by columns; the evaluators' names span their measures."""
+    """An HTML table: arms by columns, with the name of an evaluator above all its measures."""
+    # neighbouring columns of one evaluator: (evaluator, how many)
     spans: list[tuple[str, int]] = []
     for evaluator, _ in columns:
         if spans and spans[-1][0] == evaluator:
@@ -50,7 +51,7 @@ def grid(table: Table, columns: Sequence[Column]) -> str:
 
 
 def cell_html(cell: Cell | None, column: Column, *, signed: bool) -> str:
-    """A value with its interval underneath; an interval of a difference that leaves out 0 is set bold."""
+    """A value with its interval underneath. A difference is set bold where its interval does not contain 0."""
     value, spread = tables.cell_text(cell, column[1], signed=signed)
     if not spread and (cell is None or cell.value is None):
         return f"<td class='absent'>{escape(value)}</td>"
@@ -76,8 +77,8 @@ def single_runs(table: Table) -> str:
     rows = []
     for (arm, column), cell in table.cells.items():
         for label, row in cell.each:
-            own = Cell(row["value"], None, row["low"], row["high"], ((label, row),))
-            value, spread = tables.cell_text(own, column[1], signed=table.difference)
+            run_cell = Cell(row["value"], None, row["low"], row["high"], ((label, row),))
+            value, spread = tables.cell_text(run_cell, column[1], signed=table.difference)
             words = (table.name(arm), wording.column_name(column), label, f"{value} {spread}", str(row["n"]))
             rows.append("<tr>" + "".join(f"<td>{escape(word)}</td>" for word in words) + "</tr>")
     head = "".join(f"<th>{word}</th>" for word in ("arm", "measure", "run", "value", "n"))

@@ -1,4 +1,5 @@
-"""From evaluation rows to tables: per site, arms by evaluators; over seeds, mean and standard deviation."""
+"""From evaluation rows to tables: one per site, with a row for each arm and a column for each measure. Over runs of
+several seeds a cell holds the mean and the standard deviation."""
 
 import math
 import statistics
@@ -19,15 +20,16 @@ from sslmed_dist.report.wording import (
 )
 
 ARMS = ("raw_pixels", "copy_mask", "random", "local", "federated", "pooled", "encoder", "momentum")
-FEW_PATIENTS, FEW_SAMPLES = 30, 100
+FEW_PATIENTS, FEW_SAMPLES = 30, 100  # below either, a table carries a caution
 
 
 @dataclass(frozen=True)
 class Cell:
     """One measure of one arm at one site over the runs of an experiment.
 
-    ``value`` is the mean over the runs in which it is defined, ``sd`` their standard deviation (None for one run);
-    ``low`` and ``high`` are the bootstrap interval of a single run. ``each`` holds (label, row) of every run.
+    ``value`` is the mean over the runs in which the measure is defined, ``sd`` their standard deviation (None for one
+    run). ``low`` and ``high`` are the bootstrap interval where there is a single run. ``each`` holds (label, row) of
+    every run.
     """
 
     value: float | None
@@ -43,14 +45,14 @@ class Cell:
 
     @property
     def patients(self) -> tuple[int, int]:
-        """Fewest and most patients (groups) over the runs; the samples where rows do not say."""
+        """Fewest and most patients (groups) over the runs; samples where rows do not know their patients."""
         return span(row.get("groups") or row["n"] for _, row in self.each)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Arms by columns at one site. A missing key of ``cells`` was not run. ``difference``: arms are ``A - B``;
-    ``names`` replaces what an arm is called, ``hint`` explains how the numbers came about."""
+    """Arms (rows) by columns at one site. A cell that is missing in ``cells`` was not run. ``difference``: arms are
+    differences ``A - B``. ``names`` replaces what an arm is called, ``hint`` explains how the numbers were made."""
 
     title: str
     arms: tuple[str, ...]
@@ -86,9 +88,9 @@ class Table:
 
 
 def span(numbers: Iterable[int]) -> tuple[int, int]:
-    """Smallest and largest."""
-    found = [int(number) for number in numbers]
-    return (min(found), max(found)) if found else (0, 0)
+    """The smallest and the largest number; (0, 0) for none."""
+    counts = [int(count) for count in numbers]
+    return (min(counts), max(counts)) if counts else (0, 0)
 
 
 def between(ends: tuple[int, int]) -> str:
@@ -100,9 +102,10 @@ def site_tables(experiment: Experiment, *, difference: bool = False) -> list[Tab
     """One table per site, all sites together first; ``difference`` picks the rows of paired differences instead."""
     cells = collect(experiment, difference)
     sites = sorted({site for site, _, _ in cells}, key=lambda site: (site != ALL_SITES, natural(site)))
-    found = {arm for _, arm, _ in cells}
-    expected = set() if difference else set(expected_arms(experiment.config))
-    arms = tuple(sorted(found | (expected if cells else set()), key=arm_order))
+    arms_with_rows = {arm for _, arm, _ in cells}
+    # an arm that is looked for and has no row stands in the table as "not run"
+    arms_expected = set() if difference else set(expected_arms(experiment.config))
+    arms = tuple(sorted(arms_with_rows | (arms_expected if cells else set()), key=arm_order))
     columns = ordered_columns(column for _, _, column in cells)
     return [
         Table(site, arms, columns, {(arm, c): cell for (s, arm, c), cell in cells.items() if s == site}, difference)
@@ -111,9 +114,10 @@ def site_tables(experiment: Experiment, *, difference: bool = False) -> list[Tab
 
 
 def collect(experiment: Experiment, difference: bool) -> dict[tuple[str, str, Column], Cell]:
-    """Cells by (site, arm, column). Where two files of a run measure the same thing differently (the last and the best
-    encoder, say), the later file's name is put to the arm; ``ValueError`` where one file does."""
-    found: dict[tuple[str, str, Column], dict[str, Row]] = {}
+    """Cells by (site, arm, column). Two files of a run may measure the same thing with different results (say, of the
+    last and of the best encoder); then the name of the later file is added to the arm. ``ValueError`` where one file
+    has the same measure twice."""
+    rows_by_cell: dict[tuple[str, str, Column], dict[str, Row]] = {}  # the row of each run, by the run's label
     for label, run in zip(experiment.labels, experiment.runs, strict=True):
         for row in run.rows:
             if bool(row.get("difference")) != difference:
@@ -123,18 +127,19 @@ def collect(experiment: Experiment, difference: bool) -> dict[tuple[str, str, Co
                 str(row["arm"]),
                 (str(row["evaluator"]), str(row["metric"])),
             )
-            before = found.get((site, arm, column), {}).get(label)
-            if before is not None and before["file"] != row["file"]:
-                if all(before[key] == row[key] for key in ("value", "low", "high", "n")):
+            # where another file has this cell already: drop equal numbers, give others an arm of their own
+            earlier = rows_by_cell.get((site, arm, column), {}).get(label)
+            if earlier is not None and earlier["file"] != row["file"]:
+                if all(earlier[key] == row[key] for key in ("value", "low", "high", "n")):
                     continue
                 arm = f"{arm} ({row['file']})"
-                before = found.get((site, arm, column), {}).get(label)
-            if before is not None:
+                earlier = rows_by_cell.get((site, arm, column), {}).get(label)
+            if earlier is not None:
                 raise ValueError(
                     f"{run.folder}: evaluate/{row['file']}.json holds {site} / {arm} / {' / '.join(column)} twice"
                 )
-            found.setdefault((site, arm, column), {})[label] = row
-    return {key: summarise(list(each.items())) for key, each in found.items()}
+            rows_by_cell.setdefault((site, arm, column), {})[label] = row
+    return {key: summarise(list(each.items())) for key, each in rows_by_cell.items()}
 
 
 def summarise(each: Sequence[tuple[str, Row]]) -> Cell:
@@ -143,6 +148,7 @@ def summarise(each: Sequence[tuple[str, Row]]) -> Cell:
     if len(each) == 1:
         row = each[0][1]
         return Cell(values[0] if values else None, None, row["low"], row["high"], tuple(each))
+    # over several runs the spread of the runs takes the place of the single runs' intervals
     mean = math.fsum(values) / len(values) if values else None
     return Cell(mean, statistics.stdev(values) if len(values) > 1 else None, None, None, tuple(each))
 
@@ -155,14 +161,15 @@ def mean_over_sites(tables: Sequence[Table]) -> Table | None:
     sites = [table for table in tables if table.title != ALL_SITES]
     if len(sites) < 2:
         return None
+    # for each cell: a run's rows of all sites, averaged; then the runs as in any other table
     cells = {}
     keys = dict.fromkeys(key for table in sites for key in table.cells)
     for key in keys:
-        runs: dict[str, list[Row]] = {}
+        rows_by_run: dict[str, list[Row]] = {}
         for table in sites:
             for label, row in table.cells[key].each if key in table.cells else ():
-                runs.setdefault(label, []).append(row)
-        cells[key] = summarise([(label, averaged(rows, len(sites))) for label, rows in runs.items()])
+                rows_by_run.setdefault(label, []).append(row)
+        cells[key] = summarise([(label, averaged(rows, len(sites))) for label, rows in rows_by_run.items()])
     hint = "every site counts once; no interval"
     return Table("mean over sites", sites[0].arms, sites[0].columns, cells, hint=hint)
 
@@ -172,6 +179,7 @@ def difference_table(experiment: Experiment) -> Table | None:
     sites = site_tables(experiment, difference=True)
     if not sites:
         return None
+    # an arm of this table is a site and a pair of arms
     cells, names = {}, {}
     for table in sites:
         for (arm, column), cell in table.cells.items():
@@ -182,8 +190,9 @@ def difference_table(experiment: Experiment) -> Table | None:
 
 
 def averaged(rows: Sequence[Row], sites: int) -> Row:
-    """The mean of one run's rows over its sites, as a row without an interval."""
+    """The mean of one run's ``rows`` over its ``sites`` (their number), as a row without an interval."""
     values = [float(row["value"]) for row in rows if row["value"] is not None]
+    # sites where the measure is undefined are not in the mean, and the note says so
     note = "" if len(values) == sites else f"over {len(values)} of {sites} sites"
     return {
         "value": math.fsum(values) / len(values) if values else None,
@@ -196,7 +205,8 @@ def averaged(rows: Sequence[Row], sites: int) -> Row:
 
 
 def expected_arms(config: Tree) -> tuple[str, ...]:
-    """The arms that a reader looks for: those of ``federated.compare`` and the federation, or the encoder."""
+    """The arms that a reader looks for, run or not: those of ``federated.compare`` and the federation; without a
+    federation the encoder and a random one."""
     federated = config.get("federated")
     if not isinstance(federated, Mapping):
         return ("random", "encoder")
@@ -204,30 +214,32 @@ def expected_arms(config: Tree) -> tuple[str, ...]:
 
 
 def arm_order(arm: str) -> tuple[int, str]:
-    """Known arms from floor to ceiling, then the others by name."""
+    """Sort key: known arms in the order of ``ARMS``, then the others by name."""
     return (ARMS.index(arm) if arm in ARMS else len(ARMS), arm)
 
 
 def natural(text: str) -> list[tuple[int, Any]]:
     """Sort key in which site-10 comes after site-2."""
+    # numbers are compared as numbers, after the text without digits
     digits = "".join(letter if letter.isdigit() else " " for letter in text).split()
     return [(0, "".join(letter for letter in text if not letter.isdigit())), *((1, int(part)) for part in digits)]
 
 
 def ordered_columns(columns: Iterable[Column]) -> tuple[Column, ...]:
-    """Evaluators as they first came, known metrics first and labels (``auc/LABEL``) after them."""
-    seen = list(dict.fromkeys(columns))
-    evaluators = list(dict.fromkeys(evaluator for evaluator, _ in seen))
+    """The distinct columns: evaluators in the order in which they first occur, and for each the known metrics first,
+    then the labels (``auc/LABEL``)."""
+    distinct = list(dict.fromkeys(columns))
+    evaluators = list(dict.fromkeys(evaluator for evaluator, _ in distinct))
     known = list(METRIC_NAMES)
 
-    def place(column: Column) -> tuple[int, int]:
+    def sort_key(column: Column) -> tuple[int, int]:
         return evaluators.index(column[0]), known.index(column[1]) if column[1] in known else len(known)
 
-    return tuple(sorted(seen, key=place))
+    return tuple(sorted(distinct, key=sort_key))
 
 
 def main_columns(columns: Sequence[Column]) -> tuple[Column, ...]:
-    """The columns of the main tables; those of single labels stand apart."""
+    """The columns of the main tables: all but those of single labels."""
     return tuple(column for column in columns if "/" not in column[1])
 
 
@@ -251,17 +263,19 @@ def cell_text(cell: Cell | None, metric: str, *, signed: bool = False) -> tuple[
 
 
 def notes(tables: Sequence[Table]) -> dict[str, list[str]]:
-    """Each note of the rows once, with the places it belongs to. A learning rate is one for all measures of a probe."""
-    found: dict[str, list[str]] = {}
+    """Each note of the rows once, with the places (site, arm, measure, run) it belongs to. A note about the learning
+    rate holds for all measures of a probe, so its place is the evaluator."""
+    places_of: dict[str, list[str]] = {}
     for table in tables:
         for (arm, column), cell in table.cells.items():
             for label, row in cell.each:
+                # a row's note is a list of notes, joined by semicolons
                 for note in filter(None, str(row.get("note") or "").split("; ")):
                     rate = note.startswith("learning rate")
                     what = evaluator_name(column[0]) if rate else column_name(column).removesuffix(", %")
                     run = [label] if len(cell.each) > 1 else []
-                    place = ", ".join([site_name(table.title), table.name(arm), what, *run])
-                    places = found.setdefault(note, [])
-                    if place not in places:
-                        places.append(place)
-    return found
+                    where = ", ".join([site_name(table.title), table.name(arm), what, *run])
+                    places = places_of.setdefault(note, [])
+                    if where not in places:
+                        places.append(where)
+    return places_of

@@ -86,13 +86,13 @@ def site_name(site: str) -> str:
     return "All sites together" if site == ALL_SITES else site[:1].upper() + site[1:]
 
 
-def similarity(found: Mapping[str, Any]) -> str:
-    """The means of ``evaluate/similarity.json`` in a line."""
+def similarity(histogram: Mapping[str, Any]) -> str:
+    """The means of ``histogram``, the contents of ``evaluate/similarity.json``, in a line."""
     means = (
         f"{KIND_NAMES.get(kind, kind)} {'none' if mean is None else number(mean, 'cosine')}"
-        for kind, mean in found["means"].items()
+        for kind, mean in histogram["means"].items()
     )
     return (
-        f"Mean cosine similarity between training views of {found['n']} test images: {', '.join(means)}; "
-        f"alignment {number(found['alignment'], 'alignment')}"
+        f"Mean cosine similarity between training views of {histogram['n']} test images: {', '.join(means)}; "
+        f"alignment {number(histogram['alignment'], 'alignment')}"
     )

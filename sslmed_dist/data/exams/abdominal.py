@@ -1,4 +1,4 @@
-"""Abdominal volumes with organ masks as NIfTI: one exam, or one slice, per sample."""
+"""Abdominal volumes with organ masks as NIfTI; a sample of the dataset is one exam, or one slice."""
 
 import copy
 import re
@@ -18,7 +18,7 @@ from sslmed_dist.data.scans.nifti import axial_slices, read_canonical
 
 ORGANS = ("liver", "right kidney", "left kidney", "spleen")  # values 1 ... 4 of CHAOS MR
 NAME = re.compile(r"(image|label)_(\d{1,9})\.nii(\.gz)?")
-PERCENTILES = (0.5, 99.5)  # of a volume's voxels, mapped to 0 and 1
+PERCENTILES = (0.5, 99.5)  # of a volume's voxels: intensities that become 0 and 1
 SLICE_LIMIT = 4096  # slice s of exam n has the sample id 4096 n + s
 Volume = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
@@ -29,22 +29,23 @@ class Exam:
 
     number: int
     slices: Tensor  # (S, 1, H, W) float32 in [0, 1]; rows run anterior to posterior, columns patient right to left
-    kept: list[int]  # their numbers along the superior axis of the canonical volume
-    present: Tensor | None  # (S, L) float32: organ present in slice; None without a label file
-    facts: dict[str, Any]
+    kept: list[int]  # the slices' numbers along the superior axis of the canonical volume, (S,)
+    present: Tensor | None  # (S, L) float32: 1 where the organ is in the slice; None without a label file
+    facts: dict[str, Any]  # the exam's part of ``records``
 
 
 class Abdominal(Dataset):
     """Exams ``image_PP.nii[.gz]`` with organ masks ``label_PP.nii[.gz]`` (all or none) in one folder, as CHAOS T2-SPIR
     is packed (Kavur et al. 2021). ``sites.csv`` (id,site) gives the sites, where there is one.
 
-    unit "exam": a sample is an exam, id PP; ``fetch`` draws one of its non-empty slices (more than one value in it),
-    uniformly, keyed by (seed, "slice", epoch, id, draw). unit "slice": a sample is a non-empty slice, id 4096 PP +
-    slice number. Labels are float32 (N, L): organ ``organs[k]`` (mask value k + 1) has ``min_voxels`` voxels or more
-    in the slice, or in some slice of the exam; without masks int64 -1. groups are exam numbers.
-    Intensities: each volume is clipped to its 0.5 and 99.5 percentiles and scaled to [0, 1], float32. Slices are cut
-    along the third axis after turning the volume to right-anterior-superior, zero-padded to a square and resized to
-    ``size`` (bilinear, antialiased) when that is given; they stay in memory.
+    unit "exam": a sample is an exam, its id is PP. ``fetch`` draws one of its non-empty slices (those with more than
+    one value), uniformly, keyed by (seed, "slice", epoch, id, draw). unit "slice": a sample is a non-empty slice, its
+    id is 4096 PP + slice number. Labels are float32 (N, L): 1 where organ ``organs[k]`` (mask value k + 1) has
+    ``min_voxels`` voxels or more in the slice, or in some slice of the exam; without masks int64 -1. groups are exam
+    numbers.
+    Intensities: each volume is clipped to its 0.5 and 99.5 percentiles and scaled to [0, 1], float32. The volume is
+    turned to right-anterior-superior and cut along its third axis. With ``size`` slices are zero-padded to a square and
+    resized (bilinear, antialiased). They stay in memory.
     split: by patient, ``val_fraction`` and ``test_fraction`` of the exams, keyed by ``seed``.
     """
 
@@ -65,15 +66,19 @@ class Abdominal(Dataset):
         files = find_exams(folder)
         part = split_exams(list(files), (val_fraction, test_fraction), seed, str(folder))
         numbers = [list(files)[i] for i in select_split(part, split, str(folder)).tolist()]
-        exams = [read_exam(number, *files[number], organs=organs, min_voxels=min_voxels) for number in numbers]
+        exams = [
+            read_exam(exam_number, *files[exam_number], organs=organs, min_voxels=min_voxels) for exam_number in numbers
+        ]
         self.unit = unit
-        self.images = stack_slices(exams, size, folder)
-        self.counts = torch.tensor([len(exam.kept) for exam in exams])
-        self.starts = torch.cumsum(self.counts, 0) - self.counts
+        # the slices of all exams in one tensor; those of exam e are rows starts[e] ... starts[e] + counts[e] - 1
+        self.images = stack_slices(exams, size, folder)  # (S, 1, H, W)
+        self.counts = torch.tensor([len(exam.kept) for exam in exams])  # (E,)
+        self.starts = torch.cumsum(self.counts, 0) - self.counts  # (E,)
         sites = read_sites(folder / "sites.csv", numbers)
-        repeat = self.counts if unit == "slice" else torch.ones_like(self.counts)
+        # samples per exam: what is known of an exam is repeated for each of its samples
+        repeat = self.counts if unit == "slice" else torch.ones_like(self.counts)  # (E,)
         exam_numbers = torch.tensor(numbers).repeat_interleave(repeat)
-        slices = torch.tensor([s for exam in exams for s in exam.kept])
+        slices = torch.tensor([slice_number for exam in exams for slice_number in exam.kept])
         super().__init__(
             name=folder.name,
             ids=exam_numbers * SLICE_LIMIT + slices if unit == "slice" else exam_numbers,
@@ -97,34 +102,37 @@ class Abdominal(Dataset):
         return (0.0, 1.0)
 
     def to(self, device: str | torch.device) -> "Abdominal":
-        moved = copy.copy(self)
-        moved.device = torch.device(device)
-        moved.images = self.images.to(moved.device)
-        return moved
+        clone = copy.copy(self)
+        clone.device = torch.device(device)
+        clone.images = self.images.to(clone.device)
+        return clone
 
     def exams(self) -> dict[int, Tensor]:
         """Positions (int64) of the samples of each exam, by exam number."""
-        return {int(number): torch.nonzero(self.groups == number)[:, 0] for number in torch.unique(self.groups)}
+        return {
+            int(exam_number): torch.nonzero(self.groups == exam_number)[:, 0]
+            for exam_number in torch.unique(self.groups)
+        }
 
 
 def list_exams(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
     """(images, masks) by ascending exam number. ``ValueError`` for no folder, no image, or a number that repeats."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    found: dict[str, dict[int, Path]] = {"image": {}, "label": {}}
+    paths: dict[str, dict[int, Path]] = {"image": {}, "label": {}}
     for path in sorted(folder.iterdir()):
         match = NAME.fullmatch(path.name)
-        if match and int(match[2]) in found[match[1]]:
+        if match and int(match[2]) in paths[match[1]]:
             raise ValueError(f"{path}: a second {match[1]} of exam {int(match[2])}")
         if match:
-            found[match[1]][int(match[2])] = path
-    if not found["image"]:
+            paths[match[1]][int(match[2])] = path
+    if not paths["image"]:
         raise ValueError(f"{folder}: no exam in it; expected image_01.nii.gz, label_01.nii.gz, ...")
-    return dict(sorted(found["image"].items())), dict(sorted(found["label"].items()))
+    return dict(sorted(paths["image"].items())), dict(sorted(paths["label"].items()))
 
 
 def unpaired(images: dict[int, Path], masks: dict[int, Path]) -> list[str]:
-    """One line for every image without a mask (when others have one) and every mask without an image."""
+    """A message for every image without a mask (when others have one), and for every mask without an image."""
     lines = [f"{images[n]}: has no mask label_... beside it, other exams have one" for n in images if n not in masks]
     return (lines if masks else []) + [f"{masks[n]}: has no image_... beside it" for n in masks if n not in images]
 
@@ -134,12 +142,13 @@ def find_exams(folder: Path) -> dict[int, tuple[Path, Path | None]]:
     images, masks = list_exams(folder)
     for line in unpaired(images, masks):
         raise ValueError(line)
-    return {number: (path, masks.get(number)) for number, path in images.items()}
+    return {exam_number: (path, masks.get(exam_number)) for exam_number, path in images.items()}
 
 
 def read_mask(path: Path, shape: tuple[int, ...], affine: Any, organs: Sequence[str]) -> Volume:
-    """The organ values 0 to L of a mask, float32, turned as its image. ``ValueError`` naming the file: as
-    ``read_canonical``, another shape or position than the image's, or a value that is no organ's."""
+    """The organ values 0 to L of a mask, float32 (I, J, K), turned to right-anterior-superior like its image, whose
+    ``shape`` and ``affine`` it must have. ``ValueError`` naming the file: as ``read_canonical``, another shape or
+    position than the image's, or a value that is no organ's."""
     mask = read_canonical(path)
     labels = mask.voxels
     if labels.shape != shape or not np.allclose(mask.affine, affine, atol=1e-2):
@@ -150,12 +159,14 @@ def read_mask(path: Path, shape: tuple[int, ...], affine: Any, organs: Sequence[
 
 
 def read_exam(number: int, image: Path, mask: Path | None, *, organs: Sequence[str], min_voxels: int) -> Exam:
-    """Read, scale and cut one exam. Raises as ``read_canonical``, also for a constant volume or an unfit mask."""
+    """Read, scale and cut one exam. ``ValueError`` as ``read_canonical`` and ``read_mask``, also for too many slices
+    and for a constant volume."""
     volume = read_canonical(image)
     voxels = volume.voxels
     if voxels.shape[2] > SLICE_LIMIT:
         raise ValueError(f"{image}: {voxels.shape[2]} slices, allowed at most {SLICE_LIMIT}")
-    kept = np.nonzero(np.ptp(voxels, axis=(0, 1)) > 0)[0]
+    # numbers of the slices in which not all voxels are equal
+    filled_slices = np.nonzero(np.ptp(voxels, axis=(0, 1)) > 0)[0]
     low, high = (float(value) for value in np.percentile(voxels, PERCENTILES))
     if not low < high:
         raise ValueError(f"{image}: the volume is constant ({low}) between its 0.5 and 99.5 percentiles")
@@ -163,14 +174,22 @@ def read_exam(number: int, image: Path, mask: Path | None, *, organs: Sequence[s
     present = None
     if mask is not None:
         labels = read_mask(mask, voxels.shape, volume.affine, organs)
+        # (K, L) voxels of each organ in each slice; then only the slices that are kept
         voxel_counts = np.stack([(labels == k + 1).sum(axis=(0, 1)) for k in range(len(organs))], 1)
-        present = torch.from_numpy((voxel_counts >= max(min_voxels, 1)).astype(np.float32))[kept]
-    facts = {"file": image.name, "spacing_mm": volume.spacing, "shape": voxels.shape}
-    return Exam(number, torch.from_numpy(axial_slices(scaled[:, :, kept]))[:, None], kept.tolist(), present, facts)
+        present = torch.from_numpy((voxel_counts >= max(min_voxels, 1)).astype(np.float32))[filled_slices]
+    record = {"file": image.name, "spacing_mm": volume.spacing, "shape": voxels.shape}
+    return Exam(
+        number,
+        torch.from_numpy(axial_slices(scaled[:, :, filled_slices]))[:, None],
+        filled_slices.tolist(),
+        present,
+        record,
+    )
 
 
 def stack_slices(exams: Sequence[Exam], size: int | None, folder: Path) -> Tensor:
-    """All slices (S, 1, H, W), resized to ``size``. ``ValueError`` when they differ in size and none is asked for."""
+    """The slices of all exams (S, 1, H, W), resized to ``size``. ``ValueError`` when they differ in size and ``size``
+    is None."""
     if size is not None and size < 1:
         raise ValueError(f"{folder}: size must be at least 1, got {size}")
     shapes = {tuple(exam.slices.shape[2:]) for exam in exams}
@@ -192,6 +211,7 @@ def resize_square(slices: Tensor, size: int) -> Tensor:
 
 def exam_labels(exams: Sequence[Exam], unit: str) -> Tensor:
     """(N, L) float32 organ presence per slice or per exam; int64 -1 (N,) without masks."""
+    # an exam has an organ when one of its slices has it: the maximum over slices
     present = [exam.present for exam in exams if exam.present is not None]
     if not present:
         return torch.full((sum(len(e.kept) for e in exams) if unit == "slice" else len(exams),), -1)
@@ -199,7 +219,7 @@ def exam_labels(exams: Sequence[Exam], unit: str) -> Tensor:
 
 
 def exam_records(exams: Sequence[Exam], unit: str) -> list[dict[str, Any]]:
-    """File, geometry and slice number of every sample."""
+    """File, geometry and slice number (for exams: all slice numbers) of every sample."""
     if unit == "exam":
         return [exam.facts | {"slices": exam.kept} for exam in exams]
-    return [exam.facts | {"slice": number} for exam in exams for number in exam.kept]
+    return [exam.facts | {"slice": slice_number} for exam in exams for slice_number in exam.kept]

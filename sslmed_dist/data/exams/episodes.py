@@ -1,4 +1,4 @@
-"""Slices with pseudo-masks for episodes of one-shot segmentation, and whole labelled scans for its evaluation."""
+"""Slices with pseudo-masks to train one-shot segmentation on, and complete scans with organ masks to evaluate it on."""
 
 import copy
 from collections.abc import Sequence
@@ -28,21 +28,22 @@ class Episodes(Dataset):
 
     masks "superpixels", for training without labels: a sample is a slice that has a superpixel (``superpixels.py``,
     computed on the raw intensities; label files need not exist). Slices with a voxel of an organ in ``exclude`` are
-    left out ("setting 2" of Ouyang et al. 2020); this alone needs masks. ``fetch`` gives "images" and "mask" (B, H, W)
-    uint8 0 or 1: one superpixel of the slice, uniform among those present, keyed by (seed, "superpixel", epoch, id,
-    draw). Labels are int64 -1.
+    left out ("setting 2" of Ouyang et al. 2020); this alone needs masks. ``fetch`` gives "images" (B, 1, H, W) and
+    "mask" (B, H, W), uint8 0 or 1: one superpixel of the slice, drawn uniformly, keyed by (seed, "superpixel", epoch,
+    id, draw). Labels are int64 -1.
 
-    masks "organs", for evaluation: a sample is a slice, all of them, exam by exam, upwards; ``exclude`` plays no part.
-    ``fetch`` gives "images" and "organs" (B, H, W) uint8, values 0 to L. Labels are float32 (N, L): the organ has a
-    pixel in "organs".
+    masks "organs", for evaluation: every slice is a sample, exam by exam, from the lowest slice upwards; ``exclude``
+    has no effect. ``fetch`` gives "images" and "organs" (B, H, W) uint8, values 0 to L. Labels are float32 (N, L): 1
+    where the organ has a pixel in "organs".
 
-    Sample ids are 4096 x exam number + slice number, groups exam numbers. Images are float32 (x - mean) / sd over all
-    voxels of the volume. With ``size`` they are padded to a square (the volume's least value) and resized (bilinear,
-    antialiased), masks likewise (0; nearest neighbour); superpixels that lose too much in it are not drawn.
-    ``records``: "file", "slice" (number along the superior axis), "spacing_mm" (row, column, slice) of the fetched grid
-    and "oriented", False when the NIfTI header has neither an sform nor a qform code, so that left is a guess.
-    ``fold`` k: the five folds of ``folds.py``; "test" is its queries and then, last, its support, "train" all other
-    exams. Without it: by patient, ``val_fraction`` and ``test_fraction``, keyed by ``seed``.
+    Sample ids are 4096 x exam number + slice number, groups are exam numbers. Images are float32 (x - mean) / sd over
+    all voxels of the volume. With ``size`` they are padded to a square (with the volume's least value) and resized
+    (bilinear, antialiased). Masks are padded with 0 and resized by the nearest neighbour; superpixels that become too
+    small by it are not drawn. ``records``: "file", "slice" (number along the superior axis), "spacing_mm" (row, column,
+    slice) of the fetched grid, and "oriented", False when the NIfTI header has neither an sform nor a qform code, so
+    that left is a guess.
+    ``fold`` k of the five of ``folds.py``: "test" is the fold's queries and then, last, its support; "train" is all
+    other exams. Without ``fold``: by patient, ``val_fraction`` and ``test_fraction``, keyed by ``seed``.
     ``scale``, ``sigma``, ``min_size``, ``body_threshold``: see ``Recipe``; ``cache``: the folder of the superpixel maps
     (None: "superpixels" below the root; "": none); ``workers``: processes that compute them.
     """
@@ -66,45 +67,46 @@ class Episodes(Dataset):
         test_fraction: float = 0.0,
         seed: int = 0,
     ) -> None:
-        """``ValueError``: a file as for ``Abdominal``, masks that are needed and not there, an organ or fold that does
+        """``ValueError``: a file as for ``Abdominal``, missing masks where they are needed, an organ or fold that does
         not exist, a volume without superpixels, no slice left, a cache folder that cannot be written."""
         require_choices(masks, exclude, organs, size)
         recipe = Recipe(scale, sigma, min_size, body_threshold)
         labelled = masks == "organs" or bool(exclude)
         why = "masks: organs" if masks == "organs" else f"exclude: {', '.join(exclude)}"
-        place = Path(root)
-        source = (ExamArchive if is_archive(place) else ExamFolder)(place, labelled, why)
-        numbers = choose_exams(source.numbers, split, fold, (val_fraction, test_fraction), seed, str(place))
-        scans = [source.read(number, organs) for number in numbers]
-        require_one_size(scans, size, place)
+        root_path = Path(root)
+        source = (ExamArchive if is_archive(root_path) else ExamFolder)(root_path, labelled, why)
+        numbers = choose_exams(source.numbers, split, fold, (val_fraction, test_fraction), seed, str(root_path))
+        scans = [source.read(exam_number, organs) for exam_number in numbers]
+        require_one_size(scans, size, root_path)
         self.masks: Masks = masks
+        # per scan: the label maps (S, H, W), and the numbers of the slices that become samples
         if masks == "organs":
-            maps, kept = organ_maps(scans, size), [torch.arange(len(scan.slices)) for scan in scans]
+            maps, used = organ_maps(scans, size), [torch.arange(len(scan.slices)) for scan in scans]
         else:
             maps = pseudo_masks(source.superpixels(scans, recipe, cache, workers), recipe, size)
             values = [organs.index(organ) + 1 for organ in exclude]
-            kept = [usable(one, scan, values) for one, scan in zip(maps, scans, strict=True)]
-        if not any(len(chosen) for chosen in kept):
+            used = [usable(scan_maps, scan, values) for scan_maps, scan in zip(maps, scans, strict=True)]
+        if not any(len(chosen) for chosen in used):
             left = "has no superpixel" + (f" or holds one of exclude: {', '.join(exclude)}" if exclude else "")
-            raise ValueError(f"{place}: no slice is left: every one {left}")
-        self.images = torch.cat([standardise(scan, size)[use] for scan, use in zip(scans, kept, strict=True)])
-        self.maps = torch.cat([one[chosen] for one, chosen in zip(maps, kept, strict=True)])
+            raise ValueError(f"{root_path}: no slice is left: every one {left}")
+        self.images = torch.cat([standardise(scan, size)[use] for scan, use in zip(scans, used, strict=True)])
+        self.maps = torch.cat([scan_maps[use] for scan_maps, use in zip(maps, used, strict=True)])  # (N, H, W)
         if self.maps.amax() <= 255:
             self.maps = self.maps.to(torch.uint8)
-        self.counts = self.maps.flatten(1).amax(1).to(torch.int64)  # superpixels of each slice
-        counts = torch.tensor([len(chosen) for chosen in kept])
+        self.counts = self.maps.flatten(1).amax(1).to(torch.int64)  # (N,) superpixels of each slice: 1 ... count
+        counts = torch.tensor([len(chosen) for chosen in used])  # samples per exam, (E,)
         groups = torch.tensor(numbers).repeat_interleave(counts)
         sites = source.sites(numbers)
         super().__init__(
             name=source.name,
-            ids=groups * SLICE_LIMIT + torch.cat(kept),
+            ids=groups * SLICE_LIMIT + torch.cat(used),
             labels=presence(self.maps, len(organs)) if masks == "organs" else torch.full((len(groups),), -1),
             classes=organs if masks == "organs" else (),
             channels=1,
             bits=16,
             groups=groups,
             sites=None if sites is None else sites.repeat_interleave(counts),
-            records=[fact for scan, chosen in zip(scans, kept, strict=True) for fact in facts(scan, chosen, size)],
+            records=[fact for scan, chosen in zip(scans, used, strict=True) for fact in facts(scan, chosen, size)],
         )
 
     def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
@@ -113,25 +115,29 @@ class Episodes(Dataset):
         maps = self.maps.index_select(0, rows)
         if self.masks == "organs":
             return item | {"organs": maps.to(torch.uint8)}
+        # one superpixel per sample, 1 ... its count; its mask is where the map has that value
         chosen = 1 + randomness.integers(
             self.counts[positions], seed, "superpixel", epoch, self.ids[positions], draw.cpu()
         )
         return item | {"mask": (maps == chosen.to(self.device)[:, None, None]).to(torch.uint8)}
 
     def value_range(self) -> tuple[float, float]:
-        """(0, 1): standardised images have no black and white; nothing that clamps to this range may be used on them
-        (``EpisodeViews`` does not)."""
+        """(0, 1), a placeholder: standardised images have no black and white. Nothing that clamps to this range may be
+        used on them (``EpisodeViews`` does not)."""
         return (0.0, 1.0)
 
     def to(self, device: str | torch.device) -> "Episodes":
-        moved = copy.copy(self)
-        moved.device = torch.device(device)
-        moved.images, moved.maps = self.images.to(moved.device), self.maps.to(moved.device)
-        return moved
+        clone = copy.copy(self)
+        clone.device = torch.device(device)
+        clone.images, clone.maps = self.images.to(clone.device), self.maps.to(clone.device)
+        return clone
 
     def exams(self) -> dict[int, Tensor]:
         """Positions (int64) of the samples of each exam, by exam number."""
-        return {int(number): torch.nonzero(self.groups == number)[:, 0] for number in torch.unique(self.groups)}
+        return {
+            int(exam_number): torch.nonzero(self.groups == exam_number)[:, 0]
+            for exam_number in torch.unique(self.groups)
+        }
 
 
 def require_choices(masks: str, exclude: Sequence[str], organs: Sequence[str], size: int | None) -> None:
@@ -148,7 +154,8 @@ def require_choices(masks: str, exclude: Sequence[str], organs: Sequence[str], s
 def choose_exams(
     numbers: Sequence[int], split: str, fold: int | None, fractions: tuple[float, float], seed: int, where: str
 ) -> list[int]:
-    """The exams of a split, in the order of its samples (see ``Episodes``)."""
+    """The exam numbers of a split, in the order of its samples (see ``Episodes``). ``ValueError`` for fractions beside
+    a fold, and for a split that does not exist."""
     if fold is None:
         part = split_exams(numbers, fractions, seed, where)
         return [numbers[i] for i in select_split(part, split, where).tolist()]
@@ -163,16 +170,16 @@ def choose_exams(
 
 
 def require_one_size(scans: Sequence[UprightExam], size: int | None, folder: Path) -> None:
-    """``ValueError`` when slices differ in size and none is asked for."""
+    """``ValueError`` when slices differ in size and ``size`` is None."""
     shapes = {scan.slices.shape[1:] for scan in scans}
     if size is None and len(shapes) > 1:
         raise ValueError(f"{folder}: slices of {len(shapes)} sizes {sorted(shapes)}; set size to bring them to one")
 
 
 def standardise(scan: UprightExam, size: int | None) -> Tensor:
-    """The slices, (S, 1, H, W) float32: (x - mean) / sd over all voxels of the volume, then brought to ``size``.
+    """The slices, float32 (S, 1, H, W): (x - mean) / sd over all voxels of the volume, then brought to ``size``.
     ``ValueError`` for a constant volume."""
-    mean, deviation = scan.moments()  # of type float64: float32 voxels become float64, then round
+    mean, deviation = scan.moments()  # float64, so the division is float64 too and is rounded once, to float32
     images = torch.from_numpy(((scan.slices - mean) / deviation).astype(np.float32))[:, None]
     if size is None:
         return images
@@ -183,7 +190,7 @@ def standardise(scan: UprightExam, size: int | None) -> Tensor:
 
 
 def to_square(images: Tensor, value: float) -> Tensor:
-    """Pad (..., H, W) with ``value`` to a square about its centre."""
+    """Pad (..., H, W) with ``value`` to a square (..., max(H, W), max(H, W)) about its centre."""
     height, width = images.shape[-2:]
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
@@ -203,37 +210,42 @@ def organ_maps(scans: Sequence[UprightExam], size: int | None) -> list[Tensor]:
     return [to_size(torch.from_numpy(scan.organs), size) for scan in scans if scan.organs is not None]
 
 
-def pseudo_masks(found: Sequence[Maps], recipe: Recipe, size: int | None) -> list[Tensor]:
-    """The superpixels of every scan at ``size``, int16 (S, H, W), 1 ... n in each slice: those that still are as large
-    a share of the slice as ``data.exams.superpixels`` asks for."""
-    maps = [torch.from_numpy(one.astype(np.int16)) for one in found]
+def pseudo_masks(stored_maps: Sequence[Maps], recipe: Recipe, size: int | None) -> list[Tensor]:
+    """The superpixels of every scan at ``size``, int16 (S, H, W), 1 ... n in each slice.
+
+    The least size of a superpixel (see ``data.exams.superpixels``) shrinks with the slice's area. Superpixels that are
+    smaller after resizing are dropped, and the others numbered anew.
+    """
+    maps = [torch.from_numpy(scan_maps.astype(np.int16)) for scan_maps in stored_maps]
     if size is None:
         return maps
     resized = []
-    for one in maps:
-        least = recipe.least(size / max(one.shape[1:]))
-        whole = np.stack([relabel(labels, least) for labels in to_size(one, size).numpy()])
-        resized.append(torch.from_numpy(whole.astype(np.int16)))
+    for scan_maps in maps:
+        least = recipe.least(size / max(scan_maps.shape[1:]))
+        relabelled = np.stack([relabel(labels, least) for labels in to_size(scan_maps, size).numpy()])
+        resized.append(torch.from_numpy(relabelled.astype(np.int16)))
     return resized
 
 
 def usable(maps: Tensor, scan: UprightExam, values: Sequence[int]) -> Tensor:
-    """Int64 (n,): the slices with a superpixel and without a voxel of the organ ``values``."""
-    good = maps.flatten(1).amax(1) > 0
+    """Int64 (n,): the numbers of the slices with a superpixel and without a voxel of the organ ``values``. ``maps`` is
+    (S, H, W), of any size; organs are looked for in the slices as stored."""
+    is_usable = maps.flatten(1).amax(1) > 0  # (S,)
     if values:
         assert scan.organs is not None
-        good &= torch.from_numpy(~np.isin(scan.organs, values).any(axis=(1, 2)))
-    return torch.nonzero(good)[:, 0]
+        is_usable &= torch.from_numpy(~np.isin(scan.organs, values).any(axis=(1, 2)))
+    return torch.nonzero(is_usable)[:, 0]
 
 
 def presence(maps: Tensor, count: int) -> Tensor:
-    """Float32 (N, count): whether the value k + 1 occurs in the map."""
+    """Float32 (N, count) of ``maps`` (N, H, W): 1 in column k where the map has a pixel of the value k + 1."""
     return torch.stack([(maps == k + 1).flatten(1).any(1) for k in range(count)], 1).to(torch.float32)
 
 
-def facts(scan: UprightExam, kept: Tensor, size: int | None) -> list[dict[str, Any]]:
-    """One record per slice in ``kept``; the spacing is that of the grid after resizing."""
+def facts(scan: UprightExam, slice_numbers: Tensor, size: int | None) -> list[dict[str, Any]]:
+    """One record per slice in ``slice_numbers``; the spacing is that of the grid after resizing."""
+    # old pixels per new pixel: padding to a square does not change the pixel size, resizing does
     zoom = 1.0 if size is None else max(scan.slices.shape[1:]) / size
     spacing = (scan.spacing[0] * zoom, scan.spacing[1] * zoom, scan.spacing[2])
-    same = {"file": scan.file, "spacing_mm": spacing, "oriented": scan.oriented}
-    return [same | {"slice": number} for number in kept.tolist()]
+    shared = {"file": scan.file, "spacing_mm": spacing, "oriented": scan.oriented}
+    return [shared | {"slice": slice_number} for slice_number in slice_numbers.tolist()]

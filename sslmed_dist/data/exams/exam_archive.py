@@ -2,15 +2,15 @@
 
     episodes        JSON: kind, version, the set's name, organ names, the recipe of the superpixels, what made them, and
                     of every exam number, spacing_mm, oriented, site (null: none), whether it has organs, voxel type
-    voxels_N        exam N upright (``abdominal.upright``), in the smallest type that holds its values exactly; uint8
-                    (B, S, H, W): byte b of every value is plane b, low bytes first
+    voxels_N        the slices of exam N (``ExamFolder.read``), in the smallest type that holds its values exactly, as
+                    uint8 (B, S, H, W): byte b of every value is plane b, low bytes first
     organs_N        uint8 (S, H, W), only of annotated exams
     superpixels_N   uint8 or uint16 (S, H, W), 0 = none, at the stored resolution
     phantom         the text of ``phantom.json``, only of a generated set
 
 Nothing is resized or scaled, so what is read is what the folder gives, bit for bit. No file name is in it.
-Deflated, with the bytes apart: the 20 exams of CHAOS T2-SPIR take 38 MiB so, 45 with whole int16 values, 180 without
-compression.
+Arrays are deflated, with the bytes of a value in different planes. The 20 exams of CHAOS T2-SPIR take 38 MiB that way,
+45 MiB with the bytes of each int16 value together, and 180 MiB without compression.
 """
 
 import io
@@ -44,19 +44,19 @@ class Entry:
     """What the head of a packed file says of one exam."""
 
     number: int
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: tuple[float, float, float]  # between rows, columns, slices
     oriented: bool
     site: int | None
-    organs: bool
-    voxels: str
+    organs: bool  # whether the file holds its organ values
+    voxels: str  # the type of its voxels, one of ``TYPES``
 
 
 class ExamArchive:
-    """An opened file; what ``ExamFolder`` is for a folder. Arrays are read when they are asked for."""
+    """An opened packed file, with the same methods as ``ExamFolder``. Arrays are read when they are asked for."""
 
     def __init__(self, path: Path, labelled: bool = False, why: str = "") -> None:
-        """``ValueError`` naming the file: damaged, of another kind or version, or without the organ masks that are
-        needed (``labelled``, for ``why``)."""
+        """``labelled``: masks are needed, and ``why`` is what needs them (for the message). ``ValueError`` naming the
+        file: damaged, of another kind or version, or without masks that are needed."""
         self.place, self.head = path, read_head(path)
         try:
             self.entries = {entry.number: entry for entry in map(read_entry, self.head["exams"])}
@@ -65,35 +65,36 @@ class ExamArchive:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: its head is damaged: {error}") from error
         self.numbers = list(self.entries)
-        bare = [number for number, entry in self.entries.items() if not entry.organs]
-        if labelled and bare:
-            raise ValueError(f"{why}: needs organ masks, and {path} has none of exam {bare[0]:02d}")
+        without_masks = [exam_number for exam_number, entry in self.entries.items() if not entry.organs]
+        if labelled and without_masks:
+            raise ValueError(f"{why}: needs organ masks, and {path} has none of exam {without_masks[0]:02d}")
         self.labelled = labelled
 
     def read(self, number: int, organs: Sequence[str]) -> UprightExam:
         """One exam, with its organ values when masks are needed. ``ValueError`` naming the file when arrays are damaged
         or an organ value is above the number of ``organs``."""
         entry = self.entries[number]
-        stored = self.array(f"voxels_{number}")
+        stored = self.array(f"voxels_{number}")  # (B, S, H, W), B bytes per value
         if stored.ndim != 4 or stored.dtype != np.uint8 or len(stored) != np.dtype(entry.voxels).itemsize:
             raise ValueError(f"{self.place}: voxels of exam {number:02d} are damaged")
         slices = join_bytes(stored, entry.voxels).astype(np.float32)
-        found = self.read_organs(number, slices.shape, organs) if self.labelled else None
+        organ_values = self.read_organs(number, slices.shape, organs) if self.labelled else None
         file = f"exam {number:02d}"
         where = f"{self.place}: {file}"
-        return UprightExam(number, file, where, slices, found, entry.spacing_mm, entry.oriented)
+        return UprightExam(number, file, where, slices, organ_values, entry.spacing_mm, entry.oriented)
 
     def read_organs(self, number: int, shape: tuple[int, ...], organs: Sequence[str]) -> Organs:
-        """The organ values of an annotated exam, uint8 ``shape``. ``ValueError`` as ``read``."""
-        found: Organs = self.fitting(f"organs_{number}", shape).astype(np.uint8)
-        if found.max() > len(organs):
+        """The organ values of an annotated exam, uint8 of the given ``shape`` (S, H, W). ``ValueError`` as ``read``."""
+        stored_values = self.fitting(f"organs_{number}", shape)  # 16 bits where the file is damaged: 257 is not 1
+        if stored_values.max() > len(organs):
             names = f"{len(organs)} ({', '.join(organs)})"
             raise ValueError(f"{self.place}: exam {number:02d} holds an organ value outside 0 to {names}")
-        return found
+        return stored_values.astype(np.uint8)
 
     def superpixels(self, scans: Sequence[UprightExam], recipe: Recipe, cache: str | None, workers: int) -> list[Maps]:
-        """The packed superpixels of every scan, uint16 (S, H, W); ``cache`` and ``workers`` play no part.
-        ``ValueError`` when ``recipe`` is another one, or another version of this program's made them."""
+        """The packed superpixels of every scan, uint16 (S, H, W); ``cache`` and ``workers`` have no effect.
+        ``ValueError`` when the file's superpixels were made with another ``recipe``, or by another version of
+        ``superpixels.py``."""
         for name, packed in asdict(self.recipe).items():
             asked = getattr(recipe, name)
             if asked != packed:
@@ -102,37 +103,38 @@ class ExamArchive:
                     f"set {name} to {packed}, or pack the exams again with {name}={asked}"
                 )
         if self.made_by.get("superpixels") != SUPERPIXELS:
-            made = self.made_by.get("superpixels")
+            packed_version = self.made_by.get("superpixels")
             raise ValueError(
-                f"{self.place}: superpixels of version {made}, this program makes version {SUPERPIXELS}; "
+                f"{self.place}: superpixels of version {packed_version}, this program makes version {SUPERPIXELS}; "
                 "pack the exams again"
             )
         return [self.fitting(f"superpixels_{s.number}", s.slices.shape).astype(np.uint16) for s in scans]
 
     def sites(self, numbers: Sequence[int]) -> Tensor | None:
         """Int64, the site of each exam; None for a set without sites."""
-        found = [self.entries[number].site for number in numbers]
-        return None if None in found else torch.tensor(found)
+        exam_sites = [self.entries[exam_number].site for exam_number in numbers]
+        return None if None in exam_sites else torch.tensor(exam_sites)
 
     def fitting(self, key: str, shape: tuple[int, ...]) -> Array:
-        """An array of whole numbers, one for each voxel."""
-        found = self.array(key)
-        if found.shape != shape or found.dtype not in (np.uint8, np.uint16):
-            raise ValueError(f"{self.place}: {key} is {found.dtype} {found.shape}, expected {shape}; damaged")
-        return found
+        """The file's array ``key``: uint8 or uint16, one number for each voxel. ``ValueError`` unless it has the
+        ``shape``."""
+        array = self.array(key)
+        if array.shape != shape or array.dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"{self.place}: {key} is {array.dtype} {array.shape}, expected {shape}; damaged")
+        return array
 
     def array(self, key: str) -> Array:
-        """One array of the file."""
+        """The file's array ``key``."""
         return read_archive(self.place, (key,))[key]
 
 
-def is_archive(place: Path) -> bool:
-    """Whether ``place`` is meant as a packed file: one, or a name like one's that is not there."""
-    return place.is_file() or (place.suffix == ".npz" and not place.is_dir())
+def is_archive(path: Path) -> bool:
+    """Whether ``path`` is meant as a packed file: it is a file, or it does not exist and its name ends in .npz."""
+    return path.is_file() or (path.suffix == ".npz" and not path.is_dir())
 
 
 def read_head(path: Path) -> dict[str, Any]:
-    """The facts of a packed file. ``ValueError`` when it is missing, damaged, or of another kind or version."""
+    """The head of a packed file. ``ValueError`` when the file is missing, damaged, or of another kind or version."""
     if HEAD not in archive_names(path):
         raise ValueError(f"{path}: not packed episodes (`sslmed data pack episodes ROOT OUT.npz` makes them)")
     try:
@@ -142,15 +144,15 @@ def read_head(path: Path) -> dict[str, Any]:
     if not isinstance(head, dict) or head.get("kind") != KIND or not isinstance(head.get("version"), int):
         raise ValueError(f"{path}: not packed episodes (`sslmed data pack episodes ROOT OUT.npz` makes them)")
     if head["version"] > VERSION:
-        found = f"version {head['version']}, this program reads version {VERSION}"
-        raise ValueError(f"{path}: written by a newer sslmed ({found}); update it here or pack the exams again")
+        versions = f"version {head['version']}, this program reads version {VERSION}"
+        raise ValueError(f"{path}: written by a newer sslmed ({versions}); update it here or pack the exams again")
     return head
 
 
-def read_entry(said: Mapping[str, Any]) -> Entry:
-    """One exam's facts. ``ValueError``, ``KeyError`` or ``TypeError`` when they are not what was written."""
-    row, column, between = said["spacing_mm"]
-    entry = Entry(**{**said, "spacing_mm": (float(row), float(column), float(between))})
+def read_entry(stored: Mapping[str, Any]) -> Entry:
+    """One exam's entry of the head. ``ValueError``, ``KeyError`` or ``TypeError`` unless ``store`` made it."""
+    row, column, between = stored["spacing_mm"]
+    entry = Entry(**{**stored, "spacing_mm": (float(row), float(column), float(between))})
     if entry.voxels not in TYPES:
         raise ValueError(f"voxels of type {entry.voxels!r}")
     return entry
@@ -168,11 +170,12 @@ def pack_episodes(
     workers: int = 1,
     note: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Write all exams of the folder ``root`` with their masks, where there are any, into the file ``out`` (a new one,
-    ``.npz``), and return it. Arguments are those of ``Episodes``. The same exams give the same bytes.
+    """Write all exams of the folder ``root``, with their masks where there are any, into the new file ``out``
+    (``.npz``), and return it. Arguments are those of ``Episodes``; ``note`` is told of each exam. The same exams give
+    the same bytes.
 
-    ``ValueError``: what ``Episodes`` says of a file, a mask without an image, ``out`` that is there already or has
-    another suffix. ``out`` is written whole or not at all.
+    ``out`` is written completely or not at all. ``ValueError``: what ``Episodes`` says of a file, a mask without an
+    image, ``out`` that exists or has another suffix.
     """
     out, folder = Path(out), Path(root)
     if out.suffix != ".npz":
@@ -185,14 +188,14 @@ def pack_episodes(
     maps = source.superpixels(scans, recipe, cache, workers)
     arrays: Arrays = {}
     exams = []
-    for row, (scan, found) in enumerate(zip(scans, maps, strict=True)):
-        stored, said = store(scan, found, None if sites is None else int(sites[row]))
-        arrays |= stored
-        exams.append(said)
-        note(f"exam {scan.number:02d}: {len(scan.slices)} slices, {'with' if said['organs'] else 'no'} organ masks")
-    facts = {"kind": KIND, "version": VERSION, "name": source.name, "organs": list(organs), "recipe": asdict(recipe)}
+    for index, (scan, exam_maps) in enumerate(zip(scans, maps, strict=True)):
+        exam_arrays, entry = store(scan, exam_maps, None if sites is None else int(sites[index]))
+        arrays |= exam_arrays
+        exams.append(entry)
+        note(f"exam {scan.number:02d}: {len(scan.slices)} slices, {'with' if entry['organs'] else 'no'} organ masks")
+    head = {"kind": KIND, "version": VERSION, "name": source.name, "organs": list(organs), "recipe": asdict(recipe)}
     made_by = {"superpixels": SUPERPIXELS, "scikit-image": version("scikit-image")}
-    arrays[HEAD] = np.array(json.dumps(facts | {"made_by": made_by, "exams": exams}))
+    arrays[HEAD] = np.array(json.dumps(head | {"made_by": made_by, "exams": exams}))
     if (folder / "phantom.json").is_file():
         arrays[PHANTOM] = np.array((folder / "phantom.json").read_text(encoding="utf-8"))
     stream = io.BytesIO()
@@ -207,11 +210,13 @@ def read_all(folder: Path, organs: Sequence[str]) -> list[UprightExam]:
     """Every exam of a folder, with its mask where it has one. ``ValueError`` as ``read_scan``, also for a constant
     volume and a mask without an image."""
     images, masks = list_exams(folder)
-    for number in sorted(masks.keys() - images.keys()):
-        raise ValueError(f"{masks[number]}: has no image_... beside it")
-    scans = [read_upright_exam(number, path, masks.get(number), organs) for number, path in images.items()]
+    for exam_number in sorted(masks.keys() - images.keys()):
+        raise ValueError(f"{masks[exam_number]}: has no image_... beside it")
+    scans = [
+        read_upright_exam(exam_number, path, masks.get(exam_number), organs) for exam_number, path in images.items()
+    ]
     for scan in scans:
-        scan.moments()
+        scan.moments()  # refuses a constant volume, so that no unusable exam is packed
     return scans
 
 
@@ -227,20 +232,21 @@ def store(scan: UprightExam, maps: Maps, site: int | None) -> tuple[Arrays, dict
 
 
 def smallest(voxels: Array) -> Array:
-    """The float32 values in the first of ``TYPES`` that gives all of them back bit for bit."""
+    """The float32 ``voxels`` in the first of ``TYPES`` from which all of them come back bit for bit."""
     low, high = float(voxels.min()), float(voxels.max())
     for kind in TYPES[:-1]:
         if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
             stored: Array = voxels.astype(kind)
+            # compared as bits: -0.0 equals 0.0 and would not come back
             if np.array_equal(stored.astype(np.float32).view(np.uint32), voxels.view(np.uint32)):
                 return stored
     return voxels.astype(TYPES[-1])
 
 
 def split_bytes(values: Array) -> Array:
-    """Uint8 (B, ...) of values (...) of B bytes: their first bytes, then their second ones. Deflate finds more in
-    them so."""
-    split = values[..., None].view(np.uint8)
+    """Uint8 (B, ...) of values (...) of B bytes each: the first bytes of all values, then the second ones. Deflate
+    compresses them better this way."""
+    split = values[..., None].view(np.uint8)  # (..., B)
     return np.ascontiguousarray(np.moveaxis(split, -1, 0))
 
 

@@ -1,4 +1,5 @@
-"""The scans that episodes are cut from, and a folder of NIfTI exams as their source (``exam_archive`` is the other)."""
+"""The scans that episodes are cut from, and a folder of NIfTI exams as their source. The other source is a packed file
+(``exam_archive``)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,17 +20,15 @@ Organs = np.ndarray[Any, np.dtype[np.uint8]]
 
 @dataclass(frozen=True)
 class UprightExam:
-    """One volume as stored: raw intensities (S, H, W) float32, organ values (S, H, W) uint8 (None when not read), the
-    spacing (row, column, slice) in mm, and whether the file says how the patient lay. ``where`` names it in messages.
-    """
+    """One volume with its raw intensities, cut into axial slices that lie upright (see ``axial_slices``)."""
 
     number: int
     file: str
-    where: str
-    slices: Slices
-    organs: Organs | None
-    spacing: tuple[float, float, float]
-    oriented: bool
+    where: str  # names the volume in messages
+    slices: Slices  # (S, H, W) float32, as stored
+    organs: Organs | None  # (S, H, W) uint8; None when masks are not read
+    spacing: tuple[float, float, float]  # mm between rows, columns, slices
+    oriented: bool  # whether the file says how the patient lay
 
     def moments(self) -> "tuple[np.float64, np.float64]":
         """(mean, standard deviation) of all voxels. ``ValueError`` for a constant volume."""
@@ -43,13 +42,14 @@ class ExamFolder:
     """Exams ``image_PP.nii[.gz]`` with masks ``label_PP.nii[.gz]`` in one folder; ``numbers`` ascend."""
 
     def __init__(self, folder: Path, labelled: bool, why: str) -> None:
-        """``labelled``: masks are needed, for ``why``. ``ValueError`` when there are none or not one for each image."""
+        """``labelled``: masks are needed, and ``why`` is what needs them (for the message). ``ValueError`` when there
+        are none, or not one for each image."""
         self.place, self.name = folder, folder.name
         self.files: dict[int, tuple[Path, Path | None]]
         if labelled:
             self.files = find_exams(folder)
         else:
-            self.files = {number: (path, None) for number, path in list_exams(folder)[0].items()}
+            self.files = {exam_number: (path, None) for exam_number, path in list_exams(folder)[0].items()}
         if labelled and any(mask is None for _, mask in self.files.values()):
             raise ValueError(f"{why}: needs organ masks label_... in {folder}, and there are none")
         self.numbers = list(self.files)
@@ -61,9 +61,11 @@ class ExamFolder:
     def superpixels(self, scans: Sequence[UprightExam], recipe: Recipe, cache: str | None, workers: int) -> list[Maps]:
         """The superpixels of every scan, uint16 (S, H, W), from ``cache`` (None: "superpixels" in the folder; "": none)
         or computed. ``ValueError`` as ``superpixel_maps``."""
-        place = self.place / CACHE if cache is None else Path(cache) if cache else None
+        cache_folder = self.place / CACHE if cache is None else Path(cache) if cache else None
         names = [scan.where for scan in scans]
-        return superpixel_maps([scan.slices for scan in scans], recipe, names=names, cache=place, workers=workers)
+        return superpixel_maps(
+            [scan.slices for scan in scans], recipe, names=names, cache=cache_folder, workers=workers
+        )
 
     def sites(self, numbers: Sequence[int]) -> Tensor | None:
         """The site of each exam, as ``read_sites``."""
@@ -76,7 +78,7 @@ def read_upright_exam(number: int, image: Path, mask: Path | None, organs: Seque
     voxels = volume.voxels
     if voxels.shape[2] > SLICE_LIMIT:
         raise ValueError(f"{image}: {voxels.shape[2]} slices, allowed at most {SLICE_LIMIT}")
-    found = (
+    organ_values = (
         None if mask is None else axial_slices(read_mask(mask, voxels.shape, volume.affine, organs)).astype(np.uint8)
     )
     return UprightExam(
@@ -84,7 +86,7 @@ def read_upright_exam(number: int, image: Path, mask: Path | None, organs: Seque
         file=image.name,
         where=str(image),
         slices=axial_slices(voxels),
-        organs=found,
-        spacing=(volume.spacing[1], volume.spacing[0], volume.spacing[2]),
+        organs=organ_values,
+        spacing=(volume.spacing[1], volume.spacing[0], volume.spacing[2]),  # rows run along J, columns along I
         oriented=volume.oriented,
     )

@@ -16,8 +16,8 @@ def draw_slices(counts: Tensor, ids: Tensor, *, seed: int, epoch: int, draw: Ten
 
 
 def split_exams(numbers: Sequence[int], fractions: tuple[float, float], seed: int, where: str) -> list[str]:
-    """The split of each exam: in a keyed random order the first round(test fraction x N) are "test", the next
-    round(val fraction x N) "val", the rest "train". ``fractions`` is (val, test).
+    """The split of each of the N exams. In a random order that is keyed by ``seed``, the first round(test fraction x N)
+    are "test", the next round(val fraction x N) "val", the rest "train". ``fractions`` is (val, test).
 
     ``ValueError`` when they are out of range or leave no exam to train on.
     """
@@ -28,13 +28,15 @@ def split_exams(numbers: Sequence[int], fractions: tuple[float, float], seed: in
             "0 or more and leave at least one exam to train on"
         )
     names = ["test"] * test + ["val"] * val + ["train"] * (len(numbers) - val - test)
+    # positions in random order; the first ones are test, then val, then train
     order = randomness.order(torch.tensor(numbers), seed, "split").tolist()
-    part = dict(zip(order, names, strict=True))
-    return [part[i] for i in range(len(numbers))]
+    split_of = dict(zip(order, names, strict=True))
+    return [split_of[i] for i in range(len(numbers))]
 
 
 def read_sites(path: Path, numbers: Sequence[int]) -> Tensor | None:
-    """Site number of each exam from a CSV file of "id,site" rows (a heading is skipped); None without the file.
+    """Site number of each exam, int64 (N,), from a CSV file of "id,site" rows (a heading is skipped); None without the
+    file.
 
     Sites that are all integers keep their numbers; names are numbered in alphabetical order. ``ValueError`` for an
     exam without a row, or a row that cannot be read.
@@ -49,10 +51,10 @@ def read_sites(path: Path, numbers: Sequence[int]) -> Tensor | None:
             if len(row) != 2 or not row[0].strip().isdigit() or not row[1].strip():
                 raise ValueError(f"{path}: line {line} is {','.join(row)!r}; expected exam number,site")
             table[int(row[0])] = row[1].strip()
-    missing = [number for number in numbers if number not in table]
+    missing = [exam_number for exam_number in numbers if exam_number not in table]
     if missing:
         raise ValueError(f"{path}: no site for exam {missing[0]}")
     if all(site.isdigit() for site in table.values()):
-        return torch.tensor([int(table[number]) for number in numbers])
-    known = sorted(set(table.values()))
-    return torch.tensor([known.index(table[number]) for number in numbers])
+        return torch.tensor([int(table[exam_number]) for exam_number in numbers])
+    site_names = sorted(set(table.values()))
+    return torch.tensor([site_names.index(table[exam_number]) for exam_number in numbers])

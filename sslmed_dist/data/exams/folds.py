@@ -1,4 +1,4 @@
-"""Folds of exams for one-shot segmentation: which are the queries, which one is the support."""
+"""Folds of exams for one-shot segmentation: which exams are the queries, and which one is the support."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def fold_exams(numbers: Sequence[int], fold: int, folds: int = 5) -> tuple[list[
     if len(set(exams)) < len(exams):
         raise ValueError(f"numbers: exam numbers repeat in {exams}")
     cuts = [k * len(exams) // folds for k in range(folds + 1)]
-    most = -(-len(exams) // folds)
+    most = -(-len(exams) // folds)  # queries of the largest fold, rounded up
     if len(exams) < folds or len(exams) < most + 2:
         raise ValueError(
             f"fold: {len(exams)} exams are too few for {folds} folds, each with a query, a support and an exam to "

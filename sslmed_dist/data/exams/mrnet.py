@@ -22,10 +22,10 @@ class MRNet(Dataset):
     """``{train,valid}/{axial,coronal,sagittal}/NNNN.npy`` (uint8, S x 256 x 256) of one ``plane``, and
     ``{train,valid}-{abnormal,acl,meniscus}.csv`` (id,label without heading) in ``root``.
 
-    A sample is an exam; its id and group is NNNN. ``fetch`` reads one slice, uniform over the exam, keyed by (seed,
-    "slice", epoch, id, draw), uint8 (1, 256, 256); only that slice is read from disk. Labels float32 (N, 3); without
-    any label file int64 -1. ``sites.csv`` (id,site) gives the sites, where there is one. split "val" is valid/; the
-    published test part was never released.
+    A sample is an exam; its id and group are NNNN. ``fetch`` draws one slice of the exam, uniformly, keyed by (seed,
+    "slice", epoch, id, draw), and gives it as uint8 (1, 256, 256). Only that slice is read from disk. Labels are
+    float32 (N, 3); without any label file int64 -1. ``sites.csv`` (id,site) gives the sites, where there is one. split
+    "val" is valid/; the test part of the publication was never released.
     """
 
     def __init__(
@@ -33,28 +33,29 @@ class MRNet(Dataset):
     ) -> None:
         """``ValueError`` names the missing or damaged file, or the exam without a label."""
         folder = Path(root)
-        present = [name for name, place in FOLDERS.items() if (folder / place / plane).is_dir()]
+        present = [name for name, split_folder in FOLDERS.items() if (folder / split_folder / plane).is_dir()]
         if not present:
             raise ValueError(f"{folder}: no train/{plane} or valid/{plane} in it; this is not the MRNet layout")
         listed = {name: sorted((folder / FOLDERS[name] / plane).glob("*.npy")) for name in present}
+        # one entry for each file: its split and its path
         part = [name for name in present for _ in listed[name]]
         files = [path for name in present for path in listed[name]]
         chosen = select_split(part, split, str(folder)).tolist()
         numbers = [exam_number(path) for path in files]
-        repeated = sorted(number for number in set(numbers) if numbers.count(number) > 1)
+        repeated = sorted(exam_id for exam_id in set(numbers) if numbers.count(exam_id) > 1)
         if repeated:
             raise ValueError(f"{folder}: exam {repeated[0]:04d} is in train and in valid")
         self.files = [files[i] for i in chosen]
         self.counts = torch.tensor([len(open_stack(path)) for path in self.files])
-        wanted = [numbers[i] for i in chosen]
-        labels = read_labels(folder, sorted({part[i] for i in chosen}), wanted)
+        exam_numbers = [numbers[i] for i in chosen]
+        labels = read_labels(folder, sorted({part[i] for i in chosen}), exam_numbers)
         super().__init__(
             name=f"{folder.name} {plane}",
-            ids=torch.tensor(wanted, dtype=torch.int64),
-            labels=torch.full((len(wanted),), -1) if labels is None else labels,
+            ids=torch.tensor(exam_numbers, dtype=torch.int64),
+            labels=torch.full((len(exam_numbers),), -1) if labels is None else labels,
             classes=() if labels is None else LABELS,
             channels=1,
-            sites=read_sites(folder / "sites.csv", wanted),
+            sites=read_sites(folder / "sites.csv", exam_numbers),
             records=[{"file": path.name, "slices": int(n)} for path, n in zip(self.files, self.counts, strict=True)],
         )
 
@@ -67,9 +68,9 @@ class MRNet(Dataset):
         return (0.0, 255.0)
 
     def to(self, device: str | torch.device) -> "MRNet":
-        moved = copy.copy(self)
-        moved.device = torch.device(device)
-        return moved
+        clone = copy.copy(self)
+        clone.device = torch.device(device)
+        return clone
 
 
 def exam_number(path: Path) -> int:
@@ -80,7 +81,8 @@ def exam_number(path: Path) -> int:
 
 
 def open_stack(path: Path) -> Stack:
-    """The slices (S, 256, 256) uint8 of one exam, mapped and not read. ``ValueError`` naming another file."""
+    """The slices (S, 256, 256) uint8 of one exam, memory-mapped and not read. ``ValueError`` naming a file that cannot
+    be read or holds something else."""
     try:
         stack: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -101,15 +103,15 @@ def read_labels(folder: Path, splits: list[str], numbers: list[int]) -> Tensor |
         table: dict[int, float] = {}
         for path in paths[name]:
             table |= read_table(path)
-        missing = [number for number in numbers if number not in table]
+        missing = [exam_id for exam_id in numbers if exam_id not in table]
         if missing:
             raise ValueError(f"{paths[name][0]}: no label for exam {missing[0]:04d}")
-        columns.append(torch.tensor([table[number] for number in numbers]))
+        columns.append(torch.tensor([table[exam_id] for exam_id in numbers]))
     return torch.stack(columns, 1)
 
 
 def read_table(path: Path) -> dict[int, float]:
-    """Exam number -> 0.0 or 1.0 of one label file."""
+    """Exam number -> 0.0 or 1.0 of one label file. ``ValueError`` naming the file, or its line that cannot be read."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     table = {}

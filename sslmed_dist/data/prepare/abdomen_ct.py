@@ -1,7 +1,7 @@
 """``data prepare abdomen-ct``: abdominal CT in the layout of BTCV (Landman et al. 2015) to NIfTI exams.
 
-The recipe of Ouyang et al. 2020 (published code): window, crop of the border, 256 x 256 in the plane. The affine moves
-with the crop and the spacing follows the resampling.
+The recipe is that of Ouyang et al. 2020 (published code): window, crop of the border, 256 x 256 in the plane. The
+affine is changed along with the crop and the resampling, so voxels stay where they are in the patient.
 """
 
 from pathlib import Path
@@ -25,11 +25,11 @@ from sslmed_dist.data.scans.regrid import (
     turn,
 )
 
-WINDOW = (-125.0, 275.0)  # Hounsfield units
+WINDOW = (-125.0, 275.0)  # Hounsfield units that become 0 and 255
 BORDER = 32  # pixels cut from each side of the plane
 SIZE = 256
-LARGEST = 13  # label of BTCV
-LABELS = {6: 1, 2: 2, 3: 3, 1: 4}  # of BTCV: liver, right kidney, left kidney, spleen
+LARGEST = 13  # the highest label of BTCV
+LABELS = {6: 1, 2: 2, 3: 3, 1: 4}  # BTCV's label to ours: liver, right kidney, left kidney, spleen
 FOLDERS = (("imagesTr", "labelsTr"), ("img", "label"))
 STEPS = [
     "turn to left, anterior, superior by swapping and flipping axes",
@@ -46,8 +46,8 @@ def prepare_ct(source: str | Path, out: str | Path, *, note: Note = silent) -> P
     """Prepare ``source``: imagesTr/img0001.nii[.gz] and labelsTr/label0001.nii[.gz], or the folders img and label
     (also below RawData/Training), into the new folder ``out``; return it. ``note`` is told of each exam.
 
-    Written are int16 images (0 to 255) and uint8 masks of 256 x 256 voxels in the plane, slices as they were, axes
-    left, anterior, superior, a picture per exam and ``manifest.json``, all or nothing.
+    What is written: int16 images (0 to 255) and uint8 masks of 256 x 256 voxels in the plane, slices as they were, axes
+    left, anterior, superior; a picture per exam; ``manifest.json``. All of it or nothing.
     ``ValueError`` in one line naming the file: another layout, a prepared set, a file without its partner, not 3-D, one
     slice, NaN, truncated, spacing 0, orientation unknown, another grid than the image, a label outside 0 to 13, image
     and mask in different orientations.
@@ -61,29 +61,29 @@ def find_pairs(source: Path) -> dict[int, tuple[Path, Path]]:
     require_raw(source)
     for below in ("", "RawData/Training", "Training"):
         for folders in FOLDERS:
-            places = [source / below / folder for folder in folders]
-            if all(place.is_dir() for place in places):
-                return match_pairs(*places)
+            pair = [source / below / folder for folder in folders]
+            if all(path.is_dir() for path in pair):
+                return match_pairs(*pair)
     raise ValueError(f"{source}: expected the folders imagesTr and labelsTr, or img and label")
 
 
 def match_pairs(images: Path, masks: Path) -> dict[int, tuple[Path, Path]]:
-    """As ``find_pairs``, of the two folders."""
-    found = numbered(images.iterdir(), r"img(\d{1,9})\.nii(?:\.gz)?")
-    drawn = numbered(masks.iterdir(), r"label(\d{1,9})\.nii(?:\.gz)?")
-    if not found:
+    """(image, mask) by exam number, from a folder of images and one of masks. ``ValueError`` as ``find_pairs``."""
+    image_files = numbered(images.iterdir(), r"img(\d{1,9})\.nii(?:\.gz)?")
+    mask_files = numbered(masks.iterdir(), r"label(\d{1,9})\.nii(?:\.gz)?")
+    if not image_files:
         raise ValueError(f"{images}: no image in it; expected img0001.nii.gz, ...")
-    for number, path in found.items():
-        if number not in drawn:
-            raise ValueError(f"{path}: has no label{number:04d}.nii.gz in {masks.name}")
-    for number, path in drawn.items():
-        if number not in found:
-            raise ValueError(f"{path}: has no img{number:04d}.nii.gz in {images.name}")
-    return {number: (path, drawn[number]) for number, path in found.items()}
+    for exam_number, path in image_files.items():
+        if exam_number not in mask_files:
+            raise ValueError(f"{path}: has no label{exam_number:04d}.nii.gz in {masks.name}")
+    for exam_number, path in mask_files.items():
+        if exam_number not in image_files:
+            raise ValueError(f"{path}: has no img{exam_number:04d}.nii.gz in {images.name}")
+    return {exam_number: (path, mask_files[exam_number]) for exam_number, path in image_files.items()}
 
 
-def read_pair(number: int, image: Path, mask: Path) -> PreparedExam:
-    """The prepared scan."""
+def read_pair(exam_number: int, image: Path, mask: Path) -> PreparedExam:
+    """The prepared exam of an image and a mask file. ``ValueError`` as ``prepare_ct``."""
     volumes: list[NDArray[Any]] = []
     affines: list[Affine] = []
     for path in (image, mask):
@@ -98,29 +98,31 @@ def read_pair(number: int, image: Path, mask: Path) -> PreparedExam:
     if not np.isin(volumes[1], np.arange(LARGEST + 1)).all():
         raise ValueError(f"{mask}: holds a value that is not a whole number from 0 to {LARGEST} (labels of BTCV)")
     affine, (hounsfield, organs) = turn(affines[0], volumes, "LAS")
+    # BTCV's labels to ours by a look-up table; organs that are not asked for become 0
     table = np.zeros(LARGEST + 1, np.uint8)
     table[list(LABELS)] = list(LABELS.values())
-    return prepare_volume(number, hounsfield.astype(np.float32), table[organs.astype(np.int64)], affine)
+    return prepare_volume(exam_number, hounsfield.astype(np.float32), table[organs.astype(np.int64)], affine)
 
 
-def prepare_volume(number: int, image: Volume, labels: Labels, affine: Affine) -> PreparedExam:
-    """Window, crop and resample one volume with axes left, anterior, superior."""
+def prepare_volume(exam_number: int, image: Volume, labels: Labels, affine: Affine) -> PreparedExam:
+    """Window, crop and resample one volume: ``image`` in Hounsfield units and ``labels`` 0 to 4, both (I, J, K) with
+    axes left, anterior, superior."""
     low, high = WINDOW
     grey = (np.clip(image, low, high) - np.float32(low)) * np.float32(255 / (high - low))
-    # the plane's new voxels, counted in the old ones: the border is skipped, and nothing beyond the crop is used
+    # where the plane's new voxels lie, counted in the old voxels of what is left when the border is cut off
     inner = [size - 2 * BORDER for size in image.shape[:2]]
     steps = [np.arange(SIZE) * (size / SIZE) for size in inner]
     core = np.s_[BORDER : BORDER + inner[0], BORDER : BORDER + inner[1]]
     slices = np.arange(image.shape[2], dtype=np.float64)
-    where = [*steps, slices]
-    place = moved(affine, [*(BORDER + step for step in steps), slices])
-    facts = {
+    positions = [*steps, slices]
+    new_affine = moved(affine, [*(BORDER + step for step in steps), slices])
+    record = {
         "source": {"shape": list(image.shape), "spacing_mm": [round(side, 6) for side in spacing(affine)]},
         "voxels_cut_off": {
             organ: int((labels == value).sum() - (labels[core] == value).sum())
             for value, organ in enumerate(ORGANS, start=1)
         },
     }
-    voxels = resample(grey[core], where, 0.0)
-    mask = resample_labels(labels[core], where, len(ORGANS))
-    return PreparedExam(number, voxels, mask, place, arrangement_scores(voxels, mask), facts)
+    voxels = resample(grey[core], positions, 0.0)
+    mask = resample_labels(labels[core], positions, len(ORGANS))
+    return PreparedExam(exam_number, voxels, mask, new_affine, arrangement_scores(voxels, mask), record)

@@ -1,8 +1,9 @@
-"""How every ``data prepare`` ends: a folder of NIfTI exams, checked, pictured, listed, there as a whole or not.
+"""How every ``data prepare`` ends: a folder of NIfTI exams, checked, with pictures and a list. It is written completely
+or not at all.
 
-``OUT/image_PP.nii.gz`` int16 and ``OUT/label_PP.nii.gz`` uint8 are what ``Abdominal`` and ``Episodes`` read;
-``OUT/pictures/PP.png`` is for the eye; ``OUT/manifest.json`` says what was done. No name of a source file and nothing
-of a DICOM header but geometry gets into any of them; PP is the number of the exam in the source.
+``OUT/image_PP.nii.gz`` int16 and ``OUT/label_PP.nii.gz`` uint8 are what ``Abdominal`` and ``Episodes`` read.
+``OUT/pictures/PP.png`` is for the eye. ``OUT/manifest.json`` says what was done. PP is the number of the exam in the
+source. No name of a source file gets into any of them, and nothing of a DICOM header but geometry.
 """
 
 import hashlib
@@ -27,30 +28,29 @@ from sslmed_dist.data.scans.nifti import nifti_bytes
 from sslmed_dist.data.scans.regrid import Affine, Labels, Volume, spacing
 
 Note = Callable[[str], None]
-FEWEST_GREYS = 64  # of a volume rounded to whole numbers
+FEWEST_GREYS = 64  # the least range of a volume that may be rounded to whole numbers
 INT16 = np.iinfo(np.int16)
 
 
 def silent(line: str) -> None:
-    """Tell nobody."""
+    """The ``Note`` that drops its line."""
 
 
 @dataclass(frozen=True)
 class PreparedExam:
-    """One prepared exam: axes left, anterior, superior. ``scores`` of the ways to lay the mask on the image
-    (``arrangement_scores``) when there is one; ``facts`` go into the manifest as they are."""
+    """One prepared exam: axes left, anterior, superior."""
 
     number: int
-    image: Volume
-    labels: Labels | None
-    affine: Affine
-    scores: Mapping[str, float]
-    facts: dict[str, Any]
+    image: Volume  # (I, J, K) float32
+    labels: Labels | None  # (I, J, K) uint8, 0 to 4
+    affine: Affine  # (4, 4) voxel index to RAS mm
+    scores: Mapping[str, float]  # of the ways to lay the mask on the image (``arrangement_scores``); empty without mask
+    facts: dict[str, Any]  # go into the manifest as they are
 
 
 @contextmanager
 def whole_folder(out: str | Path) -> Iterator[Path]:
-    """A temporary folder beside ``out`` that becomes ``out`` when the block ends well, and is removed when not.
+    """A temporary folder beside ``out``. It becomes ``out`` when the block ends without an error, else it is removed.
 
     ``ValueError`` when ``out`` is a file or a folder that is not empty.
     """
@@ -62,16 +62,16 @@ def whole_folder(out: str | Path) -> Iterator[Path]:
 
 
 def numbered(places: Iterable[Path], pattern: str) -> dict[int, Path]:
-    """The paths whose name matches ``pattern`` by the number in its first group, ascending. ``ValueError`` for a
-    number that repeats."""
-    found: dict[int, Path] = {}
+    """The paths whose name matches ``pattern``, by the number that the pattern's first group finds, ascending.
+    ``ValueError`` for a number that repeats."""
+    paths: dict[int, Path] = {}
     for path in sorted(places):
         match = re.fullmatch(pattern, path.name)
-        if match and int(match[1]) in found:
-            raise ValueError(f"{path}: a second one of number {int(match[1])}, beside {found[int(match[1])].name}")
+        if match and int(match[1]) in paths:
+            raise ValueError(f"{path}: a second one of number {int(match[1])}, beside {paths[int(match[1])].name}")
         if match:
-            found[int(match[1])] = path
-    return dict(sorted(found.items()))
+            paths[int(match[1])] = path
+    return dict(sorted(paths.items()))
 
 
 def require_raw(source: Path) -> None:
@@ -83,8 +83,8 @@ def require_raw(source: Path) -> None:
 
 
 def whole_numbers(image: Volume, name: str) -> NDArray[np.int16]:
-    """``image`` rounded to int16. ``ValueError`` naming ``name`` where that would lose it: values beyond int16, or a
-    range of fewer than 64 whole numbers."""
+    """``image`` rounded to int16. ``ValueError`` naming ``name`` where rounding would lose the image: values beyond
+    int16, or a range of fewer than 64 whole numbers."""
     low, high = float(image.min()), float(image.max())
     if low < INT16.min or high > INT16.max:
         raise ValueError(f"{name}: values from {low:g} to {high:g} do not fit into int16")
@@ -111,8 +111,8 @@ def organ_sizes(labels: Labels, affine: Affine) -> dict[str, dict[str, float]]:
 
 
 def write_scan(folder: Path, scan: PreparedExam) -> dict[str, Any]:
-    """Image, mask and picture of one exam; its entry of the manifest. ``ValueError`` for a mask without an organ, or
-    values that do not fit."""
+    """Write image, mask and picture of one exam; return its entry of the manifest. ``ValueError`` for a mask without an
+    organ, and as ``whole_numbers``."""
     name = f"exam {scan.number:02d}"
     if scan.labels is not None and not scan.labels.any():
         raise ValueError(f"{name}: the mask is empty after preparation")
@@ -153,28 +153,28 @@ def describe(entry: Mapping[str, Any]) -> str:
 def require_orientation(entries: Iterable[Mapping[str, Any]]) -> None:
     """``ValueError`` when a mask does not lie on its image, or organs do not lie in the patient as they should."""
     judged = {f"exam {entry['exam']:02d}": entry["orientation"] for entry in entries if "orientation" in entry}
-    require_arrangement({scan: facts["scores"] for scan, facts in judged.items()})
-    for scan, facts in judged.items():
-        if facts["anatomy"]:
-            raise ValueError(f"{scan}: {'; '.join(facts['anatomy'])}: image and mask seem to be mirrored together")
+    require_arrangement({scan: verdict["scores"] for scan, verdict in judged.items()})
+    for scan, verdict in judged.items():
+        if verdict["anatomy"]:
+            raise ValueError(f"{scan}: {'; '.join(verdict['anatomy'])}: image and mask seem to be mirrored together")
 
 
 def versions() -> dict[str, str]:
-    """Of this package and of what reads and writes the files."""
-    found = {"sslmed-dist": __version__}
+    """The versions of this package and of the packages that read and write the files."""
+    package_versions = {"sslmed-dist": __version__}
     for package in ("nibabel", "numpy", "pydicom", "torchvision"):
         try:
-            found[package] = version(package)
+            package_versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "absent"
-    return found
+            package_versions[package] = "absent"
+    return package_versions
 
 
 def write_set(
     out: str | Path, kind: str, steps: list[str], scans: Iterable[PreparedExam], note: Note, source: str | Path
 ) -> Path:
-    """Write all ``scans`` (one at a time is in memory) and the manifest to ``out``, or nothing at all. What is made of
-    a ``source`` of phantoms carries their mark (``phantom.json``) on.
+    """Write all ``scans`` (one at a time is in memory) and the manifest to ``out``, or nothing at all; return ``out``.
+    A ``source`` of phantoms has a mark (``phantom.json``), which is copied.
 
     ``ValueError``: as ``whole_folder``, ``write_scan`` and ``require_orientation``; no scan.
     """

@@ -1,8 +1,9 @@
-"""One DICOM series as one array with its place in the patient.
+"""One DICOM series as one array with its position in the patient.
 
-Pixel (i, j) of the slice k, column i and row j, lies at (DICOM PS3.3, C.7.6.2.1.1, in the LPS frame)
-``position_k + i * column spacing * row direction + j * row spacing * column direction``; NIfTI's frame is RAS, so the
-first two coordinates change their sign.
+Pixel (i, j) of slice k is in column i and row j. It lies at ``position_k + i * column spacing * row direction +
+j * row spacing * column direction`` (DICOM PS3.3, C.7.6.2.1.1). That is in DICOM's frame, whose axes point to the
+patient's left, back and head (LPS). NIfTI's axes point right, front and head (RAS), so the first two coordinates change
+their sign.
 """
 
 from collections.abc import Sequence
@@ -14,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
-UNEVEN = 0.01  # of the usual distance: by so much may the distance of two neighbouring slices differ from it
-SAME_PLACE = 0.01  # mm
+UNEVEN = 0.01  # the most that a slice distance may differ from the usual one, as a share of the usual one
+SAME_PLACE = 0.01  # mm: slices closer to each other than this are at one position
 SAME_DIRECTION = 1e-3  # difference of a direction cosine, and relative difference of pixel spacings
 
 
 @dataclass(frozen=True)
 class Series:
-    """A volume in the order of its slices along their normal, row direction x column direction.
+    """A volume whose slices are sorted along their normal (the cross product row direction x column direction).
 
     voxels            (columns, rows, slices) float32, rescaled (RescaleSlope, RescaleIntercept)
     affine            (4, 4) float64: index (i, j, k) to millimetres in RAS; voxels and affine make a NIfTI as they are
@@ -45,43 +46,45 @@ class Series:
 
 @dataclass(frozen=True)
 class Slice:
-    """One file: pixels (rows, columns) float32, ``plane`` = row direction, column direction, in LPS."""
+    """One file, one slice. Positions and directions are in LPS."""
 
     path: Path
-    series: str
-    pixels: NDArray[np.float32]
-    position: NDArray[np.float64]
-    plane: NDArray[np.float64]
-    spacing: tuple[float, float]  # of rows, of columns
+    series: str  # SeriesInstanceUID
+    pixels: NDArray[np.float32]  # (rows, columns), rescaled
+    position: NDArray[np.float64]  # (3,) mm, of the first pixel's centre
+    plane: NDArray[np.float64]  # (2, 3) unit vectors: row direction, column direction
+    spacing: tuple[float, float]  # mm between rows, between columns
     instance: int | None
     modality: str
 
 
 def read_series(folder: str | Path) -> Series:
     """The series whose files lie in ``folder`` (not in folders below it). Files that are not DICOM, or hold no image
-    (DICOMDIR, reports), are passed over.
+    (DICOMDIR, reports), are skipped.
 
     ``ValueError`` naming the file or folder: no DICOM image, files of two series, a single slice, multi-frame or
     colour images, pixels that cannot be decoded, positions or spacings missing or impossible, slices of different
-    sizes, orientations or pixel spacings, two slices in one place, a slice missing (distances differ by more than
+    sizes, orientations or pixel spacings, two slices at one position, a slice missing (distances differ by more than
     1 %), slices that are not stacked along their normal (tilted gantry).
     """
-    place = Path(folder)
-    if not place.is_dir():
-        raise ValueError(f"{place}: no such folder")
-    read = [read_slice(path) for path in sorted(place.iterdir()) if path.is_file()]
-    slices = [item for item in read if item is not None]
-    require_one_series(place, slices)
+    series_folder = Path(folder)
+    if not series_folder.is_dir():
+        raise ValueError(f"{series_folder}: no such folder")
+    parsed = [read_slice(path) for path in sorted(series_folder.iterdir()) if path.is_file()]
+    slices = [item for item in parsed if item is not None]
+    require_one_series(series_folder, slices)
     first = slices[0]
-    normal = np.cross(first.plane[0], first.plane[1])
+    # file names and instance numbers are not reliable: the order is that of the positions along the normal
+    normal = np.cross(first.plane[0], first.plane[1])  # (3,) unit vector in LPS
     slices.sort(key=lambda item: (float(item.position @ normal), item.path.name))
-    step = slice_step(place, slices, normal)
+    step = slice_step(series_folder, slices, normal)
+    # columns of the affine: one step along i (columns), j (rows) and k (slices), in mm
     affine = np.eye(4)
-    columns = [first.plane[0] * first.spacing[1], first.plane[1] * first.spacing[0], step]
-    affine[:3, :3] = LPS_TO_RAS @ np.stack(columns, axis=1)
+    axis_vectors = [first.plane[0] * first.spacing[1], first.plane[1] * first.spacing[0], step]
+    affine[:3, :3] = LPS_TO_RAS @ np.stack(axis_vectors, axis=1)
     affine[:3, 3] = LPS_TO_RAS @ slices[0].position
     return Series(
-        voxels=np.ascontiguousarray(np.stack([item.pixels.T for item in slices], axis=2)),
+        voxels=np.ascontiguousarray(np.stack([item.pixels.T for item in slices], axis=2)),  # (columns, rows, slices)
         affine=affine,
         files=tuple(item.path.name for item in slices),
         instance_numbers=tuple(item.instance for item in slices),
@@ -107,6 +110,7 @@ def read_slice(path: Path) -> Slice | None:
     if rows <= 0 or columns <= 0:
         raise ValueError(f"{path}: PixelSpacing must be above 0 mm, got {rows} and {columns}")
     plane = np.array(numbers(path, header, "ImageOrientationPatient", 6)).reshape(2, 3)
+    # two orthonormal rows: their products with each other are the identity
     if not np.allclose(plane @ plane.T, np.eye(2), atol=SAME_DIRECTION):
         raise ValueError(
             f"{path}: ImageOrientationPatient must be two unit vectors at right angles, got {plane.ravel().tolist()}"
@@ -137,23 +141,23 @@ def require_plain_image(path: Path, header: Any) -> None:
 
 
 def numbers(path: Path, header: Any, name: str, count: int) -> list[float]:
-    """The ``count`` numbers of an attribute. ``ValueError`` when it is missing or holds something else."""
+    """The ``count`` numbers of the attribute ``name``. ``ValueError`` when it is missing or holds something else."""
     value = header.get(name)
     if value is None or value == "":
         raise ValueError(f"{path}: has no {name}, so where it lies in the patient is unknown")
     try:
-        found = [float(part) for part in (value if count > 1 else [value])]
+        values = [float(part) for part in (value if count > 1 else [value])]
     except (TypeError, ValueError):
-        found = []
-    if len(found) != count or not np.isfinite(found).all():
+        values = []
+    if len(values) != count or not np.isfinite(values).all():
         raise ValueError(f"{path}: {name} must be {count} finite number(s), got {value}")
-    return found
+    return values
 
 
 def rescaled(path: Path, header: Any) -> NDArray[np.float32]:
-    """Pixels (rows, columns) x slope + intercept. ``ValueError`` when they cannot be decoded."""
+    """Float32 (rows, columns): stored pixels x slope + intercept. ``ValueError`` when they cannot be decoded."""
     slope = numbers(path, header, "RescaleSlope", 1)[0] if header.get("RescaleSlope") is not None else 1.0
-    shift = numbers(path, header, "RescaleIntercept", 1)[0] if header.get("RescaleIntercept") is not None else 0.0
+    intercept = numbers(path, header, "RescaleIntercept", 1)[0] if header.get("RescaleIntercept") is not None else 0.0
     if slope == 0.0:
         raise ValueError(f"{path}: RescaleSlope must not be 0")
     try:
@@ -165,19 +169,19 @@ def rescaled(path: Path, header: Any) -> NDArray[np.float32]:
         raise ValueError(f"{path}: pixels ({coding}) cannot be decoded: {reason}") from error
     if stored.ndim != 2:
         raise ValueError(f"{path}: expected one image of rows x columns, got shape {stored.shape}")
-    return (stored.astype(np.float64) * slope + shift).astype(np.float32)
+    return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
 
 
-def require_one_series(place: Path, slices: Sequence[Slice]) -> None:
+def require_one_series(folder: Path, slices: Sequence[Slice]) -> None:
     """``ValueError`` unless all slices belong to one series and have one size, orientation and pixel spacing."""
     if not slices:
-        raise ValueError(f"{place}: no DICOM image in it")
+        raise ValueError(f"{folder}: no DICOM image in it")
     first = slices[0]
     for item in slices:
         if item.series != first.series:
-            raise ValueError(f"{place}: images of two series, {first.path.name} and {item.path.name}; allowed: one")
+            raise ValueError(f"{folder}: images of two series, {first.path.name} and {item.path.name}; allowed: one")
     if len(slices) == 1:
-        raise ValueError(f"{place}: a single slice ({first.path.name}); a volume has at least 2")
+        raise ValueError(f"{folder}: a single slice ({first.path.name}); a volume has at least 2")
     for item in slices:
         if item.pixels.shape != first.pixels.shape:
             sizes = [" x ".join(map(str, shape)) for shape in (item.pixels.shape, first.pixels.shape)]
@@ -188,27 +192,32 @@ def require_one_series(place: Path, slices: Sequence[Slice]) -> None:
             raise ValueError(f"{item.path}: pixel spacing {item.spacing} mm, {first.path.name} has {first.spacing}")
 
 
-def slice_step(place: Path, slices: Sequence[Slice], normal: NDArray[np.float64]) -> NDArray[np.float64]:
-    """From one slice to the next, mm in LPS; ``slices`` are sorted along ``normal``. ``ValueError`` as
+def slice_step(folder: Path, slices: Sequence[Slice], normal: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The vector (3,) from one slice to the next, mm in LPS; ``slices`` are sorted along ``normal``. ``ValueError`` as
     ``read_series``."""
-    positions = np.stack([item.position for item in slices])
-    gaps = np.diff(positions @ normal)
+    positions = np.stack([item.position for item in slices])  # (S, 3)
+    gaps = np.diff(positions @ normal)  # (S - 1,) mm along the normal
     names = [item.path.name for item in slices]
     for k in np.nonzero(gaps < SAME_PLACE)[0]:
-        raise ValueError(f"{place}: {names[k]} and {names[k + 1]} lie in one place (two phases or echoes?)")
+        raise ValueError(f"{folder}: {names[k]} and {names[k + 1]} lie in one place (two phases or echoes?)")
+    # evenly spaced? the usual distance is the (lower) median, which one missing slice does not move
     usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])
     widest = int(np.abs(gaps - usual).argmax())
     if abs(gaps[widest] - usual) > UNEVEN * usual:
         raise ValueError(
-            f"{place}: {gaps[widest]:.3f} mm from {names[widest]} to {names[widest + 1]}, elsewhere {usual:.3f} mm: "
+            f"{folder}: {gaps[widest]:.3f} mm from {names[widest]} to {names[widest + 1]}, elsewhere {usual:.3f} mm: "
             "a slice is missing, or the slices are uneven"
         )
+    # a step that is not along the normal is a sheared volume, which no rotation and scaling describe
     step: NDArray[np.float64] = (positions[-1] - positions[0]) / (len(slices) - 1)
     sideways = float(np.linalg.norm(step - (step @ normal) * normal))
     if sideways > UNEVEN * usual:
-        raise ValueError(f"{place}: each slice is shifted sideways by {sideways:.3f} mm (tilted gantry); not supported")
+        raise ValueError(
+            f"{folder}: each slice is shifted sideways by {sideways:.3f} mm (tilted gantry); not supported"
+        )
+    # every slice must lie where equal steps from the first one lead
     off = np.abs(positions - positions[0] - np.arange(len(slices))[:, None] * step).max(axis=1)
     worst = int(off.argmax())
     if off[worst] > max(UNEVEN * usual, SAME_PLACE) * 2:
-        raise ValueError(f"{place}: {names[worst]} lies {off[worst]:.3f} mm beside the line of the other slices")
+        raise ValueError(f"{folder}: {names[worst]} lies {off[worst]:.3f} mm beside the line of the other slices")
     return step

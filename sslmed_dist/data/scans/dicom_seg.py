@@ -26,35 +26,40 @@ def write_dicom_seg(
     path: Path, folder: Path, series: Series, values: Array, labels: Sequence[int], *, model: str
 ) -> Path:
     """Write ``values``, label ids in the voxel order of ``series.voxels``, as a BINARY segmentation (PS3.3, A.51) to
-    ``path``. Segment n is ``labels[n - 1]`` and is called "label ID"; a voxel of another value is in none.
+    ``path``; return it. Segment n is ``labels[n - 1]`` and is called "label ID". A voxel of another value is in no
+    segment.
 
-    Patient, study and frame of reference are those of the files in ``folder``, whose order and positions the frames
-    follow. ``model`` (a hash) is written down as the algorithm's version. The segmentation's UIDs follow from its
-    content. ``ValueError``: highdicom is missing, another shape, or an attribute that the files lack.
+    ``folder`` holds the files of the series. Patient, study and frame of reference are theirs, and the frames have
+    their order and positions. ``model`` (a hash) is written down as the algorithm's version. The UIDs are a hash of the
+    content, so equal segmentations get equal UIDs. ``ValueError``: highdicom is missing, ``values`` has another shape,
+    or the files lack an attribute.
     """
     require_highdicom()
     if values.shape != series.voxels.shape:
         raise ValueError(f"values: expected the shape {series.voxels.shape} of the series, got {values.shape}")
-    numbered = np.zeros(values.shape, np.uint8 if len(labels) < 256 else np.uint16)
-    for number, label in enumerate(labels, start=1):
-        numbered[values == label] = number
-    frames = np.ascontiguousarray(numbered.transpose(2, 1, 0))  # slices of rows x columns, as the files hold them
+    # label ids may be any numbers; DICOM counts segments from 1
+    segment_map = np.zeros(values.shape, np.uint8 if len(labels) < 256 else np.uint16)
+    for segment_number, label in enumerate(labels, start=1):
+        segment_map[values == label] = segment_number
+    frames = np.ascontiguousarray(segment_map.transpose(2, 1, 0))  # slices of rows x columns, as the files hold them
     sources = read_headers(folder, series)
     try:
-        made = segmentation(sources, frames, labels, model)
+        dataset = segmentation(sources, frames, labels, model)
     except (AttributeError, KeyError) as error:  # highdicom reads what its module tables ask for without looking first
         raise ValueError(f"{folder}: its files lack what a DICOM-SEG refers to: {error}") from error
-    made.save_as(path)
+    dataset.save_as(path)
     return path
 
 
 def segmentation(sources: list[Any], frames: Array, labels: Sequence[int], model: str) -> Any:
-    """highdicom's dataset of ``frames`` (slices, rows, columns), values 0 to len(labels), on the ``sources``."""
+    """highdicom's dataset of ``frames`` (slices, rows, columns), values 0 to len(labels). ``sources`` are the headers
+    of the series' files in slice order."""
     import warnings
 
     import highdicom
     from pydicom.uid import generate_uid
 
+    # UIDs from the content and not at random: the same run writes the same bytes
     digest = hashlib.sha256(frames.tobytes()).hexdigest()
     entropy = [model, digest, *(str(source.SOPInstanceUID) for source in sources)]
     with warnings.catch_warnings():
@@ -63,7 +68,9 @@ def segmentation(sources: list[Any], frames: Array, labels: Sequence[int], model
             source_images=sources,
             pixel_array=frames,
             segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=[describe(number, label, model) for number, label in enumerate(labels, start=1)],
+            segment_descriptions=[
+                describe(segment_number, label, model) for segment_number, label in enumerate(labels, start=1)
+            ],
             series_instance_uid=generate_uid(entropy_srcs=[*entropy, "series"]),
             series_number=9000,
             sop_instance_uid=generate_uid(entropy_srcs=[*entropy, "instance"]),
@@ -79,24 +86,25 @@ def segmentation(sources: list[Any], frames: Array, labels: Sequence[int], model
 
 
 def read_headers(folder: Path, series: Series) -> list[Any]:
-    """The headers of the series' files in slice order, without their pixels."""
+    """The headers of the series' files in slice order, without their pixels. ``ValueError`` naming a file that lacks
+    an identifier which the segmentation refers to."""
     import pydicom
 
     headers: list[Any] = [pydicom.dcmread(folder / name, stop_before_pixels=True) for name in series.files]
     for name, header in zip(series.files, headers, strict=True):
-        for needed in ("SOPInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
-            if not header.get(needed):
-                raise ValueError(f"{folder / name}: has no {needed}, and a DICOM-SEG refers to it")
+        for attribute in ("SOPInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
+            if not header.get(attribute):
+                raise ValueError(f"{folder / name}: has no {attribute}, and a DICOM-SEG refers to it")
     return headers
 
 
-def describe(number: int, label: int, model: str) -> Any:
-    """Segment ``number``: an organ, found by this program."""
+def describe(segment_number: int, label: int, model: str) -> Any:
+    """highdicom's description of segment ``segment_number``: an organ, found by this program."""
     import highdicom
     from pydicom.sr.codedict import codes
 
     return highdicom.seg.SegmentDescription(
-        segment_number=number,
+        segment_number=segment_number,
         segment_label=f"label {label}",
         segmented_property_category=codes.SCT.AnatomicalStructure,
         segmented_property_type=codes.SCT.Organ,

@@ -1,9 +1,10 @@
 """A volume of any orientation as a stack of square axial slices of one pixel size, and maps of the stack brought back.
 
-The stack is what the 2-D encoders are trained on: the volume turned to the nearest right-anterior-superior order, cut
-along its third axis, rows from anterior to posterior and columns from the patient's right to the left, resampled in the
-plane and cropped or padded about its centre. Nothing is resampled across slices: those of an oblique volume stay
-oblique. Back, every voxel of the volume reads the map where it lies itself, so shape and affine are those of the file.
+The stack is what the 2-D encoders are trained on. The volume is turned to the nearest right-anterior-superior order
+and cut along its third axis. In a slice, rows run from anterior to posterior and columns from the patient's right to
+the left. Slices are resampled in the plane and cropped or padded about their centre. Nothing is resampled across
+slices, so those of an oblique volume stay oblique. On the way back every voxel of the volume reads the map at its own
+position, so shape and affine are those of the file.
 """
 
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SNAP = 0.05  # pixels: a pixel size that displaces the border by less than this is the volume's own
+SNAP = 0.05  # pixels: a pixel size that moves the image's border by less than this counts as the volume's own
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
 class PixelAxis:
-    """Pixels along one axis of the plane: model pixel j lies at ``start + j step`` of ``count`` source pixels."""
+    """The model's pixels along one axis of the plane. Model pixel j lies at the position ``start + j * step``, counted
+    in source pixels, of which there are ``count``."""
 
     count: int
     start: float
@@ -31,8 +33,9 @@ class Placement:
     """Where the slices of a volume lie in the model's pixels.
 
     ``shape`` (I, J, K) and ``affine`` (4, 4) are the volume's own. ``axes`` are the array axes that run (left-right,
-    posterior-anterior, inferior-superior), ``flips`` says which of them run the other way, ``spacing`` is their voxel
-    size in mm. ``pixel`` is the model's pixel size in mm, ``size`` its pixels along a side.
+    posterior-anterior, inferior-superior). ``flips`` says which of them run the other way, ``spacing`` is their voxel
+    size in mm. ``pixel`` is the model's pixel size in mm, ``size`` the number of its pixels along a side. ``rows`` and
+    ``columns`` are the model's pixels along the height and the width of a slice.
     """
 
     shape: tuple[int, int, int]
@@ -47,25 +50,27 @@ class Placement:
 
     @property
     def slices(self) -> int:
-        """Slices of the stack."""
+        """The number of slices of the stack."""
         return self.shape[self.axes[2]]
 
 
 def check_affine(affine: Array, name: str) -> None:
-    """``ValueError`` naming ``name`` unless ``affine`` is 4 x 4, finite and gives every axis a length and the volume a
-    size (no singular matrix)."""
+    """``ValueError`` naming ``name`` unless ``affine`` is 4 x 4 and finite, every axis has a length, and no two axes
+    run the same way (a singular matrix)."""
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise ValueError(f"{name}: its affine is not a finite 4 x 4 matrix")
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     if not (sides > 0).all():
         raise ValueError(f"{name}: voxel sizes {[round(float(s), 4) for s in sides]} mm; each must be above 0")
+    # the determinant of unit axes: 1 at right angles, 0 where they lie in one plane
     if abs(np.linalg.det(affine[:3, :3] / sides)) < 1e-3:
         raise ValueError(f"{name}: its affine is singular (two axes run the same way); no orientation follows from it")
 
 
 def place(shape: tuple[int, ...], affine: Array, *, pixel: float, size: int) -> Placement:
-    """The placement of a volume (I, J, K) with ``affine`` (voxel index to RAS mm) in slices ``size`` x ``size`` of
-    ``pixel`` mm. ``ValueError`` for a shape that is not 3-D, a pixel or size below what there is, a singular affine.
+    """The placement of a volume (I, J, K) with ``affine`` (voxel index to RAS mm) in slices of ``size`` x ``size``
+    pixels of ``pixel`` mm. ``ValueError`` for a shape that is not 3-D, a pixel size that is not above 0 mm, a size
+    below 1, or a singular affine.
     """
     from nibabel.orientations import io_orientation
 
@@ -75,16 +80,18 @@ def place(shape: tuple[int, ...], affine: Array, *, pixel: float, size: int) -> 
         raise ValueError(f"pixel, size: expected a pixel size above 0 mm and a size of at least 1, got {pixel}, {size}")
     affine = np.array(affine, dtype=np.float64)
     check_affine(affine, "affine")
-    turn = io_orientation(affine)  # per array axis: which of R, A, S it runs along, and in which direction
-    order = [int(np.nonzero(turn[:, 0] == world)[0][0]) for world in range(3)]
+    orientation = io_orientation(affine)  # per array axis: which of R, A, S it runs along, and in which direction
+    # the other way round: which array axis runs along R, which along A, which along S
+    order = [int(np.nonzero(orientation[:, 0] == world)[0][0]) for world in range(3)]
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     spacing = tuple(float(sides[axis]) for axis in order)
+    # in the plane: x (left-right) becomes the columns, y (posterior-anterior) the rows
     x, y = (pixel_axis(shape[axis], pixel / side, size) for axis, side in zip(order[:2], spacing[:2], strict=True))
     return Placement(
         shape=(int(shape[0]), int(shape[1]), int(shape[2])),
         affine=affine,
         axes=(order[0], order[1], order[2]),
-        flips=(turn[order[0], 1] < 0, turn[order[1], 1] < 0, turn[order[2], 1] < 0),
+        flips=(orientation[order[0], 1] < 0, orientation[order[1], 1] < 0, orientation[order[2], 1] < 0),
         spacing=(spacing[0], spacing[1], spacing[2]),
         pixel=float(pixel),
         size=size,
@@ -94,26 +101,31 @@ def place(shape: tuple[int, ...], affine: Array, *, pixel: float, size: int) -> 
 
 
 def corners(placement: Placement) -> Array:
-    """(8, 3) mm: the centres of the corner voxels of the upright stack, in its order. Two volumes of one shape whose
-    corners agree are one grid, in whatever order each is stored."""
+    """(8, 3) mm in RAS: the centres of the eight corner voxels of the upright stack. Two volumes of one upright shape
+    whose corners agree are one grid, in whatever order each is stored."""
+    # bit b of the corner's number says whether it lies at the far end of the upright axis b
     index = np.zeros((8, 3))
     for bit, (axis, flip) in enumerate(zip(placement.axes, placement.flips, strict=True)):
         ends = (placement.shape[axis] - 1, 0) if flip else (0, placement.shape[axis] - 1)
-        index[:, axis] = [ends[(number >> bit) & 1] for number in range(8)]
+        index[:, axis] = [ends[(corner >> bit) & 1] for corner in range(8)]
     return index @ placement.affine[:3, :3].T + placement.affine[:3, 3]
 
 
 def same_grid(a: Placement, b: Placement, tolerance: float = 0.1) -> bool:
-    """Whether two volumes have the same upright shape, and corners closer than ``tolerance`` voxels (the thinnest side)
-    to each other."""
+    """Whether two volumes have the same upright shape, and corners that differ by less than ``tolerance`` voxels. A
+    voxel's length is here its shortest side."""
     if [a.shape[axis] for axis in a.axes] != [b.shape[axis] for axis in b.axes]:
         return False
     return bool(np.linalg.norm(corners(a) - corners(b), axis=1).max() < tolerance * min(a.spacing))
 
 
 def pixel_axis(count: int, step: float, size: int) -> PixelAxis:
-    """``size`` pixels, each ``step`` source pixels, about the middle of ``count``. A step of 1 starts at a whole pixel
-    (an odd one is cut, or added, at the end), so that equal grids are cropped and not resampled."""
+    """``size`` model pixels, ``step`` source pixels apart, about the middle of ``count`` source pixels.
+
+    A step of 1 starts at a whole pixel, so that equal grids are cropped and not resampled. Where the surplus is odd,
+    the extra pixel is cut or added at the end.
+    """
+    # how far the step, summed up from the middle, moves the border
     if abs(step - 1.0) * max(count, size) / 2 < SNAP:
         return PixelAxis(count, float(int((count - size) / 2)), 1.0)
     return PixelAxis(count, (count - 1) / 2 - step * (size - 1) / 2, step)
@@ -121,56 +133,68 @@ def pixel_axis(count: int, step: float, size: int) -> PixelAxis:
 
 def upright(volume: Array, placement: Placement) -> Array:
     """(I, J, K) -> (S, H, W): a view with rows anterior to posterior, columns right to left, slices upwards."""
-    turned = volume.transpose(placement.axes)
+    turned = volume.transpose(placement.axes)  # array axes in the order of the patient's R, A, S
     right, front, up = (slice(None, None, -1) if flip else slice(None) for flip in placement.flips)
+    # first all axes towards R, A, S; then x to the left and y to the back, as a slice is looked at
     return turned[right, front, up][::-1, ::-1].transpose(2, 1, 0)
 
 
 def restored(stack: Array, placement: Placement) -> Array:
     """(S, H, W) -> (I, J, K): undoes ``upright``."""
+    # the same steps backwards: a flip undoes itself, argsort inverts the order of axes
     turned = stack.transpose(2, 1, 0)[::-1, ::-1]
     right, front, up = (slice(None, None, -1) if flip else slice(None) for flip in placement.flips)
     return turned[right, front, up].transpose(np.argsort(placement.axes))
 
 
 def weights(positions: Tensor, count: int, step: float) -> tuple[Tensor, Tensor]:
-    """(float32 (N, count), bool (N,)): linear interpolation at ``positions`` (N,) of ``count`` pixels, and which
-    positions lie in them (half a pixel beyond the outer centres included). A step above 1 widens the triangle by it,
-    against aliasing. Rows of positions outside are 0."""
-    distance = (positions[:, None] - torch.arange(count, dtype=torch.float64)).abs()
-    found = (1.0 - distance / max(step, 1.0)).clamp_min(0.0)
+    """(weights float32 (N, count), inside bool (N,)): linear interpolation at ``positions`` (N,) among ``count``
+    pixels.
+
+    ``inside`` says which positions lie in the image, up to half a pixel beyond the centres of its outer pixels. Rows of
+    weights for positions outside are 0. ``step`` is the distance of the positions in pixels: above 1 the interpolation
+    triangle is widened by it, against aliasing.
+    """
+    distance = (positions[:, None] - torch.arange(count, dtype=torch.float64)).abs()  # (N, count)
+    triangle = (1.0 - distance / max(step, 1.0)).clamp_min(0.0)
     inside = (positions >= -0.5) & (positions <= count - 0.5)
-    total = found.sum(1, keepdim=True)
-    return torch.where(inside[:, None], found / total.clamp_min(1e-12), 0.0).float(), inside
+    # each row sums to 1, also at the border, where part of the triangle lies outside
+    total = triangle.sum(1, keepdim=True)
+    return torch.where(inside[:, None], triangle / total.clamp_min(1e-12), 0.0).float(), inside
 
 
 def resample(stack: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], outside: float) -> Tensor:
-    """(S, h, w) -> (S, H, W) by the ``weights`` of rows and columns; pixels outside the source hold ``outside``."""
-    made = torch.matmul(torch.matmul(rows[0], stack), columns[0].T)
-    return made.masked_fill_(~(rows[1][:, None] & columns[1][None, :]), outside)
+    """(S, h, w) -> (S, H, W), with what ``weights`` gave for the rows and for the columns. Pixels outside the source
+    hold ``outside``."""
+    # interpolation is separable: (H, h) @ (S, h, w) @ (w, W)
+    resampled = torch.matmul(torch.matmul(rows[0], stack), columns[0].T)  # (S, H, W)
+    return resampled.masked_fill_(~(rows[1][:, None] & columns[1][None, :]), outside)
 
 
 def to_model(volume: Array, placement: Placement) -> Tensor:
-    """(I, J, K) -> float32 (S, 1, size, size); what lies outside the volume holds its minimum. ``ValueError`` for a
-    volume of another shape."""
+    """(I, J, K) -> float32 (S, 1, size, size): the stack that an encoder sees. Pixels outside the volume hold its
+    minimum. ``ValueError`` for a volume whose shape is not the placement's."""
     if volume.shape != placement.shape:
         raise ValueError(f"volume: expected the shape {placement.shape} of its placement, got {volume.shape}")
     stack = torch.from_numpy(np.ascontiguousarray(upright(volume, placement), dtype=np.float32))
+    # where the model's pixels lie, counted in the volume's pixels
     steps = torch.arange(placement.size, dtype=torch.float64)
-    along = (placement.rows, placement.columns)
-    rows, columns = (weights(a.start + a.step * steps, a.count, a.step) for a in along)
+    axes = (placement.rows, placement.columns)
+    rows, columns = (weights(a.start + a.step * steps, a.count, a.step) for a in axes)
     return resample(stack, rows, columns, float(stack.min()))[:, None]
 
 
 def from_model(maps: Tensor, placement: Placement, *, outside: float = 0.0) -> Array:
-    """(S, size, size) float -> float32 (I, J, K) in the volume's own array order: the map where each voxel lies, and
-    ``outside`` where it lies in no slice's square. ``ValueError`` for maps of another shape."""
+    """(S, size, size) float -> float32 (I, J, K) in the volume's own array order: the value of the map at each voxel's
+    position, and ``outside`` for voxels that lie outside the model's square. ``ValueError`` for maps of another shape.
+    """
     expected = (placement.slices, placement.size, placement.size)
     if tuple(maps.shape) != expected:
         raise ValueError(f"maps: expected {expected}, got {tuple(maps.shape)}")
-    along = (placement.rows, placement.columns)
+    # the inverse of ``to_model``: where the volume's pixels lie, counted in the model's pixels
+    axes = (placement.rows, placement.columns)
     rows, columns = (
         weights((torch.arange(a.count, dtype=torch.float64) - a.start) / a.step, placement.size, 1.0 / a.step)
-        for a in along
+        for a in axes
     )
     return restored(resample(maps.detach().float().cpu(), rows, columns, outside).numpy(), placement)

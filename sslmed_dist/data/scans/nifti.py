@@ -1,4 +1,4 @@
-"""Reading and writing NIfTI files. The one place that knows nibabel's files and its ways of failing."""
+"""Reading and writing NIfTI files. The only module that knows nibabel's files and the errors that it raises."""
 
 import gzip
 import zlib
@@ -15,7 +15,7 @@ from sslmed_dist.data.scans.grid import check_affine
 from sslmed_dist.data.scans.regrid import Affine, Volume, require_right_angles
 
 SUFFIXES = (".nii.gz", ".nii")
-# Fields of a NIfTI header that hold geometry: all that a file written beside another one takes over from it.
+# Fields of a NIfTI header that hold geometry: nothing else is copied from a volume's header to that of its mask.
 GEOMETRY = (
     "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
     "srow_x", "srow_y", "srow_z", "xyzt_units",
@@ -25,7 +25,7 @@ WORDS = {"L": "left", "R": "right", "A": "anterior", "P": "posterior", "S": "sup
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Every way of failing to read ``path`` becomes one ``ValueError`` that names it."""
+    """A block that reads ``path``: whatever nibabel raises in it becomes a ``ValueError`` that names the file."""
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
 
@@ -39,13 +39,12 @@ def readable(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Canonical:
-    """A volume turned to right-anterior-superior: ``voxels`` (I, J, K), ``spacing`` in mm along its axes, ``affine``;
-    ``oriented``: whether the file says how the patient lay."""
+    """A volume turned to right-anterior-superior: its axes point closest to the patient's right, front and head."""
 
-    voxels: Volume
-    spacing: tuple[float, ...]
-    affine: Affine
-    oriented: bool
+    voxels: Volume  # (I, J, K) float32
+    spacing: tuple[float, ...]  # mm along I, J, K
+    affine: Affine  # (4, 4) voxel index to RAS mm
+    oriented: bool  # whether the file says how the patient lay
 
 
 def load_nifti(path: Path) -> tuple[Any, Volume]:
@@ -56,7 +55,8 @@ def load_nifti(path: Path) -> tuple[Any, Volume]:
 
 
 def read_canonical(path: Path) -> Canonical:
-    """The volume turned to right-anterior-superior. ``ValueError`` as ``load_nifti``."""
+    """The volume turned to right-anterior-superior by swapping and flipping axes; no voxel is interpolated.
+    ``ValueError`` as ``load_nifti``."""
     import nibabel
 
     image = open_volume(path)
@@ -83,7 +83,7 @@ def open_volume(path: Path) -> Any:
 
 
 def read_voxels(image: Any, path: Path) -> Volume:
-    """The voxels of an opened image. ``ValueError`` as ``load_nifti``."""
+    """The voxels (I, J, K) float32 of an opened image. ``ValueError`` as ``load_nifti``."""
     with readable(path):
         voxels: Volume = np.asarray(image.dataobj, dtype=np.float32)
     if not np.isfinite(voxels).all():
@@ -93,10 +93,11 @@ def read_voxels(image: Any, path: Path) -> Volume:
 
 def check_spacing(image: Any, path: Path) -> None:
     """``ValueError`` for a voxel size of 0 in the file's header, which nibabel would quietly take for 1 mm."""
-    stored = image.file_map.get("image")
-    if not hasattr(image.header, "from_fileobj") or "pixdim" not in image.header or stored is None:
+    file_holder = image.file_map.get("image")
+    if not hasattr(image.header, "from_fileobj") or "pixdim" not in image.header or file_holder is None:
         return
-    with stored.get_prepare_fileobj("rb") as file:
+    # the header as it is in the file: that of ``image`` has been mended by nibabel already
+    with file_holder.get_prepare_fileobj("rb") as file:
         header = type(image.header).from_fileobj(file, check=False)
     sides = [float(side) for side in header["pixdim"][1:4]]
     if not all(np.isfinite(side) and side != 0 for side in sides):
@@ -104,13 +105,14 @@ def check_spacing(image: Any, path: Path) -> None:
 
 
 def axial_slices(voxels: Volume) -> Volume:
-    """Axial slices (S, H, W) of a right-anterior-superior volume: rows run from anterior to posterior, columns from the
-    patient's right to the left."""
+    """Axial slices (S, H, W) of a right-anterior-superior volume (I, J, K). Rows run from anterior to posterior,
+    columns from the patient's right to the left."""
     return np.ascontiguousarray(voxels[::-1, ::-1].transpose(2, 1, 0))
 
 
 def states_orientation(header: Any) -> bool:
-    """Whether a NIfTI header says how the patient lay: it has a qform or an sform. Else left and right are a guess."""
+    """Whether a NIfTI header says how the patient lay, by a qform or an sform. Without one, left and right are a
+    guess."""
     return bool(header["qform_code"] > 0 or header["sform_code"] > 0)
 
 
@@ -136,8 +138,8 @@ def stored_axes(path: Path) -> str:
 
 
 def nifti_bytes(voxels: NDArray[Any], affine: Affine, *, level: int = 6) -> bytes:
-    """A gzipped NIfTI-1 file in mm, sform and qform set (scanner), without time stamp or description. ``level`` is
-    gzip's."""
+    """A gzipped NIfTI-1 file of ``voxels`` (I, J, K) in mm, without time stamp or description. sform and qform are both
+    ``affine``, of code 1 (scanner). ``level`` is gzip's."""
     import nibabel
 
     image = nibabel.Nifti1Image(voxels, affine)
@@ -150,26 +152,26 @@ def nifti_bytes(voxels: NDArray[Any], affine: Affine, *, level: int = 6) -> byte
 def nifti_like(values: NDArray[Any], affine: Affine, header: Any = None) -> bytes:
     """A gzipped NIfTI file of ``values`` (I, J, K) or (I, J, K, C) in the voxels of another volume, units mm.
 
-    ``header`` is that of the other's NIfTI file: its affine is taken over bit for bit. Nothing else is: no text, no
-    extension, no time stamp. Without one (the other is DICOM) ``affine`` is written.
+    ``header`` is that of the other volume's NIfTI file: its geometry is copied bit for bit. Nothing else is: no text,
+    no extension, no time stamp. Without a header (the other volume is DICOM) ``affine`` is written.
     """
     import nibabel
 
-    fresh = nibabel.Nifti1Header()
+    new_header = nibabel.Nifti1Header()
     image: Any
     if header is None:
-        fresh.set_data_dtype(values.dtype)  # a header that is given keeps its own type, float32
-        image = nibabel.Nifti1Image(values, affine, fresh)
+        new_header.set_data_dtype(values.dtype)  # a header that is given keeps its own type, float32
+        image = nibabel.Nifti1Image(values, affine, new_header)
         image.set_qform(affine, 1)
         image.set_sform(affine, 1)
         image.header.set_xyzt_units("mm")
     else:
         kind = nibabel.Nifti2Image if "unused_str" in header else nibabel.Nifti1Image
-        fresh = kind.header_class()
-        fresh.set_data_shape(values.shape)
+        new_header = kind.header_class()
+        new_header.set_data_shape(values.shape)
         for field in GEOMETRY:
-            fresh[field] = header[field]
-        fresh["pixdim"][4:] = 1.0
-        fresh.set_data_dtype(values.dtype)
-        image = kind(values, None, fresh)
+            new_header[field] = header[field]
+        new_header["pixdim"][4:] = 1.0  # of time and channels: no geometry of the other volume
+        new_header.set_data_dtype(values.dtype)
+        image = kind(values, None, new_header)
     return gzip.compress(image.to_bytes(), compresslevel=4, mtime=0)

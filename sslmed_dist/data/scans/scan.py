@@ -1,4 +1,4 @@
-"""One scan as it is stored: a NIfTI file or a folder with one DICOM series, in its own array order."""
+"""One scan as it is stored, in its own array order: a NIfTI file, or a folder with one DICOM series."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""One-shot segmentation of organs, scored by the protocol of Ouyang et al. (2020), and beside it without its oracle."""
+"""One-shot segmentation of organs, scored by the protocol of Ouyang et al. (2020), and also without its oracle (the
+true range of slices)."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -24,38 +25,39 @@ NUMBERS = 10**9  # exam numbers have at most nine digits
 
 @dataclass(frozen=True)
 class Picture:
-    """A support slice and the middle one of the query slices that it serves, on the CPU: images float32 (H, W), masks
-    bool (H, W). Exams and slices by number, slices from 0."""
+    """A support slice, and the middle one of the query slices that are segmented with it. Tensors are on the CPU."""
 
     organ: str
-    part: int
-    support: int
-    support_slice: int
-    query: int
-    query_slice: int
-    support_image: Tensor
-    support_mask: Tensor
-    query_image: Tensor
-    truth: Tensor
-    prediction: Tensor
+    part: int  # of the organ
+    support: int  # exam number
+    support_slice: int  # from 0
+    query: int  # exam number
+    query_slice: int  # from 0
+    support_image: Tensor  # (H, W) float32
+    support_mask: Tensor  # (H, W) bool
+    query_image: Tensor  # (H, W) float32
+    truth: Tensor  # (H, W) bool
+    prediction: Tensor  # (H, W) bool
 
 
 class OneShot:
-    """Dice of organs found on query scans by what one annotated support scan shows of them (``protocol``).
+    """Dice of organs that are segmented on query scans after one annotated support scan (``protocol``).
 
-    One organ at a time. The support scan gives a slice for each third of the organ; a query slice is decided by that of
-    its own third, and the query's true first and last slices define the thirds and are the only ones scored: an oracle,
-    as published. ``dice``: TP, FP and FN summed over a volume, mean over queries, then over organs. ``dice_whole``: of
-    all slices, the range being estimated without the query's truth (``slice_range``). ``surface``: the 95th percentile
-    Hausdorff distance (mm) and surface Dice at ``tolerance_mm`` of what ``dice`` scores, in the whole volume.
-    ``quadrants``: predictions outside the quadrants of the body that the organ occupies in the support are removed
-    before all that.
+    One organ at a time. The organ's range of slices is divided into thirds, on the support and on the query. Each third
+    of the support gives one slice, and a query slice is segmented with the support slice of the same third. The query's
+    range is taken from its true mask, and only the slices in it are scored: an oracle, as published.
 
-    The test part's last exam is the support and the others are queries; ``supports`` ``all``: each in turn, every
-    measure is then a mean over all pairs, ``dice_last_support`` is the protocol's and ``dice_sd_supports`` the standard
-    deviation (n - 1) over supports. ``shots`` K: the last K exams are the support together. ``head``: a leaf of
-    ``PROTOTYPE_HEADS`` (a run lays it over its own head; else CoWPro's); ``window`` is that of the test, in place of
-    the head's, where the head has one.
+    ``dice``: TP, FP and FN are summed over a volume; mean over queries, then over organs. ``dice_whole``: of all slices
+    of the volume, the range being estimated without the query's mask (``slice_range``). ``surface`` asks for the 95th
+    percentile Hausdorff distance (mm) and the surface Dice at ``tolerance_mm``, of the predictions that ``dice``
+    scores. ``quadrants``: before all that, predictions outside the quadrants of the body that the organ occupies in the
+    support are removed.
+
+    The test part's last exam is the support, all others are queries. With ``supports`` ``all`` each exam is the support
+    in turn and every measure is a mean over all pairs; ``dice_last_support`` is then the protocol's number, and
+    ``dice_sd_supports`` the standard deviation (n - 1) over supports. ``shots`` K: the last K exams together are the
+    support. ``head``: a leaf of ``PROTOTYPE_HEADS`` (in a run it is laid over the run's own head; else over CoWPro's).
+    ``window`` replaces the head's own at test, where the head has one.
     """
 
     floor = COPY_MASK
@@ -72,7 +74,8 @@ class OneShot:
         surface: bool = False,
         tolerance_mm: float = 3.0,
     ) -> None:
-        """``ValueError``: no organ or one twice, a head that there is none of, a negative tolerance."""
+        """``ValueError``: no organ or one twice, an unknown head, ``supports`` or ``shots`` that are not allowed, a
+        negative tolerance."""
         self.organs = tuple(organs)
         if not self.organs or len(set(self.organs)) < len(self.organs):
             raise ValueError(f"one_shot.organs: expected organs, none of them twice, got {list(organs)}")
@@ -90,13 +93,15 @@ class OneShot:
     def segment(
         self, encoder: nn.Module, dataset: Dataset, positions: Tensor, *, device: torch.device | str, seed: int
     ) -> Predictions:
-        """One row for each pair of a support and a query scan of the test part at ``positions`` (int64); no randomness
-        but the dataset's. Rows hold numbers measured of each pair alone; ``cases`` one entry a pair and organ.
+        """One row for each pair of a support and a query scan of the test part at ``positions`` (int64 (N,)). A row is
+        measured from its pair alone. ``cases`` has one entry for each pair and organ. Nothing is random but the
+        dataset's draws.
 
         ``ValueError``: fewer than two exams, an organ that the dataset does not know or the support does not hold, no
         masks, quadrants of a scan whose orientation is unknown.
         """
         scans, segmenter = self.prepare(encoder, dataset, positions, device)
+        # supports that are used together: one exam, or the last K; every other exam is then a query
         groups = [[scan] for scan in scans] if self.supports == "all" else [scans[-self.shots :]]
         volumes = {scan.number: self.load(segmenter, dataset, scan, seed) for scan in scans}
         cases: list[Case] = []
@@ -112,30 +117,41 @@ class OneShot:
     def pictures(
         self, encoder: nn.Module, dataset: Dataset, positions: Tensor, *, device: torch.device | str, seed: int
     ) -> list[Picture]:
-        """For every organ of the first query, and every third of it there: what the last exam, the support, shows, and
-        what ``dice`` scores on the middle slice. Arguments and errors as ``segment``."""
+        """One picture for each organ of the first exam, a query, and each third of it. It shows the support slice of
+        the last exam, and on the third's middle slice what ``dice`` scores. Arguments and errors as ``segment``."""
         scans, segmenter = self.prepare(encoder, dataset, positions, device)
         support, query = (self.load(segmenter, dataset, scan, seed) for scan in (scans[-1], scans[0]))
         images = [fetch(dataset, scan, seed=seed)[0].float().cpu() for scan in (scans[-1], scans[0])]
-        found = []
+        pictures = []
         for organ in self.organs:
             shown = self.show(segmenter, dataset, [support], organ)
-            value = dataset.classes.index(organ) + 1
-            truth = query.organs == value
-            held = protocol.true_range(truth)
-            if held is None:
+            organ_value = dataset.classes.index(organ) + 1
+            truth = query.organs == organ_value
+            organ_range = protocol.true_range(truth)
+            if organ_range is None:
                 continue
-            guess = predicted(self.find(segmenter, shown, query).margins, *held).cpu()
-            for part, z in enumerate(shown.slices):
-                served = [s for s in range(held[0], held[1] + 1) if protocol.part_of(s, *held) == part]
+            prediction = predicted(self.find(segmenter, shown, query).margins, *organ_range).cpu()
+            for part, support_slice in enumerate(shown.slices):
+                # the query's slices that are segmented with this support slice
+                served = [
+                    slice_number
+                    for slice_number in range(organ_range[0], organ_range[1] + 1)
+                    if protocol.part_of(slice_number, *organ_range) == part
+                ]
                 if not served:
                     continue
-                middle = served[len(served) // 2]
-                mask = (support.organs[z] == value).cpu()
-                numbers = (organ, part, support.scan.number, z, query.scan.number, middle)
-                views = (images[0][z, 0], mask, images[1][middle, 0], truth[middle].cpu(), guess[middle])
-                found.append(Picture(*numbers, *views))
-        return found
+                query_slice = served[len(served) // 2]
+                mask = (support.organs[support_slice] == organ_value).cpu()
+                origin = (organ, part, support.scan.number, support_slice, query.scan.number, query_slice)
+                views = (
+                    images[0][support_slice, 0],
+                    mask,
+                    images[1][query_slice, 0],
+                    truth[query_slice].cpu(),
+                    prediction[query_slice],
+                )
+                pictures.append(Picture(*origin, *views))
+        return pictures
 
     def prepare(
         self, encoder: nn.Module, dataset: Dataset, positions: Tensor, device: torch.device | str
@@ -161,68 +177,71 @@ class OneShot:
         return scans, Segmenter(encoder, registry.build(PROTOTYPE_HEADS, self.head, "one_shot.head"), device)
 
     def load(self, segmenter: Segmenter, dataset: Dataset, scan: ScanSlices, seed: int) -> Volume:
-        """The scan, encoded once for all its roles."""
+        """The scan with its feature maps, which serve it as support and as query."""
         return load(segmenter, dataset, scan, seed=seed, centred=self.quadrants)
 
     def show(self, segmenter: Segmenter, dataset: Dataset, supports: Sequence[Volume], organ: str) -> Shown:
-        """What the supports show of the organ. ``ValueError`` naming it and one that holds none of it."""
+        """What the supports show of the organ. ``ValueError`` naming the organ and a support that holds none of it."""
         masks = [support.organs == dataset.classes.index(organ) + 1 for support in supports]
         for support, mask in zip(supports, masks, strict=True):
             if not mask.any():
                 raise ValueError(f"exam {support.scan.number}: the support holds no voxel of {organ}")
         pairs = zip(supports, masks, strict=True)
-        each = [segmenter.learn(one.maps, mask, one.scan.spacing, one.centre) for one, mask in pairs]
-        if len(each) == 1:
-            return each[0]
-        return segmenter.together(each, [support.maps for support in supports], masks)
+        shown_by_each = [segmenter.learn(scan.maps, mask, scan.scan.spacing, scan.centre) for scan, mask in pairs]
+        if len(shown_by_each) == 1:
+            return shown_by_each[0]
+        return segmenter.together(shown_by_each, [support.maps for support in supports], masks)
 
     def find(self, segmenter: Segmenter, shown: Shown, query: Volume) -> Found:
-        """The organ on the query."""
+        """The organ on the query: margins and the estimated range."""
         return segmenter.find(shown, query.maps, query.size, query.scan.spacing, query.centre)
 
     def case(self, segmenter: Segmenter, dataset: Dataset, shown: Shown, query: Volume, organ: str) -> Case:
-        """Everything measured of one organ of one pair; a query without the organ has no measures (None)."""
+        """Everything that is measured of one organ of one pair. A query without the organ has no measures."""
         truth = query.organs == dataset.classes.index(organ) + 1
-        held = protocol.true_range(truth)
-        if held is None:
+        organ_range = protocol.true_range(truth)
+        if organ_range is None:
             return {"slices": 0, "reference_ml": 0.0}
-        first, last = held
+        first, last = organ_range
         spacing = query.scan.spacing
-        voxel = spacing[0] * spacing[1] * spacing[2] / 1000
-        found = self.find(segmenter, shown, query)
-        guess = predicted(found.margins, first, last)
-        reference = int(truth.sum()) * voxel
+        voxel_ml = spacing[0] * spacing[1] * spacing[2] / 1000
+        segmentation = self.find(segmenter, shown, query)
+        # with the query's true range (``dice``); below with the estimated one (``dice_whole``)
+        prediction = predicted(segmentation.margins, first, last)
+        reference_ml = int(truth.sum()) * voxel_ml
         case: Case = {
             "slices": last - first + 1,
             "true_first": first,
             "true_last": last,
-            "dice": protocol.overlap(guess[first : last + 1], truth[first : last + 1]).dice,
-            "reference_ml": reference,
-            **volume("", guess, voxel, reference),
+            "dice": protocol.overlap(prediction[first : last + 1], truth[first : last + 1]).dice,
+            "reference_ml": reference_ml,
+            **volume("", prediction, voxel_ml, reference_ml),
         }
         if self.whole:
-            everywhere = found.prediction()
+            whole_prediction = segmentation.prediction()
             case |= {
-                "estimated_first": found.estimate.first,
-                "estimated_last": found.estimate.last,
-                "range_seen": found.estimate.seen,
-                "dice_whole": protocol.overlap(everywhere, truth).dice,
-                **volume("_whole", everywhere, voxel, reference),
+                "estimated_first": segmentation.estimate.first,
+                "estimated_last": segmentation.estimate.last,
+                "range_seen": segmentation.estimate.seen,
+                "dice_whole": protocol.overlap(whole_prediction, truth).dice,
+                **volume("_whole", whole_prediction, voxel_ml, reference_ml),
             }
         if self.surface:
-            case["hd95_mm"] = surfaces.hausdorff95(guess, truth, spacing)
-            case["surface_dice"] = surfaces.surface_dice(guess, truth, spacing, self.tolerance_mm)
+            case["hd95_mm"] = surfaces.hausdorff95(prediction, truth, spacing)
+            case["surface_dice"] = surfaces.surface_dice(prediction, truth, spacing, self.tolerance_mm)
         return case
 
     def predictions(self, cases: Sequence[Case], last: int) -> Predictions:
-        """The rows of all pairs out of the cases, which come pair by pair, the organs of each in their order."""
+        """The rows of all pairs. ``cases`` are sorted by pair, and within a pair by organ; ``last`` is the exam number
+        of the protocol's support."""
         columns = Columns(self.organs, self.whole, self.surface, self.supports == "all")
+        # one pair is as many consecutive cases as there are organs
         pairs = [cases[i : i + len(self.organs)] for i in range(0, len(cases), len(self.organs))]
         rows = [columns.row(pair, pair[0]["support"] == last) for pair in pairs]
         supports, queries = (torch.tensor([pair[0][name] for pair in pairs]) for name in ("support", "query"))
         absent = sorted({f"{case['organ']} of exam {case['query']}" for case in cases if not case["slices"]})
         return Predictions(
-            scores=torch.tensor(rows, dtype=torch.float64),
+            scores=torch.tensor(rows, dtype=torch.float64),  # (pairs, M), see ``Columns``
             labels=supports,
             groups=queries,
             index=queries * NUMBERS + supports,
@@ -235,23 +254,27 @@ class OneShot:
         )
 
 
-def head_over(own: Any, said: Any) -> dict[str, Any]:
-    """The head that ``said`` (a leaf, perhaps without a name, or None) means for a run whose own head is ``own``: laid
-    over it (over CoWPro's where ``own`` is none of prototypes); one of another name starts from its own defaults."""
-    own, said = ({"name": leaf} if isinstance(leaf, str) else dict(leaf or {}) for leaf in (own, said))
-    if own.get("name") not in PROTOTYPE_HEADS:
-        own = {"name": "cowpro"}
-    return said if said.get("name", own["name"]) != own["name"] else {**own, **said}
+def head_over(run_head: Any, asked: Any) -> dict[str, Any]:
+    """The leaf of the head that is meant by ``asked`` (a leaf, perhaps without a name, or None) in a run whose own head
+    is ``run_head``.
+
+    ``asked`` is laid over ``run_head``, or over CoWPro's where that is not a head of prototypes. If it names another
+    head, nothing is taken over and that head's defaults apply.
+    """
+    run_head, asked = ({"name": leaf} if isinstance(leaf, str) else dict(leaf or {}) for leaf in (run_head, asked))
+    if run_head.get("name") not in PROTOTYPE_HEADS:
+        run_head = {"name": "cowpro"}
+    return asked if asked.get("name", run_head["name"]) != run_head["name"] else {**run_head, **asked}
 
 
 def at_test(head: Mapping[str, Any], window: int, where: str) -> dict[str, Any]:
-    """The leaf ``head`` with the test's ``window``, where it has one. ``ValueError`` for an unknown head."""
+    """The leaf ``head`` with the test's ``window``, if the head takes one. ``ValueError`` for an unknown head."""
     constructor, _ = registry.split(PROTOTYPE_HEADS, head, where)
     windowed = "window" in inspect.signature(constructor).parameters
     return {**head, "window": window} if windowed else dict(head)
 
 
-def volume(suffix: str, mask: Tensor, voxel: float, reference: float) -> Case:
-    """The mask's volume in ml (``voxel`` ml each), and its relative error."""
-    found = int(mask.sum()) * voxel
-    return {f"volume_ml{suffix}": found, f"volume_error{suffix}": (found - reference) / reference}
+def volume(suffix: str, mask: Tensor, voxel_ml: float, reference_ml: float) -> Case:
+    """The volume of a mask in ml (a voxel has ``voxel_ml``), and its relative error to ``reference_ml``."""
+    volume_ml = int(mask.sum()) * voxel_ml
+    return {f"volume_ml{suffix}": volume_ml, f"volume_error{suffix}": (volume_ml - reference_ml) / reference_ml}

@@ -1,4 +1,4 @@
-"""Whole scans out of a dataset of slices: which samples make a scan, their feature maps and organ masks."""
+"""Complete scans from a dataset of slices: which samples make up a scan, their feature maps and organ masks."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,12 @@ FACTS = ("slice", "spacing_mm", "oriented")
 
 @dataclass(frozen=True)
 class ScanSlices:
-    """The samples of one exam at ``positions`` int64 (S,) of the dataset, upwards. ``spacing`` in mm between rows,
-    columns and slices; ``oriented``: whether its file says where left is."""
+    """The samples that are the S slices of one exam, from the lowest slice upwards."""
 
-    number: int
-    positions: Tensor
-    spacing: Spacing
-    oriented: bool
+    number: int  # of the exam
+    positions: Tensor  # (S,) int64, in the dataset
+    spacing: Spacing  # mm between rows, columns and slices
+    oriented: bool  # whether its file says where left is
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -28,12 +27,12 @@ class ScanSlices:
 
 @dataclass(frozen=True)
 class Volume:
-    """A scan on the device: feature maps (S, D, h, w), organ values uint8 (S, H, W), the body's centre where asked."""
+    """An encoded scan, its tensors on the device."""
 
     scan: ScanSlices
-    maps: Tensor
-    organs: Tensor
-    centre: Centre | None
+    maps: Tensor  # (S, D, h, w) feature maps
+    organs: Tensor  # (S, H, W) uint8 organ values
+    centre: Centre | None  # of the body, where it was asked for
 
     @property
     def size(self) -> tuple[int, int]:
@@ -54,24 +53,27 @@ def scans_of(dataset: Dataset, positions: Tensor) -> list[ScanSlices]:
             f"segmentation needs scans with {', '.join(missing)} in their records; use the data `episodes`"
         )
     groups = dataset.groups.cpu()[positions]
+    # runs of slices of one exam: its number and how many slices; an exam in two runs is not in order
     numbers, counts = torch.unique_consecutive(groups, return_counts=True)
     if len(torch.unique(numbers)) != len(numbers):
-        again = next(int(n) for i, n in enumerate(numbers) if n in numbers[:i])
-        raise ValueError(f"exam {again}: its slices do not lie together; a scan has to be given whole, exam by exam")
+        repeated = next(int(n) for i, n in enumerate(numbers) if n in numbers[:i])
+        raise ValueError(f"exam {repeated}: its slices do not lie together; a scan has to be given whole, exam by exam")
     scans = []
-    for number, part in zip(numbers.tolist(), torch.split(positions, counts.tolist()), strict=True):
-        records = [dataset.records[i] for i in part.tolist()]
+    for exam, scan_positions in zip(numbers.tolist(), torch.split(positions, counts.tolist()), strict=True):
+        records = [dataset.records[i] for i in scan_positions.tolist()]
         slices = [record["slice"] for record in records]
         for below, above in zip(slices, slices[1:], strict=False):
             if above != below + 1:
                 raise ValueError(
-                    f"exam {number}: slice {above} follows {below}; a scan has to be given whole, upwards; is the data "
+                    f"exam {exam}: slice {above} follows {below}; a scan has to be given whole, upwards; is the data "
                     "that of training? use episodes with masks: organs"
                 )
         spacing = tuple(float(side) for side in records[0]["spacing_mm"])
         if len(spacing) != 3 or not all(side > 0 for side in spacing):
-            raise ValueError(f"exam {number}: expected a spacing of three numbers above 0 mm, got {spacing}")
-        scans.append(ScanSlices(number, part, (spacing[0], spacing[1], spacing[2]), bool(records[0]["oriented"])))
+            raise ValueError(f"exam {exam}: expected a spacing of three numbers above 0 mm, got {spacing}")
+        scans.append(
+            ScanSlices(exam, scan_positions, (spacing[0], spacing[1], spacing[2]), bool(records[0]["oriented"]))
+        )
     return scans
 
 
@@ -85,7 +87,7 @@ def fetch(dataset: Dataset, scan: ScanSlices, *, seed: int) -> tuple[Tensor, Ten
 
 
 def load(segmenter: Segmenter, dataset: Dataset, scan: ScanSlices, *, seed: int, centred: bool) -> Volume:
-    """The scan encoded; ``centred``: with the centre of its body. ``ValueError`` names the exam."""
+    """The scan with its feature maps; ``centred``: also with the centre of its body. ``ValueError`` names the exam."""
     images, organs = fetch(dataset, scan, seed=seed)
     try:
         centre = body_centre(images) if centred else None

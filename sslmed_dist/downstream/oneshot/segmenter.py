@@ -1,4 +1,8 @@
-"""An organ shown on one scan, found on others: feature maps of whole scans, prototypes of support slices, margins."""
+"""An organ that is shown on one scan (the support) is found on others (the queries).
+
+The steps: feature maps of complete scans, prototypes of the support slices, and margins (foreground less background
+logit) of every pixel of the query slices.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +28,10 @@ Centre = tuple[float, float]  # (row, column), see ``quadrants.body_centre``
 
 
 class CopyMask(nn.Module):
-    """The floor of one-shot segmentation, in an encoder's place: every query slice gets its support slice's mask.
+    """The floor of one-shot segmentation: every query slice gets the mask of its support slice. Stands in an encoder's
+    place.
 
-    It has no parameters and sees nothing; ``Segmenter`` puts ``CopiedMask`` in the head's place.
+    It has no parameters and does not look at the images. ``Segmenter`` gives it the head ``CopiedMask``.
     """
 
     def maps(self, images: Tensor) -> Tensor:
@@ -49,34 +54,34 @@ class CopiedMask:
 
 @dataclass(frozen=True)
 class Shown:
-    """An organ as a support scan shows it: the support slice of each of U parts, their prototypes and areas in mm^2,
-    the range in the stack, the ``level`` of evidence within it, the quadrants it occupies (None: not asked for)."""
+    """An organ as a support scan shows it; U is the number of the organ's parts."""
 
-    slices: tuple[int, ...]
-    prototypes: tuple[Any, ...]
-    areas: tuple[float, ...]
-    stack: Stack
-    level: Level
-    quadrants: Tensor | None
+    slices: tuple[int, ...]  # (U,) the support slice of each part
+    prototypes: tuple[Any, ...]  # (U,) the head's prototypes of each support slice
+    areas: tuple[float, ...]  # (U,) mm^2 of the organ in each support slice
+    stack: Stack  # the organ's range in the scan
+    level: Level  # of evidence within and beyond that range
+    quadrants: Tensor | None  # (2, 2) bool, those that it occupies; None: not asked for
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a query scan holds of it: float32 margins (U, S, H, W) by each part, and the estimated slices."""
+    """The organ on a query scan of S slices."""
 
-    margins: Tensor
-    estimate: Estimate
+    margins: Tensor  # (U, S, H, W) float32, by the support slice of each part
+    estimate: Estimate  # of the range of slices that hold it
 
     def prediction(self) -> Tensor:
-        """The mask bool (S, H, W) in the estimated slices, nothing of the query being known."""
+        """The mask bool (S, H, W) with the estimated range of slices, so without any knowledge of the query."""
         return predicted(self.margins, self.estimate.first, self.estimate.last)
 
 
 class Segmenter:
-    """What a frozen encoder and a head of prototypes (``models.prototype_heads``) make of the slices of a scan.
+    """One-shot segmentation with a frozen encoder and a head of prototypes (``models.prototype_heads``).
 
-    A scan is encoded once (``maps``) and serves as support and query of any organ: ``learn``, then ``find``. The
-    encoder runs in evaluation mode, without gradients, and gets its modes back. Nothing here is random.
+    A scan is encoded once (``maps``) and serves as support and query of any organ: ``learn`` an organ on the support,
+    then ``find`` it on queries. The encoder runs in evaluation mode, without gradients, and gets its modes back.
+    Nothing here is random.
     """
 
     def __init__(self, encoder: nn.Module, head: Any, device: torch.device | str, chunk: int = CHUNK) -> None:
@@ -92,8 +97,8 @@ class Segmenter:
 
     @torch.inference_mode()
     def maps(self, images: Tensor) -> Tensor:
-        """Feature maps float32 (S, D, h, w) of slices (S, C, H, W), on the device. ``ValueError`` where one is not
-        finite."""
+        """Feature maps float32 (S, D, h, w) of slices (S, C, H, W), on the device. ``ValueError`` where a feature is
+        not finite."""
         with evaluating(self.encoder):
             maps = torch.cat(
                 [self.encoder.maps(part.to(self.device)).float() for part in torch.split(images, self.chunk)]
@@ -109,103 +114,116 @@ class Segmenter:
     @torch.inference_mode()
     def prototypes(self, maps: Tensor, masks: Tensor) -> Any:
         """The head's valid prototypes of K support slices together: maps (K, D, h, w), masks 0/1 (K, H, W)."""
-        found = self.head.prototypes(maps[None], masks[None].to(self.device, torch.float32))
-        return valid_only(found) if isinstance(found, Prototypes) else found
+        # the head takes episodes: this is one (E = 1) of K shots
+        prototypes = self.head.prototypes(maps[None], masks[None].to(self.device, torch.float32))
+        return valid_only(prototypes) if isinstance(prototypes, Prototypes) else prototypes
 
     @torch.inference_mode()
     def margins(self, prototypes: Sequence[Any], maps: Tensor, size: Sequence[int]) -> Tensor:
-        """Foreground less background logit of every pixel of S query slices, by each of U sets of prototypes: maps
-        (S, D, h, w) -> float32 (U, S, H, W).
+        """The margins of S query slices by each of U sets of prototypes: maps (S, D, h, w) -> float32 (U, S, H, W).
 
-        Bilinear (``align_corners=False``) from the map to ``size`` (H, W), as the logits are in training; being linear,
-        this is the difference of the resized logits. A pixel is foreground where its margin is above 0.
+        A margin is the foreground logit less the background logit. A pixel is foreground where it is above 0. Margins
+        are resized from the map to ``size`` (H, W), bilinear with ``align_corners=False``, as the logits are in
+        training. Resizing is linear, so this is the same as the difference of the resized logits.
         """
 
-        def margin(one: Any, part: Tensor) -> Tensor:
-            logits = self.head.scores(one, part)
-            difference = (logits[:, 1] - logits[:, 0])[:, None]
+        def margin(prototype_set: Any, maps_chunk: Tensor) -> Tensor:
+            logits = self.head.scores(prototype_set, maps_chunk)  # (s, 2, h, w)
+            difference = (logits[:, 1] - logits[:, 0])[:, None]  # (s, 1, h, w)
             return functional.interpolate(difference, tuple(size), mode="bilinear", align_corners=False)[:, 0]
 
         return torch.stack(
-            [torch.cat([margin(one, part) for part in torch.split(maps, self.chunk)]) for one in prototypes]
+            [
+                torch.cat([margin(prototype_set, maps_chunk) for maps_chunk in torch.split(maps, self.chunk)])
+                for prototype_set in prototypes
+            ]
         )
 
     @torch.inference_mode()
     def learn(self, maps: Tensor, mask: Tensor, spacing: Spacing, centre: Centre | None = None) -> Shown:
-        """The organ whose ``mask`` bool (S, H, W) lies on a support scan of S slices, of which ``maps`` are all.
+        """The organ with the ``mask`` bool (S, H, W) on a support scan with the ``maps`` (S, D, h, w).
 
-        ``centre`` of its body asks for quadrants. ``ValueError`` for an empty mask.
+        With ``centre``, that of the body in the scan, the organ's quadrants are learnt too. ``ValueError`` for an empty
+        mask.
         """
         mask = mask.to(self.device).bool()
-        held = true_range(mask)
-        if held is None:
+        organ_range = true_range(mask)
+        if organ_range is None:
             raise ValueError("mask: expected at least one voxel, got an empty mask")
-        chosen = support_slices(torch.nonzero(mask.flatten(1).any(dim=1))[:, 0].tolist(), PARTS)
-        learnt = tuple(self.prototypes(maps[z : z + 1], mask[z : z + 1]) for z in chosen)
-        pixels = [int(mask[z].sum()) for z in chosen]
-        stack = Stack(*held, count=len(mask), spacing=spacing[2])
-        own = slice_range.evidence(self.margins(learnt, maps, mask.shape[1:]), pixels)
+        slices = support_slices(torch.nonzero(mask.flatten(1).any(dim=1))[:, 0].tolist(), PARTS)
+        # each part of the organ is learnt from one slice
+        prototypes = tuple(self.prototypes(maps[z : z + 1], mask[z : z + 1]) for z in slices)
+        pixel_counts = [int(mask[z].sum()) for z in slices]
+        stack = Stack(*organ_range, count=len(mask), spacing=spacing[2])
+        # the support scan as its own query: how much evidence slices within and beyond the organ get
+        self_evidence = slice_range.evidence(self.margins(prototypes, maps, mask.shape[1:]), pixel_counts)
         return Shown(
-            slices=tuple(chosen),
-            prototypes=learnt,
-            areas=tuple(count * spacing[0] * spacing[1] for count in pixels),
+            slices=tuple(slices),
+            prototypes=prototypes,
+            areas=tuple(count * spacing[0] * spacing[1] for count in pixel_counts),
             stack=stack,
-            level=slice_range.calibrate(own, stack, chosen),
+            level=slice_range.calibrate(self_evidence, stack, slices),
             quadrants=None if centre is None else quadrants.occupied(mask, centre),
         )
 
     @torch.inference_mode()
     def together(self, each: Sequence[Shown], maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Shown:
-        """Several supports of one organ as one: what ``learn`` made of each, with the maps and masks it was given.
+        """K supports of one organ as one. ``each`` is what ``learn`` made of each support, from these ``maps`` and
+        ``masks``.
 
-        Part by part the head gets the K support slices at once (local prototypes of all, global ones averaged); areas
-        are means, a quadrant is occupied where one support occupies it, range and level are the last support's.
+        For each part the head gets the K support slices at once; it keeps the local prototypes of all and averages the
+        global ones. Areas are means. A quadrant is occupied where one support occupies it. Range and level are those of
+        the last support.
         """
-        chosen = list(zip(*(shown.slices for shown in each), strict=True))
+        slices_by_part = list(zip(*(shown.slices for shown in each), strict=True))
+        # for each part the K support slices: maps (K, D, h, w) and masks (K, H, W)
         stacks = [
             [torch.stack([of[k][z].to(self.device) for k, z in enumerate(part)]) for of in (maps, masks)]
-            for part in chosen
+            for part in slices_by_part
         ]
-        quarters = [shown.quadrants for shown in each if shown.quadrants is not None]
+        occupied_by_each = [shown.quadrants for shown in each if shown.quadrants is not None]
         return replace(
             each[-1],
             prototypes=tuple(self.prototypes(features, mask) for features, mask in stacks),
             areas=tuple(sum(areas) / len(each) for areas in zip(*(shown.areas for shown in each), strict=True)),
-            quadrants=torch.stack(quarters).any(dim=0) if quarters else None,
+            quadrants=torch.stack(occupied_by_each).any(dim=0) if occupied_by_each else None,
         )
 
     @torch.inference_mode()
     def find(
         self, shown: Shown, maps: Tensor, size: tuple[int, int], spacing: Spacing, centre: Centre | None = None
     ) -> Found:
-        """The organ on a query scan: its ``maps`` (S, D, h, w), the ``size`` (H, W) and ``spacing`` of its slices, and
-        the ``centre`` of its body where the organ was learnt with quadrants: outside them margins are ``REMOVED``."""
+        """The organ on a query scan with the ``maps`` (S, D, h, w); ``size`` (H, W) and ``spacing`` are those of its
+        slices. An organ that was learnt with quadrants needs the ``centre`` of the query's body; outside its quadrants
+        margins are ``REMOVED``."""
         margins = self.margins(shown.prototypes, maps, size)
         inside = None
         if shown.quadrants is not None:
             assert centre is not None, "an organ learnt with quadrants is found with the query's own centre"
             inside = quadrants.allowed(shown.quadrants, centre, size)
             margins = margins.masked_fill(~inside, REMOVED)
+        # the support's areas in pixels of the query, whose pixels may have another size
         areas = [area / (spacing[0] * spacing[1]) for area in shown.areas]
-        found = slice_range.evidence(margins, areas, inside)
-        return Found(margins, slice_range.estimate(found, shown.level, shown.stack, spacing[2]))
+        evidence = slice_range.evidence(margins, areas, inside)
+        return Found(margins, slice_range.estimate(evidence, shown.level, shown.stack, spacing[2]))
 
 
 def valid_only(of: Prototypes) -> Prototypes:
-    """The prototypes of one episode without those that have no part in it: the same scores, most of the foreground's
-    products saved. A set without a valid one is left as it is, for the head to see."""
+    """The prototypes of one episode (E = 1) without those that are not valid. Scores stay the same, and most products
+    with foreground prototypes are saved. A set without a valid prototype is left as it is; the head deals with it."""
 
-    def kept(vectors: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def only_valid(vectors: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         return (vectors[:, valid[0]], valid[:, valid[0]]) if valid.any() else (vectors, valid)
 
-    return Prototypes(*kept(of.foreground, of.foreground_valid), *kept(of.background, of.background_valid))
+    return Prototypes(*only_valid(of.foreground, of.foreground_valid), *only_valid(of.background, of.background_valid))
 
 
 def predicted(margins: Tensor, first: int, last: int) -> Tensor:
-    """The mask bool (S, H, W) when slices ``first`` ... ``last`` hold the organ, each decided by its own part (margins
-    (U, S, H, W)) and all others being empty."""
+    """The mask bool (S, H, W) of an organ that is in slices ``first`` ... ``last`` (inclusive), by margins (U, S, H,
+    W). Each of these slices takes the margins of the part that it belongs to; all other slices are empty."""
     parts = parts_of(first, last, len(margins)).to(margins.device)
     slices = torch.arange(first, last + 1, device=margins.device)
     mask = torch.zeros(margins.shape[1:], dtype=torch.bool, device=margins.device)
+    # pairs (part, slice) pick one map of margins for each slice of the range, (last - first + 1, H, W)
     mask[first : last + 1] = margins[parts, slices] > 0
     return mask

@@ -1,6 +1,7 @@
 """Distances between the surfaces of two masks in mm, by MONAI: the 95th percentile Hausdorff distance, surface Dice.
 
-Surfaces are the voxels of a mask that have a face neighbour outside it; each counts once, whatever its area.
+The surface of a mask is its voxels that have a face neighbour outside it. Each counts once, whatever the area of its
+faces.
 """
 
 import warnings
@@ -13,24 +14,27 @@ from sslmed_dist.downstream.oneshot.segmenter import Spacing
 
 
 def hausdorff95(prediction: Tensor, truth: Tensor, spacing: Spacing) -> float | None:
-    """The larger of the two directed distances in mm between masks (S, H, W): the 95th percentile over the surface
-    voxels of one of the distance to the nearest of the other. ``spacing`` in mm is between rows, columns and slices.
-    None where a mask is empty. ``ValueError`` for different shapes."""
+    """The 95th percentile Hausdorff distance in mm between two masks (S, H, W).
+
+    A directed distance is the 95th percentile, over the surface voxels of one mask, of the distance to the nearest
+    surface voxel of the other; the result is the larger one of the two directions. ``spacing`` in mm is between rows,
+    columns and slices. None where a mask is empty. ``ValueError`` for different shapes.
+    """
     from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 
     if not both(prediction, truth):
         return None
     with quiet():
-        found = compute_hausdorff_distance(
+        distance = compute_hausdorff_distance(
             batched(prediction), batched(truth), include_background=True, percentile=95, spacing=sides(spacing)
         )
-    return float(found)
+    return float(distance)
 
 
 def surface_dice(prediction: Tensor, truth: Tensor, spacing: Spacing, tolerance: float) -> float | None:
-    """The share of both surfaces' voxels that lie within ``tolerance`` mm of the other surface, in [0, 1] (Nikolov et
-    al. 2018, arXiv 1809.04430, with voxels in place of areas). Masks, ``spacing`` and None as ``hausdorff95``.
-    ``ValueError`` also for a negative tolerance."""
+    """The share of the voxels of both surfaces that lie within ``tolerance`` mm of the other surface, in [0, 1]
+    (Nikolov et al. 2018, arXiv 1809.04430, with numbers of voxels in place of areas). Masks, ``spacing``, None and
+    ``ValueError`` as for ``hausdorff95``; ``ValueError`` also for a negative tolerance."""
     from monai.metrics.surface_dice import SurfaceDiceMetric
 
     if not tolerance >= 0:
@@ -44,7 +48,7 @@ def surface_dice(prediction: Tensor, truth: Tensor, spacing: Spacing, tolerance:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without MONAI's warnings about its own deprecated arguments."""
+    """A block without MONAI's warnings about its own deprecated arguments."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
@@ -64,6 +68,6 @@ def batched(mask: Tensor) -> Tensor:
 
 
 def sides(spacing: Spacing) -> list[float]:
-    """The spacing in the order of a volume's axes (S, H, W)."""
+    """The spacing in the order of a volume's axes: slices, rows, columns."""
     rows, columns, slices = spacing
     return [slices, rows, columns]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslmed_dist.data.scans.grid import from_model, line, place, restored, same_grid, to_model, upright
+from sslmed_dist.data.scans.grid import from_model, pixel_axis, place, restored, same_grid, to_model, upright
 from sslmed_dist.data.scans.nifti import read_canonical
 
 nibabel = pytest.importorskip("nibabel")
@@ -135,7 +135,8 @@ def test_crop_and_padding():
     assert torch.equal(stack[..., :9], torch.from_numpy(volume[::-1, ::-1][:, 1:11].transpose(2, 1, 0).copy()))
     back = from_model(torch.ones(3, 10, 10), placement, outside=-7.0)
     assert back.shape == (9, 12, 3) and (back[:, [0, 11]] == -7).all() and (back[:, 1:11] == 1).all()
-    assert line(257, 1.0, 256).start == 0 and line(255, 1.0, 256).start == 0 and line(320, 1.0, 256).start == 32
+    starts = [pixel_axis(count, 1.0, 256).start for count in (257, 255, 320)]
+    assert starts == [0, 0, 32]
 
 
 def test_shrinking_averages():

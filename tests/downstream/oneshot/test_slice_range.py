@@ -102,3 +102,8 @@ def test_evidence_is_the_mean_of_the_best_pixels(monkeypatch: pytest.MonkeyPatch
     assert float(limited[0, 1]) == pytest.approx(float(margins[0, 1, 1, 1:3].mean()))
     monkeypatch.setattr(slice_range, "SHARE", 1.0)
     assert float(evidence(margins, [20.0, 1.0])[0, 0]) == pytest.approx(float(margins[0, 0].mean()))
+
+
+def test_no_allowed_pixel_is_said() -> None:
+    with pytest.raises(ValueError, match="quadrants: no pixel lies in those that the support's organ occupies"):
+        evidence(torch.zeros(3, 4, 8, 8), [2.0, 2.0, 2.0], torch.zeros(8, 8, dtype=torch.bool))
