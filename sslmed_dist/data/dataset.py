@@ -31,6 +31,7 @@ class Dataset(ABC):
     records   one dict per sample of what must not leave the site (file name, geometry), or an empty list; never in a
               batch
     dropped   number of samples left out as duplicates, per split
+    notices   what was left aside, guessed or replaced while reading, a line each, without a name of a file
     device    where ``fetch`` puts its tensors
     """
 
@@ -47,6 +48,7 @@ class Dataset(ABC):
         sites: Tensor | None = None,
         records: Sequence[dict[str, Any]] = (),
         dropped: Mapping[str, int] | None = None,
+        notices: Sequence[str] = (),
     ) -> None:
         """Raises ``ValueError`` when the set is empty; mismatched lengths are a programming error."""
         if len(ids) == 0:
@@ -58,6 +60,7 @@ class Dataset(ABC):
         self.sites = sites
         self.records: list[dict[str, Any]] = list(records)
         self.dropped: dict[str, int] = dict(dropped or {})
+        self.notices = tuple(notices)
         self.device = torch.device("cpu")
         assert len(labels) == len(self.groups) == len(ids) and len(self.records) in (0, len(ids))
         assert sites is None or len(sites) == len(ids)
@@ -110,6 +113,7 @@ class Subset(Dataset):
             sites=None if dataset.sites is None else dataset.sites[positions],
             records=[dataset.records[i] for i in positions.tolist()] if dataset.records else (),
             dropped=dataset.dropped,
+            notices=dataset.notices,
         )
         self.device = dataset.device
 

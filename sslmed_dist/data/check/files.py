@@ -11,11 +11,12 @@ import torch
 from sslmed_dist.atomic_files import sha256
 from sslmed_dist.data.check.findings import Findings
 from sslmed_dist.data.dataset import SPLITS, content_hash
-from sslmed_dist.data.images.decode import SUFFIXES, open_picture
+from sslmed_dist.data.images.decode import open_picture
 from sslmed_dist.data.images.files import Listing
-from sslmed_dist.data.images.folder import read_tree, split_folders
+from sslmed_dist.data.images.folder import read_trees, split_folders
 from sslmed_dist.data.images.packed import Packed
 from sslmed_dist.data.images.shards import open_shard, read_summary
+from sslmed_dist.data.images.walk import said
 
 BLOCK = 1024  # files of a folder examined at a time
 MANY = 20  # classes counted one by one
@@ -25,8 +26,7 @@ def inspect_images(root: Path, findings: Findings) -> None:
     """A folder of image files, by split and class folder."""
     findings.lines.append("layout: image folder")
     split_names = split_folders(root)
-    # split -> class -> files; without split folders everything is the split "all"
-    trees = {split: read_tree(root / split) for split in split_names} or {"all": read_tree(root)}
+    trees, aside = read_trees(root, split_names)
     classes = sorted({kind for tree in trees.values() for kind in tree} - {""})
     digests = {}
     for split, tree in trees.items():
@@ -38,13 +38,8 @@ def inspect_images(root: Path, findings: Findings) -> None:
         elif loose:
             findings.lines.append(f"{split}: {loose} images without labels")
         digests[split] = inspect_files(findings, split, root, [path for paths in tree.values() for path in paths])
-    other_files = Counter(
-        p.suffix or p.name for p in root.rglob("*") if p.is_file() and p.suffix.lower() not in SUFFIXES
-    )
-    if other_files:
-        findings.lines.append(
-            "left aside: " + ", ".join(f"{count} {suffix}" for suffix, count in sorted(other_files.items()))
-        )
+    if aside:
+        findings.lines.append(f"left aside: {said(aside)}")
     findings.repeats(digests, "images")
 
 

@@ -43,6 +43,7 @@ class Listing:
     classes: tuple[str, ...]
     groups: Sequence[int] | None = None
     listed: bool = False
+    notices: Sequence[str] = ()
 
     def missing(self) -> list[int]:
         """Numbers of the rows whose file is not there."""
@@ -83,6 +84,7 @@ class ImageFiles(Dataset):
             bits=bits,
             groups=None if listing.groups is None else torch.tensor(listing.groups, dtype=torch.int64)[chosen],
             records=[{"file": name} for name in self.files],
+            notices=listing.notices,
         )
         self.decode(0)
 

@@ -1,6 +1,7 @@
 """Folders of image files, one folder per class or none, decoded when fetched."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,15 @@ from sslmed_dist import randomness
 from sslmed_dist.data.dataset import SPLITS, Split
 from sslmed_dist.data.images.decode import SUFFIXES
 from sslmed_dist.data.images.files import ImageFiles, Listing
+from sslmed_dist.data.images.walk import HIDDEN, hidden, said, walk
+
+# What the folder of a split may be called, in small letters.
+SYNONYMS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+Tree = dict[str, list[Path]]  # class folder, "" for none -> image files
 
 
 def image_folder(
@@ -36,28 +46,62 @@ def image_folder(
         raise ValueError(f"{root}: size must be at least 1, val_fraction + test_fraction at least 0 and below 1")
     split_names = split_folders(root_folder)
     if split_names and (val_fraction or test_fraction):
-        raise ValueError(f"{root}: has folders {', '.join(split_names)}; val_fraction and test_fraction must be 0")
-    files, classes = list_files(root_folder, split_names)
+        raise ValueError(
+            f"{root}: has folders {', '.join(split_names.values())}; val_fraction and test_fraction must be 0"
+        )
+    trees, aside = read_trees(root_folder, split_names)
+    files, classes = list_files(root_folder, trees)
     names = [path.relative_to(root_folder).as_posix() for _, _, path in files]
-    splits = [name for name, _, _ in files] if split_names else keyed_parts(names, val_fraction, test_fraction, seed)
+    splits = [split for split, _, _ in files] if split_names else keyed_parts(names, val_fraction, test_fraction, seed)
     # a listing has class numbers; -1 for the images outside of any class folder
     codes = {kind: code for code, kind in enumerate(classes)} | {"": -1}
-    listing = Listing(root_folder.name, root_folder, names, [codes[kind] for _, kind, _ in files], splits, classes)
+    labels = [codes[kind] for _, kind, _ in files]
+    notices = [f"left aside: {said(aside)}"] if aside else []
+    listing = Listing(root_folder.name, root_folder, names, labels, splits, classes, notices=notices)
     return ImageFiles(listing, split, size=size, channels=channels, bits=bits, workers=workers)
 
 
-def split_folders(root: Path) -> list[str]:
-    """Those of train, val, test that are folders in ``root``. ``ValueError`` when ``root`` is no folder."""
+def split_folders(root: Path) -> dict[str, str]:
+    """Split -> the folder in ``root`` that holds it, in the order of ``SPLITS``; empty where there is none.
+
+    A folder is a split's by any of ``SYNONYMS``, in any case of letters. ``ValueError`` when ``root`` is no folder, or
+    two folders mean one split.
+    """
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
-    return [name for name in SPLITS if (root / name).is_dir()]
+    known: dict[str, str] = {}
+    for folder in sorted(entry.name for entry in root.iterdir() if entry.is_dir()):
+        split = SYNONYMS.get(folder.lower())
+        if split in known:
+            raise ValueError(f"{root}: the folders {known[split]} and {folder} both mean the split {split}; keep one")
+        if split is not None:
+            known[split] = folder
+    return {split: known[split] for split in SPLITS if split in known}
 
 
-def list_files(root: Path, split_names: Sequence[str]) -> tuple[list[tuple[str, str, Path]], tuple[str, ...]]:
-    """((split folder or "all", class or "", path) of every image in order, class names). ``ValueError`` for no image,
-    a class without one, or images both inside and outside of class folders."""
-    # split -> class -> files; without split folders everything is the split "all"
-    trees = {split: read_tree(root / split) for split in split_names} or {"all": read_tree(root)}
+def read_trees(root: Path, split_names: Mapping[str, str]) -> tuple[dict[str, Tree], Counter[str]]:
+    """(split -> class -> files, what was left aside by reason); without split folders everything is the split "all".
+
+    Images in folders beside those of the splits belong to none, so they are left aside, too.
+    """
+    if not split_names:
+        tree, aside = read_tree(root)
+        return {"all": tree}, aside
+    trees, aside = {}, Counter[str]()
+    for split, folder in split_names.items():
+        trees[split], left = read_tree(root / folder)
+        aside += left
+    beside = [entry for entry in root.iterdir() if entry.is_dir() and entry.name not in split_names.values()]
+    loose = walk(root, deep=False)
+    strays = len(loose.files) + sum(len(walk(folder).files) for folder in beside if not hidden(folder.name))
+    if strays:
+        aside[f"images outside of the folders {', '.join(split_names.values())}"] = strays
+    return trees, aside + Counter({reason: n for reason, n in loose.aside.items() if reason != HIDDEN})
+
+
+def list_files(root: Path, trees: Mapping[str, Tree]) -> tuple[list[tuple[str, str, Path]], tuple[str, ...]]:
+    """((split or "all", class or "", path) of every image in order, class names). ``ValueError`` for no image, a class
+    without one, or images both inside and outside of class folders."""
     classes = tuple(sorted({kind for tree in trees.values() for kind in tree} - {""}))
     if classes and any("" in tree for tree in trees.values()):
         raise ValueError(f"{root}: some images lie in class folders and some outside of any")
@@ -69,22 +113,19 @@ def list_files(root: Path, split_names: Sequence[str]) -> tuple[list[tuple[str, 
     return files, classes
 
 
-def read_tree(folder: Path) -> dict[str, list[Path]]:
-    """Image files by class folder, sorted by path; those directly in ``folder`` have the class name ""."""
-    tree: dict[str, list[Path]] = {}
-    loose_files = find_images(folder, "*")
-    if loose_files:
-        tree[""] = loose_files
-    for class_folder in sorted(folder.iterdir()):
-        if class_folder.is_dir() and not class_folder.name.startswith("."):
-            tree[class_folder.name] = find_images(class_folder, "**/*")
-    return tree
-
-
-def find_images(folder: Path, pattern: str) -> list[Path]:
-    """The image files in ``folder``, hidden ones left out."""
-    paths = folder.glob(pattern)
-    return sorted(p for p in paths if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
+def read_tree(folder: Path) -> tuple[Tree, Counter[str]]:
+    """(image files by class folder, sorted by path, those directly in ``folder`` under the class name ""; what was left
+    aside by reason). See ``walk``."""
+    tree: Tree = {}
+    loose = walk(folder, deep=False)
+    aside = loose.aside
+    if loose.files:
+        tree[""] = loose.files
+    for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not hidden(entry.name)):
+        images = walk(class_folder)
+        tree[class_folder.name] = images.files
+        aside += images.aside
+    return tree, aside
 
 
 def keyed_parts(names: Sequence[str], val_fraction: float, test_fraction: float, seed: int) -> list[str]:

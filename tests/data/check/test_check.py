@@ -20,7 +20,7 @@ def test_cifar_folder(tmp_path):
     assert mentions(lines, "train: 50 images, 3 x 32 x 32, 8 bit") and mentions(lines, "test: class 0 1, class 1 1")
     assert problems == []
     (folder / "test_batch").write_bytes(b"x")
-    assert mentions(inspect(folder)[1], "test_batch: not a CIFAR batch")
+    assert mentions(inspect(folder)[1], "test_batch: not a readable pickle")
 
 
 def test_packed_jpeg(tmp_path):

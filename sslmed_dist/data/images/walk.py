@@ -1,0 +1,92 @@
+"""Which files of a folder are images to be read, which are left aside, and why. One rule for training and checking.
+
+Read is every file whose suffix is one of ``SUFFIXES``, in the folder and at any depth below it, through links to
+folders as well (each real folder once, so a link to a folder above ends). Left aside, counted, are hidden files and
+folders, folders of caches and previews that programs leave behind, files of another kind, and TIFF files of several
+pages, for which page is meant is not known.
+"""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sslmed_dist.data.images.decode import SUFFIXES
+
+# Folders that programs make beside images, and files of systems; they are left aside like hidden ones.
+LEFT_BEHIND = {
+    *("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini"),
+    *("cache", "thumbs", "thumbnails"),
+}
+TIFF = (".tif", ".tiff")
+HIDDEN, PAGES = "hidden files and folders", "TIFF files of several pages"
+
+
+@dataclass
+class Walk:
+    """``files``: the images below ``folder``, sorted by path; ``aside``: how many files were left aside, by reason."""
+
+    folder: Path
+    files: list[Path] = field(default_factory=list)
+    aside: Counter[str] = field(default_factory=Counter)
+
+
+def walk(folder: Path, deep: bool = True) -> Walk:
+    """The images in ``folder`` and, where ``deep``, at any depth below it. ``ValueError`` naming a folder that cannot
+    be listed."""
+    result = Walk(folder)
+    waiting, seen = [folder], set()
+    while waiting:
+        place = waiting.pop()
+        real = os.path.realpath(place)
+        if real in seen:  # a link that leads back
+            continue
+        seen.add(real)
+        try:
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError as error:
+            raise ValueError(f"{place}: cannot be listed: {error.strerror}") from None
+        for entry in entries:
+            if entry.is_dir():
+                if hidden(entry.name):
+                    result.aside[HIDDEN] += 1
+                elif deep:
+                    waiting.append(place / entry.name)
+            elif entry.is_file():
+                sort_in(result, place / entry.name)
+    result.files.sort()
+    return result
+
+
+def sort_in(result: Walk, path: Path) -> None:
+    """Put one file among the images, or count why it is left aside."""
+    suffix = path.suffix.lower()
+    if hidden(path.name):
+        result.aside[HIDDEN] += 1
+    elif suffix not in SUFFIXES:
+        result.aside[f"{suffix or 'without suffix'} files"] += 1
+    elif suffix in TIFF and pages(path) > 1:
+        result.aside[PAGES] += 1
+    else:
+        result.files.append(path)
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder of this name is none of the user's images."""
+    return name.startswith(".") or name.lower() in LEFT_BEHIND
+
+
+def pages(path: Path) -> int:
+    """How many pages a TIFF file has; 1 where it cannot be read, which decoding it will say."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            return int(getattr(opened, "n_frames", 1))
+    except Exception:  # Pillow's parsers raise what they like; the file is named when it is decoded
+        return 1
+
+
+def said(aside: Counter[str]) -> str:
+    """What was left aside, in one line: "3 .txt files, 1 hidden files and folders"; "" where nothing was."""
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(aside.items()))

@@ -1,0 +1,118 @@
+"""Which files of a folder are read: links, hidden and foreign files, several pages, and names of split folders."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sslmed_dist.data import DATASETS
+from sslmed_dist.data.check import inspect
+from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.data.images.walk import walk
+
+
+def save(path: Path, level: int = 7) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 10, 3), level, np.uint8)).save(path)
+    return path
+
+
+def folder(root: Path, split: str = "train") -> Dataset:
+    return DATASETS["image_folder"](root=str(root), split=split, size=8)
+
+
+def files(data: Dataset) -> list[str]:
+    return [record["file"] for record in data.records]
+
+
+def test_a_linked_folder_is_read_and_a_link_upwards_ends(tmp_path: Path) -> None:
+    for i in range(3):
+        save(tmp_path / "elsewhere" / f"{i}.png", i)
+        save(tmp_path / "set" / "cat" / f"{i}.png", i)
+    (tmp_path / "set" / "cat" / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "set" / "cat" / "round").symlink_to(tmp_path / "set" / "cat", target_is_directory=True)
+    save(tmp_path / "set" / "dog" / "0.png")
+    assert files(folder(tmp_path / "set")) == [
+        *(f"cat/{i}.png" for i in range(3)),
+        *(f"cat/more/{i}.png" for i in range(3)),
+        "dog/0.png",
+    ]
+
+
+def test_what_is_left_aside_is_counted_and_is_the_same_for_a_check(tmp_path: Path) -> None:
+    for kind in ("a", "b"):
+        save(tmp_path / kind / "1.png", ord(kind))
+    for name in ("a/.hidden.png", "a/.ipynb_checkpoints/1.png", "a/__MACOSX/1.png", "b/@eaDir/1.png"):
+        save(tmp_path / name)
+    for name in ("a/notes.txt", "b/scan.webp", "b/raw", "README.md"):
+        (tmp_path / name).write_bytes(b"x")
+    pages = [Image.new("L", (8, 8), level) for level in (1, 2, 3)]
+    pages[0].save(tmp_path / "b" / "stack.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "b" / "single.tif")
+    data = folder(tmp_path)
+    assert files(data) == ["a/1.png", "b/1.png", "b/single.tif"]
+    expected = (
+        "left aside: 1 .md files, 1 .txt files, 1 .webp files, 1 TIFF files of several pages, "
+        "4 hidden files and folders, 1 without suffix files"
+    )
+    assert data.notices == (expected,)
+    lines, _ = inspect(tmp_path)
+    assert expected in lines
+
+
+def test_nothing_left_aside_says_nothing(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "1.png")
+    assert folder(tmp_path).notices == () and walk(tmp_path).aside == Counter()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Train", "Test", "Val"),
+        ("training", "testing", "validation"),
+        ("TRAIN", "test", "valid"),
+        ("train", "Testing", "Valid"),
+    ],
+)
+def test_split_folders_by_their_usual_names(tmp_path: Path, names: tuple[str, str, str]) -> None:
+    for name, count in zip(names, (3, 2, 1), strict=True):
+        for i in range(count):
+            save(tmp_path / name / "ab"[i % 2] / f"{i}.png", i)
+    for split, name, ids in (("train", names[0], [0, 1, 2]), ("val", names[2], [3]), ("test", names[1], [4, 5])):
+        data = folder(tmp_path, split)
+        assert data.classes == ("a", "b") and data.ids.tolist() == ids
+        assert all(file.startswith(f"{name}/") for file in files(data))
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    for name in ("train", "val", "Validation"):
+        save(tmp_path / name / "a" / "1.png")
+    with pytest.raises(ValueError, match="the folders Validation and val both mean the split val; keep one"):
+        folder(tmp_path)
+
+
+def test_images_beside_the_split_folders_are_said(tmp_path: Path) -> None:
+    for name in ("train/a/1.png", "test/a/1.png", "spare/a/1.png", "spare/2.png", "loose.png"):
+        save(tmp_path / name)
+    assert folder(tmp_path).notices == ("left aside: 3 images outside of the folders train, test",)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "closed").mkdir(mode=0)
+    with pytest.raises(ValueError, match="closed: cannot be listed: Permission denied"):
+        folder(tmp_path)
+
+
+def test_a_name_that_is_no_text_is_read(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "1.png", 5)
+    strange = os.fsencode(tmp_path / "a") + b"/\xff\xfe.png"
+    os.rename(os.fsencode(tmp_path / "a" / "1.png"), strange)
+    data = folder(tmp_path)
+    batch = data.fetch(torch.tensor([0]), seed=0, epoch=0, draw=torch.tensor([0]))
+    assert len(data) == 1 and int(batch["images"].max()) == 5
