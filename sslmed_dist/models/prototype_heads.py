@@ -72,19 +72,20 @@ def masked_average(maps: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
 
 
 Threshold = Callable[[Tensor], Tensor | float]
-"""From a class's shares on the feature grid (E, K, h, w): what the mean share of a cell has to exceed for the cell to
-belong to the class. One number, or one per support (E, K, 1, 1)."""
+"""From a class's mean shares in the cells, the pooled mask (E, K, h', w'): what the mean share of a cell has to
+exceed for the cell to belong to the class. One number, or one per support (E, K, 1, 1)."""
 
 
 def fixed(level: float) -> tuple[Threshold, Threshold]:
     """The thresholds of foreground and background: the number ``level`` for both."""
-    return (lambda shares: level), (lambda shares: level)
+    return (lambda pooled: level), (lambda pooled: level)
 
 
 def dynamic() -> tuple[Threshold, Threshold]:
-    """The thresholds of foreground and background: 0.8 of the largest share on the support's grid, and the mean share.
-    Source: thesis, Sec. 7.5.4.1."""
-    return (lambda shares: 0.8 * shares.amax((2, 3), keepdim=True)), (lambda shares: shares.mean((2, 3), keepdim=True))
+    """The thresholds of foreground and background: 0.8 of the largest value of the support's pooled foreground mask, and
+    the mean value of its pooled background mask. So a support that shows any foreground has a local prototype of it.
+    Source: thesis, Eq. 7.2 and Sec. 7.5.4.1."""
+    return (lambda pooled: 0.8 * pooled.amax((2, 3), keepdim=True)), (lambda pooled: pooled.mean((2, 3), keepdim=True))
 
 
 def collect(maps: Tensor, masks: Tensor, window: int, thresholds: tuple[Threshold, Threshold]) -> Prototypes:
@@ -107,8 +108,10 @@ def collect(maps: Tensor, masks: Tensor, window: int, thresholds: tuple[Threshol
     cells = cells.view(*maps.shape[:3], -1).transpose(2, 3).flatten(1, 2)  # (E, K c, D)
     # Which cells belong to the foreground and which to the background, each bool (E, K c).
     inside, outside = (
-        (F.avg_pool2d(shares, window) > threshold(shares)).flatten(1)
-        for shares, threshold in zip((foreground, background), thresholds, strict=True)
+        (pooled > threshold(pooled)).flatten(1)
+        for pooled, threshold in zip(
+            (F.avg_pool2d(shares, window) for shares in (foreground, background)), thresholds, strict=True
+        )
     )
     # The global prototypes (E, 1, D), and the supports for which they count (E, K).
     foreground_mean, has_foreground = masked_average(maps, foreground)

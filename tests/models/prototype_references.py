@@ -33,16 +33,21 @@ def sets(
     h, w = maps.shape[2:]
     for feature, mask in zip(maps, masks, strict=True):
         shares = {"in": grid(mask, (h, w)), "out": grid(1 - mask, (h, w))}
+        cells = [
+            (slice(i * window, (i + 1) * window), slice(j * window, (j + 1) * window))
+            for i in range(h // window)
+            for j in range(w // window)
+        ]
+        # AvgPool(M) of Eq. 7.2, the downsampled mask that Sec. 7.5.4.1 takes the thresholds from
+        pooled = {name: [share[cell].mean().item() for cell in cells] for name, share in shares.items()}
         limits = {"in": level, "out": level}
         if threshold == "dynamic":
-            limits = {"in": 0.8 * shares["in"].max().item(), "out": shares["out"].mean().item()}
-        for i in range(h // window):
-            for j in range(w // window):
-                cell = (slice(i * window, (i + 1) * window), slice(j * window, (j + 1) * window))
-                vector = feature[:, *cell].mean(dim=(1, 2))
-                for name, kept in (("in", inside), ("out", outside)):
-                    if shares[name][cell].mean().item() > limits[name]:
-                        kept.append(vector)
+            limits = {"in": 0.8 * max(pooled["in"]), "out": sum(pooled["out"]) / len(cells)}
+        for number, cell in enumerate(cells):
+            vector = feature[:, *cell].mean(dim=(1, 2))
+            for name, kept in (("in", inside), ("out", outside)):
+                if pooled[name][number] > limits[name]:
+                    kept.append(vector)
         for name, kept in (("in", whole), ("out", rest)):
             if shares[name].sum() > 0:
                 kept.append((feature * shares[name]).sum(dim=(1, 2)) / shares[name].sum())

@@ -167,6 +167,17 @@ def test_dynamic_thresholds_follow_each_support() -> None:
     assert torch.equal(again.background_valid, fixed.background_valid)
 
 
+@pytest.mark.parametrize("side", [1, 3, 5, 9])
+def test_a_small_organ_has_a_local_prototype_under_the_dynamic_threshold(side: int) -> None:
+    """0.8 of the largest value of the mask before pooling is more than a pooled small organ ever reaches."""
+    support, masks, _ = episodes(["large"])
+    small = torch.zeros_like(masks)
+    small[..., 7 : 7 + side, 13 : 13 + side] = 1
+    found = CoWProHead(4, threshold="dynamic").prototypes(support, small)
+    assert int(found.foreground_valid[0, :-1].sum()) >= 1
+    assert int(found.background_valid[0, :-1].sum()) >= 1
+
+
 def test_top_percentages() -> None:
     """100 is all; a percentage that leaves one is the score of the most similar prototype."""
     given = episodes(["large", "small"])
