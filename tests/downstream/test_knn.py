@@ -24,12 +24,16 @@ def made_up(classes: int = 3, multi: bool = False) -> SplitFeatures:
     return SplitFeatures(train, val, test, "multi" if multi else "single", tuple(map(str, range(classes))))
 
 
-def slow(splits: SplitFeatures, k: int, temperature: float, metric: str) -> list[list[float]]:
+def slow(
+    splits: SplitFeatures, k: int, temperature: float, metric: str, weights: str = "", normalise: bool = False
+) -> list[list[float]]:
     """One query, one neighbour, one class at a time, in double precision."""
     rows = []
     for query in splits.test.x.double():
         near = []
         for number, other in enumerate(splits.train.x.double()):
+            if normalise:
+                query, other = query / query.norm(), other / other.norm()
             if metric == "cosine":
                 near.append((float(query @ other / (query.norm() * other.norm())), number))
             else:
@@ -37,7 +41,9 @@ def slow(splits: SplitFeatures, k: int, temperature: float, metric: str) -> list
         votes = [0.0] * len(splits.classes)
         total = 0.0
         for similarity, number in sorted(near, reverse=True)[:k]:
-            weight = math.exp(similarity / temperature) if metric == "cosine" else 1.0
+            weight = math.exp(similarity / temperature) if metric == "cosine" and weights != "uniform" else 1.0
+            if weights == "distance":
+                weight = 1 / math.sqrt(-similarity)
             total += weight
             for name in range(len(votes)):
                 label = splits.train.labels[number]
@@ -53,6 +59,38 @@ def test_votes_equal_the_slow_loop(k: int, metric: str, multi: bool) -> None:
     made = registry.build(EVALUATORS, {"name": "knn", "k": k, "temperature": 0.2, "metric": metric}, "evaluate")
     expected = torch.tensor(slow(splits, k, 0.2, metric), dtype=torch.float64)
     torch.testing.assert_close(made.predict(splits, seed=0).scores, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("multi", [False, True])
+@pytest.mark.parametrize(
+    ("metric", "weights", "normalise"),
+    [("l2", "distance", False), ("l2", "distance", True), ("l2", "uniform", True), ("cosine", "uniform", False)],
+)
+def test_weights_equal_the_slow_loop(metric: str, weights: str, normalise: bool, multi: bool) -> None:
+    splits = made_up(multi=multi)
+    leaf = {"name": "knn", "k": 10, "metric": metric, "weights": weights, "normalise": normalise}
+    expected = torch.tensor(slow(splits, 10, 0.1, metric, weights, normalise), dtype=torch.float64)
+    found = registry.build(EVALUATORS, leaf, "evaluate").predict(splits, seed=0).scores
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_neighbours_at_no_distance_vote_alone() -> None:
+    splits = made_up()
+    splits.test.x[0] = splits.train.x[5]
+    scores = KNN(k=9, metric="l2", weights="distance").predict(splits).scores
+    assert int(scores[0].argmax()) == int(splits.train.labels[5]) and float(scores[0].max()) > 0.99
+    assert bool(scores.isfinite().all())
+
+
+def test_weights_of_another_metric_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="knn.weights: expected one of similarity, uniform for metric cosine, got 'distance'"
+    ):
+        KNN(weights="distance")
+    with pytest.raises(
+        ValueError, match="knn.weights: expected one of uniform, distance for metric l2, got 'similarity'"
+    ):
+        KNN(metric="l2", weights="similarity")
 
 
 def test_votes_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
