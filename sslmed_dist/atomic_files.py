@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -41,7 +41,8 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise ValueError(f"{path}: could not be written: {error.strerror or error}") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder itself is none, there is nothing to remove
+            unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

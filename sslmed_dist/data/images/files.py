@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sslmed_dist.data.dataset import SPLITS, Dataset, Item, Split, select_split
+from sslmed_dist.data.images.copies import find_copies
 from sslmed_dist.data.images.decode import SUFFIXES, crop_centre, read_picture
 
+Duplicates = Literal["keep", "drop", "refuse"]
 Row = tuple[str, str, int, int]  # split, file name below the root, label or -1, group
 
 
@@ -65,7 +68,15 @@ class ImageFiles(Dataset):
     """
 
     def __init__(
-        self, listing: Listing, split: Split, *, size: int, channels: int = 3, bits: int = 8, workers: int = 2
+        self,
+        listing: Listing,
+        split: Split,
+        *,
+        size: int,
+        channels: int = 3,
+        bits: int = 8,
+        workers: int = 2,
+        duplicates: Duplicates | None = None,
     ) -> None:
         """``ValueError``: no such split, a listed file that is missing, a size below 1, or a first image that cannot
         be decoded (it is read as a test)."""
@@ -73,6 +84,7 @@ class ImageFiles(Dataset):
             raise ValueError(f"{listing.root}: size must be at least 1 and workers at least 0, got {size}, {workers}")
         self.listing, self.size, self.workers = listing, size, workers
         chosen = select_split(listing.splits, split, str(listing.root))  # (n,) row numbers, which are the ids
+        chosen, notices = without_copies(listing, split, chosen, duplicates)
         self.files = [listing.names[i] for i in chosen.tolist()]
         require_files(listing, chosen)
         super().__init__(
@@ -84,7 +96,7 @@ class ImageFiles(Dataset):
             bits=bits,
             groups=None if listing.groups is None else torch.tensor(listing.groups, dtype=torch.int64)[chosen],
             records=[{"file": name} for name in self.files],
-            notices=listing.notices,
+            notices=[*listing.notices, *notices],
         )
         self.decode(0)
 
@@ -107,6 +119,31 @@ class ImageFiles(Dataset):
         except ValueError as error:
             raise ValueError(f"image {int(self.ids[position])} of {self.name}: {error}") from error
         return crop_centre(image, self.size)
+
+
+def without_copies(
+    listing: Listing, split: Split, chosen: Tensor, duplicates: Duplicates | None
+) -> tuple[Tensor, list[str]]:
+    """The ``chosen`` rows of a split without those that ``duplicates`` leaves out, and what is to be said of them.
+
+    None looks for copies unless that means to read very much, and keeps them. ``ValueError`` for ``refuse``.
+    """
+    if len(set(listing.splits)) < 2 or (split != "train" and duplicates != "refuse"):
+        return chosen, []
+    copies = find_copies(listing.root, listing.names, listing.splits, asked=duplicates is not None)
+    if copies.skipped:
+        size = f"{copies.skipped / 2**30:.0f} GiB"
+        return chosen, [f"copies across splits: not looked for ({size} to read; data.duplicates: keep looks)"]
+    if not copies.train:
+        return chosen, []
+    line = f"{len(copies.train)} training images are copies, byte for byte, of images in val or test"
+    if duplicates == "refuse":
+        first = listing.names[copies.train[0]]
+        raise ValueError(f"{listing.root}: {line} (first {first}); allowed: data.duplicates: keep or drop")
+    if duplicates != "drop":
+        return chosen, [f"copies across splits: {line}; they are trained on (data.duplicates: drop leaves them out)"]
+    kept = ~torch.isin(chosen, torch.tensor(copies.train))
+    return chosen[kept], [f"copies across splits: {line}; they were dropped from training"]
 
 
 def require_files(listing: Listing, chosen: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from sslmed_dist import randomness
 from sslmed_dist.data.dataset import SPLITS, Split
 from sslmed_dist.data.images.decode import SUFFIXES
-from sslmed_dist.data.images.files import ImageFiles, Listing
+from sslmed_dist.data.images.files import Duplicates, ImageFiles, Listing
 from sslmed_dist.data.images.walk import HIDDEN, hidden, said, walk
 
 # What the folder of a split may be called, in small letters.
@@ -32,6 +32,7 @@ def image_folder(
     test_fraction: float = 0.0,
     seed: int = 0,
     workers: int = 2,
+    duplicates: Duplicates | None = None,
 ) -> ImageFiles:
     """Images in ``root/{train,val,test}/CLASS/*`` or ``root/CLASS/*``, or the same without class folders (labels -1).
 
@@ -39,6 +40,8 @@ def image_folder(
     Without split folders a hash of (seed, path below ``root``) puts a file into test, val or train, in expected shares
     ``test_fraction``, ``val_fraction`` and the rest. A file that is added later therefore moves no other. ids:
     positions in the list of all files sorted by path; with split folders those of train, then val, then test.
+    ``duplicates``: training images whose bytes are also in val or test are said and kept (``keep``; null does so unless
+    more than 20 GiB would have to be read), left out of training, ids unchanged (``drop``), or an error (``refuse``).
     ``ValueError``: no image, a class without one, a bad fraction, or a first image that cannot be decoded.
     """
     root_folder = Path(root)
@@ -58,7 +61,7 @@ def image_folder(
     labels = [codes[kind] for _, kind, _ in files]
     notices = [f"left aside: {said(aside)}"] if aside else []
     listing = Listing(root_folder.name, root_folder, names, labels, splits, classes, notices=notices)
-    return ImageFiles(listing, split, size=size, channels=channels, bits=bits, workers=workers)
+    return ImageFiles(listing, split, size=size, channels=channels, bits=bits, workers=workers, duplicates=duplicates)
 
 
 def split_folders(root: Path) -> dict[str, str]:

@@ -96,8 +96,8 @@ def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
 
 
 def test_images_beside_the_split_folders_are_said(tmp_path: Path) -> None:
-    for name in ("train/a/1.png", "test/a/1.png", "spare/a/1.png", "spare/2.png", "loose.png"):
-        save(tmp_path / name)
+    for level, name in enumerate(("train/a/1.png", "test/a/1.png", "spare/a/1.png", "spare/2.png", "loose.png")):
+        save(tmp_path / name, level)
     assert folder(tmp_path).notices == ("left aside: 3 images outside of the folders train, test",)
 
 
