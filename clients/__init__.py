@@ -1,1 +1,1 @@
-"""The Flower app at a site: it answers the server's messages, all it does is in ``sslmed_dist.federation``."""
+"""The Flower app at a site: it answers the server's messages. What a site does is in ``sslmed_dist.federation``."""

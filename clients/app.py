@@ -1,11 +1,12 @@
 """The ClientApp: "hello" says who the site is, "train" does a round of ``federation.local_round``.
 
-What leaves the site: the shared tensors, counts, scalars, the site's name, and for an error its class. The exception
-itself is written to ``errors.log`` on the site's own disk, because its text may name files or patients.
+What leaves the site: the shared tensors, counts, scalars, the site's name, and the class of an error (of a
+``SiteError`` its line, too). The exception itself is written to ``errors.log`` on the site's own disk, because its text
+may name files or patients.
 
-Where the data lies and where the site keeps its state is never read from a message. A hospital says it when it starts
-its SuperNode: ``--node-config 'site="north" data-root="/data" state-dir="/var/lib/sslmed"'``. Simulated sites (the
-node has a ``partition-id``) take it from the environment that the launcher set, and their share of one dataset from
+Where the data lies and where the site keeps its state is never read from a message. A hospital sets both when it starts
+its SuperNode: ``--node-config 'site="north" data-root="/data" state-dir="/var/lib/sslmed"'``. Simulated sites (their
+node has a ``partition-id``) read both from the environment that the launcher set; their share of one dataset comes from
 ``federated.partition``.
 """
 
@@ -71,28 +72,28 @@ def train(message: Message, context: Context) -> Message:
 
 def introduce(message: Message, context: Context) -> RecordDict:
     """The reply to "hello". A server of another version gets an answer too, so that it can name the site; its settings
-    are not read, they may be of another schema."""
-    asked, node = RunSettings.from_record(context.run_config), node_of(context)
-    if asked.version != __version__:
+    are not read, because they may be of another schema."""
+    run_settings, node = RunSettings.from_record(context.run_config), node_of(context)
+    if run_settings.version != __version__:
         greeting = Greeting(node.name, __version__, channels=0, samples=0)
     else:
-        place = site_of(asked.settings, node)
-        greeting = Greeting(place.name, __version__, place.dataset.channels, len(place.dataset))
+        site = site_of(run_settings.settings, node)
+        greeting = Greeting(site.name, __version__, site.dataset.channels, len(site.dataset))
     return RecordDict({SITE: ConfigRecord(greeting.to_record())})
 
 
 def update(message: Message, context: Context) -> RecordDict:
     """The reply to "train"."""
-    asked, node = RunSettings.from_record(context.run_config), node_of(context)
-    if asked.version != __version__:
-        raise SiteError(f"this site runs sslmed_dist {__version__}, the server {asked.version}")
-    settings = asked.settings
-    number = Order.from_record(message.content[ORDER]).number
+    run_settings, node = RunSettings.from_record(context.run_config), node_of(context)
+    if run_settings.version != __version__:
+        raise SiteError(f"this site runs sslmed_dist {__version__}, the server {run_settings.version}")
+    settings = run_settings.settings
+    round_number = Order.from_record(message.content[ORDER]).number
     arrays = message.content[ARRAYS].to_torch_state_dict()
-    place = site_of(settings, node)
+    site = site_of(settings, node)
     with Deadline(node, federated_section(settings).timeout_s):
-        shared, scalars = local_update(settings, place.name, place.dataset, number, arrays, place.folder)
-    account = Account(place.name, len(place.dataset), scalars)
+        shared, scalars = local_update(settings, site.name, site.dataset, round_number, arrays, site.folder)
+    account = Account(site.name, len(site.dataset), scalars)
     return RecordDict(
         {
             ARRAYS: ArrayRecord(torch_state_dict=shared),
@@ -108,15 +109,16 @@ def node_of(context: Context) -> Node:
 
 
 def answer(message: Message, context: Context, work: Callable[[Message, Context], RecordDict]) -> Message:
-    """``work``'s reply, or an error reply that says no more than it may."""
+    """The reply of ``work``. Where it raises, an error reply instead: it says the class of the error, or its text where
+    that may travel."""
     try:
         return Message(work(message, context), reply_to=message)
     except Exception as error:  # whatever went wrong here, the server must get an answer and no details
         node = node_of(context)
         note(node)
         # A simulated site has nothing to hide from the person who simulates it.
-        told = SiteError if node.deployed else ValueError
-        reason = str(error) if isinstance(error, told) else type(error).__name__
+        may_travel = SiteError if node.deployed else ValueError
+        reason = str(error) if isinstance(error, may_travel) else type(error).__name__
         return Message(Error(FAILED, MARK + reason), reply_to=message)
 
 
@@ -144,9 +146,10 @@ def site_of(settings: Config, node: Node) -> LocalSite:
         raise SiteError("this node's configuration has no data-root, the place of the site's data")
     else:
         site = own_site(settings, node.site)
-    own = Path(node.state_dir) / site.name
+    site_folder = Path(node.state_dir) / site.name
     # A hospital's disk may serve several runs; a simulated site's folder belongs to one run already.
-    return LocalSite(site.name, site.pretrain, own / fingerprint(settings)[:16] if node.deployed else own)
+    folder = site_folder / fingerprint(settings)[:16] if node.deployed else site_folder
+    return LocalSite(site.name, site.pretrain, folder)
 
 
 def dealt(settings: Config) -> list[Site]:
@@ -159,9 +162,12 @@ def dealt(settings: Config) -> list[Site]:
 
 
 class Deadline:
-    """End this process when a round takes longer than the server waits: a SuperNode has no time limit of its own, and
-    would stay wedged behind a hung app while it still counts as online. Only a deployed node's process is ended; it
-    lives for one message. In a simulation other sites live in the same process."""
+    """End this process when a round takes longer than ``seconds``, the time that the server waits.
+
+    A SuperNode has no time limit of its own: behind an app that hangs it would do nothing more, and still count as
+    online. Only the process of a deployed node is ended, which lives for one message; in a simulation other sites live
+    in the same process.
+    """
 
     def __init__(self, node: Node, seconds: float) -> None:
         self.timer = threading.Timer(seconds, os._exit, (1,)) if node.deployed else None

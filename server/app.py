@@ -1,7 +1,7 @@
-"""The ServerApp: rounds from wherever the run folder stands to ``federated.rounds``, and the truth about the outcome.
+"""The ServerApp: it runs the rounds that are missing in the run folder, and writes down how the federation ended.
 
-The run configuration is ``federation.messages.RunSettings``. ``federation.json`` in the run folder says how it ended,
-because Flower calls a run without a single reply a success.
+The run configuration is ``federation.messages.RunSettings``. ``federation.json`` in the run folder says how the
+federation ended, because Flower calls a run without a single reply a success.
 """
 
 import logging
@@ -29,14 +29,14 @@ app = ServerApp()
 @app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
     """Run the federation. Whatever ends it early is written to ``federation.json`` and raised."""
-    asked = RunSettings.from_record(context.run_config)
-    folder = Path(asked.run_dir)
+    run_settings = RunSettings.from_record(context.run_config)
+    folder = Path(run_settings.run_dir)
     if not folder.is_absolute():
         raise ValueError("run-dir: expected the absolute path of the run folder; start with `sslmed federate`")
     stay_with(os.environ.get(LAUNCHER))
     handler = open_log(folder / "federation.log")
     try:
-        rounds = serve(grid, asked, folder)
+        rounds = serve(grid, run_settings, folder)
         write_json(folder / ENDING, Ending("finished", rounds).to_tree())
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -72,12 +72,12 @@ def open_log(path: Path) -> logging.Handler:
     return handler
 
 
-def serve(grid: Grid, asked: RunSettings, folder: Path) -> int:
-    """All rounds that are still to be done; returns the number of rounds in all. ``ValueError`` for settings that do
-    not fit, ``RuntimeError`` when the sites do not."""
-    if asked.version != __version__:
-        raise ValueError(f"the server runs sslmed_dist {__version__}, the launcher {asked.version}")
-    settings = asked.settings
+def serve(grid: Grid, run_settings: RunSettings, folder: Path) -> int:
+    """Run all rounds that are still to be done; returns the number of rounds in all. ``ValueError`` for settings that
+    do not fit, ``RuntimeError`` when too few sites are usable."""
+    if run_settings.version != __version__:
+        raise ValueError(f"the server runs sslmed_dist {__version__}, the launcher {run_settings.version}")
+    settings = run_settings.settings
     fed = federated_section(settings)
     expected = expected_sites(fed)
     last = last_round(folder, settings)
@@ -85,19 +85,20 @@ def serve(grid: Grid, asked: RunSettings, folder: Path) -> int:
         raise ValueError(
             "the run folder has no first weights (checkpoints/round_00000.pt); start with `sslmed federate`"
         )
-    done, arrays = last
+    rounds_done, arrays = last
     metrics = Metrics(folder / "metrics.jsonl")
-    metrics.cut(done * fed.local_epochs * (settings.plan.steps_per_epoch or 0))
-    given = {
+    # A round that was interrupted is run again, so what it has written goes.
+    metrics.cut(rounds_done * fed.local_epochs * (settings.plan.steps_per_epoch or 0))
+    strategy_arguments = {
         "settings": settings,
         "sites": Sites(expected, fed.quorum, fed.timeout_s, settings.method["channels"]),
         "folder": folder,
         "metrics": metrics,
-        "first": done,
+        "first": rounds_done,
     }
-    strategy = registry.build(STRATEGIES, fed.strategy, "federated.strategy", **given)
+    strategy = registry.build(STRATEGIES, fed.strategy, "federated.strategy", **strategy_arguments)
     try:
-        strategy.start(grid, ArrayRecord(torch_state_dict=arrays), fed.rounds - done, fed.timeout_s)
+        strategy.start(grid, ArrayRecord(torch_state_dict=arrays), fed.rounds - rounds_done, fed.timeout_s)
     finally:
         metrics.close()
     return fed.rounds

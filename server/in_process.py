@@ -1,8 +1,8 @@
-"""The whole federation in one process: Flower's apps on a grid without network. Every message passes as bytes.
+"""The whole federation in one process: Flower's apps on a grid without a network. Messages are still turned into bytes.
 
-``python -m server.in_process --run-dir DIR`` runs the settings of ``DIR/config.yaml``; the launcher sets PYTHONPATH to
-the app's folder, and where sites find data and keep state. Sites train one after another. Flower's private names are
-used in this module only (checked with 1.41).
+``python -m server.in_process --run-dir DIR`` runs the settings of ``DIR/config.yaml``. The launcher sets PYTHONPATH to
+the app's folder, and the variables that tell sites where to find data and keep state. Sites train one after another.
+Private names of Flower are used in this module only (checked with 1.41).
 """
 
 import argparse
@@ -40,15 +40,15 @@ def round_trip(message: Message) -> Message:
 class InProcessGrid(Grid):  # type: ignore[misc]
     """Nodes 1 to ``count``, each with a context of its own, that answer by a call of ``client``.
 
-    ``timeout`` is the time of one site, since they work one after another; a site cannot be interrupted, but a reply
-    that took longer is dropped, as a real grid would.
+    Sites work one after another, so ``timeout`` holds for each site by itself. A site cannot be interrupted; a reply
+    that took longer is dropped, as on a real grid.
     """
 
     def __init__(self, client: ClientApp, count: int, run_config: dict[str, Any]) -> None:
         TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
         self.client = client
-        self.replies: dict[str, Message] = {}
-        self.took: dict[str, float] = {}
+        self.replies: dict[str, Message] = {}  # by the id of the message that they answer, until they are pulled
+        self.took: dict[str, float] = {}  # seconds, by the same id
         self.contexts = {
             node: Context(
                 run_id=1,
@@ -79,16 +79,16 @@ class InProcessGrid(Grid):  # type: ignore[misc]
         return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Deliver the messages; every node answers at once."""
-        numbers = []
+        """Deliver the messages and keep the answers; returns the messages' ids."""
+        message_ids = []
         for message in messages:
-            number = str(uuid.uuid4())
-            message.metadata.__dict__["_message_id"] = number
+            message_id = str(uuid.uuid4())
+            message.metadata.__dict__["_message_id"] = message_id
             started = time.monotonic()
-            self.replies[number] = self.deliver(round_trip(message))
-            self.took[number] = time.monotonic() - started
-            numbers.append(number)
-        return numbers
+            self.replies[message_id] = self.deliver(round_trip(message))
+            self.took[message_id] = time.monotonic() - started
+            message_ids.append(message_id)
+        return message_ids
 
     def deliver(self, message: Message) -> Message:
         """One node's answer; whatever goes wrong there becomes an error reply, as at a SuperNode."""
@@ -101,15 +101,15 @@ class InProcessGrid(Grid):  # type: ignore[misc]
             return round_trip(Message(Error(FAILED, type(error).__name__), reply_to=message))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The answers to these messages, once."""
-        return [self.replies.pop(number) for number in message_ids if number in self.replies]
+        """The answers to these messages; each is handed out once."""
+        return [self.replies.pop(message_id) for message_id in message_ids if message_id in self.replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Deliver and collect; replies that took longer than ``timeout`` are dropped."""
         replies = []
-        for number in self.push_messages(messages):
-            reply = next(iter(self.pull_messages([number])))
-            if timeout is None or self.took.pop(number) <= timeout:
+        for message_id in self.push_messages(messages):
+            reply = next(iter(self.pull_messages([message_id])))
+            if timeout is None or self.took.pop(message_id) <= timeout:
                 replies.append(reply)
         return replies
 

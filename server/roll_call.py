@@ -43,18 +43,22 @@ def failure(reply: Message) -> str:
 
 
 class Sites:
-    """The nodes of a federation by name. ``expected`` sites are waited for at first, later ``quorum`` of them."""
+    """The nodes of a federation and the sites that they are. In the first round all ``expected`` sites are waited for,
+    in later rounds ``quorum`` of them. ``channels`` is what the images of every site must have."""
 
     def __init__(self, expected: int, quorum: int, timeout_s: float, channels: int) -> None:
         self.expected, self.quorum, self.timeout_s, self.channels = expected, quorum, timeout_s, channels
-        self.known: dict[int, Known] = {}
-        self.refused: dict[int, str] = {}
+        self.known: dict[int, Known] = {}  # by node
+        self.refused: dict[int, str] = {}  # by node, why it may not take part in this round
         self.wanted = expected
 
     def ready(self, grid: Grid) -> dict[int, Known]:
-        """The sites that are online and passed the greeting, sorted by name. Waits for them, but not beyond
-        ``timeout_s``; then, or as soon as every expected site has answered, ``RuntimeError`` if fewer than the quorum
-        are usable: it says how many were online, how many are needed, and why the others are refused."""
+        """The sites that are online and passed the greeting, by node, sorted by name.
+
+        It waits until enough of them are there, until every expected site has answered, or until ``timeout_s`` have
+        passed. ``RuntimeError`` if fewer than the quorum are usable then: it says how many were online, how many are
+        needed, and why the others are refused.
+        """
         self.refused.clear()  # what was wrong with a site may have been mended since the last round
         end = time.monotonic() + self.timeout_s
         while True:
@@ -82,7 +86,7 @@ class Sites:
         return dict(sorted(present.items(), key=lambda item: item[1].name))
 
     def greet(self, grid: Grid, nodes: Iterable[int], online: set[int], timeout: float) -> None:
-        """Send "hello" to ``nodes`` and sort them into known and refused."""
+        """Send "hello" to ``nodes`` and sort them into known and refused; ``online`` are the ids of all nodes."""
         nodes = list(nodes)
         content = RecordDict({ORDER: ConfigRecord({"version": __version__})})
         messages = [Message(content, node, "query", ttl=max(timeout, LIFE_S)) for node in nodes]
@@ -94,7 +98,7 @@ class Sites:
                 self.meet(node, replies[node], online)
 
     def meet(self, node: int, reply: Message, online: set[int]) -> None:
-        """Take in one answer to "hello"."""
+        """Put the node of one answer to "hello" among the known or the refused."""
         if reply.has_error():
             self.refused[node] = f"node {node}: {failure(reply)}"
             return
@@ -104,18 +108,18 @@ class Sites:
             self.refused[node] = f"node {node}: its greeting is not one of this program"
             return
         name = greeting.site
-        holder = [other for other, site in self.known.items() if site.name == name and other != node]
+        namesakes = [other for other, site in self.known.items() if site.name == name and other != node]
         if not NAME.fullmatch(name):
             self.refused[node] = f"node {node}: its name is not made of letters, digits, '_', '.' and '-'"
         elif greeting.version != __version__:
             self.refused[node] = f"{name} runs sslmed_dist {greeting.version}, the server {__version__}"
         elif greeting.channels != self.channels:
-            found = f"{name} has images of {greeting.channels} channels"
-            self.refused[node] = f"{found}, the run's method takes {self.channels}"
-        elif any(other in online for other in holder):
+            images = f"{name} has images of {greeting.channels} channels"
+            self.refused[node] = f"{images}, the run's method takes {self.channels}"
+        elif any(other in online for other in namesakes):
             self.refused[node] = f"node {node}: its name {name} is another site's"
         else:
-            for other in holder:  # the site was started again and came back as another node
+            for other in namesakes:  # the site was started again and came back as another node
                 del self.known[other]
             self.known[node] = Known(name, greeting.samples)
             log.info("%s has joined with %d samples", name, greeting.samples)

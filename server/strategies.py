@@ -1,4 +1,4 @@
-"""How a round's replies become the next shared tensors. One strategy = one class with ``combine`` and one table line.
+"""How a round's replies become the next shared tensors. A strategy is a class with ``combine`` and a line in the table.
 
 ``Guarded`` does all that strategies have in common: it asks the sites, screens every reply, leaves out and names the
 bad ones, stops below the quorum, and keeps the average, the metrics and the log of every round.

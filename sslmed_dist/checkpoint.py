@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read strictly. The only file that writes them.
+"""Checkpoint files: they are written completely or not at all, and read strictly. Only this module writes them.
 
 A checkpoint holds everything needed to go on bit for bit: the method's state dict, the training state (optimiser,
 position), the resolved configuration and its fingerprint. It is one ``torch.save`` archive, read with
@@ -24,7 +24,9 @@ NAME = re.compile(r"step_(\d{9})\.pt")
 
 
 def save(path: Path, *, kind: str, config: Mapping[str, Any], fingerprint: str, **content: Any) -> Path:
-    """Write one checkpoint file. ``kind`` is ``training`` or ``encoder``; ``content`` is tensors and plain data."""
+    """Write one checkpoint file; returns ``path``. ``kind`` says what it holds: ``training`` (a run), ``encoder`` (the
+    shared tensors of a federation) or ``site`` (a site's own state). ``content`` is tensors and plain data.
+    ``ValueError`` where it cannot be written; the file before it is then untouched."""
     payload = {
         "format": FORMAT,
         "version": VERSION,
@@ -43,7 +45,8 @@ def save(path: Path, *, kind: str, config: Mapping[str, Any], fingerprint: str, 
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read one checkpoint file to CPU. ``ValueError`` names the file when it is missing, torn, foreign or newer."""
+    """Read one checkpoint file, its tensors to the CPU. ``ValueError`` names the file when it is missing, torn, of
+    another program, or of a newer version of this one."""
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")
     verify(path)
@@ -60,9 +63,11 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def verify(path: Path) -> None:
-    """Compare the archive's checksums, which torch itself does not. ``ValueError`` for a torn or a foreign file."""
+    """Compare the archive's checksums, which torch itself does not do. ``ValueError`` for a file that is torn or is no
+    archive of ``torch.save``."""
     with path.open("rb") as file:
         start = file.read(len(MAGIC))
+    # An empty file, or the beginning of the mark alone, is a torn archive: it is reported below.
     if start and start != MAGIC[: len(start)]:
         raise ValueError(f"{path}: not a checkpoint of this program")
     try:
@@ -75,16 +80,17 @@ def verify(path: Path) -> None:
 
 
 def load_method(method: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load a method's state dict; ``ValueError`` names the file and the first key that does not fit."""
-    own = method.state_dict()
-    for key in sorted(own.keys() | state.keys()):
-        if key not in own or key not in state or own[key].shape != state[key].shape:
+    """Load a state dict into ``method`` (any module). ``ValueError`` names the file and the first key that does not
+    fit."""
+    expected = method.state_dict()
+    for key in sorted(expected.keys() | state.keys()):
+        if key not in expected or key not in state or expected[key].shape != state[key].shape:
             raise ValueError(f"{path}: {key} is missing, unknown or of another shape: another architecture")
     method.load_state_dict(state)
 
 
 class Checkpoints:
-    """The ``checkpoints`` folder of a run: ``step_*.pt`` files, ``latest.json``, and what is kept of them."""
+    """The ``checkpoints`` folder of a run: ``step_*.pt`` files, of which old ones are deleted, and ``latest.json``."""
 
     def __init__(self, folder: Path, keep_last: int = 2, keep_every: int | None = None) -> None:
         self.folder, self.keep_last, self.keep_every = folder, keep_last, keep_every
@@ -97,10 +103,10 @@ class Checkpoints:
         """Steps that have a checkpoint file, ascending."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(m[1]) for f in self.folder.iterdir() if (m := NAME.fullmatch(f.name)))
+        return sorted(int(match[1]) for file in self.folder.iterdir() if (match := NAME.fullmatch(file.name)))
 
     def save(self, step: int, **content: Any) -> Path:
-        """Write the checkpoint of ``step``, point ``latest.json`` at it, and drop what need not be kept."""
+        """Write the checkpoint of ``step``, name it in ``latest.json``, and delete older ones (``prune``)."""
         path = save(self.path(step), kind="training", step=step, **content)
         latest = {"file": path.name, "step": step}
         write_atomically(self.folder / "latest.json", (json.dumps(latest) + "\n").encode())
@@ -108,7 +114,7 @@ class Checkpoints:
         return path
 
     def prune(self) -> None:
-        """Keep the newest ``keep_last`` and every ``keep_every``-th step."""
+        """Delete all checkpoints but the newest ``keep_last`` and those of every ``keep_every``-th step."""
         for step in self.steps()[: -self.keep_last]:
             if not (self.keep_every and step % self.keep_every == 0):
                 self.path(step).unlink(missing_ok=True)
@@ -116,7 +122,7 @@ class Checkpoints:
             unfinished.unlink(missing_ok=True)  # left by a process that was killed while writing
 
     def latest(self) -> Path | None:
-        """The newest checkpoint, or None. A file newer than ``latest.json`` says is complete (names appear by rename)
-        and is taken: the process died between the two writes."""
+        """The newest checkpoint, or None. It may be newer than the one that ``latest.json`` names, if the process died
+        between the two writes. It is complete all the same: a file gets its name only when it is written."""
         steps = self.steps()
         return self.path(steps[-1]) if steps else None

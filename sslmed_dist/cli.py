@@ -1,4 +1,6 @@
-"""``sslmed VERB``: parses first, then imports what the verb needs; ``sslmed --help`` imports neither torch nor ray."""
+"""``sslmed VERB``: the command line is parsed first, then what the verb needs is imported. So ``sslmed --help`` imports
+neither torch nor ray.
+"""
 
 import argparse
 import os
@@ -60,7 +62,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
     """``sslmed reproduce``."""
     from sslmed_dist.verbs.reproduce import published, run
 
-    # An override may also stand behind an option that takes several words.
+    # An override behind an option that takes several words was read as one of them: it is taken out of these.
     rows, columns, folds = arguments.rows, arguments.columns, arguments.folds
     overrides = [
         *arguments.overrides,
@@ -83,7 +85,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
 
 
 def names(words: Sequence[str] | None) -> list[str] | None:
-    """The words of an option that are no overrides; None where it was not given."""
+    """The words of an option that are no overrides; None where the option is not there."""
     return None if words is None else [word for word in words if "=" not in word]
 
 
@@ -142,7 +144,7 @@ def segment(arguments: argparse.Namespace) -> int:
 
 
 def options(words: Sequence[str]) -> dict[str, object]:
-    """``KEY=VALUE`` words as one tree."""
+    """Words ``KEY=VALUE`` as one tree, the values read as YAML."""
     from sslmed_dist import config
 
     tree: dict[str, object] = {}
@@ -207,7 +209,7 @@ def say(line: str) -> None:
 
 
 def found(lines: Sequence[str], problems: Sequence[str]) -> int:
-    """Print what an inspection says; the exit code is that of a mistake where it has problems."""
+    """Print what an inspection says. Returns the exit code, which is that of a mistake where there are problems."""
     print("\n".join(lines))
     for problem in problems:
         print(f"problem: {problem}")

@@ -11,17 +11,18 @@ Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with mistakes in one line; where the usage is to be had is said instead of printed."""
+    """argparse with mistakes in one line, which names ``--help`` instead of printing the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments. Overrides may also stand after an option, where argparse does not take them up by itself."""
+    """The parsed arguments. Overrides may also stand after an option; argparse does not recognise them there, so they
+    are added here."""
     top = parser()
-    arguments, left = top.parse_known_args(argv)
-    for text in left:
+    arguments, unrecognised = top.parse_known_args(argv)
+    for text in unrecognised:
         if text.startswith("-") or "=" not in text or not hasattr(arguments, "overrides"):
             top.error(f"unrecognized argument {text!r}")
         arguments.overrides = [*arguments.overrides, text]

@@ -1,9 +1,9 @@
 """A run's configuration: the frozen ``sections`` read from YAML, one ``base:`` parent, and dotted overrides.
 
 ``load`` is strict: an unknown key or a value of the wrong type is a ``ValueError`` that names the file, the dotted
-path and what is allowed. The leaves (``data``, ``views``, ``method``, ``optim``, ...) are mappings with a ``name``;
-they are checked against the signature of what they name when a driver builds it. No torch here: ``sslmed --help``
-and configuration errors answer at once.
+path and what is allowed. A *leaf* (``data``, ``views``, ``method``, ``optim``, ...) is a mapping with a ``name``; it is
+checked against the signature of the constructor that it names, when a driver builds it. A *tree* is a configuration or
+a part of it as plain data. No torch here, so that ``sslmed --help`` and configuration errors answer at once.
 """
 
 import dataclasses
@@ -41,11 +41,11 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Freedom:
-    """What a key may do.
+    """In what a key of the configuration is free.
 
-    ``run``         change while a run stays the same run: resumed elsewhere, logged otherwise
-    ``experiment``  differ between the runs of one experiment: seeds
-    ``resolved``    be null in a recipe and filled in from the data, so that a recipe and its run agree
+    ``run``         it may change while the run stays the same run, which is resumed elsewhere or logged otherwise
+    ``experiment``  it may differ between the runs of one experiment, as seeds do
+    ``resolved``    it may be null in a recipe and filled in from the data; the recipe and its run still agree
     """
 
     run: bool = False
@@ -55,8 +55,9 @@ class Freedom:
 
 SAME = Freedom(run=True, experiment=True)
 SEEDS, LOOK, DATA = Freedom(experiment=True), Freedom(run=True), Freedom(resolved=True)
-# The one table of what makes two runs the same. A key that is not here, or below one that is, decides the numbers.
-# ``evaluate`` and ``compare`` change no training, but figures of two ways to measure are not put together.
+# The one table of what makes two runs the same. A key that is neither here nor below a key that is here decides the
+# results. ``evaluate`` and ``compare`` change no training, but figures that are measured in two ways are not put
+# together in one experiment.
 FREEDOM: Mapping[str, Freedom] = {
     **dict.fromkeys(("driver", "ray", "run.name", "run.dir", "run.device", "run.threads"), SAME),
     **dict.fromkeys(("run.seed", "run.start_from"), SEEDS),
@@ -75,12 +76,12 @@ FREEDOM: Mapping[str, Freedom] = {
 def may(path: str, what: str) -> bool:
     """Whether ``FREEDOM`` gives the key ``path``, or one above it, the freedom ``what`` (run, experiment, resolved)."""
     words = path.split(".")
-    above = (".".join(words[:end]) for end in range(1, len(words) + 1))
-    return any(getattr(FREEDOM[key], what) for key in above if key in FREEDOM)
+    key_and_above = (".".join(words[:end]) for end in range(1, len(words) + 1))  # a, a.b, a.b.c
+    return any(getattr(FREEDOM[key], what) for key in key_and_above if key in FREEDOM)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read ``path``, put it over its ``base:`` parent, apply ``section.key=value`` overrides, and check the types."""
+    """Read ``path``, merge it over its ``base:`` parent, apply ``section.key=value`` overrides, and check the types."""
     path = Path(path)
     tree = read(path)
     for override in overrides:
@@ -94,8 +95,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def read(path: Path, inherited_by: Path | None = None) -> dict[str, Any]:
     """The YAML file as a tree, merged over its parent, which may have no parent of its own."""
     if not path.is_file():
-        whose = f" (the base of {inherited_by})" if inherited_by else ""
-        raise ValueError(f"{path}: no such configuration file{whose}")
+        child = f" (the base of {inherited_by})" if inherited_by else ""
+        raise ValueError(f"{path}: no such configuration file{child}")
     try:
         tree = plain_yaml.parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -113,14 +114,15 @@ def read(path: Path, inherited_by: Path | None = None) -> dict[str, Any]:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``. A leaf that names another constructor replaces the whole leaf: arguments of the old one
-    would mean nothing to the new one. An override of the name alone (``method.loss.name=mio_v3``) keeps the arguments,
-    so that overrides may come in any order."""
+    """The tree ``below`` with what ``above`` says in its place, key by key. A leaf in ``above`` that names another
+    constructor replaces the whole leaf, because the new constructor does not know the arguments of the old one. An
+    override of the name alone (``method.loss.name=mio_v3``) keeps the arguments, so that overrides may come in any
+    order."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
         if isinstance(old, str) and isinstance(value, Mapping) and "name" not in value:
-            old = {"name": old}
+            old = {"name": old}  # a leaf in short, ``loss: simclr``, that gets arguments
         if isinstance(value, Mapping) and isinstance(old, Mapping) and not replaces(key, old, value):
             merged[key] = merge(old, value)
         else:
@@ -129,12 +131,13 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def replaces(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether ``new`` is another leaf than ``old`` altogether. The name in section ``run`` is no constructor's."""
+    """Whether the leaf ``new`` names another constructor than ``old``, so that nothing of ``old`` stays. The name in
+    the section ``run`` is no constructor's."""
     return key != "run" and not isinstance(new, NameAlone) and new.get("name") not in (None, old.get("name"))
 
 
 class NameAlone(dict[str, Any]):
-    """What an override that ends in ``.name`` says of a leaf."""
+    """The leaf ``{"name": ...}`` of an override that ends in ``.name``: it changes the name and keeps the arguments."""
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -147,7 +150,7 @@ def parse_override(text: str) -> dict[str, Any]:
         tree: Any = plain_yaml.parse(value)
     except yaml.YAMLError:
         raise ValueError(f"override {text!r}: the value is not valid YAML") from None
-    for key in reversed(keys):
+    for key in reversed(keys):  # from the inside out
         tree = NameAlone(name=tree) if key == "name" else {key: tree}
     return dict(tree)
 
@@ -158,12 +161,14 @@ def sections() -> list[str]:
 
 
 def from_tree(tree: Mapping[str, Any], where: str) -> Config:
-    """A ``Config`` from plain data (a YAML file, a checkpoint, a message). ``ValueError`` names path and allowed."""
+    """A ``Config`` from plain data (of a YAML file, a checkpoint, a message). ``where`` names the source in messages.
+    ``ValueError`` names the key and what is allowed."""
     return typing.cast(Config, section(Config, tree, where, ""))
 
 
 def section(kind: type, tree: Any, where: str, path: str) -> Any:
-    """Build one frozen section strictly."""
+    """Build the frozen section ``kind`` from ``tree`` strictly, and the sections within it. ``path`` is its dotted key,
+    "" at the top."""
     if not isinstance(tree, Mapping):
         raise ValueError(f"{where}: {path or 'file'}: expected a mapping, got {tree!r}")
     hints = typing.get_type_hints(kind)
@@ -172,12 +177,13 @@ def section(kind: type, tree: Any, where: str, path: str) -> Any:
         dotted = f"{path}.{key}" if path else str(key)
         if key not in hints:
             raise ValueError(f"{where}: {dotted}: unknown key; allowed: {', '.join(hints)}")
+        # A key of type ``Plan`` or ``Federated | None`` is a section of its own.
         nested = [hint for hint in (hints[key], *typing.get_args(hints[key])) if dataclasses.is_dataclass(hint)]
         if nested and not (value is None and registry.matches(None, hints[key])):
             values[key] = section(typing.cast(type, nested[0]), value, where, dotted)
             continue
         if typing.get_args(hints[key]) and hints[key] == Leaf and isinstance(value, str):
-            value = {"name": value}
+            value = {"name": value}  # a leaf in short
         if not registry.matches(value, hints[key]):
             raise ValueError(f"{where}: {dotted}: expected {registry.readable(hints[key])}, got {value!r}")
         values[key] = tuple(value) if isinstance(value, list) else value
@@ -214,8 +220,8 @@ def replace(config: Config, **trees: Any) -> Config:
 
 
 def essential(config: Config) -> dict[str, Any]:
-    """The tree without what may change within a run: all that decides the numbers of a training. Of a file of first
-    weights only whether there is one: its path is another on another machine."""
+    """The tree without what may change within a run: what is left decides the results of a training. Of files of first
+    weights only remains whether there is one, because its path differs from machine to machine."""
     tree: dict[str, Any] = without(to_tree(config), "run")
     encoder = tree["method"].get("encoder")
     tree["run"]["start_from"] = tree["run"]["start_from"] is not None
@@ -226,21 +232,22 @@ def essential(config: Config) -> dict[str, Any]:
 
 def without(tree: Mapping[str, Any], what: str, above: str = "") -> dict[str, Any]:
     """A configuration's tree without the keys that have the freedom ``what``."""
-    kept = {}
+    remaining = {}
     for key, value in tree.items():
         path = f"{above}.{key}" if above else str(key)
         if not may(path, what):
-            kept[str(key)] = without(value, what, path) if isinstance(value, Mapping) else value
-    return kept
+            remaining[str(key)] = without(value, what, path) if isinstance(value, Mapping) else value
+    return remaining
 
 
 def fingerprint(config: Config) -> str:
-    """SHA-256 of all that decides the numbers of a training run. Paths, worker count, logging and evaluation are left
-    out: a run may move to another folder, machine or number of workers and still be the same run. So are values that
-    are the default, because a later version's new key should not make another run of this one."""
+    """SHA-256 of all that decides the results of a training run. Paths, worker count, logging and evaluation are left
+    out: a run may move to another folder, machine or number of workers and still be the same run. Values of ``plan``
+    and ``federated`` that are the default are left out too, so that a key which a later version adds does not make it
+    another run."""
     tree = essential(config)
     for name, kind in (("plan", Plan), ("federated", Federated)):
         if tree[name] is not None:
-            usual = plain(dataclasses.asdict(kind()))
-            tree[name] = {key: value for key, value in tree[name].items() if value != usual[key]}
+            defaults = plain(dataclasses.asdict(kind()))
+            tree[name] = {key: value for key, value in tree[name].items() if value != defaults[key]}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

@@ -1,8 +1,10 @@
 """The only file that knows process groups: rank, gather, the gradient average, and the seeding of a step.
 
-In one process every function is the identity, so losses and normalisation layers are written once. A loss computes
-the mean over its own rows against the gathered columns of all ranks; because the backward of ``gather`` sums over
-ranks, the mean of the ranks' gradients is exactly the gradient that one process with the whole batch would compute.
+In one process every function is the identity, so losses and normalisation layers are written once. A loss is the mean
+over the rows of this rank, each compared with the gathered rows of all ranks. The backward of ``gather`` sums over
+ranks, so the mean of the ranks' gradients is exactly the gradient that one process with the whole batch would compute.
+
+Shapes: W ranks; b rows on each rank, so W b rows in all, rank after rank.
 """
 
 import datetime
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from sslmed_dist import randomness
 
-SMALL = 1 << 14  # values; above, an all-reduce moves fewer bytes than everybody's sending to everybody
+SMALL = 1 << 14  # values in a tensor; above, an all-reduce moves fewer bytes than sends from everybody to everybody
 
 
 def active() -> bool:
@@ -34,24 +36,26 @@ def world_size() -> int:
 
 
 def exchange(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Send ``parts[s]`` to rank s; return what the ranks sent to this one, in rank order. CPU tensors of one shape.
+    """Send ``parts[s]`` to rank s; return what the ranks sent to this one, W tensors in rank order. All are CPU tensors
+    of one shape.
 
     Plain sends and receives: gloo's own collectives take seven to fourteen times as long for the small messages of a
     synchronised batch norm, and its all-reduce moves W times the bytes that a gather's backward needs.
     """
-    world, own = dist.get_world_size(), dist.get_rank()
+    world, own_rank = dist.get_world_size(), dist.get_rank()
     sent = [part.contiguous() for part in parts]
-    received = [part if rank == own else torch.empty_like(part) for rank, part in enumerate(sent)]
-    others = [(own + offset) % world for offset in range(1, world)]  # not all to rank 0 at first
-    waiting = [dist.isend(sent[rank], rank) for rank in others] + [dist.irecv(received[rank], rank) for rank in others]
-    for request in waiting:
+    received = [part if s == own_rank else torch.empty_like(part) for s, part in enumerate(sent)]
+    others = [(own_rank + offset) % world for offset in range(1, world)]  # not all to rank 0 at first
+    # All transfers are started before any is waited for, or two ranks could wait for each other.
+    requests = [dist.isend(sent[s], s) for s in others] + [dist.irecv(received[s], s) for s in others]
+    for request in requests:
         assert request is not None
         request.wait()
     return received
 
 
 def gathered(x: Tensor) -> Tensor:
-    """(b, ...) -> (W b, ...) in rank order, no gradient."""
+    """(b, ...) -> (W b, ...): the rows of all ranks in rank order, no gradient."""
     world = dist.get_world_size()
     if not x.is_cuda:
         return torch.cat(exchange([x] * world))
@@ -61,17 +65,18 @@ def gathered(x: Tensor) -> Tensor:
 
 
 def scattered_sum(x: Tensor) -> Tensor:
-    """(W b, ...) -> (b, ...): the own block summed over ranks (in rank order on a CPU), no gradient."""
+    """(W b, ...) -> (b, ...): the block of rows that belongs to this rank, summed over what all ranks hold of it (in
+    rank order on a CPU), no gradient."""
     world = dist.get_world_size()
     if not x.is_cuda:
-        return torch.stack(exchange(x.chunk(world))).sum(0)
+        return torch.stack(exchange(x.chunk(world))).sum(0)  # chunk s of every rank meets at rank s
     out = x.new_empty(x.shape[0] // world, *x.shape[1:])
     dist.reduce_scatter_tensor(out, x.contiguous())
     return out
 
 
 class ReduceSum(torch.autograd.Function):
-    """Sum over ranks; the backward of a sum over ranks is again a sum over ranks, at every order of derivative."""
+    """Elementwise sum over ranks. Its backward is again a sum over ranks, at every order of derivative."""
 
     @staticmethod
     def forward(ctx: "torch.autograd.function.FunctionCtx", x: Tensor) -> Tensor:
@@ -88,7 +93,7 @@ class ReduceSum(torch.autograd.Function):
 
 
 class Gather(torch.autograd.Function):
-    """(b, ...) -> (W b, ...) in rank order. The backward sums what all ranks ask of the own rows."""
+    """(b, ...) -> (W b, ...) in rank order. The backward sums the gradients of all ranks for this rank's rows."""
 
     @staticmethod
     def forward(ctx: "torch.autograd.function.FunctionCtx", x: Tensor) -> Tensor:
@@ -96,12 +101,12 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: "torch.autograd.function.FunctionCtx", *grads: Tensor) -> Tensor:
-        own: Tensor = ScatterSum.apply(grads[0])  # type: ignore[no-untyped-call]
-        return own
+        own_rows_grad: Tensor = ScatterSum.apply(grads[0])  # type: ignore[no-untyped-call]
+        return own_rows_grad
 
 
 class ScatterSum(torch.autograd.Function):
-    """(W b, ...) -> (b, ...): the own block of rows, summed over ranks. Adjoint of ``Gather``."""
+    """(W b, ...) -> (b, ...): this rank's block of rows, summed over ranks. The adjoint (transpose) of ``Gather``."""
 
     @staticmethod
     def forward(ctx: "torch.autograd.function.FunctionCtx", x: Tensor) -> Tensor:
@@ -109,34 +114,39 @@ class ScatterSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: "torch.autograd.function.FunctionCtx", *grads: Tensor) -> Tensor:
-        total: Tensor = Gather.apply(grads[0])  # type: ignore[no-untyped-call]
-        return total
+        all_rows_grad: Tensor = Gather.apply(grads[0])  # type: ignore[no-untyped-call]
+        return all_rows_grad
 
 
 def gather(x: Tensor) -> Tensor:
-    """(b, ...) on each rank -> (W b, ...), rank after rank. Every rank must hold the same number of rows."""
+    """(b, ...) on each rank -> (W b, ...), rank after rank, differentiable. Every rank must hold the same number of
+    rows."""
     return Gather.apply(x) if active() else x  # type: ignore[no-untyped-call]
 
 
 def reduce_sum(x: Tensor) -> Tensor:
-    """Elementwise sum over ranks, differentiable."""
+    """Elementwise sum over ranks of a tensor of any shape, differentiable."""
     return ReduceSum.apply(x) if active() else x  # type: ignore[no-untyped-call]
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter], extras: Sequence[Tensor] = ()) -> list[Tensor]:
-    """Replace every ``.grad`` by its mean over ranks, in one flat all-reduce; return the scalar ``extras``' means.
+    """Replace every ``.grad`` by its mean over ranks, in one flat all-reduce; return the means of the scalars
+    ``extras``, as 0-d tensors.
 
-    One flat buffer in a fixed order is bit-stable across restarts (DistributedDataParallel rebuilds its buckets after
-    the first step and is not). ``extras`` (loss terms, stop flags) ride along so that a step costs one message.
+    One flat buffer in a fixed order gives the same bits after a restart (DistributedDataParallel rebuilds its buckets
+    after the first step and does not). ``extras`` (loss terms, stop flags) go in the same buffer, so that a step costs
+    one message. Every rank must hold gradients of the same parameters.
     """
     grads = [p.grad for p in parameters if p.grad is not None]
     if not active() or not (grads or extras):
         return [extra.detach() for extra in extras]
+    # The gradients one after another as one vector, then the extras in the gradients' type and device.
     reference = grads[0] if grads else extras[0].detach()
     tail = [extra.detach().to(reference).reshape(1) for extra in extras]
     flat = torch.cat([grad.reshape(-1) for grad in grads] + tail)
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
+    # Cut the vector up again.
     offset = 0
     for grad in grads:
         grad.copy_(flat[offset : offset + grad.numel()].view_as(grad))
@@ -163,14 +173,16 @@ def barrier() -> None:
 
 
 def seed_step(seed: int, step: int, micro: int = 0) -> None:
-    """Reseed torch's global generators for one (micro-)step, so dropout replays and nothing random needs saving."""
+    """Reseed torch's global generators for one (micro-)step: its dropout can be repeated, and a checkpoint needs no
+    state of a generator. Every rank gets another seed."""
     torch.manual_seed(randomness.key(seed, "step", step, rank(), micro) & ((1 << 63) - 1))
 
 
 def join_from_environment(timeout_s: float = 300.0) -> bool:
-    """Join the group that torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) describe, if they do.
+    """Join the group that torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) describe, if they are set.
 
-    Returns whether a group was joined. NCCL with a GPU, gloo without. ``timeout_s`` breaks a hang of another rank.
+    Returns whether a group was joined. The backend is NCCL with a GPU, gloo without. After ``timeout_s`` seconds a rank
+    no longer waits for one that hangs.
     """
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return False

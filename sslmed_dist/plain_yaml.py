@@ -1,4 +1,6 @@
-"""YAML of plain data, with ``1e-3`` a number as in YAML 1.2: to PyYAML it is a word unless written ``1.0e-3``."""
+"""YAML of plain data, in which ``1e-3`` is a number as in YAML 1.2. PyYAML alone reads it as a word, unless it is
+written ``1.0e-3``.
+"""
 
 import re
 from typing import Any
@@ -9,7 +11,7 @@ TAG, NUMBER, STARTS = "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the missing numbers."""
+    """PyYAML's safe loader that also reads numbers such as ``1e-3``."""
 
 
 class Dumper(yaml.SafeDumper):

@@ -1,9 +1,12 @@
 """Keyed random numbers: every draw is a pure function of (seed, epoch, sample, draw, view, parameter).
 
 Nothing here has a state, so a draw does not depend on the batch it falls in, on the number of workers, on the device
-or on how often a run was restarted. The generator is the SplitMix64 finaliser (Steele, Lea and Flood 2014, "Fast
-splittable pseudorandom number generators") folded over the parts of the key; it is integer arithmetic modulo 2^64 and
-therefore gives the same bits everywhere. Keys that are words (``"views"``, ``"hue"``) enter through BLAKE2b.
+or on how often a run was restarted. A *key* is made of parts: integers, words (``"views"``, ``"hue"``) and int64
+tensors. The generator is the SplitMix64 finaliser (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
+generators"), applied to one part after another. It is integer arithmetic modulo 2^64 and therefore gives the same bits
+everywhere. A word becomes an integer by the hash BLAKE2b.
+
+Tensors among ``parts`` are broadcast against each other. There is one draw for each key, in the shape that comes out.
 """
 
 import hashlib
@@ -17,11 +20,12 @@ Part = int | str | Tensor
 
 
 def signed(value: int) -> int:
-    """A 64-bit pattern as torch's signed int64 would hold it."""
+    """The lowest 64 bits of an integer as torch's signed int64 holds them: 2^63 and above become negative."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
+# SplitMix64's increment (2^64 over the golden ratio), and the two factors of its finaliser.
 GAMMA = signed(0x9E3779B97F4A7C15)
 FIRST, SECOND = signed(0xBF58476D1CE4E5B9), signed(0x94D049BB133111EB)
 
@@ -29,16 +33,19 @@ FIRST, SECOND = signed(0xBF58476D1CE4E5B9), signed(0x94D049BB133111EB)
 @lru_cache(maxsize=4096)
 def word(text: str) -> int:
     """The 64-bit key of a word, the same on every machine and in every Python process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+    # A file name that is no UTF-8 has surrogates in Python; it is a key like any other.
+    coded = text.encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(coded, digest_size=8).digest(), "little", signed=True)
 
 
 def shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift; torch's ``>>`` on int64 copies the sign bit."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    """Logical right shift of int64: zeros come in from the left, where torch's ``>>`` copies the sign bit."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # the mask clears the copies
 
 
 def mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser on int64: a bijection in which every input bit reaches every output bit."""
+    """SplitMix64's finaliser on int64: a bijection in which every input bit influences every output bit."""
+    # torch's product of int64 wraps around modulo 2^64, as the algorithm asks.
     x = (x ^ shift(x, 30)) * FIRST
     x = (x ^ shift(x, 27)) * SECOND
     return x ^ shift(x, 31)
@@ -53,9 +60,10 @@ def mix_int(x: int) -> int:
 
 
 def fold(*parts: Part) -> Tensor | int:
-    """Fold integers, words and int64 tensors into one 64-bit key; tensors broadcast, keys come out in their shape."""
+    """Fold integers, words and int64 tensors into 64-bit keys: a Python integer where no part is a tensor, else int64
+    in the shape to which the tensors broadcast."""
     state: Tensor | int = GAMMA
-    for part in parts:
+    for part in parts:  # the order of the parts counts
         if isinstance(part, Tensor):
             value: Tensor | int = part.to(torch.int64)
         else:
@@ -66,41 +74,43 @@ def fold(*parts: Part) -> Tensor | int:
 
 
 def key(*parts: int | str) -> int:
-    """A substream's seed as a Python int64, e.g. ``key(seed, "site:north")``."""
+    """The seed of a substream, a Python integer in the range of int64; for example ``key(seed, "site:north")``."""
     folded = fold(*parts)
     assert isinstance(folded, int)
     return folded
 
 
 def keys(*parts: Part) -> Tensor:
-    """As ``fold``, always a tensor."""
+    """As ``fold``, but always an int64 tensor, 0-d where no part is a tensor."""
     folded = fold(*parts)
     return folded if isinstance(folded, Tensor) else torch.tensor(folded, dtype=torch.int64)
 
 
 def uniform(*parts: Part) -> Tensor:
-    """Float64 in [0, 1), one per key: the 53 upper bits, so the value is the same on every device."""
+    """Float64 uniform in [0, 1), one for each key. The value is exact and so the same on every device."""
+    # The 53 upper bits of the key fit the mantissa of a float64.
     return shift(keys(*parts), 11).to(torch.float64) * 2.0**-53
 
 
 def uniform_between(low: float, high: float, *parts: Part) -> Tensor:
-    """Float64 in [low, high]: ``high`` itself only where rounding the sum reaches it."""
+    """Float64 uniform in [low, high], one for each key; ``high`` itself only where rounding reaches it."""
     return low + (high - low) * uniform(*parts)
 
 
 def integers(below: int | Tensor, *parts: Part) -> Tensor:
-    """Int64 in [0, below); ``below`` may be a tensor of one bound per key."""
+    """Int64 uniform in [0, below), one for each key; ``below`` may be a tensor with a bound for each key."""
     scaled = uniform(*parts) * below
     return scaled.to(torch.int64)
 
 
 def normal(*parts: Part) -> Tensor:
-    """Float64 standard normal by Box and Muller's transform of two keyed uniforms."""
+    """Float64 standard normal, one for each key, by Box and Muller's transform of two keyed uniforms."""
+    # 1 - u lies in (0, 1], so its logarithm is finite.
     radius = torch.sqrt(-2.0 * torch.log1p(-uniform(*parts, "radius")))
     return radius * torch.cos(2.0 * math.pi * uniform(*parts, "angle"))
 
 
 def order(ids: Tensor, *parts: int | str) -> Tensor:
-    """A permutation (positions into ``ids``) that sorts the samples by their key: it depends on the set of ids alone,
-    and the order of a subset is the order of the whole set with the others left out."""
+    """The random order of the samples ``ids`` int64 (N,), as int64 (N,) positions in ``ids``: they are sorted by their
+    keys. It depends on the set of ids alone. Of a subset it is the order of the whole set with the others left out."""
     return torch.argsort(keys(*parts, ids), stable=True)

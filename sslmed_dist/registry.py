@@ -31,9 +31,9 @@ def split(table: Table, leaf: Leaf, where: str) -> tuple[Callable[..., Any], dic
 def check(table: Table, leaf: Leaf, where: str, given: Sequence[str] = (), also: Sequence[str] = ()) -> None:
     """Validate ``leaf`` against the signature of the constructor it names.
 
-    ``given`` are the argument names that the caller of ``build`` supplies itself; they may not stand in the file.
-    ``also`` are keys that the caller has taken out of the leaf itself: named among the allowed ones.
-    Raises ``ValueError`` for an unknown name, an unknown or missing argument, or a value of the wrong type.
+    ``given`` are names of arguments that the caller of ``build`` supplies itself; they may not stand in the file.
+    ``also`` are keys that the caller has taken out of the leaf already; messages name them among the allowed ones.
+    ``ValueError`` for an unknown name, an unknown or missing argument, or a value of the wrong type.
     """
     constructor, arguments = split(table, leaf, where)
     parameters, hints = schema(constructor)
@@ -49,7 +49,7 @@ def check(table: Table, leaf: Leaf, where: str, given: Sequence[str] = (), also:
 
 
 def build(table: Table, leaf: Leaf, where: str, **given: Any) -> Any:
-    """Validate ``leaf`` and call its constructor with its arguments and those ``given`` that it accepts."""
+    """Validate ``leaf`` and call its constructor, with the leaf's arguments and those of ``given`` that it accepts."""
     check(table, leaf, where, tuple(given))
     constructor, arguments = split(table, leaf, where)
     accepted, _ = schema(constructor)
@@ -59,8 +59,8 @@ def build(table: Table, leaf: Leaf, where: str, **given: Any) -> Any:
 def schema(constructor: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
     """The keyword arguments of a constructor and their type hints.
 
-    A constructor that takes ``**arguments`` for another one says so by its attribute ``passes_to`` (a dataclass, say):
-    the arguments of that one then count as its own.
+    A constructor that takes ``**arguments`` and passes them to another one (a dataclass, say) names that one in its
+    attribute ``passes_to``; the arguments of the other one then count as its own.
     """
     parameters = {n: p for n, p in inspect.signature(constructor).parameters.items() if p.kind is not p.VAR_KEYWORD}
     hints = typing.get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
@@ -83,7 +83,7 @@ def matches(value: Any, hint: Any) -> bool:
     if hint is None or hint is type(None):
         return value is None
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool)  # to Python a bool is an int
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if origin is tuple:
@@ -92,7 +92,7 @@ def matches(value: Any, hint: Any) -> bool:
         return isinstance(value, (list, tuple)) and all(matches(item, arguments[0]) for item in value)
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and all(matches(item, arguments[1]) for item in value.values())
-    if origin is not None:
+    if origin is not None:  # a generic type that no configuration uses is not checked
         return True
     return isinstance(value, hint) if inspect.isclass(hint) else True
 

@@ -19,7 +19,8 @@ PACKAGES = ("torch", "torchvision", "numpy", "ray", "flwr")
 
 
 class RunFolder:
-    """One run's files. ``open`` makes the folder, or accepts one of the same run, and locks out a second writer."""
+    """One run's files. ``open`` makes the folder, or accepts a folder of the same run, and locks it against a second
+    writer."""
 
     def __init__(self, path: Path, settings: config.Config) -> None:
         self.path, self.config = path, settings
@@ -29,8 +30,9 @@ class RunFolder:
         self.lock: IO[str] | None = None
 
     def open(self, resume: str) -> None:
-        """Prepare to write. ``resume``: ``auto`` goes on where a run of the same fingerprint stopped, ``never`` refuses
-        a folder that holds a run. ``ValueError`` for another run's folder or one that is being written."""
+        """Prepare to write. ``resume``: ``auto`` goes on where a run of the same fingerprint stopped; ``never`` refuses
+        a folder with checkpoints. ``ValueError`` for another run's folder, for one that another process is writing, and
+        for one that cannot be written."""
         existing = self.path / "config.yaml"
         if resume == "never" and self.checkpoints.steps():
             raise ValueError(f"{self.path}: holds a run already; choose another run.name, or --resume auto")
@@ -59,8 +61,8 @@ class RunFolder:
 
 
 def phantom_data(settings: config.Config) -> bool:
-    """Whether the data's folder (or the file's) is one of generated phantoms: ``phantom.json`` lies in it; a packed
-    file holds it. What is made of phantoms has to be called so wherever it is shown, whatever the folder is called.
+    """Whether the data is generated phantoms: ``phantom.json`` lies in its folder, or beside its file, or a packed file
+    holds ``phantom.npy``. Results on phantoms have to be called so wherever they are shown, whatever the folder's name.
     ``ValueError`` for a damaged file."""
     if not settings.data.get("root"):
         return False
@@ -76,14 +78,15 @@ def phantom_data(settings: config.Config) -> bool:
 
 
 class Metrics:
-    """``metrics.jsonl``: one scalar a line, appended; lines past a checkpoint's step are cut when a run goes on."""
+    """``metrics.jsonl``: one scalar a line. Lines are appended; when a run goes on, those after the step of its
+    checkpoint are deleted first."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file: IO[str] | None = None
 
     def write(self, values: Mapping[str, float], **keys: Any) -> None:
-        """Append the scalars; ``keys`` are step, epoch, round, site, split."""
+        """Append the scalars, one line each; ``keys`` (step, epoch, round, site, split) are the same in all lines."""
         if self.file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("a", encoding="utf-8")
@@ -96,11 +99,11 @@ class Metrics:
             raise ValueError(f"{self.path}: could not be written: {error.strerror}") from None
 
     def cut(self, step: int) -> None:
-        """Drop the lines after ``step`` and a torn last line, so that a resumed run does not repeat itself."""
+        """Delete the lines after ``step`` and a torn last line, so that a resumed run does not repeat itself."""
         self.close()
         if self.path.exists():
-            kept = [json.dumps(row) + "\n" for row in self.read() if row.get("step", 0) <= step]
-            write_atomically(self.path, "".join(kept).encode())
+            lines = [json.dumps(row) + "\n" for row in self.read() if row.get("step", 0) <= step]
+            write_atomically(self.path, "".join(lines).encode())
 
     def read(self) -> Iterator[dict[str, Any]]:
         """The rows; a torn line (the process was killed while writing) is left out."""
@@ -129,9 +132,10 @@ def write_json(path: Path, value: Any) -> None:
 def differences(before: Any, after: Any, path: str = "") -> list[str]:
     """Dotted paths at which two trees of plain data differ."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
+        # Key by key; a key that one of them lacks counts as None there.
         keys: Iterable[str] = sorted(before.keys() | after.keys())
         nested = (differences(before.get(k), after.get(k), f"{path}.{k}" if path else k) for k in keys)
-        return [item for items in nested for item in items]
+        return [dotted for paths in nested for dotted in paths]
     return [] if before == after else [path]
 
 

@@ -1,4 +1,4 @@
-"""The sections of a configuration and their defaults. ``config`` reads them; this is what may stand in a file."""
+"""The sections of a configuration and their defaults: what may stand in a file. ``config`` reads them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ Leaf = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run lives and what its one seed is. ``name`` null: the configuration file's stem. ``start_from``: a run
-    folder or checkpoint file whose encoder's weights are the first weights of this run's encoder."""
+    """Where a run lives, on what it runs, and its seed. ``name``: null means the stem of the configuration file.
+    ``start_from``: a run folder or checkpoint file; the weights of its encoder are the first weights of this run's."""
 
     name: str | None = None
     dir: str = "runs"
@@ -27,8 +27,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and in what arithmetic ``fit`` trains. ``batch_size`` is the global batch, over all workers;
-    ``micro_batch`` of its samples (over all workers too) are embedded at a time, by the gradient cache."""
+    """How long and in what arithmetic ``fit`` trains. ``batch_size`` is the global batch, over all workers.
+    ``micro_batch``: how many of its samples (over all workers too) the gradient cache embeds at a time; null turns the
+    cache off."""
 
     epochs: int = 200
     batch_size: int = 128
@@ -71,8 +72,9 @@ class Ray:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """What is measured on frozen features. ``data`` overrides keys of the data leaf (``unit: slice``, say);
-    ``val_fraction`` of the training split chooses hyper-parameters; ``test`` is the split that is scored."""
+    """What is measured on frozen features. ``data`` replaces keys of the section ``data`` (``unit: slice``, say).
+    ``val_fraction``: the share of the training split that chooses hyper-parameters. ``test``: the split that is
+    scored."""
 
     protocols: tuple[Leaf, ...] = ({"name": "knn", "k": 200}, {"name": "linear"})
     data: Leaf = field(default_factory=dict)
@@ -85,11 +87,12 @@ class Evaluate:
 class Federated:
     """A federation: its rounds, how data is dealt to simulated sites, what is shared and what makes a round fail.
 
-    ``share``: which tensors are averaged: the encoder alone or the whole method (encoder and head). ``keep_state``:
-    optimiser, head and queues persist at the site; otherwise they start afresh in every round. ``compare``: the other
-    arms of the comparison, trained with the same number of optimiser steps per site as the federation. ``pool``: the
-    split of the dataset that is dealt to simulated sites (every site then has held-out parts of its own). ``seed``
-    deals and holds out: it is not the run's, because a hospital stays the same hospital in every replicate.
+    ``share``: which tensors are averaged, those of the encoder alone or of the whole method (encoder and head).
+    ``keep_state``: optimiser, head and queues are kept at the site; otherwise they start afresh in every round.
+    ``compare``: the other arms of the comparison, trained with the same number of optimiser steps per site as the
+    federation. ``pool``: the split of the dataset that is dealt to simulated sites (every site then has held-out parts
+    of its own). ``seed`` decides which samples a site gets and holds out; it is not the run's seed, because a hospital
+    stays the same hospital when the run is repeated.
     """
 
     rounds: int = 10

@@ -44,10 +44,10 @@ class Workplace:
     folder: Path
     settings: Config
     processes: Processes
-    servers: list[Popen[bytes]] = field(default_factory=list)
+    servers: list[Popen[bytes]] = field(default_factory=list)  # those that have to last as long as the federation
 
     def home(self, name: str) -> Path:
-        """A program's own folder, its working directory and its FLWR_HOME."""
+        """The folder of the program ``name``: its working directory and its FLWR_HOME."""
         home = self.folder / name
         home.mkdir(exist_ok=True)
         return home
@@ -57,18 +57,20 @@ class Workplace:
         return any(server.poll() is not None for server in self.servers)
 
     def start(self, name: str, command: list[str], extra: Mapping[str, str] | None = None) -> Popen[bytes]:
-        """Workplace a program of this Python installation; its output goes to ``logs/NAME.log`` of the run folder."""
+        """Start a program of this Python installation, ``extra`` added to its environment. Its output goes to
+        ``logs/NAME.log`` of the run folder."""
         home = self.home(name)
         env = self.environment(home) | dict(extra or {})
         return self.processes.start(command, env=env, cwd=home, log=self.run / "logs" / f"{name}.log")
 
     def environment(self, home: Path) -> dict[str, str]:
-        """What every program gets. The number of threads is part of the bits, so it is the same in all runtimes."""
+        """The environment of every program. The number of threads decides the last bits of the results, so it is the
+        same in all runtimes."""
         threads = str(self.settings.run.threads or 1)
-        own = {"FLWR_HOME": str(home), "RAY_TMPDIR": str(self.folder), "OMP_NUM_THREADS": threads}
+        private = {"FLWR_HOME": str(home), "RAY_TMPDIR": str(self.folder), "OMP_NUM_THREADS": threads}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH", PORT)}
-        return {**inherited, **QUIET, **own, "PATH": path, LAUNCHER: str(os.getpid())}
+        return {**inherited, **QUIET, **private, "PATH": path, LAUNCHER: str(os.getpid())}
 
     def site_environment(self) -> dict[str, str]:
         """Where simulated sites find the data and keep their state: from the launcher, never from a message."""
@@ -90,14 +92,14 @@ class Workplace:
 def program(name: str) -> str:
     """The path of one of Flower's programs. ``ValueError`` when it is not installed."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    found = shutil.which(name, path=path)
-    if found is None:
+    executable = shutil.which(name, path=path)
+    if executable is None:
         raise ValueError(f"{name}: no such program; pip install 'sslmed-dist[flower]'")
-    return found
+    return executable
 
 
 def in_process(workplace: Workplace) -> Popen[bytes]:
-    """Everything in one Python process."""
+    """Server and sites in one Python process."""
     command = [sys.executable, "-m", "server.in_process", "--run-dir", str(workplace.run)]
     return workplace.start("in_process", command, workplace.site_environment() | {"PYTHONPATH": str(workplace.app)})
 
@@ -117,31 +119,33 @@ def deployment(workplace: Workplace) -> Popen[bytes]:
     """
     port = superlink(workplace, [], {})
     names = site_names(federated_section(workplace.settings), workplace.sites)
-    taken = [port]
-    for number, name in enumerate(names):
-        taken.append(free_port(taken))
-        node = node_config(workplace, number, name)
+    ports = [port]  # the SuperLink's, then one for each SuperNode
+    for site_number, name in enumerate(names):
+        ports.append(free_port(ports))
+        node = node_config(workplace, site_number, name)
         command = [program("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{port}"]
-        command += ["--host", "127.0.0.1", "--port", str(taken[-1]), "--node-config", node]
-        workplace.start(f"supernode-{number}", command)
+        command += ["--host", "127.0.0.1", "--port", str(ports[-1]), "--node-config", node]
+        workplace.start(f"supernode-{site_number}", command)
     return submit(workplace, port, [])
 
 
-def node_config(workplace: Workplace, number: int, name: str) -> str:
-    """What a site's node is told: its name, where its data lies and where it keeps its state."""
+def node_config(workplace: Workplace, site_number: int, name: str) -> str:
+    """What a site's node is told when it is started: its name, where its data lies and where it keeps its state; and
+    its share of the dataset (number ``site_number``) where the sites have no data of their own."""
     root = workplace.root
-    own = root is not None and "{site}" in root
-    where = root.replace("{site}", name) if root is not None else None
-    node = Node(site=name, data_root=where, state_dir=str(workplace.run / "sites"))
-    return (node if own else replace(node, partition=number, partitions=workplace.sites)).text()
+    has_own_data = root is not None and "{site}" in root
+    data_root = root.replace("{site}", name) if root is not None else None
+    node = Node(site=name, data_root=data_root, state_dir=str(workplace.run / "sites"))
+    return (node if has_own_data else replace(node, partition=site_number, partitions=workplace.sites)).text()
 
 
 def superlink(workplace: Workplace, arguments: list[str], extra: Mapping[str, str]) -> int:
-    """Workplace a SuperLink and wait until it answers; returns its port. ``ValueError`` for a port in use."""
-    asked = os.environ.get(PORT)
-    if asked is not None and not asked.isdigit():
-        raise ValueError(f"{PORT}={asked}: expected a port number")
-    port = check_port(int(asked), PORT) if asked is not None else free_port()
+    """Start a SuperLink and wait until it answers; returns its port, which the environment may choose (``PORT``).
+    ``ValueError`` for a port in use, ``RuntimeError`` where it does not start within ``START_S`` seconds."""
+    asked_port = os.environ.get(PORT)
+    if asked_port is not None and not asked_port.isdigit():
+        raise ValueError(f"{PORT}={asked_port}: expected a port number")
+    port = check_port(int(asked_port), PORT) if asked_port is not None else free_port()
     database = workplace.home("superlink") / "state.db"
     command = [program("flower-superlink"), "--insecure", *arguments, "--host", "127.0.0.1", "--port", str(port)]
     workplace.servers.append(workplace.start("superlink", [*command, "--database", str(database)], extra))
@@ -163,7 +167,7 @@ def healthy(port: int) -> bool:
 
 
 def submit(workplace: Workplace, port: int, arguments: list[str]) -> Popen[bytes]:
-    """``flwr run``: sends the app (a copy that holds nothing else) and lasts as long as the run does."""
+    """``flwr run``: sends the app (from a copy without other files) to the SuperLink and lasts as long as the run."""
     app = workplace.folder / "app"
     for part in ("server", "clients"):
         shutil.copytree(workplace.app / part, app / part, ignore=shutil.ignore_patterns("__pycache__"))

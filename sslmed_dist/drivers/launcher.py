@@ -6,8 +6,8 @@ The Flower apps are in ``server`` and ``clients``, which no package imports; the
     simulation   a SuperLink with Ray behind it, and ``flwr run``
     deployment   a SuperLink and one SuperNode per site on this machine's loopback interface, and ``flwr run``
 
-They agree with the launcher by files in the run folder: ``config.yaml``, ``checkpoints/round_*.pt`` (``round_00000.pt``
-are the first weights), ``federation.log`` and ``federation.json``, which alone says how it ended.
+They exchange files with the launcher in the run folder: ``config.yaml``, ``checkpoints/round_*.pt`` (``round_00000.pt``
+holds the first weights), ``federation.log``, and ``federation.json``, which alone says how the federation ended.
 """
 
 import contextlib
@@ -56,33 +56,35 @@ def run(settings: Config, resume: str = "auto", folder: Path | None = None) -> N
     fed = federated_section(settings)
     expected_sites(fed)
     path = folder or settings.folder
+    # The settings as the server reads them, without paths; round files are written and checked under these.
     travelling = decode(encode(settings))
     if resume == "never" and (last_round(path, travelling) or (0,))[0] > 0:
         raise ValueError(f"{path}: holds a federation already; choose another run.name, or --resume auto")
-    first = initial_arrays(settings)  # before anything is written: it checks the method
-    kept = RunFolder(path, settings)
-    kept.open(resume)
+    first_weights = initial_arrays(settings)  # before anything is written: it checks the method
+    run_folder = RunFolder(path, settings)
+    run_folder.open(resume)
     try:
         clear_remains(path)
         last = last_round(path, travelling)
         if last is None:
-            save_round(path, 0, first, travelling)
+            save_round(path, 0, first_weights, travelling)
         elif last[0] >= fed.rounds:
             say(f"all {fed.rounds} rounds are done")
             return
         (path / ENDING).unlink(missing_ok=True)
         (path / "stop").unlink(missing_ok=True)
-        with Stop(path) as stop, workplace(path, root, settings) as place:
-            follow(place, flower_programs.RUNTIMES[fed.runtime](place), stop, path)
+        with Stop(path) as stop, workplace(path, root, settings) as runtime:
+            follow(runtime, flower_programs.RUNTIMES[fed.runtime](runtime), stop, path)
     finally:
-        kept.close()
+        run_folder.close()
 
 
 def resolved(settings: Config) -> Config:
-    """Training settings in which all that the data decides is written down; the data is read only where it is not."""
+    """Training settings in which the values that the data decides are filled in. The data is read only where the
+    configuration lacks one of them."""
     settings = training_settings(settings)
-    facts = (settings.views.get("mean"), settings.views.get("std"), settings.method.get("channels"))
-    if all(fact is not None for fact in facts):
+    data_values = (settings.views.get("mean"), settings.views.get("std"), settings.method.get("channels"))
+    if all(value is not None for value in data_values):
         return settings
     return resolve_for_all(settings, simulated_sites(settings))
 
@@ -92,12 +94,13 @@ def app_folder() -> Path:
     ``ValueError`` when there is none, or when Flower is not installed."""
     if importlib.util.find_spec("flwr") is None:
         raise ValueError("federated: Flower is not installed: pip install 'sslmed-dist[flower]'")
-    given = os.environ.get("SSLMED_APP")
-    candidates = [Path(given)] if given else list(Path(sslmed_dist.__file__).resolve().parents)[1:3]
+    app_path = os.environ.get("SSLMED_APP")
+    # The folder above the package in a checkout, and the one above that.
+    candidates = [Path(app_path)] if app_path else list(Path(sslmed_dist.__file__).resolve().parents)[1:3]
     for candidate in candidates:
         if all((candidate / part).is_file() for part in ("server/app.py", "clients/app.py", "pyproject.toml")):
             return candidate.resolve()
-    where = f"SSLMED_APP={given}" if given else str(candidates[0])
+    where = f"SSLMED_APP={app_path}" if app_path else str(candidates[0])
     raise ValueError(
         f"{where}: no Flower app (server/app.py, clients/app.py); set SSLMED_APP to the repository's folder"
     )
@@ -105,73 +108,77 @@ def app_folder() -> Path:
 
 @contextlib.contextmanager
 def workplace(path: Path, app: Path, settings: Config) -> Iterator[flower_programs.Workplace]:
-    """A private folder and a token for one start of a runtime. Afterwards its processes and the folder are gone; what
-    they are is written to the run folder first, so that a later start finds the remains of one that was killed."""
+    """A private folder and a token for one start of a runtime; on exit its processes are ended and the folder is
+    removed. Both are noted in the run folder first, so that a later start finds what a killed launcher left."""
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     token = uuid.uuid4().hex
     write_json(path / ".runtime.json", {"token": token, "folder": str(folder)})
-    place = flower_programs.Workplace(path.resolve(), app, folder, settings, Processes(token))
+    runtime = flower_programs.Workplace(path.resolve(), app, folder, settings, Processes(token))
     try:
-        yield place
+        yield runtime
     finally:
         clear_remains(path)
-        place.processes.reap()
+        runtime.processes.reap()
 
 
 def clear_remains(path: Path) -> None:
     """End what a former start left running, and remove its folder."""
-    record = path / ".runtime.json"
-    if not record.exists():
+    file = path / ".runtime.json"
+    if not file.exists():
         return
-    facts = json.loads(record.read_text())
-    Processes(facts["token"]).stop()
-    if Path(facts["folder"]).name.startswith(PREFIX):
-        shutil.rmtree(facts["folder"], ignore_errors=True)
-    record.unlink()
+    former = json.loads(file.read_text())
+    Processes(former["token"]).stop()
+    if Path(former["folder"]).name.startswith(PREFIX):  # never another folder, whatever the file says
+        shutil.rmtree(former["folder"], ignore_errors=True)
+    file.unlink()
 
 
 @dataclass
 class Tail:
-    """The lines of a file as they come."""
+    """Reads the lines that are appended to a file from now on."""
 
     path: Path
-    offset: int = field(init=False)
+    offset: int = field(init=False)  # bytes that were read already
 
     def __post_init__(self) -> None:
         self.offset = self.path.stat().st_size if self.path.exists() else 0
 
     def lines(self) -> list[str]:
-        """Whole lines written since the last call."""
+        """The complete lines written since the last call; a line without its end is left for the next call."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            whole = file.read().rpartition(b"\n")[0]
-        self.offset += len(whole) + 1 if whole else 0
-        return whole.decode(errors="replace").splitlines()
+            complete_lines = file.read().rpartition(b"\n")[0]  # up to the last line's end, which is left out
+        self.offset += len(complete_lines) + 1 if complete_lines else 0
+        return complete_lines.decode(errors="replace").splitlines()
 
 
-def follow(place: flower_programs.Workplace, main: Popen[bytes], stop: Stop, path: Path) -> None:
-    """Show the server's log until the federation has ended. ``main`` is the program that lasts as long as it does."""
+def follow(runtime: flower_programs.Workplace, main: Popen[bytes], stop: Stop, path: Path) -> None:
+    """Show the server's log until the federation has ended. ``main`` is the program that lasts as long as it does.
+
+    ``SystemExit`` after a stop. ``RuntimeError`` where ``main`` or the SuperLink ended without a result, or where the
+    federation failed; ``ValueError`` where it failed for a mistake that the user can mend.
+    """
     tail = Tail(path / "federation.log")
     outcome = path / ENDING
     while True:
         ended = main.poll() is not None  # asked first: what it wrote before it ended is read below
         for line in tail.lines():
             say(line)
-        if outcome.exists():
+        if outcome.exists():  # the server writes it last
             break
         if stop():
             raise SystemExit("stopped; run the same command again to go on from the last round")
-        if ended or place.failed():
+        if ended or runtime.failed():
             what = "was killed or ended" if ended else "lost its SuperLink"
             code = f" (exit code {main.returncode})" if ended else ""
             raise RuntimeError(f"the federation {what}{code} without a result; see {path / 'logs'}; run again to go on")
         time.sleep(0.2)
     ending = Ending.from_tree(json.loads(outcome.read_text()))
     if ending.status != "finished":
-        kind = ValueError if ending.kind in ("ValueError", "SiteError") else RuntimeError
-        raise kind(f"the federation failed: {ending.reason} (details at the sites: errors.log)")
+        error_class = ValueError if ending.kind in ("ValueError", "SiteError") else RuntimeError
+        raise error_class(f"the federation failed: {ending.reason} (details at the sites: errors.log)")
 
 
 def say(line: str) -> None:

@@ -1,8 +1,8 @@
 """Starting programs and being sure that they, and all that they started, are gone afterwards.
 
-Flower's and Ray's programs start daemons that leave their parent's process group. Every program started here has a
-token of its own in its environment, which children inherit; ``stop`` ends the processes that carry it, by their ids.
-Linux only, as is the rest of the run folder's locking.
+Flower's and Ray's programs start daemons that leave their parent's process group. So every program started here gets a
+token in its environment, which all its children inherit. ``stop`` ends the processes that carry the token, by their
+ids. Linux only, as is the lock of a run folder.
 """
 
 import contextlib
@@ -53,10 +53,10 @@ class Processes:
         return [pid for pid in process_ids() if pid != os.getpid() and mark in environment(pid)]
 
     def stop(self, patience_s: float = 10.0) -> None:
-        """End them all: SIGTERM, and SIGKILL for what is left after ``patience_s``."""
+        """End them all: SIGTERM once to each, and SIGKILL to those that are left after ``patience_s`` seconds."""
         end = time.monotonic() + patience_s
-        asked: set[int] = set()
-        while pids := self.alive():
+        asked: set[int] = set()  # ids that were sent SIGTERM
+        while pids := self.alive():  # looked up anew each time: a process may have started another one meanwhile
             late = time.monotonic() > end
             for pid in pids:
                 if late or pid not in asked:
@@ -96,7 +96,7 @@ def free_port(taken: Sequence[int] = ()) -> int:
     """A TCP port on the loopback interface that nobody listens on, and that is not in ``taken``."""
     while True:
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind(("127.0.0.1", 0))  # port 0: the system chooses
             port = int(probe.getsockname()[1])
         if port not in taken:
             return port

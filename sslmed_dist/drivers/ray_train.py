@@ -1,9 +1,9 @@
 """Ray Train as a driver: the same ``training.job.train`` in every worker. The only file that imports ray.
 
-Ray starts workers, puts them in a process group and starts them again after a failure. The truth about progress is
-our own run folder: ``ray.train.report`` may return before a checkpoint is registered, and local mode registers none.
-Every worker resumes from the newest checkpoint of the run folder, which therefore has to be on a disk that all nodes
-see. ``ray.num_workers: 0`` runs in this process, and under torchrun as one rank of its group.
+Ray starts workers, puts them in a process group and starts them again after a failure. How far the run has come is
+read from our own run folder, not from Ray: ``ray.train.report`` may return before a checkpoint is registered, and local
+mode registers none. Every worker resumes from the newest checkpoint of the run folder, which therefore has to be on a
+disk that all nodes see. ``ray.num_workers: 0`` runs in this process, and under torchrun as one rank of its group.
 """
 
 import importlib.util
@@ -21,8 +21,8 @@ from sslmed_dist.training.allocation import ONE_ARENA
 from sslmed_dist.training.check import check_training
 from sslmed_dist.training.precision import NonFinite
 
-FAILURE = "failure.txt"
-PATHS = ("root", "weights", "file", "cache")
+FAILURE = "failure.txt"  # in the run folder: why a loss or gradient that is not finite ended the run
+PATHS = ("root", "weights", "file", "cache")  # keys of leaves whose values are paths
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -35,7 +35,8 @@ ENVIRONMENT = {
 
 
 def worker(tree: dict[str, Any]) -> None:
-    """What every Ray worker runs: ``tree`` is the configuration with absolute paths. It resumes whatever is there."""
+    """What every Ray worker runs. ``tree`` is the configuration with absolute paths. It resumes from the newest
+    checkpoint of the run folder, where there is one."""
     import ray.train
 
     from sslmed_dist import distributed
@@ -43,7 +44,7 @@ def worker(tree: dict[str, Any]) -> None:
 
     settings = config.from_tree(tree, "ray worker")
     try:
-        done = job.train(settings)
+        ended_job = job.train(settings)
     except NonFinite as error:
         # Every rank meets it at the same step and a restart would meet it again, so it must not look like a failure
         # that Ray answers with one.
@@ -51,12 +52,13 @@ def worker(tree: dict[str, Any]) -> None:
             write_atomically(settings.folder / FAILURE, f"{error}\n".encode())
         return
     # A barrier that also tells Ray's dashboard how far we came; checkpoints are ours.
-    ray.train.report({"step": done.state.step, "stopped": float(done.state.stopped)})
+    ray.train.report({"step": ended_job.state.step, "stopped": float(ended_job.state.stopped)})
 
 
 def train(settings: config.Config, resume: str = "auto") -> None:
-    """Run ``settings`` on ``ray.num_workers`` workers. ``ValueError`` when ray is missing; a failure beyond
-    ``ray.max_failures`` is raised as ``RuntimeError`` with its first line."""
+    """Run ``settings`` on ``ray.num_workers`` workers. ``ValueError`` when ray is missing or a setting does not fit.
+    ``RuntimeError`` when the workers failed more often than ``ray.max_failures``. ``NonFinite`` when a loss or gradient
+    was not finite."""
     if importlib.util.find_spec("ray") is None:
         raise ValueError("driver: ray is not installed: pip install 'sslmed-dist[ray]'; allowed here: local")
     os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
@@ -73,9 +75,10 @@ def train(settings: config.Config, resume: str = "auto") -> None:
     folder.open(resume)
     folder.close()
     (settings.folder / FAILURE).unlink(missing_ok=True)
-    runs = {"dir": str(settings.folder.parent), "start_from": absolute(settings.run.start_from)}
+    # Workers run in folders of Ray's, so no path may be relative.
+    run_paths = {"dir": str(settings.folder.parent), "start_from": absolute(settings.run.start_from)}
     leaves = {"data": absolute_paths(settings.data), "method": absolute_paths(settings.method)}
-    launch(config.replace(resolved, run=runs, **leaves))
+    launch(config.replace(resolved, run=run_paths, **leaves))
     if (settings.folder / FAILURE).exists():
         raise NonFinite((settings.folder / FAILURE).read_text().strip())
 
@@ -86,31 +89,32 @@ def absolute(path: str | None) -> str | None:
 
 
 def absolute_paths(leaf: Mapping[str, Any]) -> dict[str, Any]:
-    """The paths in a leaf and in the leaves within it, made absolute: what PATHS names, and any text that is one."""
-    found: dict[str, Any] = {}
+    """The paths in a leaf and in the leaves within it, made absolute; other values are left out. A path is the value of
+    a key in PATHS, and any text that names an existing file."""
+    changed: dict[str, Any] = {}
     for key, value in leaf.items():
         if isinstance(value, Mapping):
-            found[key] = absolute_paths(value)
+            changed[key] = absolute_paths(value)
         elif isinstance(value, str) and value and key != "name" and (key in PATHS or Path(value).is_file()):
-            found[key] = absolute(value)
-    return found
+            changed[key] = absolute(value)
+    return changed
 
 
 def connect(options: config.Ray) -> bool:
-    """Join the cluster of ``ray.address`` or RAY_ADDRESS (which `ray job submit` sets), else start one in this process
-    group; returns whether one was started, which is then ours to stop."""
+    """Join the cluster of ``ray.address`` or RAY_ADDRESS (which `ray job submit` sets), else start one on this machine.
+    Returns whether one was started; then it is ours to stop."""
     import ray
 
     if options.num_workers == 0 or ray.is_initialized():
         return False
     address = options.address or os.environ.get("RAY_ADDRESS")
-    own = {} if address else {"num_cpus": max(options.num_workers * options.cpus_per_worker, 2)}
-    ray.init(address=address, log_to_driver=True, **own)
+    size = {} if address else {"num_cpus": max(options.num_workers * options.cpus_per_worker, 2)}
+    ray.init(address=address, log_to_driver=True, **size)
     return address is None
 
 
 def trainer_of(settings: config.Config) -> Any:
-    """The TorchTrainer of ``settings``."""
+    """Ray's TorchTrainer that runs ``worker`` with ``settings``."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -138,10 +142,11 @@ def trainer_of(settings: config.Config) -> Any:
 
 
 def launch(settings: config.Config) -> None:
-    """Run the trainer, pass SIGTERM on as the run folder's ``stop`` file, wait, and stop a cluster of our own."""
+    """Run the trainer and wait for its end. SIGTERM is passed on to the workers as the file ``stop`` in the run folder.
+    A cluster that was started here is stopped."""
     import ray
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def pass_on(signal_number: int, frame: FrameType | None) -> None:
         (settings.folder / "stop").touch()
 
     started = connect(settings.ray)

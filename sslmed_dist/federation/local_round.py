@@ -23,25 +23,28 @@ def initial_arrays(settings: Config) -> Arrays:
 
 
 def local_update(
-    settings: Config, site: str, dataset: Dataset, number: int, arrays: Mapping[str, Tensor], folder: Path
+    settings: Config, site: str, dataset: Dataset, round_number: int, arrays: Mapping[str, Tensor], folder: Path
 ) -> tuple[Arrays, dict[str, float]]:
-    """What a site does in round ``number`` (0, 1, ...): load the shared tensors, train ``local_epochs``, return them
-    and the means of the logged scalars.
+    """What a site does in round ``round_number`` (0, 1, ...): it loads the shared tensors ``arrays``, trains
+    ``local_epochs`` epochs, and returns the shared tensors (on the CPU) and the means of the logged scalars.
 
-    ``settings`` are resolved training settings; ``folder`` is the site's own disk, where optimiser, head and counters
-    persist under ``federated.keep_state``. Absolute epochs key data, views and schedule, so one site that holds all
-    data walks the trajectory of a local run. A repeated round starts from the same state and gives the same reply.
-    ``missed_rounds`` among the scalars says how many rounds the site's own state is behind (it was away or failed);
-    ``number`` of them means that it had none. Raises ``SiteError`` for tensors or a state that do not fit.
+    ``settings`` are resolved training settings. ``folder`` is on the site's own disk; with ``federated.keep_state`` the
+    optimiser, the head and the counters are kept there between rounds. Data, views and schedule depend on the epoch
+    counted from the first round, so a single site that holds all data repeats a local run exactly. A repeated round
+    starts from the same state and gives the same reply. ``missed_rounds`` among the scalars says how many rounds old
+    the site's own state is, because the site was away or failed; ``round_number`` rounds mean that it had no state.
+    ``SiteError`` for tensors or a state that do not fit.
     """
     fed = federated_section(settings)
     if settings.views.get("mean") is None or settings.views.get("std") is None:
         raise SiteError("views.mean and views.std: missing; a site never computes a normalisation of its own")
     work = job.assemble(settings, dataset)
-    per_round = fed.local_epochs * work.batches.steps
-    missed = restore_site(work, site, number, folder) if fed.keep_state and number > 0 else 0
+    steps_per_round = fed.local_epochs * work.batches.steps
+    # The site's own state first, then the shared tensors over it.
+    rounds_behind = restore_site(work, site, round_number, folder) if fed.keep_state and round_number > 0 else 0
     load_shared(work.method, arrays, fed.share)
-    work.state.step = number * per_round
+    # A site that missed rounds goes on where the federation stands.
+    work.state.step = round_number * steps_per_round
     work.state.samples = work.state.step * work.batches.global_batch
     logged: list[dict[str, float]] = []
     engine.fit(
@@ -51,47 +54,50 @@ def local_update(
         views=work.views,
         state=work.state,
         on_step=lambda _, values: logged.append(values),
-        until=(number + 1) * fed.local_epochs,
+        until=(round_number + 1) * fed.local_epochs,
     )
     if fed.keep_state:
-        save_site(work, number + 1, folder)
+        save_site(work, round_number + 1, folder)
     state = work.method.state_dict()
     shared = {key: state[key].detach().cpu() for key in shared_keys(work.method, fed.share)}
+    # The mean of each scalar over the logged steps of the round.
     means = {name: math.fsum(row[name] for row in logged) / len(logged) for name in logged[-1]} if logged else {}
-    return shared, means | ({"missed_rounds": float(missed)} if missed else {})
+    return shared, means | ({"missed_rounds": float(rounds_behind)} if rounds_behind else {})
 
 
-def state_path(folder: Path, number: int) -> Path:
-    """The site's own state before round ``number``."""
-    return folder / f"state_round_{number:05d}.pt"
+def state_path(folder: Path, round_number: int) -> Path:
+    """The file of the site's own state before round ``round_number``."""
+    return folder / f"state_round_{round_number:05d}.pt"
 
 
 def site_states(folder: Path) -> dict[int, Path]:
-    """The site's own states on its disk, by the round they precede."""
+    """The files of the site's own states, by the round that each was kept for."""
     return {int(path.stem.rsplit("_", 1)[1]): path for path in sorted(folder.glob("state_round_*.pt"))}
 
 
-def save_site(work: job.Job, number: int, folder: Path) -> None:
-    """Keep the state before round ``number``, and the newest one before that (a server may repeat one round). Later
-    ones belong to rounds that the server has taken back."""
-    checkpoint.save(state_path(folder, number), kind="site", round=number, **work.content())
+def save_site(work: job.Job, round_number: int, folder: Path) -> None:
+    """Write the state before round ``round_number``. Of the older states only the newest stays, because a server may
+    repeat a round. States of later rounds are deleted: the server has gone back behind them."""
+    checkpoint.save(state_path(folder, round_number), kind="site", round=round_number, **work.content())
     states = site_states(folder)
-    kept = sorted(old for old in states if old <= number)[-2:]
-    for old in states.keys() - set(kept):
-        states[old].unlink(missing_ok=True)
+    # The one just written and the newest before it.
+    to_keep = sorted(before_round for before_round in states if before_round <= round_number)[-2:]
+    for before_round in states.keys() - set(to_keep):
+        states[before_round].unlink(missing_ok=True)
 
 
-def restore_site(work: job.Job, site: str, number: int, folder: Path) -> int:
-    """Load the site's newest own state before round ``number`` and return how many rounds it is behind: 0 normally,
-    ``number`` when there is none (the site failed in the first rounds, or its disk is new) and it starts afresh.
-    ``SiteError`` for the state of another run, ``ValueError`` for a damaged file."""
-    earlier = [old for old in site_states(folder) if old <= number]
-    if not earlier:
-        return number
-    path = state_path(folder, max(earlier))
+def restore_site(work: job.Job, site: str, round_number: int, folder: Path) -> int:
+    """Load the newest of the site's own states that is not later than round ``round_number``; returns how many rounds
+    it is behind. That is 0 normally, and ``round_number`` where there is no state and the site starts afresh (it failed
+    in the first rounds, or its disk is new). ``SiteError`` for the state of another run, ``ValueError`` for a damaged
+    file."""
+    usable = [before_round for before_round in site_states(folder) if before_round <= round_number]
+    if not usable:
+        return round_number
+    path = state_path(folder, max(usable))
     saved = checkpoint.load(path)
     if saved["kind"] != "site" or saved["fingerprint"] != fingerprint(work.settings):
-        raise SiteError(f"{site}: the state for round {number} belongs to another run")
+        raise SiteError(f"{site}: the state for round {round_number} belongs to another run")
     checkpoint.load_method(work.method, saved["method"], path)
     work.state.load_state_dict(saved["state"])
-    return number - max(earlier)
+    return round_number - max(usable)

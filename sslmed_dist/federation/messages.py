@@ -1,8 +1,8 @@
-"""What travels between server and sites. The one place that names its fields, and that is free of Flower.
+"""What travels between server and sites: the one place that names the fields of messages. Nothing here needs Flower.
 
 A record is a plain mapping here (``{"round": 3}``); the Flower apps put it into a record of Flower's. The settings
-travel as one base64 value of the run configuration, without a path. Where a site's data lies and where it keeps its
-state never travels: a node is told when it is started (``Node``).
+travel as one base64 value of the run configuration, with all paths left out. Where a site's data lies and where it
+keeps its state never travels: a node learns it when it is started (``Node``).
 """
 
 import base64
@@ -22,7 +22,8 @@ ARRAYS, ORDER, METRICS, SITE = "arrays", "config", "metrics", "site"  # the reco
 SCALAR = re.compile(r"[a-z][a-z0-9_]{0,39}")  # names of scalars that a server reads
 MARK = "sslmed: "  # begins the reasons that our own client app wrote; others may name files of the site
 ENDING = "federation.json"  # in the run folder: an ``Ending``
-# How a launcher tells simulated sites, which have no node configuration of their own, and the server who started it.
+# Environment variables by which a launcher tells simulated sites, which have no node configuration of their own, where
+# the data lies and where they keep their state; and the server, which process started it.
 DATA_ROOT, SITES_DIR, LAUNCHER = "SSLMED_DATA_ROOT", "SSLMED_SITES_DIR", "SSLMED_LAUNCHER"
 
 
@@ -31,8 +32,8 @@ class SiteError(ValueError):
 
 
 def encode(settings: Config) -> str:
-    """The settings as the one base64 value that travels to the sites. What is a path is left out: where data lies
-    (``data.root``), where runs are written, and a file of first weights (sites get the shared tensors instead)."""
+    """The settings as the one base64 value that travels to the sites. Paths are left out: where data lies
+    (``data.root``), where runs are written, and files of first weights (sites get the shared tensors instead)."""
     tree = to_tree(settings)
     tree["data"].pop("root", None)
     tree["run"].pop("dir")
@@ -43,7 +44,8 @@ def encode(settings: Config) -> str:
 
 
 def decode(text: str) -> Config:
-    """The settings that ``encode`` wrote. ``ValueError`` for anything else."""
+    """The settings that ``encode`` wrote. ``SiteError`` for what is no such value, ``ValueError`` for settings of
+    another schema."""
     try:
         tree = json.loads(base64.b64decode(text, validate=True))
     except ValueError:
@@ -76,7 +78,7 @@ class RunSettings:
 
     @property
     def settings(self) -> Config:
-        """The settings. ``SiteError`` for what is none."""
+        """The settings, decoded; errors as of ``decode``."""
         return decode(self.config)
 
 
@@ -134,8 +136,8 @@ class Account:
 
     @classmethod
     def from_records(cls, metrics: Mapping[str, Any], site: Mapping[str, Any]) -> Self:
-        """What ``to_metrics`` and ``to_site`` wrote; of scalars only those with a plain name and one number.
-        ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
+        """What ``to_metrics`` and ``to_site`` wrote. Of the scalars only those with a plain name (``SCALAR``) and a
+        single number are taken. ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
         scalars = {
             key: float(value)
             for key, value in metrics.items()
@@ -146,10 +148,11 @@ class Account:
 
 @dataclass(frozen=True)
 class Node:
-    """What a node is told when it is started, and never by a message: the site's name, where its data lies, where it
-    keeps its state, and as one of a simulation its share of one dataset (``partition`` of ``partitions``).
+    """What a node learns when it is started, and never by a message: the site's name, where its data lies, where it
+    keeps its state, and in a simulation which share of one dataset it has (number ``partition`` of ``partitions``).
 
-    ``deployed``: it has a folder of its own, as a hospital's node; else the launcher's environment speaks for it.
+    ``deployed``: it was started with a state folder of its own, as a hospital's node is. Otherwise the folder comes
+    from the launcher's environment.
     """
 
     site: str | None = None
@@ -178,10 +181,11 @@ class Node:
 
     def text(self) -> str:
         """The argument of ``--node-config``."""
-        words = {"site": self.site, "state-dir": self.state_dir, "data-root": self.data_root}
+        texts = {"site": self.site, "state-dir": self.state_dir, "data-root": self.data_root}
         numbers = {"partition-id": self.partition, "num-partitions": self.partitions}
-        said = [f'{key}="{value}"' for key, value in words.items() if value is not None]
-        return " ".join(said + [f"{key}={value}" for key, value in numbers.items() if value is not None])
+        # Flower reads TOML: texts stand in quotes, numbers do not.
+        assignments = [f'{key}="{value}"' for key, value in texts.items() if value is not None]
+        return " ".join(assignments + [f"{key}={value}" for key, value in numbers.items() if value is not None])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from sslmed_dist.federation.shared import Arrays
 
 @dataclass(frozen=True)
 class Reply:
-    """What one site answered: its name, its tensors, and how many samples it trained on."""
+    """What one site answered: its name, its shared tensors by name, and how many samples it trained on."""
 
     site: str
     arrays: Mapping[str, Tensor]
@@ -19,10 +19,11 @@ class Reply:
 
 
 def screen(reply: Reply, reference: Mapping[str, Tensor]) -> str | None:
-    """Why a reply may not enter the average, or None. Names, shapes, types, finiteness and the sample count count."""
-    unknown = sorted(set(reply.arrays) ^ set(reference))
-    if unknown:
-        return f"tensor {unknown[0]} is {'unknown' if unknown[0] in reply.arrays else 'missing'}"
+    """Why a reply may not enter the average, or None if it may. Its tensors must have the names, shapes and types of
+    ``reference`` (what the sites were sent) and finite values, and it must come from at least one sample."""
+    unmatched = sorted(set(reply.arrays) ^ set(reference))
+    if unmatched:
+        return f"tensor {unmatched[0]} is {'unknown' if unmatched[0] in reply.arrays else 'missing'}"
     for key, expected in reference.items():
         if reply.arrays[key].shape != expected.shape:
             return f"tensor {key} has shape {tuple(reply.arrays[key].shape)}, expected {tuple(expected.shape)}"
@@ -34,15 +35,15 @@ def screen(reply: Reply, reference: Mapping[str, Tensor]) -> str | None:
 
 
 def fedavg(replies: Sequence[Reply]) -> Arrays:
-    """Federated averaging (McMahan et al. 2017): the mean weighted by sample counts.
+    """Federated averaging (McMahan et al. 2017): of each tensor the mean over sites, weighted by sample counts.
 
-    Summed in float64 in the order of the sites' names, so that a repeated run has the same bits, and returned in the
-    tensors' own type. The mean of one reply is that reply, bit for bit.
+    It is summed in float64 in the order of the sites' names, so that a repeated run has the same bits, and returned in
+    the type of each tensor. The mean of one reply is that reply, bit for bit. ``replies`` have passed ``screen``.
     """
     ordered = sorted(replies, key=lambda reply: reply.site)
     total = sum(reply.samples for reply in ordered)
     average = {}
     for key, first in ordered[0].arrays.items():
-        parts = [reply.arrays[key].double() * (reply.samples / total) for reply in ordered]
-        average[key] = torch.stack(parts).sum(0).to(first.dtype)
+        weighted = [reply.arrays[key].double() * (reply.samples / total) for reply in ordered]
+        average[key] = torch.stack(weighted).sum(0).to(first.dtype)
     return average

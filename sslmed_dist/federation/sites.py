@@ -1,5 +1,7 @@
-"""What a federation is, apart from the network: how data is dealt to sites, what a site does in a round, how replies
-are averaged. The Flower apps (``clients``, ``server``) are thin around this, and tests run it without Flower.
+"""The sites of a federation: how data is dealt to simulated ones, and how each site's data is split into parts.
+
+This folder is what a federation is, apart from the network. The Flower apps (``clients``, ``server``) are thin around
+it, and tests run it without Flower.
 """
 
 import copy
@@ -26,8 +28,9 @@ def federated_section(settings: Config) -> Federated:
 
 
 def training_settings(settings: Config) -> Config:
-    """The settings under which every arm trains: as many epochs as the federation has rounds x local epochs, so that
-    the schedule, the views and the number of optimiser steps are the same in all arms."""
+    """The settings under which every arm of the comparison trains (federated, local, pooled). They ask for rounds x
+    local epochs as the number of epochs, so that the schedule, the views and the number of optimiser steps are the same
+    in all arms. ``ValueError`` where ``plan.steps_per_epoch`` is missing."""
     fed = federated_section(settings)
     if settings.plan.steps_per_epoch is None:
         raise ValueError(
@@ -38,7 +41,8 @@ def training_settings(settings: Config) -> Config:
 
 
 def expected_sites(fed: Federated) -> int:
-    """How many sites the federation has."""
+    """How many sites the federation has: as many as it has names, else ``federated.partition.count``. ``ValueError``
+    where neither says it, or where there are fewer than ``federated.quorum``."""
     count = fed.partition.get("count") if fed.site_names is None else len(fed.site_names)
     if not isinstance(count, int):
         raise ValueError("federated.partition.count: missing; it is the number of sites")
@@ -49,10 +53,10 @@ def expected_sites(fed: Federated) -> int:
 
 @dataclass(frozen=True)
 class Site:
-    """One hospital: its name, its data, and int64 positions of the parts of it.
+    """One hospital: its name, its data, and its three parts as int64 positions in ``dataset``.
 
-    ``pretrain`` = ``train`` and ``val`` together: pretraining uses no labels. ``val`` chooses hyper-parameters of the
-    evaluation; ``test`` is never pretrained on and never chosen with.
+    ``pretrain`` is ``train`` and ``val`` together, because pretraining uses no labels. ``val`` chooses hyper-parameters
+    of the evaluation. ``test`` is held out: it is neither pretrained on, nor does it choose anything.
     """
 
     name: str
@@ -63,7 +67,7 @@ class Site:
 
     @property
     def pretrain(self) -> Subset:
-        """What pretraining may see."""
+        """What pretraining may see, in the order of ``dataset``."""
         return Subset(self.dataset, torch.cat([self.train, self.val]).sort().values)
 
 
@@ -77,9 +81,12 @@ def site_names(fed: Federated, count: int) -> list[str]:
 
 
 def split_site(name: str, dataset: Dataset, settings: Config) -> Site:
-    """Split one site's data into its parts, by patient where samples share patients or ``held_out_groups`` asks."""
+    """Split one site's data into train, val and test: by ``federated.held_out`` and ``federated.validation`` as
+    fractions, or by numbers of patients where ``federated.held_out_groups`` is set. No patient is in two parts.
+    ``SiteError`` where the rest is less than one batch."""
     fed = federated_section(settings)
     by_patient = fed.held_out_groups is not None
+    # First the test part is held out, then, from the rest, the validation part.
     rest, test = hold_out(
         labels=dataset.labels,
         groups=dataset.groups,
@@ -97,16 +104,18 @@ def split_site(name: str, dataset: Dataset, settings: Config) -> Site:
         seed=randomness.key(fed.seed, "validation"),
     )
     rows, batch = len(rest) * settings.plan.draws, settings.plan.batch_size
-    if rows < batch:
+    if rows < batch:  # an epoch would have no whole batch
         raise SiteError(
             f"{name}: {len(rest)} training samples x {settings.plan.draws} draws, fewer than one batch of {batch}; "
             "allowed: a smaller plan.batch_size, fewer sites, or more plan.draws"
         )
+    # ``train`` and ``val`` are positions in ``rest``; a site wants positions in its dataset.
     return Site(name, dataset, rest[train], rest[val], test)
 
 
 def simulated_sites(settings: Config) -> list[Site]:
-    """Deal one dataset to the sites of ``federated.partition``. Sample ids stay those of the whole set."""
+    """Deal the split ``federated.pool`` of one dataset to sites, by ``federated.partition``. Sample ids stay those of
+    the whole dataset."""
     fed = federated_section(settings)
     dataset = build.load_data(settings, fed.pool)
     parts = registry.build(
@@ -124,25 +133,27 @@ def simulated_sites(settings: Config) -> list[Site]:
 
 
 def resolve_for_all(settings: Config, sites: Sequence[Site]) -> Config:
-    """``training.build.resolve`` on what all sites pretrain on together: no held-out sample plays a part in it."""
+    """``training.build.resolve`` on what all sites pretrain on together; no held-out sample plays a part in it."""
     parts = [site.pretrain for site in sites]
-    base, positions = parts[0].dataset, torch.cat([part.positions for part in parts])
-    return build.resolve(settings, Subset(base, positions.sort().values))
+    # The simulated sites are parts of one dataset, in which ``positions`` count.
+    dataset, positions = parts[0].dataset, torch.cat([part.positions for part in parts])
+    return build.resolve(settings, Subset(dataset, positions.sort().values))
 
 
 def own_site(settings: Config, name: str) -> Site:
-    """The data of one real hospital, as ``data`` describes it on its own disk. Sample ids get a prefix made from the
-    site's name, so that two hospitals' samples never share an id and with it the random numbers of their views."""
+    """The data of one real hospital, read from its own disk as the section ``data`` says. Random numbers are keyed by
+    sample id, so the ids get a prefix made from the site's name: two hospitals' samples should not share them."""
     dataset = build.load_data(settings, federated_section(settings).pool)
     everything = torch.arange(len(dataset))
     return split_site(name, Subset(prefixed(dataset, name), everything), settings)
 
 
 def prefixed(dataset: Dataset, name: str) -> Dataset:
-    """A copy of ``dataset`` whose ids have 31 bits of the hash of ``name`` above their own 32."""
+    """A copy of ``dataset`` whose int64 ids have 31 bits of the hash of ``name`` above their own 32 bits."""
     if isinstance(dataset, Subset):
         return Subset(prefixed(dataset.dataset, name), dataset.positions)
     assert int(dataset.ids.max()) < 1 << 32
+    # 31 bits, so that the sum stays positive as an int64.
     renamed = copy.copy(dataset)
     renamed.ids = dataset.ids + ((randomness.key("site", name) & 0x7FFFFFFF) << 32)
     return renamed

@@ -82,9 +82,9 @@ def fixed(level: float) -> tuple[Threshold, Threshold]:
 
 
 def dynamic() -> tuple[Threshold, Threshold]:
-    """The thresholds of foreground and background: 0.8 of the largest value of the support's pooled foreground mask, and
-    the mean value of its pooled background mask. So a support that shows any foreground has a local prototype of it.
-    Source: thesis, Eq. 7.2 and Sec. 7.5.4.1."""
+    """The thresholds of foreground and background: 0.8 of the largest value of the support's pooled foreground mask,
+    and the mean value of its pooled background mask. So a support that shows any foreground has a local prototype of
+    it. Source: thesis, Eq. 7.2 and Sec. 7.5.4.1."""
     return (lambda pooled: 0.8 * pooled.amax((2, 3), keepdim=True)), (lambda pooled: pooled.mean((2, 3), keepdim=True))
 
 

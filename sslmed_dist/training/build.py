@@ -1,4 +1,7 @@
-"""From a configuration to its parts: device, data, views, method, evaluators. What the data decides is written down."""
+"""From a configuration to its parts: device, data, views, method, evaluators.
+
+Values that only the data knows (channels, mean, standard deviation, ...) are written into the settings.
+"""
 
 import inspect
 from collections.abc import Mapping
@@ -23,22 +26,23 @@ from sslmed_dist.views import VIEWS
 
 def choose_device(settings: Config) -> torch.device:
     """``run.device``; ``auto`` is the GPU that torch sees, else the CPU. ``ValueError`` for a GPU that is not there."""
-    asked = settings.run.device
-    if asked == "cuda" and not torch.cuda.is_available():
+    wanted_device = settings.run.device
+    if wanted_device == "cuda" and not torch.cuda.is_available():
         raise ValueError("run.device: cuda asked for, but torch sees no CUDA device; allowed here: cpu, auto")
-    if asked == "cpu" or not torch.cuda.is_available():
+    if wanted_device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 
 def load_data(settings: Config, split: str, overrides: Mapping[str, Any] | None = None) -> Dataset:
-    """One split of the configured dataset; ``overrides`` are laid over the data leaf; ``data.subset`` cuts train."""
+    """One split of the configured dataset. ``overrides`` replace keys of the section ``data``. ``data.subset`` reduces
+    the split ``train`` only."""
     leaf = merge(settings.data, overrides or {})
     subset = leaf.pop("subset", None)
     registry.check(DATASETS, leaf, "data", ("split",), also=("subset",))
     dataset: Dataset = registry.build(DATASETS, leaf, "data", split=split)
     if subset is not None and split == "train":
-        chosen = registry.build(
+        positions = registry.build(
             SUBSETS,
             subset,
             "data.subset",
@@ -48,37 +52,39 @@ def load_data(settings: Config, split: str, overrides: Mapping[str, Any] | None 
             names=[record["file"] for record in dataset.records if "file" in record],
             seed=randomness.key(settings.run.seed, "subset"),
         )
-        return Subset(dataset, chosen)
+        return Subset(dataset, positions)
     return dataset
 
 
 def resolve(settings: Config, dataset: Dataset) -> Config:
-    """Fill in what the data decides: channels, classes and task where the method asks for them, and the constants of
-    normalisation, and of episodes the pixels' size, so that they are written down. ``ValueError`` where the
-    configuration says otherwise."""
-    trees: dict[str, Any] = {"method": {}}
-    facts = {"channels": dataset.channels, "classes": len(dataset.classes), "task": dataset.task}
-    asked = inspect.signature(registry.split(METHODS, settings.method, "method")[0]).parameters
-    for key in ("channels", *(key for key in ("classes", "task") if key in asked)):
+    """Fill in what the data decides, so that it is written down: channels, classes and task where the method asks for
+    them, mean and std of the normalisation, and for episodes the pixel size. ``ValueError`` where the configuration
+    already says something else, or where a method that needs labels meets unlabelled samples."""
+    filled_in: dict[str, Any] = {"method": {}}
+    data_values = {"channels": dataset.channels, "classes": len(dataset.classes), "task": dataset.task}
+    method_arguments = inspect.signature(registry.split(METHODS, settings.method, "method")[0]).parameters
+    # Every method has channels; only some take classes and task.
+    for key in ("channels", *(key for key in ("classes", "task") if key in method_arguments)):
         if settings.method.get(key) is None:
-            trees["method"][key] = facts[key]
-        elif settings.method[key] != facts[key]:
-            raise ValueError(f"method.{key}: {settings.method[key]}, but {dataset.name} has {facts[key]}")
-    if "classes" in asked and (not dataset.classes or bool((dataset.labels < 0).any())):
+            filled_in["method"][key] = data_values[key]
+        elif settings.method[key] != data_values[key]:
+            raise ValueError(f"method.{key}: {settings.method[key]}, but {dataset.name} has {data_values[key]}")
+    if "classes" in method_arguments and (not dataset.classes or bool((dataset.labels < 0).any())):
         raise ValueError(f"{dataset.name}: holds unlabelled samples; the method {settings.method['name']} needs labels")
     missing = [key for key in ("mean", "std") if settings.views.get(key) is None]
     if missing:
-        found = dict(zip(("mean", "std"), moments(dataset, settings.run.seed), strict=True))
-        trees["views"] = {key: found[key] for key in missing}
-    shown = inspect.signature(registry.split(VIEWS, settings.views, "views")[0]).parameters
-    if "pixel_mm" in shown and settings.views.get("pixel_mm") is None:
-        trees.setdefault("views", {})["pixel_mm"] = pixel_size(dataset)
-    return replace(settings, **trees)
+        normalisation = dict(zip(("mean", "std"), moments(dataset, settings.run.seed), strict=True))
+        filled_in["views"] = {key: normalisation[key] for key in missing}
+    view_arguments = inspect.signature(registry.split(VIEWS, settings.views, "views")[0]).parameters
+    if "pixel_mm" in view_arguments and settings.views.get("pixel_mm") is None:
+        filled_in.setdefault("views", {})["pixel_mm"] = pixel_size(dataset)
+    return replace(settings, **filled_in)
 
 
 def pixel_size(dataset: Dataset) -> float | None:
-    """Side in mm of the pixels of all slices, rounded to a thousandth; None where they are not square, or not of one
-    size to 1 %, or the data does not say."""
+    """Side of a pixel in mm, the mean of the sides that occur, to a thousandth. None where the pixels are not square,
+    or differ in size by more than 1 %, or the data does not say."""
+    # The third spacing is that between slices.
     sides = {float(side) for record in dataset.records for side in record.get("spacing_mm", ())[:2]}
     if not sides or max(sides) > 1.01 * min(sides):
         return None
@@ -86,23 +92,26 @@ def pixel_size(dataset: Dataset) -> float | None:
 
 
 def moments(dataset: Dataset, seed: int, samples: int = 1000) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel on the scale [0, 1], from up to ``samples`` keyed samples, rounded to
-    four digits so that another machine's last bit does not make another run of it."""
-    chosen = randomness.order(dataset.ids, seed, "moments")[:samples]
+    """Mean and standard deviation of each channel, on the scale [0, 1]. They come from up to ``samples`` images, drawn
+    by the seed. They are rounded to four digits: the last bit of another machine should not make it another run."""
+    positions = randomness.order(dataset.ids, seed, "moments")[:samples]
     low, high = dataset.value_range()
+    # Row 0: sums of the pixels, row 1: sums of their squares, a column for each channel. ``count``: pixels per channel.
     sums, count = torch.zeros(2, dataset.channels, dtype=torch.float64), 0
-    for part in torch.split(chosen, 64):  # a thousand large images in float64 would be gigabytes
+    for part in torch.split(positions, 64):  # a thousand large images in float64 would be gigabytes
         images = dataset.fetch(part, seed=seed, epoch=0, draw=torch.zeros_like(part))["images"].to(torch.float64)
-        images = (images - low) / (high - low)
-        sums += torch.stack([images.sum((0, 2, 3)), images.square().sum((0, 2, 3))]).cpu()
+        images = (images - low) / (high - low)  # (B, C, H, W)
+        sums += torch.stack([images.sum((0, 2, 3)), images.square().sum((0, 2, 3))]).cpu()  # (2, C)
         count += images.numel() // images.shape[1]
-    mean = sums[0] / count
-    std = ((sums[1] / count - mean.square()).clamp_min(0.0) * (count / max(count - 1, 1))).sqrt()
-    return [round(v, 4) for v in mean.tolist()], [max(round(v, 4), 1e-4) for v in std.tolist()]
+    mean = sums[0] / count  # (C,)
+    # The unbiased variance: E[x^2] - E[x]^2, times n / (n - 1). Rounding can make the difference negative.
+    std = ((sums[1] / count - mean.square()).clamp_min(0.0) * (count / max(count - 1, 1))).sqrt()  # (C,)
+    return [round(value, 4) for value in mean.tolist()], [max(round(value, 4), 1e-4) for value in std.tolist()]
 
 
 def build_method(settings: Config) -> Method:
     """The method on the CPU, its weights drawn from the substream ``init`` of the run's seed."""
+    # The global generator is put back afterwards; the mask makes the seed non-negative.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.key(settings.run.seed, "init") & ((1 << 63) - 1))
         method: Method = registry.build(METHODS, settings.method, "method")
@@ -135,24 +144,25 @@ def compile_encoder(encoder: Encoder) -> None:
 
 
 def build_evaluators(settings: Config) -> dict[str, Evaluator | Segmenting]:
-    """The evaluators of ``evaluate.protocols`` by name; a name that comes twice gets those of its arguments appended
-    that are not the same in all. ``ValueError`` for the same protocol twice."""
-    built: dict[str, Evaluator | Segmenting] = {}
+    """The evaluators of ``evaluate.protocols`` by title. The title is the name; where several have one name, the
+    arguments in which they differ are appended: ``knn(k=20)``. ``ValueError`` for the same protocol twice."""
+    evaluators: dict[str, Evaluator | Segmenting] = {}
     names = [leaf["name"] for leaf in settings.evaluate.protocols]
     for name, leaf in zip(names, settings.evaluate.protocols, strict=True):
-        others = [one for one in settings.evaluate.protocols if one["name"] == name]
-        own = {k: v for k, v in leaf.items() if any(one.get(k) != v for one in others)}
-        title = f"{name}({', '.join(f'{k}={v}' for k, v in own.items())})" if own else name
-        if others.count(leaf) > 1:
-            said = ", ".join(f"{k}={v}" for k, v in leaf.items() if k != "name")
-            raise ValueError(f"evaluate.protocols: {name}({said}) stands there twice")
-        built[title] = registry.build(EVALUATORS, inherit(leaf, settings.method), "evaluate.protocols")
-    return built
+        # All protocols of this name, this one among them, and the arguments that tell this one from the others.
+        namesakes = [protocol for protocol in settings.evaluate.protocols if protocol["name"] == name]
+        differing = {k: v for k, v in leaf.items() if any(protocol.get(k) != v for protocol in namesakes)}
+        title = f"{name}({', '.join(f'{k}={v}' for k, v in differing.items())})" if differing else name
+        if namesakes.count(leaf) > 1:
+            arguments = ", ".join(f"{k}={v}" for k, v in leaf.items() if k != "name")
+            raise ValueError(f"evaluate.protocols: {name}({arguments}) stands there twice")
+        evaluators[title] = registry.build(EVALUATORS, inherit(leaf, settings.method), "evaluate.protocols")
+    return evaluators
 
 
 def inherit(leaf: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, Any]:
-    """``leaf`` with the run's own prototype head below it, where the evaluator asks for a ``head``: a run is measured
-    with what it was trained with, but for what the protocol says otherwise (another window, say)."""
+    """The protocol ``leaf``, completed with the run's own prototype head where the evaluator takes a ``head``. So a run
+    is measured with the head it was trained with; what the protocol says itself (another window, say) comes first."""
     registry.check(EVALUATORS, leaf, "evaluate.protocols")
     constructor, _ = registry.split(EVALUATORS, leaf, "evaluate.protocols")
     if "head" not in inspect.signature(constructor).parameters:

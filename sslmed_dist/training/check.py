@@ -24,9 +24,9 @@ class Summary:
 
 
 def check_training(settings: Config, dataset: Dataset | None = None) -> Summary:
-    """Build everything and take two steps on the real data (``dataset`` where it is not simply the train split).
+    """Build everything and take two steps on the real data. ``dataset`` stands in for the configured train split.
 
-    Raises ``ValueError`` for whatever a run would stumble over; the estimate of time is that of this machine.
+    ``ValueError`` for a setting that would make the run fail. The estimate of time holds for this machine.
     """
     workers = max(settings.ray.num_workers, 1) if settings.driver == "ray" else 1
     if settings.plan.batch_size % workers:
@@ -41,9 +41,9 @@ def check_training(settings: Config, dataset: Dataset | None = None) -> Summary:
 
 
 def seconds_per_step(work: job.Job) -> float:
-    """Wall time of the second of two steps: the first one warms up."""
+    """Wall time in seconds of the second of two steps: the first one warms up."""
     plan, batches = work.settings.plan, work.batches
-    average = distributed.leave_gradients
+    average = distributed.leave_gradients  # one process: there is nothing to average over
     stepper = Stepper(work.method, work.views, plan, batches, work.state, average, None)
     seconds = 0.0
     with deterministic_kernels(plan):
@@ -58,11 +58,11 @@ def describe(work: job.Job, settings: Config, seconds: float) -> list[str]:
     """One line each: run, data, method, plan, device, memory, time."""
     data, plan, steps = work.dataset, settings.plan, job.total(work)
     device = build.choose_device(settings)
-    values = sum(p.numel() for p in work.method.parameters() if p.requires_grad)
+    weights = sum(p.numel() for p in work.method.parameters() if p.requires_grad)
     return [
         f"run       {settings.folder.name}, seed {settings.run.seed}, fingerprint {fingerprint(settings)[:12]}",
         f"data      {data.name}: {len(data)} samples, {data.channels} channel(s), {len(data.classes)} classes",
-        f"method    {settings.method['name']}: {values:,} parameters, {size(work.method) / 2**20:.1f} MiB",
+        f"method    {settings.method['name']}: {weights:,} parameters, {size(work.method) / 2**20:.1f} MiB",
         f"plan      {plan.epochs} epochs x {work.batches.steps} steps = {steps} steps of {plan.batch_size}",
         f"device    {device}, {torch.get_num_threads()} thread(s), {plan.precision}",
         f"memory    {peak_memory(device) / 2**20:.0f} MiB at the peak of one step, data included",
@@ -79,4 +79,4 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the GPU's peak, or this process's peak resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB

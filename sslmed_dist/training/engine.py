@@ -40,18 +40,19 @@ def fit(
     stop: Callable[[], bool] = never,
     until: int | None = None,
 ) -> TrainState:
-    """Train ``method`` from ``state`` to the end of epoch ``until`` (default ``plan.epochs``); returns ``state``.
+    """Train ``method`` from ``state`` until ``until`` epochs are done (default ``plan.epochs``); returns ``state``.
 
-    ``average`` makes the gradients (and a few scalars) those of the global batch; ``penalty`` is added to the loss (a
-    proximal term, say). ``on_step`` gets the logged scalars, ``on_checkpoint`` is called every
-    ``plan.checkpoint_every`` steps (default: every epoch) and before stopping because ``stop`` said so on any rank.
-    ``NonFinite`` is raised before an update that is not finite could reach the parameters.
+    ``average`` turns the gradients of this rank (and a few scalars) into those of the global batch. ``penalty`` is
+    added to the loss (a proximal term, say). ``on_step`` gets the logged scalars. ``on_checkpoint`` is called every
+    ``plan.checkpoint_every`` steps (default: every epoch), and before training stops because ``stop`` was true on any
+    rank. ``NonFinite`` is raised before an update that is not finite could reach the parameters.
     """
     method.train()
     with deterministic_kernels(plan):
         stepper = Stepper(method, views, plan, batches, state, average, penalty)
         every = plan.checkpoint_every or batches.steps
         for epoch in range(state.epoch, plan.epochs if until is None else until):
+            # A run that was interrupted within an epoch goes on at the next step of that epoch.
             for batch in batches.epoch(epoch, state.step % batches.steps):
                 logged = stepper.step(batch, epoch, stop())
                 if logged is not None:

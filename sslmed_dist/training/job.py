@@ -65,6 +65,7 @@ def assemble(settings: Config, dataset: Dataset | None = None) -> Job:
     dataset = load_data(settings, "train") if dataset is None else dataset
     settings = resolve(settings, dataset)
     method = first_method(settings).to(device)
+    # All ranks start from the same weights, and their batch norms see the global batch.
     if distributed.active():
         synchronise(method, device)
         distributed.broadcast_module(method)
@@ -99,10 +100,10 @@ def train(
     folder: Path | None = None,
     title: str | None = None,
 ) -> Job:
-    """Train to the end, or to where a stop was asked for, in this process or as one rank of a group.
+    """Train to the end, or until a stop is asked for, in this process or as one rank of a group.
 
-    The run folder (default ``settings.folder``) is written by rank 0 alone; every rank reads the checkpoint it resumes
-    from. Returns the job; ``job.state.stopped`` says whether it was stopped.
+    Rank 0 alone writes the run folder (``folder``, default ``settings.folder``). Every rank reads the checkpoint it
+    resumes from. Returns the job; its ``state.stopped`` says whether it was stopped.
     """
     job = assemble(settings, dataset)
     run = RunFolder(folder or settings.folder, job.settings)
@@ -120,11 +121,12 @@ def take_over(job: Job, run: RunFolder, resume: str) -> None:
     """Open the run folder (rank 0) and bring ``job`` to where the folder's newest checkpoint stands (all ranks)."""
     if distributed.rank() == 0:
         run.open(resume)
-    distributed.barrier()
+    distributed.barrier()  # the folder is checked before any rank reads it
     latest = run.checkpoints.latest()
     if latest is not None:
         job.restore(latest)
     if distributed.rank() == 0:
+        # Scalars and a stop request that are newer than the checkpoint belong to the interrupted attempt.
         run.metrics.cut(job.state.step)
         (run.path / "stop").unlink(missing_ok=True)
     distributed.barrier()
@@ -137,16 +139,16 @@ def total(job: Job) -> int:
 
 def run_fit(job: Job, run: RunFolder, stop: Stop, bar: Progress) -> None:
     """``fit`` with the callbacks of a run folder; only rank 0 writes."""
-    first = distributed.rank() == 0
+    writes = distributed.rank() == 0
 
     def on_step(state: TrainState, values: dict[str, float]) -> None:
-        if first:
-            epoch = (state.step - 1) // state.steps_per_epoch
+        if writes:
+            epoch = (state.step - 1) // state.steps_per_epoch  # ``step`` counts the steps that are done
             run.metrics.write(values, step=state.step, epoch=epoch, split="train")
             bar.update(state.step, values)
 
     def on_checkpoint(state: TrainState) -> None:
-        if first:
+        if writes:
             run.checkpoints.save(state.step, **job.content())
 
     average = distributed.average_gradients if distributed.active() else distributed.leave_gradients
@@ -161,6 +163,7 @@ def run_fit(job: Job, run: RunFolder, stop: Stop, bar: Progress) -> None:
         on_checkpoint=on_checkpoint,
         stop=stop,
     )
-    if first and run.checkpoints.latest() != run.checkpoints.path(job.state.step):
+    # The last step need not be one that ``plan.checkpoint_every`` saves.
+    if writes and run.checkpoints.latest() != run.checkpoints.path(job.state.step):
         run.checkpoints.save(job.state.step, **job.content())
     distributed.barrier()

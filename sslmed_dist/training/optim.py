@@ -1,7 +1,7 @@
 """Optimisers and learning-rate schedules.
 
-A schedule is a pure function of the step, so a resumed run needs no schedule state. ``exclude`` lists what gets no
-weight decay (and, under LARS, no trust ratio): the words ``bias`` and ``norm``, or patterns of parameter names.
+A schedule is a pure function of the step, so a resumed run needs no schedule state. ``exclude`` lists the parameters
+that get no weight decay (and, under LARS, no trust ratio): the words ``bias`` and ``norm``, or patterns of names.
 """
 
 import fnmatch
@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from sslmed_dist import registry
 
-NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)  # batch and instance norms are subclasses of _NormBase
 Scaling = Literal["none", "linear", "sqrt"]
 
 
@@ -46,25 +46,27 @@ class Lars(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
+            # update = ratio (g + weight_decay p); buffer = momentum buffer + update; p = p - lr buffer
             updates: list[Tensor] = [p.grad.clone() for p in params]
             if group["weight_decay"]:
                 torch._foreach_add_(updates, params, alpha=group["weight_decay"])
             if group["adapt"]:
                 torch._foreach_mul_(updates, self.ratios(params, group))
+            # ``_foreach_..._`` changes all tensors of its first list in place.
             buffers = [self.buffer(p) for p in params]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, updates)
             torch._foreach_add_(params, buffers, alpha=-group["lr"])
 
     def ratios(self, params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """One 0-d tensor per parameter; 1 where the parameter or its gradient is zero."""
-        sizes = torch.stack(torch._foreach_norm(params))
-        grads = torch.stack(torch._foreach_norm([p.grad for p in params if p.grad is not None]))
-        ratio = group["trust"] * sizes / (grads + group["weight_decay"] * sizes + group["eps"])
+        """The trust ratio of each parameter, a 0-d tensor; 1 where the parameter or its gradient is all zero."""
+        weight_norms = torch.stack(torch._foreach_norm(params))  # (P,) for P parameters
+        gradient_norms = torch.stack(torch._foreach_norm([p.grad for p in params if p.grad is not None]))  # (P,)
+        ratio = group["trust"] * weight_norms / (gradient_norms + group["weight_decay"] * weight_norms + group["eps"])
         if group["clip"]:
             # lr * ratio is never more than lr itself: the clipped variant ("LARC") of some published recipes.
             ratio = torch.clamp(ratio / group["lr"], max=1.0) if group["lr"] > 0 else ratio
-        return list(torch.where((sizes > 0) & (grads > 0), ratio, torch.ones_like(ratio)).unbind())
+        return list(torch.where((weight_norms > 0) & (gradient_norms > 0), ratio, torch.ones_like(ratio)).unbind())
 
     def buffer(self, p: Tensor) -> Tensor:
         """The momentum buffer of one parameter."""
@@ -129,9 +131,11 @@ OPTIMIZERS: Mapping[str, Callable[..., Any]] = {"sgd": sgd, "adamw": adamw, "rms
 
 
 class Schedule:
-    """A factor on the base learning rate: linear warm-up per step, then ``shape`` of the progress.
+    """A factor on the learning rate of the configuration: it rises linearly for ``warmup`` steps, then follows
+    ``shape``.
 
-    ``factor(step)`` is defined for 0 <= step < total; steps are optimiser steps of the whole run.
+    ``factor(step)`` is defined for 0 <= step < total. Steps are optimiser steps of the whole run; ``per_epoch`` of them
+    are an epoch. ``ValueError`` for a warm-up as long as the run.
     """
 
     def __init__(self, warmup: int, total: int, per_epoch: int) -> None:
@@ -142,7 +146,7 @@ class Schedule:
     def factor(self, step: int) -> float:
         """Multiplier of the base learning rate at ``step``."""
         if step < self.warmup:
-            return (step + 1) / self.warmup
+            return (step + 1) / self.warmup  # the last step of the warm-up has the full rate
         return self.shape(step)
 
     def shape(self, step: int) -> float:
@@ -166,7 +170,7 @@ class Cosine(Schedule):
 
     def shape(self, step: int) -> float:
         """Cosine of the progress since the end of the warm-up."""
-        progress = (step - self.warmup) / max(self.total - self.warmup, 1)
+        progress = (step - self.warmup) / max(self.total - self.warmup, 1)  # 0 to just below 1
         return self.final + 0.5 * (1.0 - self.final) * (1.0 + math.cos(math.pi * progress))
 
 
@@ -187,7 +191,7 @@ class Step(Schedule):
 
     def shape(self, step: int) -> float:
         """``gamma`` to the number of milestones passed."""
-        epoch = step // self.per_epoch
+        epoch = step // self.per_epoch  # counted from 0
         return float(self.gamma ** sum(epoch >= milestone for milestone in self.milestones))
 
 
@@ -212,7 +216,7 @@ SCHEDULES: Mapping[str, Callable[..., Any]] = {
 
 
 class Optimisation:
-    """An optimiser with its schedule: ``set_rate(step)`` puts the learning rate of ``step`` into it."""
+    """An optimiser with its schedule. ``lr`` is the learning rate that the schedule's factors multiply."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule, lr: float) -> None:
         self.optimizer, self.schedule, self.lr = optimizer, schedule, lr
@@ -230,48 +234,52 @@ class Optimisation:
 
 
 def excluded(method: nn.Module, patterns: tuple[str, ...]) -> set[str]:
-    """Names of the parameters that ``patterns`` exclude: ``bias``, ``norm``, or shell patterns of names. ``ValueError``
-    for a pattern that fits none."""
+    """Names of the parameters that ``patterns`` exclude. A pattern is the word ``bias`` (every bias), the word ``norm``
+    (weights and biases of normalisation layers), or a shell pattern of names (``encoder.*``). ``ValueError`` for a
+    shell pattern that fits none."""
     names = [name for name, _ in method.named_parameters()]
     norms = [name for name, module in method.named_modules() if isinstance(module, NORMS)]
+    # ``lstrip``: the name of a method that is itself a norm is "". ``& set(names)``: a norm may have no parameters.
     words = {
         "bias": {name for name in names if name.rsplit(".", 1)[-1] == "bias"},
         "norm": {f"{name}.{leaf}".lstrip(".") for name in norms for leaf in ("weight", "bias")} & set(names),
     }
-    chosen: set[str] = set()
+    excluded_names: set[str] = set()
     for pattern in patterns:
-        found = words[pattern] if pattern in words else set(fnmatch.filter(names, pattern))
-        if not found and pattern not in words:
+        matching = words[pattern] if pattern in words else set(fnmatch.filter(names, pattern))
+        if not matching and pattern not in words:
             raise ValueError(f"optim.exclude: {pattern!r} fits no parameter; allowed: bias, norm, patterns of names")
-        chosen |= found
-    return chosen
+        excluded_names |= matching
+    return excluded_names
 
 
 def build(leaf: Mapping[str, Any], method: nn.Module, *, batch_size: int, epochs: int, per_epoch: int) -> Optimisation:
     """The optimiser that ``leaf`` (the ``optim`` section) describes, over the trainable parameters of ``method``.
 
-    Beside the optimiser's own arguments the leaf may have ``schedule`` (a leaf of SCHEDULES, default cosine),
-    ``exclude`` (default: bias and norm for lars, nothing otherwise) and ``scale`` of the learning rate with the global
-    batch: ``none``, ``linear`` (lr x batch / 256) or ``sqrt`` (lr x sqrt(batch), as in Chen et al. 2020).
+    Beside the optimiser's own arguments the leaf may have ``schedule`` (a leaf of SCHEDULES, default cosine) and
+    ``exclude`` (default: bias and norm for lars, nothing otherwise). ``scale`` says how the learning rate grows with
+    the global batch: ``none``, ``linear`` (lr x batch / 256) or ``sqrt`` (lr x sqrt(batch), as in Chen et al. 2020).
+    ``epochs`` and ``per_epoch`` (optimiser steps) give the schedule its length. ``ValueError`` names the key.
     """
-    own = dict(leaf)
-    schedule_leaf = own.pop("schedule", "cosine")
-    scale: Scaling = own.pop("scale", "none")
-    default = ("bias", "norm") if own.get("name") == "lars" else ()
-    exclude = own.pop("exclude", default)
+    arguments = dict(leaf)  # what is left once the keys that are not the optimiser's are taken out
+    schedule_leaf = arguments.pop("schedule", "cosine")
+    scale: Scaling = arguments.pop("scale", "none")
+    default = ("bias", "norm") if arguments.get("name") == "lars" else ()
+    exclude = arguments.pop("exclude", default)
     if not registry.matches(exclude, tuple[str, ...]):
         raise ValueError(f"optim.exclude: expected a list of bias, norm or patterns of names, got {exclude!r}")
     if scale not in ("none", "linear", "sqrt"):
         raise ValueError(f"optim.scale: expected none, linear or sqrt, got {scale!r}")
-    registry.check(OPTIMIZERS, own, "optim", ("groups",), also=("schedule", "exclude", "scale"))
-    if not own["lr"] > 0:
-        raise ValueError(f"optim.lr: expected a number > 0, got {own['lr']}")
-    own["lr"] *= {"none": 1.0, "linear": batch_size / 256, "sqrt": math.sqrt(batch_size)}[scale]
-    out = excluded(method, tuple(exclude))
-    named = [(name, p) for name, p in method.named_parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": [p for name, p in named if name not in out]}]
-    rest = [p for name, p in named if name in out]
+    registry.check(OPTIMIZERS, arguments, "optim", ("groups",), also=("schedule", "exclude", "scale"))
+    if not arguments["lr"] > 0:
+        raise ValueError(f"optim.lr: expected a number > 0, got {arguments['lr']}")
+    arguments["lr"] *= {"none": 1.0, "linear": batch_size / 256, "sqrt": math.sqrt(batch_size)}[scale]
+    # Up to two groups of parameters: those with weight decay, and the excluded ones.
+    no_decay = excluded(method, tuple(exclude))
+    trainable = [(name, p) for name, p in method.named_parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": [p for name, p in trainable if name not in no_decay]}]
+    rest = [p for name, p in trainable if name in no_decay]
     if rest:
-        groups.append({"params": rest, "weight_decay": 0.0} | ({"adapt": False} if own["name"] == "lars" else {}))
+        groups.append({"params": rest, "weight_decay": 0.0} | ({"adapt": False} if arguments["name"] == "lars" else {}))
     schedule = registry.build(SCHEDULES, schedule_leaf, "optim.schedule", total=epochs * per_epoch, per_epoch=per_epoch)
-    return Optimisation(registry.build(OPTIMIZERS, own, "optim", groups=groups), schedule, own["lr"])
+    return Optimisation(registry.build(OPTIMIZERS, arguments, "optim", groups=groups), schedule, arguments["lr"])

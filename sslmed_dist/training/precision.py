@@ -1,4 +1,4 @@
-"""The arithmetic of a step: half precision, deterministic kernels, and where a number stopped being finite."""
+"""The arithmetic of a step: half precision, deterministic kernels, and which module gave the first NaN or infinity."""
 
 import contextlib
 import os
@@ -41,29 +41,32 @@ def deterministic_kernels(plan: Plan) -> Iterator[None]:
 
 
 def first_non_finite(method: Method, parts: Iterator[Batch], plan: Plan, device: torch.device) -> str | None:
-    """Name of the first module, in order of execution, whose output is not finite when the ``parts`` of a batch are
-    run again; all of them, for synchronised layers would wait for a rank that does not run."""
-    found: list[str] = []
+    """Name of the first module, in order of execution, whose output is not finite, or ``input NAME``, or None.
+
+    The ``parts`` of a batch are embedded once more to see it. All of them are, also after the first find: synchronised
+    layers on other ranks would wait for this one.
+    """
+    bad_modules: list[str] = []  # at most one
 
     def watch(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and not found and not bool(torch.isfinite(output).all()):
-                found.append(name)
+            if isinstance(output, Tensor) and not bad_modules and not bool(torch.isfinite(output).all()):
+                bad_modules.append(name)
 
         return hook
 
-    inputs: list[str] = []
+    bad_inputs: list[str] = []
     hooks = [module.register_forward_hook(watch(name)) for name, module in method.named_modules() if name]
     try:
         # Eagerly, or a compiled encoder would be compiled once more for the hooks.
         with torch.no_grad(), autocast(plan, device), torch.compiler.set_stance("force_eager"):
             for batch in parts:
                 floating = {name: value for name, value in batch.items() if value.is_floating_point()}
-                inputs += [name for name, value in floating.items() if not bool(value.isfinite().all())]
+                bad_inputs += [name for name, value in floating.items() if not bool(value.isfinite().all())]
                 method.embed(batch)
     finally:
         for hook in hooks:
             hook.remove()
-    if inputs:
-        return f"input {inputs[0]}"
-    return found[0] if found else None
+    if bad_inputs:
+        return f"input {bad_inputs[0]}"
+    return bad_modules[0] if bad_modules else None

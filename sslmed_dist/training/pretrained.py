@@ -30,20 +30,22 @@ class Pretrained:
 
 
 def find(source: Path, which: str = "last") -> Path:
-    """The checkpoint file that ``source`` (a run folder or a file) and ``which`` (``last``, ``step_N``, ``round_N``)
-    mean. ``ValueError`` lists what the folder has."""
+    """The checkpoint file: ``source`` itself where it is a file, else that of the run folder ``source`` which ``which``
+    names: ``step_N``, ``round_N``, or ``last`` (the last round of a federation, else the last step). ``ValueError``
+    lists what the folder has."""
     if source.is_file():
         return source
     folder = source / "checkpoints"
     if not folder.is_dir():
         raise ValueError(f"{source}: neither a checkpoint file nor a run folder with checkpoints")
     steps, rounds = sorted(folder.glob("step_*.pt")), sorted(folder.glob("round_*.pt"))
-    named = {f"{path.stem.split('_')[0]}_{int(path.stem.split('_')[1])}": path for path in steps + rounds}
-    if which == "last" and named:
+    # By name without leading zeros: step_000000120.pt is "step_120".
+    by_name = {f"{path.stem.split('_')[0]}_{int(path.stem.split('_')[1])}": path for path in steps + rounds}
+    if which == "last" and by_name:
         return (rounds or steps)[-1]
-    if which not in named:
-        raise ValueError(f"{source}: no checkpoint {which!r}; allowed: last, {', '.join(named) or '(none yet)'}")
-    return named[which]
+    if which not in by_name:
+        raise ValueError(f"{source}: no checkpoint {which!r}; allowed: last, {', '.join(by_name) or '(none yet)'}")
+    return by_name[which]
 
 
 def untrained(settings: Config) -> Encoder:
@@ -55,25 +57,27 @@ def untrained(settings: Config) -> Encoder:
 
 
 def load(source: Path, which: str = "last", device: torch.device | str = "cpu", part: Part = "encoder") -> Pretrained:
-    """Build the encoder that the checkpoint describes and load its weights (float32), or with ``part`` ``momentum``
-    those of its slow copy. ``ValueError`` if they do not fit, or if the checkpoint has no such copy."""
+    """Build the encoder that the checkpoint describes, in float32 and evaluation mode, and load its weights. ``part``
+    ``momentum`` loads those of its slow copy, the momentum encoder. ``ValueError`` where the weights do not fit, or the
+    checkpoint has no such copy."""
     path = find(source, which)
     saved = checkpoint.load(path)
     settings = config.from_tree(saved["config"], str(path))
     encoder = untrained(settings)
-    own, prefix = encoder.state_dict(), PREFIXES[part]
-    state = {key.removeprefix(prefix): v for key, v in saved["method"].items() if key.startswith(prefix)}
+    fresh_state, prefix = encoder.state_dict(), PREFIXES[part]
+    # Of the method's state only this part, under the names that the encoder itself uses.
+    state = {key.removeprefix(prefix): value for key, value in saved["method"].items() if key.startswith(prefix)}
     if part == "momentum" and not state:
         raise ValueError(f"{path}: has no momentum encoder (method {settings.method['name']}); allowed part: encoder")
     # A federation leaves integer counters at the sites; in evaluation they play no part.
-    counters = {key: value for key, value in own.items() if not value.is_floating_point()}
+    counters = {key: value for key, value in fresh_state.items() if not value.is_floating_point()}
     checkpoint.load_method(encoder, {**counters, **state}, path)
     return Pretrained(encoder.to(device).eval(), settings, path, sha256(path))
 
 
 def first_method(settings: Config) -> Method:
-    """``build_method``, its encoder replaced by that of ``run.start_from`` where one is named. ``ValueError`` names
-    a checkpoint whose architecture is another."""
+    """The method before its first step. Its weights are drawn (``build_method``), but where ``run.start_from`` names a
+    run or file, the encoder's are loaded from there. ``ValueError`` names a checkpoint of another architecture."""
     method = build_method(settings)
     if settings.run.start_from is not None:
         from sslmed_dist.training import pretrained  # it builds its methods here

@@ -35,7 +35,7 @@ class Progress:
     def update(self, step: int, values: dict[str, float]) -> None:
         """Show that ``step`` steps are done."""
         seconds = max(time.monotonic() - self.started, 1e-9)
-        rate = (step - self.first_step) * self.batch / seconds
+        rate = (step - self.first_step) * self.batch / seconds  # images a second since this start of the run
         note = f"loss {values['loss']:.4f}  {rate:.0f} images/s" if "loss" in values else f"{rate:.0f} images/s"
         if self.bar is not None:
             self.bar.update(self.task, completed=step, note=note)

@@ -1,4 +1,4 @@
-"""What ``fit`` is given and where training stands: batches, the saved state, the average over ranks."""
+"""What ``fit`` takes and where training stands: batches, the state that is saved, the average over ranks."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -56,7 +56,8 @@ class TrainState:
             self.scaler.load_state_dict(state["scaler"])
 
 
-Penalty = Callable[[Method], Tensor]
+Penalty = Callable[[Method], Tensor]  # a 0-d tensor that is added to the loss
+# Averages the parameters' .grad over ranks in place, and returns the averages of some scalars.
 Average = Callable[[Iterable[nn.Parameter], Sequence[Tensor]], list[Tensor]]
 
 

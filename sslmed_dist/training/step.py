@@ -13,7 +13,7 @@ from sslmed_dist.training import gradient_cache
 from sslmed_dist.training.precision import HALF, Batch, NonFinite, autocast, first_non_finite
 from sslmed_dist.training.state import Average, Batches, Metrics, Penalty, TrainState
 
-Parts = Callable[[], Iterator[Batch]]
+Parts = Callable[[], Iterator[Batch]]  # gives the prepared batch once more, whole or by micro-batches
 
 
 class Stepper:
@@ -38,14 +38,18 @@ class Stepper:
         self.micro_batches = micro_batches(plan, batches.global_batch)
 
     def step(self, batch: Batch, epoch: int, stop: bool) -> Metrics | None:
-        """Forward, backward, average, guard, update. Returns the scalars when this step is to be logged."""
+        """Forward, backward, average, guard, update. Returns the scalars when this step is to be logged.
+
+        ``batch`` is this rank's part of the global batch. ``stop`` asks for a stop; asked by one rank, it stops all.
+        """
         state, plan = self.state, self.plan
         distributed.seed_step(self.batches.seed, state.step)
         self.method.step_begin(state.step / self.batches.steps, state.step / self.total)
         parts, terms, embeddings = (self.cached if self.micro_batches > 1 else self.plain)(batch, epoch)
-        flag = torch.tensor(float(stop), dtype=self.dtype, device=self.device)
+        # One message between ranks averages the gradients, the loss terms and the wish to stop.
+        stop_flag = torch.tensor(float(stop), dtype=self.dtype, device=self.device)
         names = list(terms)
-        averaged = self.average(self.parameters, [terms[name].detach() for name in names] + [flag])
+        averaged = self.average(self.parameters, [terms[name].detach() for name in names] + [stop_flag])
         if state.scaler:
             # After the average, so that an overflow on one rank is one on all and all skip the step together.
             state.scaler.unscale_(state.optimisation.optimizer)
@@ -57,7 +61,8 @@ class Stepper:
         state.step += 1
         state.samples += self.batches.global_batch
         self.method.step_end(state.step / self.total)
-        state.stopped = float(averaged[-1]) > 0
+        state.stopped = float(averaged[-1]) > 0  # the flag's mean: above 0 if any rank asks for a stop
+        # Logged are every ``log_every``-th step, the last one of an epoch, and the last one before a stop.
         if state.step % plan.log_every and state.step % self.batches.steps and not state.stopped:
             return None
         logged = dict(zip(names, (float(value) for value in averaged[:-1]), strict=True))
@@ -67,29 +72,32 @@ class Stepper:
         return logged | {"lr": rate, "gradient_norm": float(norm)}
 
     def plain(self, batch: Batch, epoch: int) -> tuple[Parts, Batch, Batch]:
-        """Gradients of the whole batch at once: (what can be run again, loss terms, embeddings)."""
-        ready = self.prepare(batch, epoch)
-        embeddings = self.embed(ready)
-        terms = self.objective(embeddings, ready)
+        """Leave the gradients of this rank's batch in ``.grad``, the batch taken at once. Returns (the prepared batch
+        to run again, loss terms, embeddings)."""
+        prepared = self.prepare(batch, epoch)
+        embeddings = self.embed(prepared)
+        terms = self.objective(embeddings, prepared)
         self.scaled(terms["loss"]).backward()  # type: ignore[no-untyped-call]
-        return lambda: iter([ready]), terms, embeddings
+        return lambda: iter([prepared]), terms, embeddings
 
     def cached(self, batch: Batch, epoch: int) -> tuple[Parts, Batch, Batch]:
-        """The same for ``plan.micro_batch`` samples at a time, by the gradient cache.
+        """As ``plain``, with ``plan.micro_batch`` samples at a time, by the gradient cache.
 
         Views and dropout are drawn anew in the second pass, from the same keys. Batch norm sees one micro-batch at a
-        time; micro-batch k of K holds the samples whose place in the global batch is k modulo K, whatever the number
-        of ranks.
+        time. Micro-batch k of K holds the samples k, k + K, k + 2 K, ... of the global batch, whatever the number of
+        ranks.
         """
         count = self.micro_batches
-        pieces = [{name: value[number::count] for name, value in batch.items()} for number in range(count)]
+        # A rank's block of the global batch begins at a multiple of K, so every K-th of its own rows is the same set.
+        pieces = [{name: value[k::count] for name, value in batch.items()} for k in range(count)]
 
-        def embed(number: int) -> Batch:
-            distributed.seed_step(self.batches.seed, self.state.step, number)
-            return self.embed(self.prepare(pieces[number], epoch))
+        def embed(k: int) -> Batch:
+            distributed.seed_step(self.batches.seed, self.state.step, k)
+            return self.embed(self.prepare(pieces[k], epoch))
 
         def objective(embeddings: Batch) -> tuple[Tensor, Batch]:
             distributed.seed_step(self.batches.seed, self.state.step, count)
+            # Images were needed by the views only; labels, ids and the like go on to the loss.
             terms = self.objective(embeddings, {name: value for name, value in batch.items() if name != "images"})
             return self.scaled(terms["loss"]), terms
 
@@ -103,39 +111,44 @@ class Stepper:
         return scaled
 
     def prepare(self, batch: Batch, epoch: int) -> Batch:
-        """Batch to the device, views, precision and memory format."""
+        """The batch on the device, its images replaced by their views, in the precision and memory format to embed."""
         batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         with torch.no_grad():
             batch = self.views(batch, seed=self.batches.seed, epoch=epoch)
         for name, value in batch.items():
             # Images (N, C, H, W); examinations and clips have an axis more, and no memory format of channels.
             if value.is_floating_point() and value.dim() >= 4:
-                last = self.plan.channels_last and value.dim() == 4
-                layout = torch.channels_last if last else torch.contiguous_format
+                channels_last = self.plan.channels_last and value.dim() == 4
+                layout = torch.channels_last if channels_last else torch.contiguous_format
                 batch[name] = value.to(self.dtype, memory_format=layout)
         return batch
 
     def embed(self, batch: Batch) -> Batch:
-        """The embeddings of a prepared batch; encoder in half precision where asked."""
+        """The embeddings of a prepared batch: tensors whose first axis is the samples. The encoder runs in half
+        precision where ``plan.precision`` asks for it; what comes out is float32 at least."""
         with autocast(self.plan, self.device):
             embeddings = self.method.embed(batch)
         # Losses are float32 islands: exponentials of similarities overflow and cancel in half precision.
-        return {k: v.float() if v.dtype in HALF.values() else v for k, v in embeddings.items()}
+        return {name: value.float() if value.dtype in HALF.values() else value for name, value in embeddings.items()}
 
     def objective(self, embeddings: Batch, batch: Batch) -> Batch:
-        """Loss terms of this rank. A loss that refuses embeddings that are not finite gives a NaN for the guard, which
-        says where they came from."""
+        """Loss terms of this rank, 0-d tensors by name; ``loss`` is the one that is differentiated.
+
+        Some losses raise ``ValueError`` for embeddings that are not finite. The loss is then NaN (or infinite), so that
+        ``guard`` stops the run and says where the embeddings came from.
+        """
         try:
             terms = self.method.objective(embeddings, batch)
         except ValueError:
+            # Not finite if any embedding is not; 0-d, and part of the graph, so that it stands in for the loss.
             total = torch.stack([value.sum() for value in embeddings.values() if value.is_floating_point()]).sum()
             # Losses that look at the values gather them first, so all ranks are here.
             if bool(distributed.reduce_sum(total.detach()).isfinite()):
                 raise
             terms = {"loss": total}
         if self.penalty is not None:
-            extra = self.penalty(self.method)
-            terms = {**terms, "loss": terms["loss"] + extra, "penalty": extra.detach()}
+            penalty = self.penalty(self.method)
+            terms = {**terms, "loss": terms["loss"] + penalty, "penalty": penalty.detach()}
         return terms
 
     def update(self) -> float:
@@ -157,19 +170,20 @@ class Stepper:
         watched = terms["loss"] if self.state.scaler else terms["loss"] + norm
         if math.isfinite(float(watched)):
             return
-        shown = ", ".join(f"{name}={float(value):g}" for name, value in terms.items())
-        where = first_non_finite(self.method, parts(), self.plan, self.device)
-        if where is None:
-            where = "none, the embeddings are finite" + (" on this rank" if distributed.active() else "")
+        values = ", ".join(f"{name}={float(value):g}" for name, value in terms.items())
+        module = first_non_finite(self.method, parts(), self.plan, self.device)
+        if module is None:
+            module = "none, the embeddings are finite" + (" on this rank" if distributed.active() else "")
         self.state.optimisation.optimizer.zero_grad(set_to_none=True)  # nothing bad may enter a later sum
         raise NonFinite(
-            f"step {self.state.step}: not finite: {shown}, gradient norm={float(norm):g}; first non-finite module: "
-            f"{where}; parameters were left as before this step"
+            f"step {self.state.step}: not finite: {values}, gradient norm={float(norm):g}; first non-finite module: "
+            f"{module}; parameters were left as before this step"
         )
 
 
 def micro_batches(plan: Plan, batch: int) -> int:
-    """Number of micro-batches of a global batch. ``ValueError`` where it cannot be cut evenly over all ranks."""
+    """Number of micro-batches in a global batch of ``batch`` samples. ``ValueError`` where it cannot be cut evenly over
+    all ranks."""
     if plan.micro_batch is None:
         return 1
     world = distributed.world_size()

@@ -9,30 +9,30 @@ from typing import Any
 
 
 class Stop:
-    """Callable for ``fit``: True once a stop was asked for. The signals' former handlers return on exit.
+    """Callable for ``fit``: True once a stop was asked for. On exit the former handlers of the signals are put back.
 
-    The file is how a driver that is not the training process (Ray's) passes the request on; it is looked for at most
+    The file is how a driver that is not the training process (Ray's) passes the request on. It is looked for at most
     once a second, because the folder may be on a network disk.
     """
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "stop"
         self.asked = False
-        self.looked = 0.0
-        self.former: dict[int, Any] = {}
+        self.looked = 0.0  # when the file was last looked for
+        self.former: dict[int, Any] = {}  # the handlers that this one replaced, by signal
 
     def __enter__(self) -> "Stop":
         # Only the main thread may set handlers; a Ray worker's loop runs in another one and relies on the file.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.former[number] = signal.signal(number, self.ask)
+            for signal_number in (signal.SIGTERM, signal.SIGINT):
+                self.former[signal_number] = signal.signal(signal_number, self.ask)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for number, handler in self.former.items():
-            signal.signal(number, handler)
+        for signal_number, handler in self.former.items():
+            signal.signal(signal_number, handler)
 
-    def ask(self, number: int, frame: FrameType | None) -> None:
+    def ask(self, signal_number: int, frame: FrameType | None) -> None:
         """Signal handler: the next step boundary saves and stops. A second signal acts at once."""
         if self.asked:
             raise KeyboardInterrupt

@@ -1,7 +1,8 @@
 """``sslmed demo``: the whole story on phantom data, from an empty folder to one HTML page.
 
-Two Ray workers pretrain an encoder; three sites go on with it through Flower without sharing an image; every site then
-measures what the federated encoder is worth beside an untrained one, its own, and one trained on all data together.
+Two Ray workers pretrain an encoder. Three sites go on training it through Flower, and no image leaves a site. Then
+every site measures the federated encoder beside an untrained one, one trained on its own data alone, and one trained on
+all data together.
 """
 
 import sys
@@ -30,7 +31,8 @@ def recipes() -> Path:
 
 
 def run(out: Path, quick: bool = False) -> Path:
-    """Run all stages under ``out`` (each goes on where it was interrupted) and return the page's path.
+    """Run all stages under ``out`` and return the path of the page. A stage that was interrupted goes on where it
+    stopped.
 
     ``quick``: a tenth of the steps, one process instead of Ray workers, and the federation in one process.
     """
@@ -40,6 +42,7 @@ def run(out: Path, quick: bool = False) -> Path:
     say("1/4 phantom images: textured shapes from three simulated scanners")
     sizes = {"train": 480, "val": 60, "test": 180} if quick else {}
     PHANTOMS["shapes"](data, channels=1, **sizes)
+    # Overrides of both recipes; ``short`` and ``fast`` below are those of the quick demo.
     shared = [f"run.dir={out}", f"data.root={data / 'shapes.npz'}", "run.device=cpu"]
 
     say("2/4 pretraining " + ("in this process" if quick else "by two Ray workers"))

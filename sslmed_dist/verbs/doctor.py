@@ -11,12 +11,12 @@ from pathlib import Path
 
 from sslmed_dist import __version__
 
-EXTRAS = {"ray": "ray", "flower": "flwr", "medical": "nibabel", "report": "matplotlib"}
+EXTRAS = {"ray": "ray", "flower": "flwr", "medical": "nibabel", "dicom": "highdicom", "report": "matplotlib"}
 DISK, SHARED_MEMORY = 2 * 2**30, 64 * 2**20
 
 
 def examine() -> tuple[list[str], list[str]]:
-    """(facts, problems), one line each."""
+    """(what this machine has, what will not work on it), one line each."""
     import torch
 
     lines = [f"sslmed-dist {__version__}, Python {sys.version.split()[0]}, torch {torch.__version__}"]

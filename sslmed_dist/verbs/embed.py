@@ -11,21 +11,22 @@ from sslmed_dist.training import build, pretrained
 
 
 def embed(source: Path, images: Path, out: Path, which: str = "last", part: pretrained.Part = "encoder") -> int:
-    """Features of every picture in the folder ``images`` (any layout), in sorted order, written to ``out`` (.npz).
+    """Write the features of every picture in the folder ``images`` (any layout), in sorted order, to ``out`` (.npz).
+    Returns the number of pictures.
 
-    The archive holds ``features`` float32 (N, D) and ``index`` int64 (N,); file names stay with the person who ran it.
+    The archive holds ``features`` float32 (N, D) and ``index`` int64 (N,), the sample ids. It holds no file names.
     """
     import numpy as np
 
     from sslmed_dist.data import DATASETS
 
-    found = pretrained.load(source, which, part=part)
-    settings = found.settings
+    trained = pretrained.load(source, which, part=part)
+    settings = trained.settings
     channels, size = settings.method["channels"], settings.views["size"]
     dataset = DATASETS["image_folder"](root=str(images), split="all", channels=channels, size=size)
     device = build.choose_device(settings)
     views = build.standard_views(settings, dataset).to(device)
-    features = extract(found.encoder.to(device), dataset, torch.arange(len(dataset)), views=views, device=device)
+    features = extract(trained.encoder.to(device), dataset, torch.arange(len(dataset)), views=views, device=device)
     stream = io.BytesIO()
     np.savez_compressed(stream, features=features.x.numpy(), index=features.index.numpy())
     write_atomically(out, stream.getvalue())

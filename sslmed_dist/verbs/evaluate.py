@@ -1,4 +1,4 @@
-"""Measuring a run's encoder, beside the floors: a random encoder of the same shape and the raw pixels."""
+"""``sslmed evaluate``: a run's encoder is measured, and beside it a random encoder of the same shape and the floors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,10 +29,11 @@ from sslmed_dist.training.build import build_evaluators
 
 
 def evaluation_splits(settings: Config) -> tuple[Dataset, dict[str, Tensor]]:
-    """The evaluation data of a plain run: its train split less ``evaluate.val_fraction`` of it (val), and its test."""
+    """The evaluation data of a run that is no federation, and the int64 positions in it of train, val and test.
+    ``evaluate.val_fraction`` of the train split is held out as val; test is the split ``evaluate.test``."""
     train = build.load_data(settings, "train", settings.evaluate.data)
     test = build.load_data(settings, settings.evaluate.test, settings.evaluate.data)
-    dataset = Joined([train, test])
+    dataset = Joined([train, test])  # train comes first, so its positions are those in ``dataset`` too
     rest, val = hold_out(
         labels=train.labels,
         groups=train.groups,
@@ -47,21 +48,25 @@ def evaluation_splits(settings: Config) -> tuple[Dataset, dict[str, Tensor]]:
 def arm_predictions(
     settings: Config, encoder: nn.Module, dataset: Dataset, parts: Mapping[str, Tensor], arm: str = "encoder"
 ) -> dict[str, Predictions]:
-    """Test predictions of every protocol on ``encoder``'s features; of those protocols that ``arm`` is a floor of."""
+    """Test predictions of every protocol on ``encoder``, by the protocol's title. An ``arm`` that is a floor is only
+    measured by the protocols whose floor it is."""
     device = build.choose_device(settings)
     views = build.standard_views(settings, dataset).to(device)
-    built, seed = build_evaluators(settings), settings.run.seed
-    evaluators = {name: one for name, one in built.items() if arm not in FLOORS or one.floor == arm}
+    all_evaluators, seed = build_evaluators(settings), settings.run.seed
+    evaluators = {
+        title: evaluator for title, evaluator in all_evaluators.items() if arm not in FLOORS or evaluator.floor == arm
+    }
     return predict(encoder.to(device), dataset, parts, evaluators=evaluators, views=views, device=device, seed=seed)
 
 
 def own_predictions(
-    found: pretrained.Pretrained, dataset: Dataset, parts: Mapping[str, Tensor]
+    trained: pretrained.Pretrained, dataset: Dataset, parts: Mapping[str, Tensor]
 ) -> dict[str, Predictions]:
-    """Test predictions of the run's method itself where it classifies (``downstream.classifier``), else none. A
-    federation's rounds have no classifier: it stays at the sites."""
-    settings, saved = found.settings, checkpoint.load(found.file)
+    """Test predictions of the run's method itself where it is a classifier (``downstream.classifier``); else an empty
+    mapping. The checkpoint of a federation's round has no classifier: that stays at the sites."""
+    settings, saved = trained.settings, checkpoint.load(trained.file)
     constructor, _ = registry.split(METHODS, settings.method, "method")
+    # A checkpoint of kind "encoder" is one of a federation's rounds.
     if not hasattr(constructor, "predict") or saved["kind"] != "training":
         return {}
     check(dataset, parts)
@@ -69,35 +74,40 @@ def own_predictions(
     if isinstance(leaf, Mapping) and "weights" in leaf:  # the checkpoint has them all
         settings = config.replace(settings, method={"encoder": {"weights": None}})
     method = build.build_method(settings).float()
-    checkpoint.load_method(method, saved["method"], found.file)
+    checkpoint.load_method(method, saved["method"], trained.file)
     device = build.choose_device(settings)
     views = build.standard_views(settings, dataset).to(device)
-    made = classified(method, dataset, parts["test"], views=views, device=device, seed=settings.run.seed)
-    return {CLASSIFIER: made}
+    predictions = classified(method, dataset, parts["test"], views=views, device=device, seed=settings.run.seed)
+    return {CLASSIFIER: predictions}
 
 
 def evaluate_run(folder: Path, which: str = "last", part: pretrained.Part = "encoder") -> Path:
-    """Write ``evaluate/WHICH.json``: rows of the run's encoder (a classifier's own predictions first), a random encoder
-    of the same shape, the floors (raw pixels, or the copied support mask), and the paired difference of the first two;
-    where scans were segmented, also every case (``WHICH-cases.csv``). ``part`` ``momentum`` measures the encoder's slow
-    copy, into ``WHICH-momentum.json``. Returns the file. ``ValueError`` if ``folder`` is none of a run, or the run has
-    no such copy."""
+    """Write ``evaluate/WHICH.json`` and return the file. Its rows are those of the run's encoder (before them the run's
+    own predictions where it is a classifier), of a random encoder of the same shape, of the floors (raw pixels, or the
+    copied support mask), and the paired difference of encoder and random encoder.
+
+    Where scans were segmented, every case goes to ``WHICH-cases.csv``. ``part`` ``momentum`` measures the encoder's
+    slow copy and writes ``WHICH-momentum.json``. ``ValueError`` if ``folder`` is no run folder, or the run has no such
+    copy.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a run folder; the results go into it")
-    found = pretrained.load(folder, which, part=part)
-    settings = found.settings
+    trained = pretrained.load(folder, which, part=part)
+    settings = trained.settings
     dataset, parts = evaluation_splits(settings)
-    floors = {name: FLOORS[name]() for name in dict.fromkeys(one.floor for one in build_evaluators(settings).values())}
-    arms = {part: found.encoder, "random": pretrained.untrained(settings), **floors}
-    own = own_predictions(found, dataset, parts)
-    rows = rows_of(own, arm=part, site=ALL_SITES, seed=settings.run.seed)
-    made: dict[str, dict[str, Predictions]] = {}
+    # The floors of the protocols, each once.
+    floor_names = dict.fromkeys(evaluator.floor for evaluator in build_evaluators(settings).values())
+    floors = {name: FLOORS[name]() for name in floor_names}
+    arms = {part: trained.encoder, "random": pretrained.untrained(settings), **floors}
+    classifier_predictions = own_predictions(trained, dataset, parts)
+    rows = rows_of(classifier_predictions, arm=part, site=ALL_SITES, seed=settings.run.seed)
+    predictions: dict[str, dict[str, Predictions]] = {}  # by arm, then by the protocol's title
     for arm, network in arms.items():
-        made[arm] = arm_predictions(settings, network, dataset, parts, arm)
-        rows += rows_of(made[arm], arm=arm, site=ALL_SITES, seed=settings.run.seed)
+        predictions[arm] = arm_predictions(settings, network, dataset, parts, arm)
+        rows += rows_of(predictions[arm], arm=arm, site=ALL_SITES, seed=settings.run.seed)
     names = (part, "random")
-    rows += compared_rows(made[part], made["random"], arms=names, site=ALL_SITES, seed=settings.run.seed)
+    rows += compared_rows(predictions[part], predictions["random"], arms=names, site=ALL_SITES, seed=settings.run.seed)
     out = folder / "evaluate" / (f"{which}.json" if part == "encoder" else f"{which}-{part}.json")
-    write_cases(out.with_name(f"{out.stem}-cases.csv"), made)
-    write_rows(out, rows, encoder={"file": found.file.name, "sha256": found.sha256}, part=part)
+    write_cases(out.with_name(f"{out.stem}-cases.csv"), predictions)
+    write_rows(out, rows, encoder={"file": trained.file.name, "sha256": trained.sha256}, part=part)
     return out

@@ -9,31 +9,32 @@ from sslmed_dist.training.pretrained import Part, load
 
 
 def export_encoder(source: Path, out: Path, which: str = "last", part: Part = "encoder") -> tuple[Path, Path]:
-    """Write the encoder (or its slow copy: ``part``) as ``OUT.safetensors`` with ``OUT.json`` (architecture,
-    normalisation, source hash). ``out`` may end in either suffix itself.
+    """Write the encoder (with ``part`` ``momentum`` its slow copy) as ``OUT.safetensors``, and ``OUT.json`` with its
+    architecture, its normalisation and the hash of the checkpoint. Returns both files. ``out`` may have either suffix.
 
-    Keys are torchvision's ResNet names without a prefix (a dilated encoder's: DeepLabV3's ``backbone.`` and its own
-    ``project.weight``). ``ValueError`` when safetensors is not installed.
+    The tensors bear torchvision's ResNet names without a prefix. Those of a dilated encoder bear DeepLabV3's names,
+    beginning with ``backbone.``, and one of its own, ``project.weight``. ``ValueError`` when safetensors is not
+    installed.
     """
     try:
         from safetensors.torch import save
     except ImportError:
         raise ValueError("export needs safetensors: pip install 'sslmed-dist[report]'") from None
-    found = load(source, which, part=part)
-    tensors = {key: value.contiguous() for key, value in found.encoder.state_dict().items()}
+    trained = load(source, which, part=part)
+    tensors = {key: value.contiguous() for key, value in trained.encoder.state_dict().items()}
     stem = out.name.removesuffix(".safetensors").removesuffix(".json")  # a name may have other dots: resnet18-v0.2
     weights, card = out.with_name(f"{stem}.safetensors"), out.with_name(f"{stem}.json")
     write_atomically(weights, save(tensors))
-    views = found.settings.views
-    facts: dict[str, Any] = {
-        "architecture": found.settings.method["encoder"],
-        "channels": found.settings.method["channels"],
-        "feature_dim": found.encoder.feature_dim,
+    views = trained.settings.views
+    description: dict[str, Any] = {
+        "architecture": trained.settings.method["encoder"],
+        "channels": trained.settings.method["channels"],
+        "feature_dim": trained.encoder.feature_dim,
         "input": {"size": views["size"], "mean": views["mean"], "std": views["std"], "scale": "[0, 1] before mean"},
-        "method": found.settings.method,
+        "method": trained.settings.method,
         "part": part,
-        "source_sha256": found.sha256,
+        "source_sha256": trained.sha256,
         "use": "Research use only, not a medical device.",
     }
-    write_json(card, facts)
+    write_json(card, description)
     return weights, card

@@ -1,5 +1,8 @@
-"""``sslmed federate``: the federation, and beside it what each site would have alone, what pooling all data would give,
-and what an untrained encoder gives. Every arm takes the same number of optimiser steps from the same first weights.
+"""``sslmed federate``: the federation, and the encoders that it is compared with.
+
+An *arm* is one way to get an encoder for a site: ``federated``, ``local`` (trained on the site's own data alone),
+``pooled`` (trained on all data together), ``random`` (untrained), and floors such as ``raw_pixels``. Every trained arm
+takes the same number of optimiser steps from the same first weights.
 """
 
 from collections.abc import Mapping
@@ -24,7 +27,7 @@ BASELINES = ("random", "local", "pooled")
 
 
 def prepare(settings: Config) -> tuple[Config, list[Site]]:
-    """Training settings with everything resolved, and the simulated sites."""
+    """Training settings in which the values that the data decides are filled in, and the simulated sites."""
     settings = training_settings(settings)
     sites = simulated_sites(settings)
     return build.resolve(settings, everything(sites)), sites
@@ -32,12 +35,13 @@ def prepare(settings: Config) -> tuple[Config, list[Site]]:
 
 def everything(sites: list[Site]) -> Subset:
     """What all sites pretrain on, together: the pooled arm's data."""
-    base, positions = sites[0].pretrain.dataset, [site.pretrain.positions for site in sites]
-    return Subset(base, torch.cat(positions).sort().values)
+    # The sites are parts of one dataset, in which ``positions`` count.
+    dataset, positions = sites[0].pretrain.dataset, [site.pretrain.positions for site in sites]
+    return Subset(dataset, torch.cat(positions).sort().values)
 
 
 def check(settings: Config) -> list[str]:
-    """Validate and describe the federation without training."""
+    """Validate the federation and describe it in lines; two steps are tried, nothing is written."""
     resolved, sites = prepare(settings)
     fed = federated_section(resolved)
     lines = check_training(resolved, everything(sites)).lines
@@ -51,14 +55,14 @@ def check(settings: Config) -> list[str]:
 
 
 def run(settings: Config, resume: str = "auto") -> Path:
-    """Everything, resumable at every point; returns the run folder. Simulated sites only: real hospitals evaluate
-    themselves."""
+    """Train and measure all arms; what was interrupted goes on where it stopped. Returns the run folder. For simulated
+    sites only: real hospitals evaluate themselves."""
     resolved, sites = prepare(settings)
     check_training(resolved, everything(sites))  # what cannot work should end here, not at every site
     launcher.run(resolved, resume)
     train_arms(resolved, sites)
     measure(resolved, sites)
-    if resolved.evaluate.pictures:
+    if resolved.evaluate.pictures:  # of the first site's images only
         pictures.draw(resolved, sites[0].pretrain, resolved.folder)
         dataset = evaluation_data(resolved, sites)
         test = parts_of(sites[0], dataset, not resolved.evaluate.data)["test"]
@@ -80,9 +84,9 @@ def train_arms(settings: Config, sites: list[Site]) -> None:
         )
 
 
-def finish(done: job.Job) -> None:
-    """An arm that was stopped ends the comparison; the next run goes on with it."""
-    if done.state.stopped:
+def finish(arm_job: job.Job) -> None:
+    """``SystemExit`` where the training of an arm was stopped; the same command goes on with it."""
+    if arm_job.state.stopped:
         raise SystemExit("stopped; run the same command again to go on")
 
 
@@ -98,14 +102,18 @@ def encoder_of(arm: str, site: str, settings: Config) -> nn.Module:
 
 
 def parts_of(site: Site, dataset: Dataset, same: bool) -> Mapping[str, Tensor]:
-    """Positions in the evaluation data of one site's parts: by sample id where it is the training data, by patient
-    where it is another cut of it (slices of the same exams)."""
-    found = {}
+    """The site's train, val and test parts as int64 positions in the evaluation data ``dataset``.
+
+    ``same``: that is the data which the sites pretrain on, so samples are matched by their ids. Otherwise it is another
+    cut of it (slices of the same exams), so samples are matched by their patients.
+    """
+    parts = {}
     for name in ("train", "val", "test"):
-        positions: Tensor = getattr(site, name)
-        mine, all_of = (site.dataset.ids, dataset.ids) if same else (site.dataset.groups, dataset.groups)
-        found[name] = torch.nonzero(torch.isin(all_of, mine[positions])).flatten()
-    return found
+        positions: Tensor = getattr(site, name)  # in the site's own dataset
+        site_keys, dataset_keys = (site.dataset.ids, dataset.ids) if same else (site.dataset.groups, dataset.groups)
+        # The rows of ``dataset`` whose id, or patient, belongs to this part of the site.
+        parts[name] = torch.nonzero(torch.isin(dataset_keys, site_keys[positions])).flatten()
+    return parts
 
 
 def evaluation_data(settings: Config, sites: list[Site]) -> Dataset:
@@ -117,27 +125,34 @@ def evaluation_data(settings: Config, sites: list[Site]) -> Dataset:
 
 
 def measure(settings: Config, sites: list[Site]) -> Path:
-    """Every arm at every site on the site's own held-out part, pooled rows over all sites, and paired differences of
-    the federated encoder with the others: ``evaluate/sites.json``."""
+    """Write ``evaluate/sites.json`` and return the file. Its rows are, in this order: every arm at every site, measured
+    on the site's own held-out part; every arm over the samples of all sites; and the paired differences of the
+    federated encoder with each other arm, over all sites. Single cases go to ``evaluate/sites-cases.csv``."""
     fed, seed = federated_section(settings), settings.run.seed
     overrides, dataset = settings.evaluate.data, evaluation_data(settings, sites)
     arms = [*(arm for arm in (*FLOORS, *BASELINES) if arm in fed.compare), "federated"]
     rows: list[Row] = []
-    made: dict[str, list[dict[str, Predictions]]] = {arm: [] for arm in arms}
+    # By arm: for each site, in the order of ``sites``, the test predictions of every evaluator.
+    predictions: dict[str, list[dict[str, Predictions]]] = {arm: [] for arm in arms}
     for site in sites:
         parts = parts_of(site, dataset, not overrides)
         for arm in arms:
             network = encoder_of(arm, site.name, settings)
-            made[arm].append(arm_predictions(settings, network, dataset, parts, arm))
-            rows += rows_of(made[arm][-1], arm=arm, site=site.name, seed=seed)
+            predictions[arm].append(arm_predictions(settings, network, dataset, parts, arm))
+            rows += rows_of(predictions[arm][-1], arm=arm, site=site.name, seed=seed)
     for arm in arms:
-        rows += pooled_rows(made[arm], arm=arm, seed=seed)
-    for arm in arms[:-1]:
-        pair = (pooled(made["federated"]), pooled(made[arm]))
+        rows += pooled_rows(predictions[arm], arm=arm, seed=seed)
+    for arm in arms[:-1]:  # all but "federated" itself
+        pair = (pooled(predictions["federated"]), pooled(predictions[arm]))
         rows += compared_rows(*pair, arms=("federated", arm), site=ALL_SITES, seed=seed)
+    # How many samples of the evaluation data each part of each site has, for the reader of the file.
     sizes = {site.name: {name: len(p) for name, p in parts_of(site, dataset, not overrides).items()} for site in sites}
     out = settings.folder / "evaluate" / "sites.json"
-    cases = {f"{arm}, {site.name}": found for arm in arms for site, found in zip(sites, made[arm], strict=True)}
-    write_cases(out.with_name("sites-cases.csv"), cases)
+    by_arm_and_site = {
+        f"{arm}, {site.name}": site_predictions
+        for arm in arms
+        for site, site_predictions in zip(sites, predictions[arm], strict=True)
+    }
+    write_cases(out.with_name("sites-cases.csv"), by_arm_and_site)
     write_rows(out, rows, sites=sizes)
     return out

@@ -24,37 +24,43 @@ def similarities(folder: Path, which: str = "last", part: pretrained.Part = "enc
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a run folder; the results go into it")
-    found = pretrained.load(folder, which, part=part)
-    settings = found.settings
+    trained = pretrained.load(folder, which, part=part)
+    settings = trained.settings
     dataset, parts = evaluation_splits(settings)
     if dataset.task != "single":
         raise ValueError(f"{dataset.name}: histograms of similarity need one class per sample")
     check(dataset, parts)
     device = build.choose_device(settings)
-    network, views = found.encoder.to(device), build.build_views(settings, dataset).to(device)
+    network, views = trained.encoder.to(device), build.build_views(settings, dataset).to(device)
     seed = settings.run.seed
+    # Features (N, D) of the first view of every test image, and of the second.
     first, second = (
         extract(network, dataset, parts["test"], views=Only(views, n), device=device, seed=seed).to(device)
         for n in (0, 1)
     )
-    made = histogram(first.x, second.x, first.labels, bins)
-    content: dict[str, Any] = {"bins": made.edges, "counts": made.counts, "means": made.means}
+    similarity_histogram = histogram(first.x, second.x, first.labels, bins)
+    content: dict[str, Any] = {
+        "bins": similarity_histogram.edges,
+        "counts": similarity_histogram.counts,
+        "means": similarity_histogram.means,
+    }
     content |= {"alignment": alignment(first.x, second.x), "n": len(first)}
     out = folder / "evaluate" / "similarity.json"
-    write_json(out, {"encoder": {"file": found.file.name, "sha256": found.sha256}, **content})
+    write_json(out, {"encoder": {"file": trained.file.name, "sha256": trained.sha256}, **content})
     return out
 
 
 class Only(nn.Module):
-    """View ``number`` of several, as the one that ``extract`` asks for. ``ValueError`` where there is none."""
+    """Views of which only number ``number`` (0, 1, ...) is handed on, because ``extract`` expects a single one.
+    ``ValueError`` where there is no such view."""
 
     def __init__(self, views: nn.Module, number: int) -> None:
         super().__init__()
         self.views, self.number = views, number
 
     def forward(self, batch: dict[str, Tensor], *, seed: int, epoch: int) -> dict[str, Tensor]:
-        """``views_0``: the view asked for."""
-        made: dict[str, Tensor] = self.views(batch, seed=seed, epoch=epoch)
-        if f"views_{self.number}" not in made:
+        """``views_0`` (N, C, H, W): the view that was asked for."""
+        all_views: dict[str, Tensor] = self.views(batch, seed=seed, epoch=epoch)
+        if f"views_{self.number}" not in all_views:
             raise ValueError("histograms of similarity need two training views per image; this run's views give one")
-        return {"views_0": made[f"views_{self.number}"]}
+        return {"views_0": all_views[f"views_{self.number}"]}

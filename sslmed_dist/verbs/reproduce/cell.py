@@ -1,4 +1,7 @@
-"""One cell of a published table at one seed: what its run folder holds, its training, its figures."""
+"""One cell of a published table at one seed: what its run folder holds, its training, its figures.
+
+A *figure* is a number of a table.
+"""
 
 import dataclasses
 import json
@@ -24,7 +27,7 @@ FINISHED, BEGUN, MISSING = "finished", "begun, not finished", "not run"
 @dataclass(frozen=True)
 class Cell:
     """One training: a cell of the table at one seed and, where the table has folds, one fold. ``tables`` is the folder
-    of the table's file and its siblings."""
+    in which the table's file lies beside those of other tables."""
 
     row: str
     column: str
@@ -40,7 +43,8 @@ class Cell:
 
 
 def state(cell: Cell) -> str:
-    """``finished``, ``begun, not finished``, or why it was not run. ``ValueError`` for the folder of another run."""
+    """``finished``, ``begun, not finished`` or ``not run``; after a colon, what is missing before it can be run.
+    ``ValueError`` where the cell's folder holds another run."""
     folder = cell.settings.folder
     if (folder / "config.yaml").is_file():
         changed = changes(config.load(folder / "config.yaml"), cell.settings)
@@ -50,13 +54,13 @@ def state(cell: Cell) -> str:
             )
         if complete(folder) and all(file.is_file() for file in results(cell)):
             return FINISHED
-    begun = BEGUN if (folder / "config.yaml").is_file() else MISSING
-    return begun if needs(cell) is None else f"{begun}: {needs(cell)}"
+    status = BEGUN if (folder / "config.yaml").is_file() else MISSING
+    return status if needs(cell) is None else f"{status}: {needs(cell)}"
 
 
 def complete(folder: Path) -> bool:
-    """Whether the run in ``folder`` was trained to its end before it was evaluated: ``evaluate`` below says so in its
-    file, which ``sslmed evaluate`` on an unfinished run does not."""
+    """Whether the run in ``folder`` was trained to its end before it was evaluated. ``evaluate`` below notes that in
+    its file; ``sslmed evaluate``, which may measure an unfinished run, does not."""
     file = folder / "evaluate" / "last.json"
     return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("complete") is True
 
@@ -69,24 +73,26 @@ def results(cell: Cell) -> set[Path]:
 
 
 def changes(before: Config, now: Config) -> list[str]:
-    """Dotted paths at which the run in a folder is another one than ``now``; what its data decided counts as said."""
+    """Dotted paths of the keys that make the run ``before``, which a folder holds, another run than ``now``. A value
+    that was filled in from the data of ``before`` is no difference where ``now`` leaves it open."""
     for section, key in (path.split(".") for path, freedom in config.FREEDOM.items() if freedom.resolved):
-        said, found = getattr(now, section).get(key), getattr(before, section).get(key)
-        if said is None and found is not None:
-            now = config.replace(now, **{section: {key: found}})
+        value_now, value_before = getattr(now, section).get(key), getattr(before, section).get(key)
+        if value_now is None and value_before is not None:
+            now = config.replace(now, **{section: {key: value_before}})
     if config.fingerprint(before) == config.fingerprint(now):
         return []
     return run_folder.differences(config.essential(before), config.essential(now))
 
 
 def shortened(cell: Cell) -> list[str]:
-    """Dotted paths at which the run whose encoder is fine-tuned is not its own table's cell (as far as that table lies
-    beside this one)."""
+    """For a cell that fine-tunes the encoder of another table's cell: dotted paths of the keys in which that encoder's
+    run differs from the other table as published (fewer epochs, say). Empty where that table is not at hand."""
     start = cell.settings.run.start_from
     if start is None or not (Path(start) / "config.yaml").is_file():
         return []
-    place = [part for part in Path(start).parts[:-1] if not part.startswith("fold-")]
-    name, row, column = place[-3:]
+    # The run's folder is .../TABLE/ROW/COLUMN/[fold-K/]seed-N.
+    folders = [part for part in Path(start).parts[:-1] if not part.startswith("fold-")]
+    name, row, column = folders[-3:]
     file = cell.tables / f"{name}.yaml"
     if not file.is_file():
         return []
@@ -95,7 +101,7 @@ def shortened(cell: Cell) -> list[str]:
 
 
 def needs(cell: Cell) -> str | None:
-    """What is not there and has to be before the cell can run."""
+    """What is missing before the cell can run, in words; None where nothing is."""
     start, data = cell.settings.run.start_from, cell.settings.data
     if start is not None and not complete(Path(start)):
         return f"needs the finished run {start}"
@@ -117,21 +123,24 @@ def train(cell: Cell) -> None:
 
 
 def evaluate(cell: Cell) -> None:
-    """Write ``evaluate/last.json`` with the encoder's rows (``sslmed evaluate`` adds the floors: a random encoder and
-    raw pixels, which for large images would take more memory than the table is worth), and the similarities where the
-    table asks for them. Protocols and data path are the cell's, not those that the checkpoint remembers."""
+    """Write ``evaluate/last.json`` with the encoder's rows, and the similarities where the table asks for them.
+
+    The random encoder and the floors, which ``sslmed evaluate`` adds, are left out: the raw pixels of large images
+    would take more memory than the table is worth. Protocols and data path are those of the cell, not those that the
+    checkpoint remembers.
+    """
     settings, folder = cell.settings, cell.settings.folder
-    found = pretrained.load(folder)
+    trained = pretrained.load(folder)
     protocols = config.to_tree(settings)["evaluate"]
-    place = {"data": {"root": settings.data["root"]}} if "root" in settings.data else {}
-    found = dataclasses.replace(found, settings=config.replace(found.settings, evaluate=protocols, **place))
-    dataset, parts = evaluation_splits(found.settings)
-    made = own_predictions(found, dataset, parts)
+    data_path = {"data": {"root": settings.data["root"]}} if "root" in settings.data else {}
+    trained = dataclasses.replace(trained, settings=config.replace(trained.settings, evaluate=protocols, **data_path))
+    dataset, parts = evaluation_splits(trained.settings)
+    predictions = own_predictions(trained, dataset, parts)
     if settings.evaluate.protocols:
-        made |= arm_predictions(found.settings, found.encoder, dataset, parts)
-    write_cases(folder / "evaluate" / "last-cases.csv", {"encoder": made})
-    rows = rows_of(made, arm="encoder", site=ALL_SITES, seed=cell.seed)
-    source = {"file": found.file.name, "sha256": found.sha256, "part": "encoder"}
+        predictions |= arm_predictions(trained.settings, trained.encoder, dataset, parts)
+    write_cases(folder / "evaluate" / "last-cases.csv", {"encoder": predictions})
+    rows = rows_of(predictions, arm="encoder", site=ALL_SITES, seed=cell.seed)
+    source = {"file": trained.file.name, "sha256": trained.sha256, "part": "encoder"}
     if any(metric.evaluator["name"] == "similarity" for metric in cell.metrics.values()):
         similarities(folder)
     write_rows(folder / "evaluate" / "last.json", rows, encoder=source, complete=True)
@@ -144,6 +153,7 @@ def measured(cell: Cell, metric: Metric) -> float | None:
     if not file.is_file():
         return None
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    # The similarities stand at the top of their file; all else is a row.
     value = content.get(metric.name) if kind == "similarity" else None
     title = title_of(cell, metric)
     for row in content.get("rows", ()):
@@ -153,8 +163,9 @@ def measured(cell: Cell, metric: Metric) -> float | None:
 
 
 def title_of(cell: Cell, metric: Metric) -> str:
-    """What the metric's evaluator is called in the rows."""
+    """What the metric's evaluator is called in the rows; see ``training.build.build_evaluators``."""
     if metric.evaluator["name"] in table.BESIDE:
         return str(metric.evaluator["name"])
+    # ``build_evaluators`` keeps the order of the protocols.
     protocols = [dict(leaf) for leaf in cell.settings.evaluate.protocols]
     return list(build.build_evaluators(cell.settings))[protocols.index(dict(metric.evaluator))]

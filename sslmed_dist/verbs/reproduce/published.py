@@ -13,10 +13,15 @@ SEEDS = 3
 
 @dataclass(frozen=True)
 class CellFigure:
-    """One figure of one cell. ``values``: what was measured, by seed (per cent where the metric is). ``state`` says in
-    words why seeds are missing, "" when none is. ``published``: this table's figure first, then those that the thesis
-    gives elsewhere; ``quoted``: from whom the thesis took it; ``partial``: of which folds the values are the mean,
-    where some are missing."""
+    """One figure of one cell.
+
+    ``values``     what was measured, by seed (in per cent where the metric is)
+    ``seeds``      how many seeds were asked for
+    ``state``      why seeds are missing, in words; "" when none is
+    ``published``  this table's figure first, then those that the thesis gives elsewhere for the same setting
+    ``quoted``     from whom the thesis took the figure
+    ``partial``    of which folds the values are the mean, where some are missing
+    """
 
     row: str
     column: str
@@ -52,8 +57,8 @@ class CellFigure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A table with its lines; ``overrides`` were laid over every cell, ``changing`` are those that make another run of
-    it than the published one."""
+    """A table with its lines. ``overrides`` were laid over every cell; ``changing`` are those of them that make it
+    another run than the published one."""
 
     table: Table
     lines: Sequence[CellFigure]
@@ -63,14 +68,14 @@ class Outcome:
 
 
 def text(outcome: Outcome) -> str:
-    """The whole document."""
+    """The whole document as Markdown."""
     table = outcome.table
     parts = [f"# {table.name}: {table.title}"]
     if outcome.changing:
         parts.append(f"**Not the published setting: made with {', '.join(outcome.changing)}.**")
-    others = [override for override in outcome.overrides if override not in outcome.changing]
-    if others:
-        parts.append(f"Overrides that leave the figures as they are: {', '.join(others)}.")
+    harmless = [override for override in outcome.overrides if override not in outcome.changing]
+    if harmless:
+        parts.append(f"Overrides that leave the figures as they are: {', '.join(harmless)}.")
     if table.note:
         parts.append(table.note)
     parts.append(
@@ -80,6 +85,7 @@ def text(outcome: Outcome) -> str:
     head = ["row", "column", "metric", "ours", "published", "difference", "inside"]
     lines = [head, ["---"] * len(head), *(words(line, table.tolerance) for line in outcome.lines)]
     parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    # The legend of the marks, each where it is used; a dictionary keeps each source once, in order.
     sources = {f"{line.row} / {line.column}: {line.quoted}": None for line in outcome.lines if line.quoted}
     if sources:
         parts.append("\n".join(["(q) quoted by the thesis, not measured in it:", *(f"- {it}" for it in sources)]))
@@ -91,7 +97,7 @@ def text(outcome: Outcome) -> str:
 
 
 def words(line: CellFigure, tolerance: float) -> list[str]:
-    """One line of the table as it is printed."""
+    """The cells of one line of the table as they are printed."""
     marks = (" (s)" if len(line.values) < SEEDS else "") + (" (f)" if line.partial else "")
     inside = line.inside(tolerance)
     return [
@@ -117,7 +123,7 @@ def ours(line: CellFigure) -> str:
 
 
 def tree(outcome: Outcome) -> dict[str, Any]:
-    """The same as plain data."""
+    """The same as ``text`` in plain data, for ``table.json``."""
     table = outcome.table
     return {
         "table": table.name,

@@ -40,7 +40,7 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 
 def load(path: Path) -> Table:
-    """Read a table strictly. ``ValueError`` is one line: file, key, what is allowed."""
+    """Read the file of a table strictly. ``ValueError`` is one line: file, key, what is allowed."""
     try:
         tree = plain_yaml.parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -82,11 +82,12 @@ def load(path: Path) -> Table:
         means=means_of(path, tree.get("means", {})),
         measured={row: nested(path, f"measured.{row}", it) for row, it in named(path, "measured", measured).items()},
     )
-    both = [name for name in table.not_ours if name in rows]
-    strange = {"start_from": table.start_from, "measured": table.measured}
-    unknown = [(key, name) for key, mapping in strange.items() for name in mapping if name not in rows]
-    for key, name in [*(("not_ours", name) for name in both), *unknown]:
-        raise ValueError(f"{path}: {key}.{name}: expected {'a row not in rows' if both else 'a name of rows'}")
+    # A row is run or it is not ours, never both; what is said of single rows must be said of rows that are run.
+    in_both = [name for name in table.not_ours if name in rows]
+    by_row = {"start_from": table.start_from, "measured": table.measured}
+    unknown = [(key, name) for key, mapping in by_row.items() for name in mapping if name not in rows]
+    for key, name in [*(("not_ours", name) for name in in_both), *unknown]:
+        raise ValueError(f"{path}: {key}.{name}: expected {'a row not in rows' if in_both else 'a name of rows'}")
     if table.means:
         complete(path, "means", table.means, (*rows, *table.not_ours))
     quoted = {key: expect(path, "quoted", text, str) for key, text in by_cell(table, tree, "quoted").items()}
@@ -102,7 +103,7 @@ def expect(path: Path, key: str, value: Any, kind: Any) -> Any:
 
 
 def named(path: Path, key: str, value: Any) -> dict[str, Any]:
-    """A mapping whose keys can be folder names."""
+    """``value`` if it is a mapping whose keys can be folder names, else ``ValueError``."""
     if not isinstance(value, dict):
         raise ValueError(f"{path}: {key}: expected a mapping of names, got {value!r}")
     for name in value:
@@ -112,7 +113,7 @@ def named(path: Path, key: str, value: Any) -> dict[str, Any]:
 
 
 def texts(path: Path, key: str, value: Any) -> dict[str, str]:
-    """A mapping of names to texts."""
+    """``value`` if it is a mapping of names to texts, else ``ValueError``."""
     return {name: expect(path, f"{key}.{name}", text, str) for name, text in named(path, key, value).items()}
 
 
@@ -124,14 +125,14 @@ def nested(path: Path, key: str, overrides: Any) -> Tree:
         raise ValueError(f"{path}: {key}: expected overrides such as plan.epochs: 3, got {overrides!r}")
     tree: Tree = {}
     for dotted, value in overrides.items():
-        for part in reversed(str(dotted).split(".")):
+        for part in reversed(str(dotted).split(".")):  # from the inside out
             value = {part: value}
         tree = config.merge(tree, value)
     return tree
 
 
 def folds_of(path: Path, value: Any) -> Folds | None:
-    """``{data.fold: [0, 1, 2]}``: one key and its values."""
+    """The folds from ``{data.fold: [0, 1, 2]}``: one key of the configuration and its values. None without them."""
     if value is None:
         return None
     if not isinstance(value, dict) or len(value) != 1 or not all(isinstance(key, str) for key in value):
@@ -144,58 +145,59 @@ def folds_of(path: Path, value: Any) -> Folds | None:
 
 
 def means_of(path: Path, value: Any) -> dict[str, float | None]:
-    """Per row the published mean over its figures, or null."""
-    found = named(path, "means", value)
-    return {row: None if it is None else float(expect(path, f"means.{row}", it, float)) for row, it in found.items()}
+    """For each row the published mean over its figures, or None where the file says null."""
+    by_row = named(path, "means", value)
+    return {row: None if it is None else float(expect(path, f"means.{row}", it, float)) for row, it in by_row.items()}
 
 
 def columns_of(path: Path, tree: Tree) -> dict[str, Column]:
-    """The columns; ``base`` and ``metric`` of one stand before those of the table."""
-    found = {}
+    """The columns by name. A column's own ``base`` and ``metric`` replace those of the table."""
+    columns = {}
     for name, value in named(path, "columns", tree["columns"]).items():
-        own = nested(path, f"columns.{name}", value)
-        base = expect(path, f"columns.{name}.base", own.pop("base", tree["base"]), str)
-        metric = own.pop("metric", tree.get("metric"))
-        found[name] = Column(path.parent / base, own, metrics_of(path, f"columns.{name}.metric", metric))
-    return found
+        overrides = nested(path, f"columns.{name}", value)
+        recipe = expect(path, f"columns.{name}.base", overrides.pop("base", tree["base"]), str)
+        metric = overrides.pop("metric", tree.get("metric"))
+        columns[name] = Column(path.parent / recipe, overrides, metrics_of(path, f"columns.{name}.metric", metric))
+    return columns
 
 
 def metrics_of(path: Path, key: str, value: Any) -> dict[str, Metric]:
-    """One metric ``{evaluator, name}``, or several by name."""
+    """Metrics by name, from a single metric ``{evaluator, name, percent}`` or from several by name."""
     if not isinstance(value, dict) or not value:
         raise ValueError(f"{path}: {key}: expected {{evaluator, name, percent}} or several by name, got {value!r}")
-    several = value if not {"evaluator", "name"} & value.keys() else {str(value.get("name")): value}
-    found = {}
-    for name, leaf in named(path, key, several).items():
+    by_name = value if not {"evaluator", "name"} & value.keys() else {str(value.get("name")): value}
+    metrics = {}
+    for name, leaf in named(path, key, by_name).items():
         if not isinstance(leaf, dict) or not {"evaluator", "name"} <= leaf.keys() <= {"evaluator", "name", "percent"}:
             raise ValueError(f"{path}: {key}.{name}: expected {{evaluator, name, percent}}, got {leaf!r}")
         evaluator = leaf["evaluator"] if isinstance(leaf["evaluator"], dict) else {"name": leaf["evaluator"]}
         expect(path, f"{key}.{name}.percent", leaf.get("percent", True), bool)
-        found[name] = Metric(evaluator, str(leaf["name"]), leaf.get("percent", True))
-    return found
+        metrics[name] = Metric(evaluator, str(leaf["name"]), leaf.get("percent", True))
+    return metrics
 
 
 def published_of(table: Table, tree: Any) -> dict[tuple[str, str, str], tuple[float, ...]]:
-    """The figures, complete: every row, column and metric has a value, a list of values, or null. None at all without
-    the key."""
+    """The published figures by (row, column, metric). In the file every one has a value, a list of values, or null;
+    without the key ``published`` (``tree`` None) no figure has a value."""
     rows = (*table.rows, *table.not_ours)
     if tree is None:
         return {(row, name, metric): () for row in rows for name, c in table.columns.items() for metric in c.metrics}
     complete(table.path, "published", tree, rows)
-    found = {}
+    figures = {}
     for row in rows:
         complete(table.path, f"published.{row}", tree[row], table.columns)
         for name, column in table.columns.items():
             key, value = f"published.{row}.{name}", tree[row][name]
+            # The only metric of a column, and null for all of them, may be given without the metric's name.
             if not isinstance(value, dict) and (len(column.metrics) == 1 or value is None):
                 value = dict.fromkeys(column.metrics, value)
             complete(table.path, key, value, column.metrics)
-            for metric, said in column.metrics.items():
+            for metric, definition in column.metrics.items():
                 numbers = value[metric] if isinstance(value[metric], list) else [value[metric]]
                 numbers = [number for number in numbers if number is not None]
                 where = f"{key}.{metric}"
-                found[row, name, metric] = tuple(figure(table.path, where, it, said.percent) for it in numbers)
-    return found
+                figures[row, name, metric] = tuple(figure(table.path, where, it, definition.percent) for it in numbers)
+    return figures
 
 
 def complete(path: Path, key: str, tree: Any, names: Any) -> None:
@@ -206,7 +208,7 @@ def complete(path: Path, key: str, tree: Any, names: Any) -> None:
 
 
 def figure(path: Path, key: str, number: Any, percent: bool) -> float:
-    """A published figure; one in per cent lies in 0 ... 100."""
+    """A published figure. ``ValueError`` for what is no number, and for per cent outside 0 ... 100."""
     expect(path, key, number, float)
     if percent and not 0 <= number <= 100:
         raise ValueError(f"{path}: {key}: expected per cent, 0 to 100, got {number}")
@@ -214,12 +216,13 @@ def figure(path: Path, key: str, number: Any, percent: bool) -> float:
 
 
 def by_cell(table: Table, tree: Tree, key: str) -> dict[tuple[str, str], Any]:
-    """What ``tree[key]`` says of (row, column); a text at a row holds for all of its columns."""
-    found = {}
+    """What ``tree[key]`` says of each cell, by (row, column). A text in place of a row's columns holds for all of
+    them."""
+    cells = {}
     for row, value in named(table.path, key, tree.get(key, {})).items():
-        several = dict.fromkeys(table.columns, value) if isinstance(value, str) else value
-        for column, what in named(table.path, f"{key}.{row}", several).items():
+        by_column = dict.fromkeys(table.columns, value) if isinstance(value, str) else value
+        for column, content in named(table.path, f"{key}.{row}", by_column).items():
             if row not in (*table.rows, *table.not_ours) or column not in table.columns:
                 raise ValueError(f"{table.path}: {key}.{row}.{column}: there is no such cell")
-            found[row, column] = what
-    return found
+            cells[row, column] = content
+    return cells

@@ -1,4 +1,4 @@
-"""``sslmed reproduce``: the cells of a published table that are missing are run, and ours is printed beside theirs."""
+"""``sslmed reproduce``: run the missing cells of a published table and print our figures beside the published ones."""
 
 import os
 import statistics
@@ -20,8 +20,8 @@ from sslmed_dist.verbs.reproduce.table import Table
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: rows, columns and folds (None: all), seeds, where data is (name -> path), overrides of all
-    cells."""
+    """What was asked for: rows, columns and folds (None: all), the number of seeds, where data lies (dataset -> path),
+    and overrides of all cells."""
 
     table: Table
     rows: Sequence[str] | None = None
@@ -41,58 +41,60 @@ def request(
     overrides: Sequence[str] = (),
     folds: Sequence[str] | None = None,
 ) -> Request:
-    """The checked request; ``roots`` are ``DATASET=PATH``. ``ValueError`` lists what would have been allowed."""
-    asked = read_table.load(read_table.find(text))
-    there = () if asked.folds is None else asked.folds.values
+    """The checked request for the table that ``text`` names; ``roots`` are words ``DATASET=PATH``. ``ValueError`` lists
+    what would have been allowed."""
+    table = read_table.load(read_table.find(text))
+    table_folds = () if table.folds is None else table.folds.values
     for fold in folds or ():
-        if fold not in map(str, there):
+        if fold not in map(str, table_folds):
             raise ValueError(
-                f"{asked.name}: --folds {fold}: allowed: {', '.join(map(str, there)) or 'none, it has none'}"
+                f"{table.name}: --folds {fold}: allowed: {', '.join(map(str, table_folds)) or 'none, it has none'}"
             )
-    choices = {"--rows": (rows, (*asked.rows, *asked.not_ours)), "--columns": (columns, tuple(asked.columns))}
-    for option, (chosen, allowed) in choices.items():
-        for name in chosen or ():
+    choices = {"--rows": (rows, (*table.rows, *table.not_ours)), "--columns": (columns, tuple(table.columns))}
+    for option, (names, allowed) in choices.items():
+        for name in names or ():
             if name not in allowed:
-                raise ValueError(f"{asked.name}: {option} {name}: unknown; allowed: {', '.join(allowed)}")
+                raise ValueError(f"{table.name}: {option} {name}: unknown; allowed: {', '.join(allowed)}")
     if seeds < 1:
         raise ValueError(f"--seeds: expected an integer >= 1, got {seeds}")
-    places = {}
+    data_paths = {}
     for root in roots:
         dataset, separator, path = root.partition("=")
         if not (dataset and separator and path):
             raise ValueError(f"--root {root}: expected DATASET=PATH, such as cifar10=PATH")
-        places[dataset] = path
-    made = Request(
-        asked, rows, columns, seeds, places, tuple(overrides), None if folds is None else [int(fold) for fold in folds]
-    )
-    datasets = {cell.settings.data["name"]: None for cell in cells(made)}
-    for dataset in places:
+        data_paths[dataset] = path
+    fold_numbers = None if folds is None else [int(fold) for fold in folds]
+    asked = Request(table, rows, columns, seeds, data_paths, tuple(overrides), fold_numbers)
+    # The datasets that the chosen cells read, each once and in order.
+    datasets = {cell.settings.data["name"]: None for cell in cells(asked)}
+    for dataset in data_paths:
         if dataset not in datasets:
             raise ValueError(
                 f"--root {dataset}: no cell reads it; allowed: {', '.join(datasets) or '(no cell chosen)'}"
             )
-    return made
+    return asked
 
 
 def cells(asked: Request) -> list[Cell]:
-    """The trainings of the chosen cells, folds one after another and seeds side by side, in the table's order."""
-    found = []
+    """The trainings of the chosen cells, in the table's order: of each cell every fold, of each fold every seed."""
+    trainings = []
     for row, column in chosen(asked):
         if row in asked.table.not_ours:
             continue
-        first = asked.table.settings(row, column, asked.overrides)
-        root = (asked.roots or {}).get(first.data["name"])
-        start = first.run.seed
+        # Which dataset the cell reads, and its first seed, are known only once its settings are put together.
+        first_settings = asked.table.settings(row, column, asked.overrides)
+        root = (asked.roots or {}).get(first_settings.data["name"])
+        first_seed = first_settings.run.seed
         metrics = asked.table.metrics(row, column)
-        for fold, seed in product(folds_of(asked), range(start, start + asked.seeds)):
+        for fold, seed in product(folds_of(asked), range(first_seed, first_seed + asked.seeds)):
             overrides = [*asked.overrides, f"run.seed={seed}"]
             settings = asked.table.settings(row, column, overrides, root, fold)
-            found.append(Cell(row, column, seed, settings, metrics, asked.table.path.parent, fold))
-    return found
+            trainings.append(Cell(row, column, seed, settings, metrics, asked.table.path.parent, fold))
+    return trainings
 
 
 def folds_of(asked: Request) -> Sequence[int | None]:
-    """The chosen folds; one None where the table has none."""
+    """The chosen folds; a single None where the table has no folds."""
     if asked.table.folds is None:
         return (None,)
     return [fold for fold in asked.table.folds.values if asked.folds is None or fold in asked.folds]
@@ -113,8 +115,8 @@ def plan(asked: Request) -> list[str]:
         lines.append(f"overrides of every cell: {', '.join(asked.overrides)}")
     for cell in cells(asked):
         lines.append(f"{cell}: {single.state(cell)}: {cell.settings.folder}")
-    others = [(row, column) for row, column in chosen(asked) if row in asked.table.not_ours]
-    lines += [f"{row} / {column}: not ours: {asked.table.not_ours[row]}" for row, column in others]
+    never_run = [(row, column) for row, column in chosen(asked) if row in asked.table.not_ours]
+    lines += [f"{row} / {column}: not ours: {asked.table.not_ours[row]}" for row, column in never_run]
     return lines
 
 
@@ -126,18 +128,18 @@ def possible(asked: Request) -> bool:
 def run(asked: Request) -> Outcome:
     """Run what is missing, one cell after another, and write ``RUNS/TABLE/table.md`` and ``table.json``.
 
-    A finished cell (its ``evaluate/last.json``) is left alone, an interrupted one goes on. A run whose loss is not
-    finite is a result of that cell and does not end the table. ``SystemExit`` when a stop was asked for.
+    A finished cell is left alone; an interrupted one goes on. A run whose loss is not finite counts as the result of
+    its cell, and the others go on. ``SystemExit`` when a stop was asked for. ``ValueError`` names table and cell.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("reproduce: runs one cell after another in one process; several workers: driver=ray")
-    todo = cells(asked)
-    states = {str(cell): single.state(cell) for cell in todo}
-    waiting = [cell for cell in todo if states[str(cell)] != FINISHED]
-    for number, cell in enumerate(waiting, start=1):
-        if single.needs(cell) is not None:
+    all_cells = cells(asked)
+    states = {str(cell): single.state(cell) for cell in all_cells}
+    unfinished = [cell for cell in all_cells if states[str(cell)] != FINISHED]
+    for position, cell in enumerate(unfinished, start=1):
+        if single.needs(cell) is not None:  # asked only now: an earlier cell may have made what it needs
             continue
-        print(f"{asked.table.name}: {cell} ({number} of {len(waiting)})", file=sys.stderr)
+        print(f"{asked.table.name}: {cell} ({position} of {len(unfinished)})", file=sys.stderr)
         try:
             single.train(cell)
             single.evaluate(cell)
@@ -147,23 +149,24 @@ def run(asked: Request) -> Outcome:
         except ValueError as error:
             raise ValueError(f"{asked.table.name}: {cell}: {error}") from error
         states[str(cell)] = FINISHED
-    outcome = collect(asked, todo, states)
-    if todo:
-        write(outcome, todo[0].settings.folder.parents[2 if asked.table.folds is None else 3])
+    outcome = collect(asked, all_cells, states)
+    if all_cells:  # a run's folder is RUNS/TABLE/ROW/COLUMN/[fold-K/]seed-N
+        write(outcome, all_cells[0].settings.folder.parents[2 if asked.table.folds is None else 3])
     return outcome
 
 
-def collect(asked: Request, todo: Sequence[Cell], states: Mapping[str, str]) -> Outcome:
-    """What the run folders hold now, as lines: cell by cell, metric by metric."""
+def collect(asked: Request, all_cells: Sequence[Cell], states: Mapping[str, str]) -> Outcome:
+    """What the run folders hold now, as lines: cell by cell, metric by metric. ``states`` by the cell's text."""
     lines = []
     for row, column in chosen(asked):
-        mine = [cell for cell in todo if (cell.row, cell.column) == (row, column)]
-        done = [cell for cell in mine if states[str(cell)] == FINISHED]
+        trainings = [cell for cell in all_cells if (cell.row, cell.column) == (row, column)]
+        finished = [cell for cell in trainings if states[str(cell)] == FINISHED]
         for name, metric in asked.table.metrics(row, column).items():
-            read = {(cell.seed, cell.fold): single.measured(cell, metric) for cell in done}
-            each = {key: value for key, value in read.items() if value is not None}
-            values, partial = over_folds(asked, each)
-            reasons = [states[str(cell)] for cell in mine if (cell.seed, cell.fold) not in each]
+            read = {(cell.seed, cell.fold): single.measured(cell, metric) for cell in finished}
+            measured = {seed_fold: value for seed_fold, value in read.items() if value is not None}
+            values, partial = over_folds(asked, measured)
+            # Why seeds are missing; a finished run may lack this metric.
+            reasons = [states[str(cell)] for cell in trainings if (cell.seed, cell.fold) not in measured]
             lacking = f"not measured: no {metric.name} of {metric.evaluator['name']} in its evaluate folder"
             reasons = [lacking if reason == FINISHED else reason for reason in reasons]
             if row in asked.table.not_ours:
@@ -172,46 +175,52 @@ def collect(asked: Request, todo: Sequence[Cell], states: Mapping[str, str]) -> 
             figures, source = asked.table.published[row, column, name], asked.table.quoted.get((row, column), "")
             lines.append(CellFigure(row, column, name, values, asked.seeds, why, figures, source, partial))
     lines += means(asked, lines)
+    # What makes this another run than the published one: overrides, and encoders that were trained otherwise.
     changing = [text for text in asked.overrides if not free(text.partition("=")[0])]
-    shortened = {f"{cell.settings.run.start_from} ({path})": None for cell in todo for path in single.shortened(cell)}
+    shortened = {
+        f"{cell.settings.run.start_from} ({path})": None for cell in all_cells for path in single.shortened(cell)
+    }
     return Outcome(asked.table, lines, asked.seeds, asked.overrides, [*changing, *shortened])
 
 
-def over_folds(asked: Request, each: Mapping[tuple[int, int | None], float]) -> tuple[dict[int, float], str]:
-    """Per seed the mean over the folds that were measured, and which these are where some are missing."""
-    values = {seed: statistics.fmean(v for (s, _), v in each.items() if s == seed) for seed, _ in each}
-    if asked.table.folds is None or not each:
+def over_folds(asked: Request, measured: Mapping[tuple[int, int | None], float]) -> tuple[dict[int, float], str]:
+    """From figures by (seed, fold): by seed the mean over the folds that were measured, and in words which folds these
+    are where some are missing."""
+    values = {seed: statistics.fmean(v for (s, _), v in measured.items() if s == seed) for seed, _ in measured}
+    if asked.table.folds is None or not measured:
         return values, ""
     folds = asked.table.folds.values
-    there = [fold for fold in folds if all((seed, fold) in each for seed in values)]
-    whole = len(each) == len(values) * len(folds)
-    return values, "" if whole else f"folds {', '.join(map(str, there)) or '(mixed)'} of {len(folds)}"
+    of_all_seeds = [fold for fold in folds if all((seed, fold) in measured for seed in values)]
+    complete = len(measured) == len(values) * len(folds)
+    return values, "" if complete else f"folds {', '.join(map(str, of_all_seeds)) or '(mixed)'} of {len(folds)}"
 
 
 def means(asked: Request, lines: Sequence[CellFigure]) -> list[CellFigure]:
-    """Where the table publishes them: per row the mean over all of its columns and metrics."""
-    found = []
+    """Where the table publishes means: a line for each row, with the mean over all of its columns and metrics."""
+    mean_lines = []
     for row in dict.fromkeys(line.row for line in lines) if asked.table.means else ():
-        mine = [line for line in lines if line.row == row]
-        whole = {line.column for line in mine} == set(asked.table.columns)
-        seeds = set.intersection(*(set(line.values) for line in mine)) if whole else set()
-        values = {seed: statistics.fmean(line.values[seed] for line in mine) for seed in sorted(seeds)}
+        of_row = [line for line in lines if line.row == row]
+        all_columns = {line.column for line in of_row} == set(asked.table.columns)
+        # Only seeds for which every figure of the row was measured.
+        seeds = set.intersection(*(set(line.values) for line in of_row)) if all_columns else set()
+        values = {seed: statistics.fmean(line.values[seed] for line in of_row) for seed in sorted(seeds)}
         published = asked.table.means[row]
         figures = () if published is None else (published,)
-        why = "; ".join(dict.fromkeys(line.state for line in mine if line.state)) or (
-            "" if whole else "not all columns"
+        why = "; ".join(dict.fromkeys(line.state for line in of_row if line.state)) or (
+            "" if all_columns else "not all columns"
         )
-        partial = "; ".join(dict.fromkeys(line.partial for line in mine if line.partial))
-        found.append(CellFigure(row, "all", "mean", values, asked.seeds, why, figures, mine[0].quoted, partial))
-    return found
+        partial = "; ".join(dict.fromkeys(line.partial for line in of_row if line.partial))
+        mean_lines.append(CellFigure(row, "all", "mean", values, asked.seeds, why, figures, of_row[0].quoted, partial))
+    return mean_lines
 
 
 def free(path: str) -> bool:
-    """Whether an override leaves the run what it was: paths, workers, logging, and the seed it begins with."""
+    """Whether an override of the key ``path`` leaves the run the published one: paths, workers, logging, and the first
+    seed do."""
     return path == "run.seed" or config.may(path, "run")
 
 
 def write(outcome: Outcome, folder: Path) -> None:
-    """``table.md`` and ``table.json``: what was printed, to keep."""
+    """Write the outcome as ``table.md`` (as it is printed) and ``table.json`` into ``folder``."""
     write_atomically(folder / "table.md", published.text(outcome).encode())
     run_folder.write_json(folder / "table.json", published.tree(outcome))

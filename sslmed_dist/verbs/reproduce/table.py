@@ -1,7 +1,8 @@
 """A published table as a recipe: rows and columns are overrides of a base recipe, and beside them stand the figures.
 
-A cell is ``base + column + row`` (dotted or nested overrides). A leaf that the row names anew (another method, say)
-keeps what the column says of it (the encoder's stem), and where both speak of one key the row is right. No torch.
+A cell is ``base + column + row`` (dotted or nested overrides). Where column and row set the same key, the row's value
+counts. Where the row names another constructor for a leaf (another method, say), what the column says of that leaf (the
+encoder's stem) still holds. No torch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from sslmed_dist.sections import Config, Leaf
 
 Tree = dict[str, Any]
 
-DECIDED = ("run.name", "evaluate.protocols", "run.start_from")
+DECIDED = ("run.name", "evaluate.protocols", "run.start_from")  # keys that the table decides, never an override
 # What a metric may name beside EVALUATORS: a fine-tuned classifier's own predictions, and the alignment of two views.
 BESIDE = ("classifier", "similarity")
 
@@ -22,7 +23,7 @@ BESIDE = ("classifier", "similarity")
 @dataclass(frozen=True)
 class Metric:
     """One figure of an evaluation: the measure ``name`` (``accuracy``, ``top5``) of ``evaluator``, a leaf of EVALUATORS
-    or one of ``BESIDE``. ``percent``: a fraction that is printed times 100, as the thesis does."""
+    or of ``BESIDE``. ``percent``: it is a fraction and printed times 100, as in the thesis."""
 
     evaluator: Leaf
     name: str
@@ -90,9 +91,9 @@ class Table:
         return DECIDED if self.folds is None else (*DECIDED, self.folds.key)
 
     def metrics(self, row: str, column: str) -> dict[str, Metric]:
-        """The column's metrics by name, as the row is measured."""
-        own, found = self.measured.get(row, {}), self.columns[column].metrics
-        return {name: replace(metric, evaluator={**metric.evaluator, **own}) for name, metric in found.items()}
+        """The column's metrics by name, their evaluators changed as ``measured`` says of the row."""
+        changes, metrics = self.measured.get(row, {}), self.columns[column].metrics
+        return {name: replace(metric, evaluator={**metric.evaluator, **changes}) for name, metric in metrics.items()}
 
     def folder(self, row: str, column: str) -> str:
         """The cell's folder below ``run.dir``."""
@@ -103,22 +104,24 @@ class Table:
     ) -> Config:
         """The cell's configuration at its first seed: run folder ``run.dir``/TABLE/ROW/COLUMN/[fold-K/]seed-N.
 
-        ``overrides`` are laid over the cell; ``root`` is where its dataset is; ``fold`` (the first where the table has
-        folds and none is said) is one of ``folds``. ``ValueError`` names the cell and the key, also for a key that the
-        table itself decides.
+        ``overrides`` are laid over the cell. ``root`` is the path of its dataset. ``fold`` is one of ``folds``; default
+        is the first, where the table has folds. ``ValueError`` names the cell and the key, also for an override of a
+        key that the table itself decides.
         """
         where = f"{self.path}: cell {row}/{column}"
-        chosen = self.columns[column]
-        if not chosen.base.is_file():
-            raise ValueError(f"{self.path}: columns.{column}: base: {chosen.base}: no such recipe")
-        tree = config.read(chosen.base)
-        place = {"data": {"root": root}} if root else {}
+        definition = self.columns[column]
+        if not definition.base.is_file():
+            raise ValueError(f"{self.path}: columns.{column}: base: {definition.base}: no such recipe")
+        tree = config.read(definition.base)
+        data_path = {"data": {"root": root}} if root else {}
         folder = self.folder(row, column)
         if self.folds is not None:
             fold = self.folds.values[0] if fold is None else fold
             tree = config.merge(tree, config.parse_override(f"{self.folds.key}={fold}"))
             folder += f"/fold-{fold}"
-        for above in (self.rows[row], chosen.overrides, self.rows[row], self.cells.get((row, column), {}), place):
+        # The row comes twice: first so that the column meets the row's constructors, then so that its values count.
+        cell_changes = self.cells.get((row, column), {})
+        for above in (self.rows[row], definition.overrides, self.rows[row], cell_changes, data_path):
             tree = config.merge(tree, above)
         for override in overrides:
             if override.partition("=")[0] in self.decided:
@@ -127,18 +130,16 @@ class Table:
         protocols = [dict(leaf) for leaf in unique(metric.evaluator for metric in self.metrics(row, column).values())]
         protocols = [leaf for leaf in protocols if leaf["name"] not in BESIDE]
         settings = config.from_tree(config.merge(tree, {"evaluate": {"protocols": protocols}}), where)
-        top = settings.run.dir
-        start = (
-            {"start_from": f"{top}/{self.start_from[row]}/seed-{settings.run.seed}"} if row in self.start_from else {}
-        )
-        run = {"dir": f"{top}/{folder}", "name": f"seed-{settings.run.seed}", **start}
+        runs_folder, seed_name = settings.run.dir, f"seed-{settings.run.seed}"
+        start = {"start_from": f"{runs_folder}/{self.start_from[row]}/{seed_name}"} if row in self.start_from else {}
+        run = {"dir": f"{runs_folder}/{folder}", "name": seed_name, **start}
         return config.replace(settings, run=run)
 
 
 def unique(leaves: Iterator[Leaf]) -> list[Leaf]:
     """Each leaf once, in order."""
-    found: list[Leaf] = []
+    distinct: list[Leaf] = []
     for leaf in leaves:
-        if leaf not in found:
-            found.append(leaf)
-    return found
+        if leaf not in distinct:
+            distinct.append(leaf)
+    return distinct

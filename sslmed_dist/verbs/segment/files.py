@@ -17,36 +17,40 @@ COLOURS, DICOM_SEG = ".ctbl", "_seg.dcm"
 COLUMNS = ("query", "label", "slices", "voxels", "volume_ml", "mean_margin")
 
 
-def find_queries(place: Path, apart: Sequence[Path]) -> list[Path]:
-    """The scans that ``place`` means, sorted by name: a NIfTI file; the NIfTI files of a folder, where there are any,
-    less the masks ``label_PP`` of the abdominal layout and the files ``apart`` (the support and its mask); else the
-    folder itself, where DICOM files lie in it; else the folders in it that hold DICOM files, less those ``apart``.
+def find_queries(query: Path, excluded: Sequence[Path]) -> list[Path]:
+    """The scans that the path ``query`` means, sorted by name. The first of these that applies:
 
-    ``ValueError`` where nothing is left, or two scans have one name, for the files written are named after them.
+    - a file: that file;
+    - a folder with NIfTI files: those files, but not masks (named ``label_PP`` in the abdominal layout);
+    - a folder with DICOM files: the folder as one scan;
+    - a folder of folders: those of them that hold DICOM files.
+
+    Paths in ``excluded`` (the support and its mask) are left out of a folder. ``ValueError`` where nothing is left, or
+    where two scans have one name, because the files to be written are named after the scans.
     """
-    if not place.exists():
-        raise ValueError(f"{place}: no such file or folder")
-    if not place.is_dir():
-        return [place]
-    entries, left_out = sorted(place.iterdir()), {path.resolve() for path in apart}
+    if not query.exists():
+        raise ValueError(f"{query}: no such file or folder")
+    if not query.is_dir():
+        return [query]
+    entries, left_out = sorted(query.iterdir()), {path.resolve() for path in excluded}
     files = [path for path in entries if path.is_file() and path.name.lower().endswith(SUFFIXES)]
     if files:
         masks = [path for path in files if (match := NAME.fullmatch(path.name)) and match[1] == "label"]
-        found = [path for path in files if path not in masks and path.resolve() not in left_out]
-    elif holds_dicom(place):
-        found = [place]
+        scans = [path for path in files if path not in masks and path.resolve() not in left_out]
+    elif holds_dicom(query):
+        scans = [query]
     else:
-        found = [path for path in entries if path.is_dir() and path.resolve() not in left_out and holds_dicom(path)]
-    if not found:
+        scans = [path for path in entries if path.is_dir() and path.resolve() not in left_out and holds_dicom(path)]
+    if not scans:
         raise ValueError(
-            f"{place}: no scan in it; allowed: NIfTI files (.nii, .nii.gz), DICOM files or folders of them"
+            f"{query}: no scan in it; allowed: NIfTI files (.nii, .nii.gz), DICOM files or folders of them"
         )
-    names: dict[str, Path] = {}
-    for path in found:
-        if stem(path) in names:
-            raise ValueError(f"{path}: named like {names[stem(path)].name}; the files of both would have one name")
-        names[stem(path)] = path
-    return found
+    by_stem: dict[str, Path] = {}
+    for path in scans:
+        if stem(path) in by_stem:
+            raise ValueError(f"{path}: named like {by_stem[stem(path)].name}; the files of both would have one name")
+        by_stem[stem(path)] = path
+    return scans
 
 
 def holds_dicom(folder: Path) -> bool:
@@ -62,10 +66,10 @@ def holds_dicom(folder: Path) -> bool:
 
 
 def targets(out: Path, names: Sequence[str], *, dicom_seg: Sequence[str] = ()) -> list[Path]:
-    """Every file that queries of these names are written to; DICOM-SEG for those in ``dicom_seg``."""
-    ends = (LABELS, PROBABILITY, OVERLAY, COLOURS)
-    each = [out / f"{name}{end}" for name in names for end in ends]
-    return [*each, *(out / f"{name}{DICOM_SEG}" for name in dicom_seg), out / VOLUMES, out / RECORD]
+    """Every file that is written for queries of these names; a DICOM-SEG file for those in ``dicom_seg`` only."""
+    endings = (LABELS, PROBABILITY, OVERLAY, COLOURS)
+    per_query = [out / f"{name}{ending}" for name in names for ending in endings]
+    return [*per_query, *(out / f"{name}{DICOM_SEG}" for name in dicom_seg), out / VOLUMES, out / RECORD]
 
 
 def refuse_existing(files: Sequence[Path]) -> None:
@@ -76,10 +80,11 @@ def refuse_existing(files: Sequence[Path]) -> None:
 
 
 def write_all(out: Path, name: str, contents: Mapping[str, bytes | Callable[[Path], None]]) -> list[Path]:
-    """Write ``NAME`` + each ending: bytes, or what a function writes to the path it is given. Returns the files."""
-    with arriving(out, name, last=LABELS) as part:
+    """Write the files of one query, ``NAME`` + each key of ``contents``, all or none; returns them. A content is bytes,
+    or a function that writes the file at the path it gets."""
+    with arriving(out, name, last=LABELS) as folder:  # a folder of its own until all files are there
         for ending, content in contents.items():
-            path = part / f"{name}{ending}"
+            path = folder / f"{name}{ending}"
             if isinstance(content, bytes):
                 write_atomically(path, content)
             else:
@@ -87,17 +92,17 @@ def write_all(out: Path, name: str, contents: Mapping[str, bytes | Callable[[Pat
     return [out / f"{name}{ending}" for ending in contents]
 
 
-def colour(place: int) -> tuple[int, int, int]:
-    """Red, green and blue, 0 to 255, of the ``place``-th label: hues by the golden ratio, so neighbours differ."""
-    red, green, blue = colorsys.hsv_to_rgb((0.02 + place * 0.618034) % 1.0, 0.75, 0.95)
+def colour(label_index: int) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, of label number 0, 1, ...: hues by the golden ratio, so that neighbours differ."""
+    red, green, blue = colorsys.hsv_to_rgb((0.02 + label_index * 0.618034) % 1.0, 0.75, 0.95)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def colour_table(labels: Sequence[int]) -> bytes:
     """A colour table for 3D Slicer: a line per label, id, name, red, green, blue, opacity; 0 is the background."""
     lines = ["# Color table of a label map: id name r g b a", "0 background 0 0 0 0"]
-    for place, label in enumerate(labels):
-        lines.append(" ".join(map(str, (label, f"label_{label}", *colour(place), 255))))
+    for label_index, label in enumerate(labels):
+        lines.append(" ".join(map(str, (label, f"label_{label}", *colour(label_index), 255))))
     return ("\n".join(lines) + "\n").encode()
 
 

@@ -1,4 +1,6 @@
-"""From one annotated scan to margins on another: the run's encoder, the organs it is shown, and what it finds."""
+"""From one annotated scan (the support) to margins on another (the query): the run's encoder, the organs that the
+support shows it, and what it finds. A *margin* is the logit of the foreground less that of the background.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +31,8 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True)
 class Model:
-    """A frozen encoder with the head that reads its maps, and the grid it sees: ``size`` pixels of ``pixel`` mm."""
+    """A frozen encoder with the head that reads its feature maps, and the slices it sees: ``size`` x ``size`` pixels of
+    ``pixel`` mm."""
 
     segmenter: Segmenter
     size: int
@@ -42,8 +45,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Organ:
-    """One label of the support: its support slices, standardised (U, size, size), their masks bool (U, size, size), and
-    what the segmenter learnt from them."""
+    """One label of the support: its U support slices, standardised float32 (U, size, size), their masks bool (U, size,
+    size), and what the segmenter learnt from them. Support slice u stands for part u of the organ."""
 
     label: int
     images: Tensor
@@ -53,8 +56,9 @@ class Organ:
 
 @dataclass(frozen=True)
 class Found:
-    """One label on a query: margins (S, size, size) of the part that serves each slice, ``OUTSIDE`` in the slices that
-    are not in the estimated range, and that range."""
+    """One label on a query of S slices: the estimated range of slices that hold the organ (``estimate``), and margins
+    float32 (S, size, size). A slice in the range has the margins by the support slice of its part; a slice outside it
+    has ``OUTSIDE`` everywhere."""
 
     label: int
     margins: Tensor
@@ -62,7 +66,7 @@ class Found:
     placement: Placement
 
     def part(self, z: int) -> int:
-        """The part that serves slice ``z`` of the range."""
+        """The part of the organ that slice ``z`` of the range belongs to, and so the support slice that serves it."""
         return protocol.part_of(z, self.estimate.first, self.estimate.last)
 
 
@@ -75,51 +79,53 @@ def load_model(
     pixel_mm: float | None = None,
     device: Device = "auto",
 ) -> Model:
-    """The encoder of a run folder or checkpoint file. ``head``: entries laid over the run's own head (``cowpro`` for a
-    run without one of prototypes) and a window of 2; a ``head`` that names another starts from that one's defaults.
-    ``pixel_mm``: what the run recorded of its training slices (``views.pixel_mm``) where nothing is said. ``device``
-    stands in for the run's own.
+    """The encoder of a run folder or checkpoint file, with the head that reads it.
+
+    ``head``: entries that replace those of the run's own head (``cowpro`` where the run has no head of prototypes) with
+    a window of 2; a ``head`` that names another one starts from that one's defaults. ``pixel_mm``: default is the pixel
+    size that the run recorded of its training slices (``views.pixel_mm``). ``device`` stands in for the run's own.
 
     ``ValueError``: the encoder has no feature maps or does not take one channel, an entry of the head or a pixel size
     that is not allowed, or no pixel size at all.
     """
     if pixel_mm is not None and not 0 < pixel_mm < float("inf"):
         raise ValueError(f"pixel_mm: expected a number above 0, got {pixel_mm}")
-    found = pretrained.load(run, which, part=part)
-    method, size = found.settings.method, int(found.settings.views["size"])
-    if not callable(getattr(found.encoder, "maps", None)):
+    trained = pretrained.load(run, which, part=part)
+    method, size = trained.settings.method, int(trained.settings.views["size"])
+    if not callable(getattr(trained.encoder, "maps", None)):
         raise ValueError(
-            f"{found.file}: its encoder ({type(found.encoder).__name__}) gives no feature maps, so it cannot segment; "
-            "allowed: a run of the method cowpro, or of another whose encoder has maps"
+            f"{trained.file}: its encoder ({type(trained.encoder).__name__}) gives no feature maps, so it cannot "
+            "segment; allowed: a run of the method cowpro, or of another whose encoder has maps"
         )
     if method["channels"] != 1:
-        raise ValueError(f"{found.file}: trained on {method['channels']} channels, but a scan has 1")
+        raise ValueError(f"{trained.file}: trained on {method['channels']} channels, but a scan has 1")
     leaf = head_leaf(method.get("head"), head or {})
-    place = build.choose_device(config.replace(found.settings, run={"device": device}))
-    segmenter = Segmenter(found.encoder.to(place), registry.build(PROTOTYPE_HEADS, leaf, "head"), place)
-    pixel = found.settings.views.get("pixel_mm") if pixel_mm is None else pixel_mm
+    torch_device = build.choose_device(config.replace(trained.settings, run={"device": device}))
+    segmenter = Segmenter(trained.encoder.to(torch_device), registry.build(PROTOTYPE_HEADS, leaf, "head"), torch_device)
+    pixel = trained.settings.views.get("pixel_mm") if pixel_mm is None else pixel_mm
     if pixel is None:
         raise ValueError(
-            f"{found.file}: does not say how large the pixels of its training slices were; give --pixel-mm "
+            f"{trained.file}: does not say how large the pixels of its training slices were; give --pixel-mm "
             f"({1.25 * 256 / size:g} for sets prepared as published)"
         )
-    return Model(segmenter, size, float(pixel), leaf, method, found.file, found.sha256)
+    return Model(segmenter, size, float(pixel), leaf, method, trained.file, trained.sha256)
 
 
-def head_leaf(own: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The head to evaluate with, as ``load_model`` says."""
-    return {**at_test(head_over(own, asked), 2, "head"), **asked}
+def head_leaf(run_head: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaf of the head to evaluate with: ``asked`` over the run's own ``run_head``, see ``load_model``."""
+    return {**at_test(head_over(run_head, asked), 2, "head"), **asked}
 
 
 def standardised(
     scan: StoredScan, placement: Placement, intensity: Intensity = "auto", window: tuple[float, float] | None = None
 ) -> tuple[Tensor, str]:
-    """(slices (S, 1, size, size) as the encoder was trained on them, how they were clipped).
+    """(float32 slices (S, 1, size, size) as the encoder was trained on them, in words how they were clipped).
 
-    ``window``: clipped to it, as CT is. Else ``clip``: above the 99.5th percentile of the volume, as MR is prepared;
-    ``keep``: not at all; ``auto``: clipped unless it is already, for the percentile of a clipped volume lies lower.
-    Then (x - mean) / sd over the field the slices cover; what of it lies outside the volume counts with the minimum, as
-    in a prepared volume. ``ValueError`` naming the scan when that is constant.
+    A ``window`` clips the voxels to it, as is done with CT. Without one, ``intensity`` decides: ``clip`` cuts above the
+    99.5th percentile of the volume, as MR is prepared; ``keep`` does not clip; ``auto`` clips, but not a volume that is
+    clipped already (its 99.5th percentile would be too low). Then mean and standard deviation are made 0 and 1 over the
+    field that the slices cover; where the field reaches beyond the volume, the volume's minimum counts, as in a
+    prepared volume. ``ValueError`` naming the scan when the field is constant.
     """
     voxels, how = scan.voxels, "kept"
     if window is not None:
@@ -136,68 +142,76 @@ def standardised(
 
 
 def field_moments(voxels: np.ndarray[Any, np.dtype[np.float32]], placement: Placement) -> tuple[float, float]:
-    """Mean and standard deviation of the voxels in the field of the slices, in their own resolution."""
+    """Mean and standard deviation over the field that the model's slices cover, computed on the voxels (I, J, K) before
+    they are resampled. Where the field reaches beyond the volume, the volume's minimum counts."""
 
     def within(axis: PixelAxis) -> slice:
+        # From the outer edge of the model's first pixel to that of its last, in source pixels.
         low, high = axis.start - axis.step / 2, axis.start + (placement.size - 0.5) * axis.step
-        index = np.arange(axis.count)
-        found = np.nonzero((index >= low) & (index <= high))[0]
-        return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
+        pixel_index = np.arange(axis.count)
+        covered = np.nonzero((pixel_index >= low) & (pixel_index <= high))[0]
+        return slice(int(covered[0]), int(covered[-1]) + 1) if len(covered) else slice(0, 0)
 
-    inside = upright(voxels, placement)[:, within(placement.rows), within(placement.columns)]
-    area = placement.slices * placement.size**2 * placement.rows.step * placement.columns.step
-    added, low = max(area - inside.size, 0.0), float(voxels.min())
+    inside = upright(voxels, placement)[:, within(placement.rows), within(placement.columns)]  # (S, h, w)
+    # The field's size in source voxels; what the volume does not fill is ``added`` voxels of the lowest value.
+    field_size = placement.slices * placement.size**2 * placement.rows.step * placement.columns.step
+    added, low = max(field_size - inside.size, 0.0), float(voxels.min())
     total = inside.size + added
-    own, spread = float(inside.mean(dtype=np.float64)), float(inside.var(dtype=np.float64))
-    mean = (inside.size * own + added * low) / total
-    squares = inside.size * (spread + (own - mean) ** 2) + added * (low - mean) ** 2
+    # Mean and variance of the two groups together, from the mean and the variance of each.
+    inside_mean, inside_variance = float(inside.mean(dtype=np.float64)), float(inside.var(dtype=np.float64))
+    mean = (inside.size * inside_mean + added * low) / total
+    squares = inside.size * (inside_variance + (inside_mean - mean) ** 2) + added * (low - mean) ** 2
     return mean, float(np.sqrt(squares / total))
 
 
 def placed(model: Model, scan: StoredScan) -> Placement:
-    """Where the scan lies in the model's grid. ``ValueError`` naming it for a volume of one axial slice."""
-    found = place(scan.voxels.shape, scan.affine, pixel=model.pixel, size=model.size)
-    if found.slices < 2:
+    """Where the scan lies in the model's slices. ``ValueError`` naming it for a volume of one axial slice."""
+    placement = place(scan.voxels.shape, scan.affine, pixel=model.pixel, size=model.size)
+    if placement.slices < 2:
         raise ValueError(f"{scan.path}: 1 axial slice (shape {scan.voxels.shape}); a volume has at least 2")
-    return found
+    return placement
 
 
 def learn(
     model: Model, scan: StoredScan, mask: StoredScan, labels: Sequence[int], stack: Tensor, quadrants: bool
 ) -> list[Organ]:
-    """The organs of a support: ``stack`` are its standardised slices, ``mask`` lies in its grid.
+    """The organs of a support, one for each of ``labels``. ``stack`` (S, 1, size, size) are its standardised slices,
+    ``mask`` lies in its grid.
 
-    A pixel belongs to a label whose share in it is half or more. ``ValueError`` naming the mask for a label that no
-    pixel of the model's slices belongs to.
+    A pixel of the model's slices belongs to a label that covers at least half of it. ``ValueError`` naming the mask for
+    a label that no such pixel belongs to.
     """
     placement, organs = placed(model, mask), []
+    # The scan is encoded once for all labels: maps (S, D, h, w).
     maps, centre = model.segmenter.maps(stack), body_centre(stack) if quadrants else None
     for label in labels:
-        masks = to_model((mask.voxels == label).astype(np.float32), placement)[:, 0] >= 0.5
+        masks = to_model((mask.voxels == label).astype(np.float32), placement)[:, 0] >= 0.5  # (S, size, size)
         if not masks.any():
             raise ValueError(
                 f"{mask.path}: label {label} fills no pixel of the {model.size} x {model.size} slices of "
                 f"{model.pixel:g} mm about the middle of {scan.path.name}; it is too small or lies outside them"
             )
         shown = model.segmenter.learn(maps, masks, spacing(placement), centre)
-        chosen = list(shown.slices)
-        organs.append(Organ(label, stack[chosen, 0], masks[chosen], shown))
+        support_slices = list(shown.slices)  # U slice numbers
+        organs.append(Organ(label, stack[support_slices, 0], masks[support_slices], shown))
     return organs
 
 
 def search(model: Model, organs: Sequence[Organ], stack: Tensor, placement: Placement, quadrants: bool) -> list[Found]:
-    """Every organ on a query's standardised slices (S, 1, size, size): which slices hold it is estimated, each is
-    served by the support slice of its part (``downstream.oneshot.slice_range``)."""
+    """Look for every organ in a query's standardised slices ``stack`` (S, 1, size, size). The range of slices that hold
+    an organ is estimated (``downstream.oneshot.slice_range``); each slice of the range is segmented by the support
+    slice of the part that it belongs to."""
     maps, centre = model.segmenter.maps(stack), body_centre(stack) if quadrants else None
-    found = []
+    findings = []
     for organ in organs:
-        seen = model.segmenter.find(organ.shown, maps, (model.size, model.size), spacing(placement), centre)
-        first, last = seen.estimate.first, seen.estimate.last
-        served = torch.full(tuple(seen.margins.shape[1:]), OUTSIDE)
+        result = model.segmenter.find(organ.shown, maps, (model.size, model.size), spacing(placement), centre)
+        first, last = result.estimate.first, result.estimate.last
+        # Of the margins (U, S, size, size) by every part, those by the part that each slice belongs to.
+        margins = torch.full(tuple(result.margins.shape[1:]), OUTSIDE)  # (S, size, size)
         for z in range(first, last + 1):
-            served[z] = seen.margins[protocol.part_of(z, first, last), z].cpu()
-        found.append(Found(organ.label, served, seen.estimate, placement))
-    return found
+            margins[z] = result.margins[protocol.part_of(z, first, last), z].cpu()
+        findings.append(Found(organ.label, margins, result.estimate, placement))
+    return findings
 
 
 def spacing(placement: Placement) -> tuple[float, float, float]:

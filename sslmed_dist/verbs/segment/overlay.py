@@ -13,7 +13,7 @@ NOTE = "Research use only, not a medical device. Left half: the patient's right.
 
 @dataclass(frozen=True)
 class MaskedSlice:
-    """A slice (H, W), standardised, the outline drawn on it (H, W) bool, and the line above it."""
+    """A standardised slice (H, W), the mask bool (H, W) whose outline is drawn on it, and the line above it."""
 
     image: Tensor
     mask: Tensor
@@ -22,7 +22,7 @@ class MaskedSlice:
 
 @dataclass(frozen=True)
 class Row:
-    """One label: pairs of a support tile and the query tile it served."""
+    """One label: pairs of a support slice and a query slice that was segmented by it."""
 
     label: int
     pairs: tuple[tuple[MaskedSlice, MaskedSlice], ...]
@@ -38,9 +38,9 @@ def require_matplotlib() -> None:
 
 def montage(rows: Sequence[Row], name: str) -> bytes:
     """PNG: a row per label, pairs of support and query from inferior to superior, outlines in the label's colour."""
-    made = []
-    for place, row in enumerate(rows):
-        shade = tuple(part / 255 for part in colour(place))
+    panels = []
+    for label_index, row in enumerate(rows):
+        shade = tuple(channel / 255 for channel in colour(label_index))
         tiles = [tile for pair in row.pairs for tile in pair]
-        made.append([outlines.Panel(tile.image, {shade: tile.mask}, tile.title) for tile in tiles])
-    return outlines.sheet(made, f"{name}: support and query in turn. {NOTE}")
+        panels.append([outlines.Panel(tile.image, {shade: tile.mask}, tile.title) for tile in tiles])
+    return outlines.sheet(panels, f"{name}: support and query in turn. {NOTE}")

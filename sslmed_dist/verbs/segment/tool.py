@@ -1,8 +1,8 @@
 """``sslmed segment``: one annotated scan in, masks for others out, each in its own voxels.
 
-Nothing is written before the model, the support and its mask are read and found good, and a query's files appear
-together or not at all. Of several queries a bad one does not lose the others: they are written, ``run.json`` names the
-bad one, and it ends in an error that names it too.
+Nothing is written before the model, the support and its mask are read and found good. A query's files appear together
+or not at all. Among several queries a bad one does not stop the others: they are written, ``run.json`` names the bad
+one, and at the end an error names it too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,18 +68,17 @@ def segment(
     dicom_seg: bool = False,
     device: Device = "auto",
 ) -> list[Path]:
-    """Segment the scans that ``query`` means (``files.find_queries``) by one annotated support.
+    """Segment the scans that ``query`` means (``files.find_queries``) by one annotated support. Returns the files.
 
-    ``run``: run folder or checkpoint; ``head``, ``pixel_mm``, ``device``: see ``load_model``; ``intensity``,
-    ``window``: see ``standardised``. ``support``: a NIfTI file or DICOM folder; ``support_mask``: a NIfTI file in its
-    grid, any ids; ``labels``: those to look for (default: all that it holds). ``quadrants``: nothing is found in a
+    ``run``: run folder or checkpoint. ``head``, ``pixel_mm``, ``device``: see ``load_model``. ``intensity``,
+    ``window``: see ``standardised``. ``support``: a NIfTI file or DICOM folder. ``support_mask``: a NIfTI file in its
+    grid, any ids. ``labels``: the ids to look for (default: all of the mask). ``quadrants``: nothing is found in a
     quarter of the body that the support's organ leaves empty; refused where a file does not say how the patient lay.
 
-    Writes to ``out``, which must not hold them, for each query NAME: ``NAME_labels.nii.gz`` (ids of the mask),
-    ``NAME_probability.nii.gz`` (foreground softmax, uncalibrated, float32, a fourth axis for several labels; 0 outside
-    the slices where the organ is taken to be), ``NAME_overlay.png``, ``NAME.ctbl``, with ``dicom_seg``
-    ``NAME_seg.dcm``; and ``volumes.csv``, ``run.json``. Returns the files. ``ValueError``: one
-    line that names what is wrong.
+    Writes for each query NAME into ``out``, which must not hold these files yet: ``NAME_labels.nii.gz`` (ids of the
+    mask), ``NAME_probability.nii.gz`` (foreground softmax, uncalibrated, float32, a fourth axis for several labels; 0
+    outside the slices where the organ is taken to be), ``NAME_overlay.png``, ``NAME.ctbl``, with ``dicom_seg``
+    ``NAME_seg.dcm``; and once ``volumes.csv`` and ``run.json``. ``ValueError``: one line that names what is wrong.
     """
     require_matplotlib()
     settings = Settings(intensity, window, quadrants, dicom_seg)
@@ -92,8 +91,8 @@ def segment(
     names = [stem(path) for path in paths]
     files.refuse_existing(files.targets(out, names, dicom_seg=names if dicom_seg else ()))
     model = load_model(run, which=which, part=part, head=head, pixel_mm=pixel_mm, device=device)
-    organs, facts = read_support(model, support, support_mask, labels, settings)
-    return segment_all(model, organs, facts, paths, out, settings)
+    organs, support_record = read_support(model, support, support_mask, labels, settings)
+    return segment_all(model, organs, support_record, paths, out, settings)
 
 
 def segment_all(
@@ -104,20 +103,20 @@ def segment_all(
     out: Path,
     settings: Settings,
 ) -> list[Path]:
-    """Segment and write every query; returns the files. ``support`` is what ``run.json`` says of it. A bad query does
-    not lose the others: ``ValueError`` names it after they are written."""
+    """Segment and write every query; returns the files. ``support`` is what ``run.json`` says of the support. A bad
+    query does not stop the others: ``ValueError`` names it after they are written."""
     written: list[Path] = []
     rows: Volumes = []
     queries: list[dict[str, Any]] = []
     bad: list[ValueError] = []
     for path in paths:
         try:
-            made, own, fact = segment_one(model, organs, path, out, settings)
+            query_files, query_rows, query_record = segment_one(model, organs, path, out, settings)
         except ValueError as error:
             bad.append(error)
             queries.append({"query": stem(path), "error": str(error).replace(str(path), path.name)})
         else:
-            written, rows, queries = [*written, *made], [*rows, *own], [*queries, fact]
+            written, rows, queries = [*written, *query_files], [*rows, *query_rows], [*queries, query_record]
         if written:  # after every query: an interruption loses none of those before
             write_atomically(out / files.VOLUMES, files.volume_table(rows))
             write_json(out / files.RECORD, record(model, support, queries, settings))
@@ -139,8 +138,9 @@ def check_intensity(intensity: str, window: tuple[float, float] | None) -> None:
 def read_support(
     model: Model, support: Path, support_mask: Path, labels: Sequence[int], settings: Settings
 ) -> tuple[list[Organ], dict[str, Any]]:
-    """The organs to look for, and what ``run.json`` says of the support. ``ValueError`` names the file: unreadable,
-    another grid than the image's, no integer ids, an empty mask, a label that it does not hold."""
+    """The organs to look for, and what ``run.json`` says of the support. ``ValueError`` names the file: it is
+    unreadable, the mask lies in another grid than its image, has values that are no integer ids, is empty, or does not
+    hold a label that is asked for."""
     scan, mask = read_scan(support), read_scan(support_mask)
     placement = placed(model, scan)
     if not same_grid(placement, placed(model, mask)):
@@ -151,20 +151,20 @@ def read_support(
     wanted = ids(mask, labels)
     if settings.quadrants:
         require_oriented(scan)
-    stack, clipped = standardised(scan, placement, settings.intensity, settings.window)
+    stack, clipping = standardised(scan, placement, settings.intensity, settings.window)
     organs = learn(model, scan, mask, wanted, stack, settings.quadrants)
-    facts = {
+    support_record = {
         "image": support.name,
         "mask": support_mask.name,
         "mask_sha256": sha256(support_mask) if support_mask.is_file() else None,
-        "intensity": clipped,
+        "intensity": clipping,
         "slices": {str(organ.label): [int(z) for z in organ.shown.slices] for organ in organs},
     }
-    return organs, facts
+    return organs, support_record
 
 
 def ids(mask: StoredScan, labels: Sequence[int]) -> list[int]:
-    """The label ids to look for, ascending. ``ValueError`` as ``read_support``."""
+    """The label ids to look for, ascending: ``labels``, or all of the mask. ``ValueError`` as ``read_support``."""
     values = np.unique(mask.voxels)
     if (values != np.round(values)).any() or values[0] < 0 or values[-1] > 65535:
         raise ValueError(f"{mask.path}: holds values that are no label ids; allowed: whole numbers from 0 to 65535")
@@ -188,80 +188,85 @@ def require_oriented(scan: StoredScan) -> None:
 def segment_one(
     model: Model, organs: Sequence[Organ], path: Path, out: Path, settings: Settings
 ) -> tuple[list[Path], Volumes, dict[str, Any]]:
-    """Read, search and write one query: (files, rows of ``volumes.csv``, facts for ``run.json``)."""
+    """Read, search and write one query: (files, rows of ``volumes.csv``, what ``run.json`` says of it)."""
     scan = read_scan(path)
     placement = placed(model, scan)
     if settings.quadrants:
         require_oriented(scan)
-    stack, clipped = standardised(scan, placement, settings.intensity, settings.window)
-    found = search(model, organs, stack, placement, settings.quadrants)
-    values, probability, margins = native(found, scan)
+    stack, clipping = standardised(scan, placement, settings.intensity, settings.window)
+    findings = search(model, organs, stack, placement, settings.quadrants)
+    values, probability, margins = native(findings, scan)
     contents: dict[str, Any] = {
         files.PROBABILITY: nifti_like(probability, scan.affine, scan.header),
-        files.OVERLAY: montage(overlay(organs, found, stack), scan.name),
+        files.OVERLAY: montage(overlay(organs, findings, stack), scan.name),
         files.COLOURS: files.colour_table([organ.label for organ in organs]),
         files.LABELS: nifti_like(values, scan.affine, scan.header),
     }
     if settings.dicom_seg:
         wanted = [organ.label for organ in organs]
-        contents[files.DICOM_SEG] = lambda place: write_dicom_seg(
-            place, path, scan.series, values, wanted, model=model.sha256
+        contents[files.DICOM_SEG] = lambda file: write_dicom_seg(
+            file, path, scan.series, values, wanted, model=model.sha256
         )
-    rows = [row(scan, one, values, margins) for one in found]
-    fact = {"query": scan.name, "intensity": clipped, "slices": {str(one.label): asdict(one.estimate) for one in found}}
-    return files.write_all(out, scan.name, contents), rows, fact
+    rows = [row(scan, finding, values, margins) for finding in findings]
+    slice_ranges = {str(finding.label): asdict(finding.estimate) for finding in findings}
+    query_record = {"query": scan.name, "intensity": clipping, "slices": slice_ranges}
+    return files.write_all(out, scan.name, contents), rows, query_record
 
 
 def native(
-    found: Sequence[Found], scan: StoredScan
+    findings: Sequence[Found], scan: StoredScan
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """(label ids, probability, winning margin) in the voxels of the scan. A margin is read where each voxel lies,
-    linear in the plane, before it is cut at 0; of several labels above 0 the one with the larger margin wins."""
-    largest = max(one.label for one in found)
+    """(label ids (I, J, K), probability (I, J, K) or (I, J, K, labels), winning margin (I, J, K)) in the scan's voxels.
+    Margins are interpolated in the plane first and compared with 0 then; of labels above 0 the largest margin wins."""
+    largest = max(finding.label for finding in findings)
     values = np.zeros(scan.voxels.shape, np.uint8 if largest < 256 else np.uint16)
-    best = np.zeros(scan.voxels.shape, np.float32)
-    probability = np.zeros((*scan.voxels.shape, len(found)), np.float32)
-    for layer, one in enumerate(found):
-        margin = from_model(one.margins, one.placement, outside=OUTSIDE)
+    best = np.zeros(scan.voxels.shape, np.float32)  # the background's margin is 0: a label has to exceed it
+    probability = np.zeros((*scan.voxels.shape, len(findings)), np.float32)
+    for channel, finding in enumerate(findings):
+        margin = from_model(finding.margins, finding.placement, outside=OUTSIDE)
         better = margin > best
-        values[better], best[better] = one.label, margin[better]
-        probability[..., layer] = torch.sigmoid(torch.from_numpy(np.ascontiguousarray(margin))).numpy()
-    return values, probability[..., 0] if len(found) == 1 else probability, best
+        values[better], best[better] = finding.label, margin[better]
+        # The softmax of two logits is the sigmoid of their difference.
+        probability[..., channel] = torch.sigmoid(torch.from_numpy(np.ascontiguousarray(margin))).numpy()
+    return values, probability[..., 0] if len(findings) == 1 else probability, best
 
 
-def row(scan: StoredScan, found: Found, values: np.ndarray[Any, Any], margins: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """One row of ``volumes.csv``: ``mean_margin`` is that of the label's voxels, nothing where there are none."""
-    inside = values == found.label
+def row(
+    scan: StoredScan, finding: Found, values: np.ndarray[Any, Any], margins: np.ndarray[Any, Any]
+) -> dict[str, Any]:
+    """One row of ``volumes.csv``: ``mean_margin`` is that of the label's voxels, "" where there are none."""
+    inside = values == finding.label
     count = int(inside.sum())
-    others = tuple(axis for axis in range(3) if axis != found.placement.axes[2])
+    in_plane = tuple(axis for axis in range(3) if axis != finding.placement.axes[2])
+    # A voxel's volume in mm^3 is the determinant of the affine's linear part.
     millilitres = count * abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
     return {
         "query": scan.name,
-        "label": found.label,
-        "slices": int(inside.any(axis=others).sum()),
+        "label": finding.label,
+        "slices": int(inside.any(axis=in_plane).sum()),
         "voxels": count,
         "volume_ml": round(millilitres, 4),
         "mean_margin": round(float(margins[inside].mean()), 4) if count else "",
     }
 
 
-def overlay(organs: Sequence[Organ], found: Sequence[Found], stack: torch.Tensor) -> list[Row]:
-    """The picture's rows: for each part of a label its support slice, and the middle one of the query slices that this
-    part serves, with what was found there (before the label map is brought to the query's voxels)."""
-    best = torch.stack([one.margins for one in found]).amax(0)
+def overlay(organs: Sequence[Organ], findings: Sequence[Found], stack: torch.Tensor) -> list[Row]:
+    """The picture's rows, in the model's pixels: for each part of a label its support slice, and the middle one of the
+    query slices that belong to this part, with the mask found there. ``stack`` (S, 1, size, size) is the query."""
+    best = torch.stack([finding.margins for finding in findings]).amax(0)  # (S, size, size)
     rows = []
-    for organ, one in zip(organs, found, strict=True):
-        shown = (one.margins > 0) & (one.margins == best)
+    for organ, finding in zip(organs, findings, strict=True):
+        mask = (finding.margins > 0) & (finding.margins == best)
         pairs = []
-        for place, z in enumerate(organ.shown.slices):
-            served = [s for s in range(one.estimate.first, one.estimate.last + 1) if one.part(s) == place]
-            if not served:
+        for part, z in enumerate(organ.shown.slices):
+            in_part = [s for s in range(finding.estimate.first, finding.estimate.last + 1) if finding.part(s) == part]
+            if not in_part:
                 continue
-            middle = served[len(served) // 2]
-            title = f"query, slice {middle}" + ("" if one.estimate.seen else ", a guess")
-            title += "" if shown[middle].any() else ": nothing found"
-            support = MaskedSlice(organ.images[place], organ.masks[place], f"support, label {organ.label}, slice {z}")
-            pairs.append((support, MaskedSlice(stack[middle, 0], shown[middle], title)))
+            middle = in_part[len(in_part) // 2]
+            title = f"query, slice {middle}" + ("" if finding.estimate.seen else ", a guess")
+            title += "" if mask[middle].any() else ": nothing found"
+            support = MaskedSlice(organ.images[part], organ.masks[part], f"support, label {organ.label}, slice {z}")
+            pairs.append((support, MaskedSlice(stack[middle, 0], mask[middle], title)))
         rows.append(Row(organ.label, tuple(pairs)))
     return rows
 
