@@ -17,8 +17,9 @@ def train(arguments: argparse.Namespace) -> int:
     settings = config.load(arguments.config, arguments.overrides)
     if arguments.check:
         from sslmed_dist.training.check import check_training
+        from sslmed_dist.training.evaluation_data import check_evaluation
 
-        print("\n".join(check_training(settings).lines))
+        print("\n".join([*check_training(settings).lines, *check_evaluation(settings)]))
         return 0
     if settings.driver == "ray":
         from sslmed_dist.drivers import ray_train
@@ -51,10 +52,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from sslmed_dist.verbs.evaluate import evaluate_run
     from sslmed_dist.verbs.similarities import similarities
 
-    print(evaluate_run(arguments.run, arguments.which, arguments.part))
-    pictures.of_run(arguments.run, arguments.which, arguments.part)
+    print(evaluate_run(arguments.run, arguments.which, arguments.part, arguments.overrides))
+    pictures.of_run(arguments.run, arguments.which, arguments.part, arguments.overrides)
     if arguments.histogram:
-        print(similarities(arguments.run, arguments.which, arguments.part))
+        print(similarities(arguments.run, arguments.which, arguments.part, overrides=arguments.overrides))
     return 0
 
 

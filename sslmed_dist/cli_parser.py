@@ -66,6 +66,7 @@ def measuring(verbs: Verbs) -> None:
     """``evaluate``, ``reproduce`` and ``report``."""
     evaluate = verbs.add_parser("evaluate", help="measure a run's encoder on frozen features")
     evaluate.add_argument("run", type=Path)
+    evaluate.add_argument("overrides", nargs="*", default=[], metavar="SECTION.KEY=VALUE")
     evaluate.add_argument("--which", default="last", help="last, step_N or round_N")
     evaluate.add_argument("--part", choices=("encoder", "momentum"), default="encoder", help="or its slow copy")
     evaluate.add_argument("--histogram", action="store_true", help="also similarities of pairs of training views")

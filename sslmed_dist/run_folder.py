@@ -20,7 +20,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "ray", "flwr")
 
 class RunFolder:
     """One run's files. ``open`` makes the folder, or accepts a folder of the same run, and locks it against a second
-    writer."""
+    writer. ``describe`` writes ``config.yaml`` and ``environment.json``."""
 
     def __init__(self, path: Path, settings: config.Config) -> None:
         self.path, self.config = path, settings
@@ -39,8 +39,7 @@ class RunFolder:
         if existing.exists():
             before = config.load(existing)
             if config.fingerprint(before) != config.fingerprint(self.config):
-                changed = ", ".join(differences(config.essential(before), config.essential(self.config)))
-                raise ValueError(f"{self.path}: holds another run (different: {changed}); choose another run.name")
+                raise ValueError(f"{self.path}: {self.told_apart(before)}")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = (self.path / ".lock").open("w")
@@ -49,7 +48,19 @@ class RunFolder:
             raise ValueError(f"{self.path}: another process is writing this run") from None
         except OSError as error:
             raise ValueError(f"{self.path}: cannot be written: {error.strerror}") from None
-        write_atomically(existing, config.dump(self.config).encode())
+
+    def told_apart(self, before: config.Config) -> str:
+        """In words, what makes the run of the settings ``before`` another one than this."""
+        paths = differences(config.essential(before), config.essential(self.config))
+        changed = ", ".join(paths)
+        if all(config.may(path, "resolved") for path in paths):
+            come = "come from the data and differ" if len(paths) > 1 else "comes from the data and differs"
+            return f"holds a run on other data ({changed} {come}); allowed: the same data, or another run.name"
+        return f"holds another run (different: {changed}); choose another run.name"
+
+    def describe(self) -> None:
+        """Write down the settings and what they run on."""
+        write_atomically(self.path / "config.yaml", config.dump(self.config).encode())
         write_json(self.path / "environment.json", environment() | {"phantom_data": phantom_data(self.config)})
 
     def close(self) -> None:

@@ -40,6 +40,7 @@ def test_train_writes_a_run_folder(workplace: Path, run: Path) -> None:
         "config.yaml",
         "environment.json",
         "metrics.jsonl",
+        "samples.jsonl",
     }
     settings = yaml.safe_load((run / "config.yaml").read_text())
     assert settings["method"]["channels"] == 1 and 0 < settings["views"]["mean"][0] < 1, "what data decides is written"
@@ -69,7 +70,7 @@ def test_check_prints_the_plan_and_writes_nothing(workplace: Path, capsys: pytes
     before = sorted(workplace.rglob("*"))
     assert cli.main(["train", str(workplace / "tiny.yaml"), "--check", "run.name=other"]) == 0
     out = capsys.readouterr().out
-    titles = ["run", "data", "method", "plan", "device", "memory", "time"]
+    titles = ["run", "data", "method", "plan", "device", "memory", "time", "evaluate"]
     assert [line.split()[0] for line in out.splitlines()] == titles
     assert "other, seed 0, fingerprint " in out and "tiny: 48 samples, 1 channel(s), 2 classes" in out
     assert "2 epochs x 3 steps = 6 steps of 16" in out and "contrastive: 20,164 parameters" in out

@@ -31,6 +31,7 @@ def opened(path: Path, resume: str = "auto", **sections: Any) -> RunFolder:
     """A run folder, open for writing."""
     run = RunFolder(path, settings(**sections))
     run.open(resume)
+    run.describe()
     return run
 
 

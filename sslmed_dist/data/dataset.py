@@ -7,7 +7,8 @@ partitions keep it, so the random order and the views of a sample are the same w
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,17 @@ Split = Literal["train", "val", "test", "all"]
 Task = Literal["single", "multi"]
 Item = dict[str, Tensor]
 SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a sample is kept in. ``digest`` computes a hash of its content, hexadecimal, the same on every machine.
+    ``file`` is a path below the data's root and ``size`` its bytes; None and 0 where the content is in memory. Samples
+    that are kept in one file share one object."""
+
+    digest: Callable[[], str]
+    file: str | None = None
+    size: int = 0
 
 
 class Dataset(ABC):
@@ -79,6 +91,12 @@ class Dataset(ABC):
     def value_range(self) -> tuple[float, float]:
         """The image values that black and white (0 and 1 after scaling) stand for: (0, 255) for uint8."""
 
+    def stored(self, position: int) -> Stored:
+        """What the sample at ``position`` is kept in, to know it again. ``ValueError`` for a file that is gone."""
+        at = torch.tensor([position])
+        image = self.fetch(at, seed=0, epoch=0, draw=torch.zeros_like(at))["images"][0]
+        return Stored(content_hash(image).hex)
+
     @abstractmethod
     def to(self, device: str | torch.device) -> "Dataset":
         """The same dataset whose ``fetch`` answers on ``device``; images held in memory are copied there."""
@@ -123,6 +141,9 @@ class Subset(Dataset):
     def value_range(self) -> tuple[float, float]:
         return self.dataset.value_range()
 
+    def stored(self, position: int) -> Stored:
+        return self.dataset.stored(int(self.positions[position]))
+
     def to(self, device: str | torch.device) -> "Subset":
         return Subset(self.dataset.to(device), self.positions)
 
@@ -166,6 +187,9 @@ class ArrayDataset(Dataset):
 
     def value_range(self) -> tuple[float, float]:
         return (0.0, 255.0) if self.images.dtype == torch.uint8 else (0.0, 1.0)
+
+    def stored(self, position: int) -> Stored:
+        return Stored(lambda: content_hash(self.images[position]).hex())
 
     def to(self, device: str | torch.device) -> "ArrayDataset":
         moved = copy.copy(self)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sslmed_dist.data.dataset import Dataset, Item
+from sslmed_dist.data.dataset import Dataset, Item, Stored
 
 
 class Joined(Dataset):
@@ -55,6 +55,10 @@ class Joined(Dataset):
 
     def value_range(self) -> tuple[float, float]:
         return self.parts[0].value_range()
+
+    def stored(self, position: int) -> Stored:
+        owner = int(torch.searchsorted(self.starts, position, right=True)) - 1
+        return self.parts[owner].stored(position - int(self.starts[owner]))
 
     def to(self, device: str | torch.device) -> "Joined":
         return Joined([part.to(device) for part in self.parts])

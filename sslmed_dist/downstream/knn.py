@@ -57,10 +57,14 @@ class KNN:
     def predict(self, splits: SplitFeatures, *, seed: int = 0) -> Predictions:
         """Votes for every test sample. ``ValueError`` if there are fewer than k training samples. No randomness."""
         train, test = splits.train, splits.test
-        if self.k > len(train):
-            raise ValueError(f"knn.k: {self.k} neighbours asked of n = {len(train)} training samples; choose k <= n")
+        self.require(len(train), len(splits.val))
         votes = self.votes(train, test, len(splits.classes))
         return Predictions(votes, test.labels.cpu(), test.groups.cpu(), test.index.cpu(), splits.task, splits.classes)
+
+    def require(self, train: int, val: int) -> None:
+        """``ValueError`` for fewer than k training samples."""
+        if self.k > train:
+            raise ValueError(f"knn.k: {self.k} neighbours asked of n = {train} training samples; choose k <= n")
 
     def __call__(self, splits: SplitFeatures, *, seed: int = 0) -> list[Score]:
         """``measure(predict(splits))`` under the name ``knn``."""

@@ -49,8 +49,7 @@ class LinearProbe:
 
     def predict(self, splits: SplitFeatures, *, seed: int) -> Predictions:
         """Probabilities of every test sample under the learning rate chosen on val. ``ValueError`` without val."""
-        if not len(splits.val):
-            raise ValueError("linear: the split val is empty; the learning rate is chosen on it")
+        self.require(len(splits.train), len(splits.val))
         classes = len(splits.classes)
         shift, scale = self.scaling(splits.train.x)
         train, val, test = (
@@ -65,6 +64,11 @@ class LinearProbe:
             scores.cpu(), test.labels.cpu(), test.groups.cpu(), test.index.cpu(), splits.task, splits.classes,
             self.note(chosen),
         )  # fmt: skip
+
+    def require(self, train: int, val: int) -> None:
+        """``ValueError`` for no validation sample."""
+        if not val:
+            raise ValueError("linear: the split val is empty; the learning rate is chosen on it")
 
     def __call__(self, splits: SplitFeatures, *, seed: int) -> list[Score]:
         """``measure(predict(splits))`` under the name ``linear``."""

@@ -49,6 +49,7 @@ class Measure:
     note: str = ""  # printed beside it
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Predicts the test split of frozen features; hyper-parameters are chosen on the validation split only.
 
@@ -63,6 +64,15 @@ class Evaluator(Protocol):
 
     def __call__(self, splits: SplitFeatures, *, seed: int) -> list[Score]:
         """``measure(predict(splits))``."""
+        ...
+
+
+@runtime_checkable
+class Demanding(Protocol):
+    """An evaluator that does not work on every number of samples."""
+
+    def require(self, train: int, val: int) -> None:
+        """``ValueError`` where training and validation splits of these sizes are too small."""
         ...
 
 

@@ -71,6 +71,7 @@ def run(settings: Config, resume: str = "auto", folder: Path | None = None) -> N
         elif last[0] >= fed.rounds:
             say(f"all {fed.rounds} rounds are done")
             return
+        run_folder.describe()
         (path / ENDING).unlink(missing_ok=True)
         (path / "stop").unlink(missing_ok=True)
         with Stop(path) as stop, workplace(path, root, settings) as runtime:

@@ -15,11 +15,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sslmed_dist import config, run_folder
+from sslmed_dist import checkpoint, config, run_folder
 from sslmed_dist.training import job
 from sslmed_dist.training.allocation import ONE_ARENA
 from sslmed_dist.training.check import check_training
 from sslmed_dist.training.precision import NonFinite
+from sslmed_dist.training.same_data import recognise
 
 FAILURE = "failure.txt"  # in the run folder: why a loss or gradient that is not finite ended the run
 PATHS = ("root", "weights", "file", "cache")  # keys of leaves whose values are paths
@@ -70,10 +71,16 @@ def train(settings: config.Config, resume: str = "auto") -> None:
             f"plan.batch_size: {settings.plan.batch_size} is not a multiple of {options.num_workers} workers"
         )
     # A user's mistake should end here, in one line, and not as a failure that Ray tries to heal by a restart.
-    resolved = check_training(settings).settings
+    checked = check_training(settings)
+    resolved = checked.settings
     folder = run_folder.RunFolder(settings.folder, resolved)
     folder.open(resume)
-    folder.close()
+    try:
+        latest = folder.checkpoints.latest()
+        known = None if latest is None else checkpoint.load(latest).get("samples")
+        recognise(settings.folder, checked.dataset, known)
+    finally:
+        folder.close()
     (settings.folder / FAILURE).unlink(missing_ok=True)
     # Workers run in folders of Ray's, so no path may be relative.
     run_paths = {"dir": str(settings.folder.parent), "start_from": absolute(settings.run.start_from)}

@@ -17,9 +17,10 @@ from sslmed_dist.training.step import Stepper
 
 @dataclass(frozen=True)
 class Summary:
-    """What ``--check`` prints: the resolved settings and what they amount to."""
+    """What ``--check`` prints: the resolved settings, the training data and what they amount to."""
 
     settings: Config
+    dataset: Dataset
     lines: list[str]
 
 
@@ -37,7 +38,7 @@ def check_training(settings: Config, dataset: Dataset | None = None) -> Summary:
     work = job.assemble(replace(settings, plan={"compile": False, "loader_threads": 0}), dataset)
     seconds = seconds_per_step(work)
     resolved = replace(work.settings, plan=left_out)
-    return Summary(resolved, describe(work, resolved, seconds))
+    return Summary(resolved, work.dataset, describe(work, resolved, seconds))
 
 
 def seconds_per_step(work: job.Job) -> float:

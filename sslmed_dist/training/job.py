@@ -1,5 +1,7 @@
 """From a configuration to a trained method: what every driver does, wherever it runs."""
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,18 +10,20 @@ import torch
 from torch import nn
 
 from sslmed_dist import checkpoint, distributed, registry
-from sslmed_dist.config import Config, fingerprint, to_tree
+from sslmed_dist.config import Config, fingerprint, from_tree, to_tree
 from sslmed_dist.data.batches import Batches
 from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.data.samples import Samples
 from sslmed_dist.downstream import EVALUATORS
 from sslmed_dist.methods import Method
 from sslmed_dist.models.normalization import synchronise
-from sslmed_dist.run_folder import RunFolder
+from sslmed_dist.run_folder import RunFolder, differences
 from sslmed_dist.training import engine, optim
 from sslmed_dist.training.allocation import keep_freed_memory
 from sslmed_dist.training.build import build_views, choose_device, compile_encoder, load_data, resolve
 from sslmed_dist.training.pretrained import first_method
 from sslmed_dist.training.progress import Progress
+from sslmed_dist.training.same_data import recognise, write_down
 from sslmed_dist.training.state import TrainState, begin
 from sslmed_dist.training.stopping import Stop
 
@@ -34,6 +38,7 @@ class Job:
     views: nn.Module
     batches: Batches
     state: TrainState
+    samples: Samples | None = None  # of the dataset; in a run folder only, and on rank 0
 
     def content(self) -> dict[str, Any]:
         """What a checkpoint holds beside the step."""
@@ -42,15 +47,17 @@ class Job:
             "fingerprint": fingerprint(self.settings),
             "method": self.method.state_dict(),
             "state": self.state.state_dict(),
+            "samples": None if self.samples is None else self.samples.known(),
         }
 
-    def restore(self, path: Path) -> None:
-        """Take over a checkpoint of the same run. ``ValueError`` names a file of another run."""
+    def restore(self, path: Path) -> dict[str, Any]:
+        """Take over a checkpoint of the same run; returns its content. ``ValueError`` names a file of another run."""
         saved = checkpoint.load(path)
         if saved["kind"] != "training" or saved["fingerprint"] != fingerprint(self.settings):
             raise ValueError(f"{path}: checkpoint of another run (configuration fingerprint differs)")
         checkpoint.load_method(self.method, saved["method"], path)
         self.state.load_state_dict(saved["state"])
+        return saved
 
 
 def assemble(settings: Config, dataset: Dataset | None = None) -> Job:
@@ -118,18 +125,47 @@ def train(
 
 
 def take_over(job: Job, run: RunFolder, resume: str) -> None:
-    """Open the run folder (rank 0) and bring ``job`` to where the folder's newest checkpoint stands (all ranks)."""
+    """Open the run folder (rank 0) and bring ``job`` to where the folder's newest checkpoint stands (all ranks).
+
+    The settings are written down where training goes on; a run that is finished stays as it is.
+    """
     if distributed.rank() == 0:
         run.open(resume)
     distributed.barrier()  # the folder is checked before any rank reads it
     latest = run.checkpoints.latest()
-    if latest is not None:
-        job.restore(latest)
+    saved = None if latest is None else job.restore(latest)
     if distributed.rank() == 0:
-        # Scalars and a stop request that are newer than the checkpoint belong to the interrupted attempt.
-        run.metrics.cut(job.state.step)
-        (run.path / "stop").unlink(missing_ok=True)
+        go_on(job, run, saved)
     distributed.barrier()
+
+
+def go_on(job: Job, run: RunFolder, saved: Mapping[str, Any] | None) -> None:
+    """What rank 0 does before training begins, or goes on from ``saved``, the content of a checkpoint."""
+    before = job.settings if saved is None else from_tree(saved["config"], str(run.path))
+    changed = ", ".join(differences(to_tree(before), to_tree(job.settings)))
+    finished = saved is not None and job.state.step >= total(job)
+    if finished:
+        say(f"{run.path.name} is finished (step {job.state.step}): nothing is trained")
+        if changed:
+            say(f"not taken, because the run is finished: {changed}; sslmed evaluate RUN KEY=VALUE may take them")
+        return
+    known = None if saved is None else saved.get("samples")
+    job.samples = recognise(run.path, job.dataset, known)
+    if saved is not None and known is None:
+        say("this checkpoint is of an older version: whether the samples are still those of the run is not known")
+    # Scalars and a stop request that are newer than the checkpoint belong to the interrupted attempt.
+    run.metrics.cut(job.state.step)
+    (run.path / "stop").unlink(missing_ok=True)
+    if changed:  # so that the checkpoint and ``config.yaml`` never contradict each other
+        say(f"changed since the last checkpoint: {changed}")
+        run.checkpoints.save(job.state.step, **job.content())
+    run.describe()
+    write_down(run.path, job.samples, job.dataset.notices)
+
+
+def say(line: str) -> None:
+    """A line for the person who started the run."""
+    print(f"note: {line}", file=sys.stderr)
 
 
 def total(job: Job) -> int:

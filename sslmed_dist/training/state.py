@@ -46,10 +46,18 @@ class TrainState:
         """All that ``load_state_dict`` needs to go on bit for bit."""
         scaler = self.scaler.state_dict() if self.scaler is not None else None
         optimizer = self.optimisation.optimizer.state_dict()
-        return {"step": self.step, "samples": self.samples, "optimizer": optimizer, "scaler": scaler}
+        place = {"step": self.step, "samples": self.samples, "steps_per_epoch": self.steps_per_epoch}
+        return place | {"optimizer": optimizer, "scaler": scaler}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved position and optimiser state."""
+        """Take over a saved position and optimiser state. ``ValueError`` where an epoch then had another number of
+        steps: its schedules would not be those that the run began with."""
+        steps = state.get("steps_per_epoch", self.steps_per_epoch)  # older checkpoints do not say
+        if steps != self.steps_per_epoch:
+            raise ValueError(
+                f"data: an epoch has {self.steps_per_epoch} steps now and had {steps} when the run began: samples came "
+                "or went; allowed: the same data, or another run.name"
+            )
         self.step, self.samples = int(state["step"]), int(state["samples"])
         self.optimisation.optimizer.load_state_dict(state["optimizer"])
         if self.scaler is not None and state["scaler"] is not None:

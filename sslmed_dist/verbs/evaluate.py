@@ -1,19 +1,19 @@
 """``sslmed evaluate``: a run's encoder is measured, and beside it a random encoder of the same shape and the floors."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from sslmed_dist import checkpoint, config, randomness, registry
+from sslmed_dist import checkpoint, config, registry
 from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import Dataset
-from sslmed_dist.data.joined import Joined
-from sslmed_dist.data.partition import hold_out
 from sslmed_dist.downstream import (
     ALL_SITES,
     CLASSIFIER,
     FLOORS,
+    Row,
     classified,
     compared_rows,
     predict,
@@ -26,23 +26,7 @@ from sslmed_dist.downstream.rows import write_cases
 from sslmed_dist.methods import METHODS
 from sslmed_dist.training import build, pretrained
 from sslmed_dist.training.build import build_evaluators
-
-
-def evaluation_splits(settings: Config) -> tuple[Dataset, dict[str, Tensor]]:
-    """The evaluation data of a run that is no federation, and the int64 positions in it of train, val and test.
-    ``evaluate.val_fraction`` of the train split is held out as val; test is the split ``evaluate.test``."""
-    train = build.load_data(settings, "train", settings.evaluate.data)
-    test = build.load_data(settings, settings.evaluate.test, settings.evaluate.data)
-    dataset = Joined([train, test])  # train comes first, so its positions are those in ``dataset`` too
-    rest, val = hold_out(
-        labels=train.labels,
-        groups=train.groups,
-        ids=train.ids,
-        fraction=settings.evaluate.val_fraction,
-        groups_per_site=None,
-        seed=randomness.key(settings.run.seed, "validation"),
-    )
-    return dataset, {"train": rest, "val": val, "test": dataset.positions(1)}
+from sslmed_dist.training.evaluation_data import evaluation_splits, measured_on, overridden, suffix
 
 
 def arm_predictions(
@@ -81,33 +65,57 @@ def own_predictions(
     return {CLASSIFIER: predictions}
 
 
-def evaluate_run(folder: Path, which: str = "last", part: pretrained.Part = "encoder") -> Path:
+def evaluate_run(
+    folder: Path, which: str = "last", part: pretrained.Part = "encoder", overrides: Sequence[str] = ()
+) -> Path:
     """Write ``evaluate/WHICH.json`` and return the file. Its rows are those of the run's encoder (before them the run's
     own predictions where it is a classifier), of a random encoder of the same shape, of the floors (raw pixels, or the
-    copied support mask), and the paired difference of encoder and random encoder.
+    copied support mask), and the paired difference of encoder and random encoder. ``measured_on`` in it says on what.
 
     Where scans were segmented, every case goes to ``WHICH-cases.csv``. ``part`` ``momentum`` measures the encoder's
-    slow copy and writes ``WHICH-momentum.json``. ``ValueError`` if ``folder`` is no run folder, or the run has no such
-    copy.
+    slow copy and writes ``WHICH-momentum.json``. ``overrides`` (``KEY=VALUE``) measure something else than the run's
+    own settings say, another dataset for instance, and write ``WHICH@HASH.json``. ``ValueError`` if ``folder`` is no
+    run folder, the run has no such copy, or an override touches what the checkpoint decides.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a run folder; the results go into it")
     trained = pretrained.load(folder, which, part=part)
-    settings = trained.settings
+    settings = overridden(trained.settings, overrides)
     dataset, parts = evaluation_splits(settings)
+    measured = measured_on(settings, dataset, parts)
+    known = checkpoint.load(trained.file).get("samples")
+    ending = suffix(trained.settings, settings, known, measured)
+    rows, predictions = all_rows(trained, settings, dataset, parts, part)
+    stem = which if part == "encoder" else f"{which}-{part}"
+    out = folder / "evaluate" / f"{stem}{ending}.json"
+    write_cases(out.with_name(f"{out.stem}-cases.csv"), predictions)
+    source = {"file": trained.file.name, "sha256": trained.sha256}
+    write_rows(out, rows, encoder=source, part=part, measured_on=measured)
+    return out
+
+
+def all_rows(
+    trained: pretrained.Pretrained,
+    settings: Config,
+    dataset: Dataset,
+    parts: Mapping[str, Tensor],
+    part: pretrained.Part,
+) -> tuple[list[Row], dict[str, dict[str, Predictions]]]:
+    """The rows of ``evaluate_run``, and the predictions by arm and protocol that they are made of."""
     # The floors of the protocols, each once.
     floor_names = dict.fromkeys(evaluator.floor for evaluator in build_evaluators(settings).values())
     floors = {name: FLOORS[name]() for name in floor_names}
     arms = {part: trained.encoder, "random": pretrained.untrained(settings), **floors}
-    classifier_predictions = own_predictions(trained, dataset, parts)
-    rows = rows_of(classifier_predictions, arm=part, site=ALL_SITES, seed=settings.run.seed)
+    rows: list[Row] = []
+    if settings.data == trained.settings.data or len(dataset.classes) == settings.method.get("classes"):
+        classifier_predictions = own_predictions(trained, dataset, parts)
+        rows += rows_of(classifier_predictions, arm=part, site=ALL_SITES, seed=settings.run.seed)
+    elif settings.method.get("classes") is not None:
+        print(f"note: {dataset.name} has other classes: the run's own classifier is not measured", file=sys.stderr)
     predictions: dict[str, dict[str, Predictions]] = {}  # by arm, then by the protocol's title
     for arm, network in arms.items():
         predictions[arm] = arm_predictions(settings, network, dataset, parts, arm)
         rows += rows_of(predictions[arm], arm=arm, site=ALL_SITES, seed=settings.run.seed)
     names = (part, "random")
     rows += compared_rows(predictions[part], predictions["random"], arms=names, site=ALL_SITES, seed=settings.run.seed)
-    out = folder / "evaluate" / (f"{which}.json" if part == "encoder" else f"{which}-{part}.json")
-    write_cases(out.with_name(f"{out.stem}-cases.csv"), predictions)
-    write_rows(out, rows, encoder={"file": trained.file.name, "sha256": trained.sha256}, part=part)
-    return out
+    return rows, predictions

@@ -4,6 +4,7 @@ They hold pixels and stay in the run folder of whoever owns the images; a report
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from sslmed_dist.report.contact_sheets import neighbours_picture, views_picture
 from sslmed_dist.report.outlines import FOUND, GIVEN, TRUE, Panel, sheet
 from sslmed_dist.run_folder import write_json
 from sslmed_dist.training import build, pretrained
-from sslmed_dist.verbs.evaluate import evaluation_splits
+from sslmed_dist.training.evaluation_data import evaluation_splits, overridden
 
 SHOWN, NEAREST, LIMIT = 6, 6, 2000
 EPISODES = "Episodes of pretraining: slices with a superpixel (support) and the moved copies of both (query)."
@@ -73,10 +74,11 @@ def episodes_sheet(settings: Config, dataset: Dataset) -> bytes:
     return sheet(rows, "Episodes: a slice with a superpixel, and their moved copy")
 
 
-def of_run(folder: Path, which: str = "last", part: pretrained.Part = "encoder") -> None:
-    """Pictures of a run that trains on episodes, whose evaluation segments scans; of other runs none."""
+def of_run(folder: Path, which: str = "last", part: pretrained.Part = "encoder", overrides: Sequence[str] = ()) -> None:
+    """Pictures of a run that trains on episodes, whose evaluation segments scans; of other runs none. ``overrides`` as
+    for ``evaluate_run``."""
     trained = pretrained.load(folder, which, part=part)
-    settings = trained.settings
+    settings = overridden(trained.settings, overrides)
     if settings.evaluate.pictures and settings.views["name"] == "episode":
         dataset, parts = evaluation_splits(settings)
         draw(settings, build.load_data(settings, "train"), folder)

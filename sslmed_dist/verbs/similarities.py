@@ -1,5 +1,6 @@
 """``sslmed evaluate --histogram``: how similar the features of two training views are."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,26 @@ from sslmed_dist.downstream import (
 from sslmed_dist.downstream.features import check
 from sslmed_dist.run_folder import write_json
 from sslmed_dist.training import build, pretrained
-from sslmed_dist.verbs.evaluate import evaluation_splits
+from sslmed_dist.training.evaluation_data import evaluation_splits, overridden
 
 
-def similarities(folder: Path, which: str = "last", part: pretrained.Part = "encoder", bins: int = 100) -> Path:
+def similarities(
+    folder: Path,
+    which: str = "last",
+    part: pretrained.Part = "encoder",
+    bins: int = 100,
+    overrides: Sequence[str] = (),
+) -> Path:
     """Write ``evaluate/similarity.json``: histograms of the cosine similarity between the features of two training
     views of the test images (``downstream.similarity``), their means, and the ``alignment``. Returns the file.
+    ``overrides`` as for ``evaluate_run``.
 
     ``ValueError`` for a run whose views are not at least two, or whose data has several labels per sample.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a run folder; the results go into it")
     trained = pretrained.load(folder, which, part=part)
-    settings = trained.settings
+    settings = overridden(trained.settings, overrides)
     dataset, parts = evaluation_splits(settings)
     if dataset.task != "single":
         raise ValueError(f"{dataset.name}: histograms of similarity need one class per sample")

@@ -15,10 +15,11 @@ from sslmed_dist.federation.shared import shared_keys
 from sslmed_dist.run_folder import Metrics
 from sslmed_dist.training import build, job, pretrained
 from sslmed_dist.training.check import check_training
+from sslmed_dist.training.evaluation_data import evaluation_splits
 from sslmed_dist.training.precision import NonFinite
 from sslmed_dist.training.progress import Progress
 from sslmed_dist.training.stopping import Stop
-from sslmed_dist.verbs.evaluate import evaluate_run, evaluation_splits
+from sslmed_dist.verbs.evaluate import evaluate_run
 from tests import tiny
 
 

@@ -9,7 +9,8 @@ import torch
 
 from sslmed_dist import cli, config
 from sslmed_dist.training import build, job, pretrained
-from sslmed_dist.verbs.evaluate import evaluate_run, evaluation_splits, own_predictions
+from sslmed_dist.training.evaluation_data import evaluation_splits
+from sslmed_dist.verbs.evaluate import evaluate_run, own_predictions
 from sslmed_dist.verbs.similarities import similarities
 from tests import tiny
 
@@ -106,3 +107,80 @@ def test_one_view_makes_no_pairs(tmp_path: Path) -> None:
         similarities(fine_tuned(tmp_path).settings.folder)
     with pytest.raises(ValueError, match="absent: expected a run folder"):
         similarities(tmp_path / "absent")
+
+
+def pretraining(folder: Path) -> Path:
+    """The run folder of a tiny pretraining."""
+    return job.train(tiny.settings(folder)).settings.folder
+
+
+def test_a_result_says_what_it_was_measured_on(tmp_path: Path) -> None:
+    tree = json.loads(evaluate_run(pretraining(tmp_path)).read_text())
+    measured = tree["measured_on"]
+    assert measured["data"] == {"name": "medmnist"} and measured["samples"] == {"train": 43, "val": 5, "test": 24}
+    assert len(measured["sha256"]) == 64 and str(tmp_path) not in json.dumps(tree)
+
+
+def test_data_that_moved_is_measured_under_the_run_s_own_name(tmp_path: Path) -> None:
+    run = pretraining(tmp_path)
+    before = rows_of(evaluate_run(run))
+    (tmp_path / "tiny.npz").rename(tmp_path / "moved.npz")
+    with pytest.raises(ValueError, match=r"tiny\.npz"):
+        evaluate_run(run)
+    out = evaluate_run(run, overrides=[f"data.root={tmp_path / 'moved.npz'}"])
+    assert out == run / "evaluate" / "last.json" and rows_of(out) == before
+
+
+def test_another_question_gets_a_file_of_its_own(tmp_path: Path) -> None:
+    run = pretraining(tmp_path)
+    own = evaluate_run(run)
+    content = own.read_bytes()
+    tiny.write_images(tmp_path / "other.npz", train=40, test=10)
+    asked = [[f"data.root={tmp_path / 'other.npz'}"], ["evaluate.protocols=[{name: knn, k: 3}]"], ["evaluate.test=val"]]
+    results = [evaluate_run(run, overrides=overrides) for overrides in asked]
+    assert own.read_bytes() == content and len({own, *results}) == 4
+    assert all(path.name.startswith("last@") for path in results)
+    assert [rows_of(path)[0]["n"] for path in results] == [10, 24, 12]
+    assert [evaluate_run(run, overrides=overrides) for overrides in asked] == results
+
+
+def test_another_dataset_replaces_the_section_and_keeps_the_run_s_normalisation(tmp_path: Path) -> None:
+    from PIL import Image
+
+    run = pretraining(tmp_path)
+    for split, count in (("train", 12), ("test", 6)):
+        for number in range(count):
+            path = tmp_path / "set" / split / "xyz"[number % 3] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.effect_noise((12, 12), 20 * (1 + number % 3)).save(path)
+    overrides = ["data.name=image_folder", f"data.root={tmp_path / 'set'}", "data.size=12"]
+    with pytest.raises(ValueError, match=r"set has images of 3 channel\(s\), the encoder takes 1"):
+        evaluate_run(run, overrides=overrides)
+    out = evaluate_run(run, overrides=[*overrides, "data.channels=1"])
+    assert json.loads(out.read_text())["measured_on"]["data"] == {"name": "image_folder", "size": 12, "channels": 1}
+    assert rows_of(out)[0]["n"] == 6 and out.name.startswith("last@")
+
+
+@pytest.mark.parametrize("override", ["method.loss.temperature=0.5", "views.size=8", "plan.epochs=3", "run.name=x"])
+def test_what_the_checkpoint_decides_is_no_question_of_an_evaluation(tmp_path: Path, override: str) -> None:
+    run = pretraining(tmp_path)
+    allowed = r"an evaluation may set data, evaluate, run\.device, run\.threads"
+    with pytest.raises(ValueError, match=f"^{override.split('=')[0]}: is decided by the checkpoint; {allowed}"):
+        evaluate_run(run, overrides=[override])
+    assert not (run / "evaluate").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "line"),
+    [
+        ({"evaluate": {"protocols": [{"name": "knn", "k": 44}]}}, r"knn\.k: 44 neighbours asked of n = 43"),
+        ({"evaluate": {"protocols": [{"name": "linear"}], "val_fraction": 0.0}}, r"fraction 0\.0 of 48 groups"),
+        ({"evaluate": {"data": {"root": "nowhere.npz"}}}, r"nowhere\.npz"),
+    ],
+)
+def test_check_tries_what_the_evaluation_will_need(tmp_path: Path, section: dict[str, Any], line: str) -> None:
+    from sslmed_dist.training.evaluation_data import check_evaluation
+
+    with pytest.raises(ValueError, match=line):
+        check_evaluation(tiny.settings(tmp_path, **section))
+    assert check_evaluation(tiny.settings(tmp_path)) == ["evaluate  knn: 43 train, 5 val, 24 test"]

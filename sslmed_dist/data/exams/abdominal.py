@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslmed_dist.data.dataset import Dataset, Item, Split, select_split
+from sslmed_dist.data.dataset import Dataset, Item, Split, Stored, select_split
 from sslmed_dist.data.exams.exam_set import draw_slices, read_sites, split_exams
+from sslmed_dist.data.samples import in_file
 from sslmed_dist.data.scans.nifti import axial_slices, read_canonical
 
 ORGANS = ("liver", "right kidney", "left kidney", "spleen")  # values 1 ... 4 of CHAOS MR
@@ -70,6 +71,7 @@ class Abdominal(Dataset):
             read_exam(exam_number, *files[exam_number], organs=organs, min_voxels=min_voxels) for exam_number in numbers
         ]
         self.unit = unit
+        self.kept = {path.name: in_file(folder, path.name) for path, _ in (files[number] for number in numbers)}
         # the slices of all exams in one tensor; those of exam e are rows starts[e] ... starts[e] + counts[e] - 1
         self.images = stack_slices(exams, size, folder)  # (S, 1, H, W)
         self.counts = torch.tensor([len(exam.kept) for exam in exams])  # (E,)
@@ -100,6 +102,9 @@ class Abdominal(Dataset):
 
     def value_range(self) -> tuple[float, float]:
         return (0.0, 1.0)
+
+    def stored(self, position: int) -> Stored:
+        return self.kept[self.records[position]["file"]]
 
     def to(self, device: str | torch.device) -> "Abdominal":
         clone = copy.copy(self)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslmed_dist import randomness
-from sslmed_dist.data.dataset import Dataset, Item, Split, select_split
+from sslmed_dist.data.dataset import Dataset, Item, Split, Stored, content_hash, select_split
 from sslmed_dist.data.exams.abdominal import ORGANS, SLICE_LIMIT
 from sslmed_dist.data.exams.exam_archive import ExamArchive, is_archive
 from sslmed_dist.data.exams.exam_folder import ExamFolder, UprightExam
@@ -78,6 +78,8 @@ class Episodes(Dataset):
         numbers = choose_exams(source.numbers, split, fold, (val_fraction, test_fraction), seed, str(root_path))
         scans = [source.read(exam_number, organs) for exam_number in numbers]
         require_one_size(scans, size, root_path)
+        # of the intensities as stored: equal for a folder and the file made of it
+        self.hashes = {scan.number: content_hash(torch.from_numpy(scan.slices)).hex() for scan in scans}
         self.masks: Masks = masks
         # per scan: the label maps (S, H, W), and the numbers of the slices that become samples
         if masks == "organs":
@@ -86,9 +88,7 @@ class Episodes(Dataset):
             maps = pseudo_masks(source.superpixels(scans, recipe, cache, workers), recipe, size)
             values = [organs.index(organ) + 1 for organ in exclude]
             used = [usable(scan_maps, scan, values) for scan_maps, scan in zip(maps, scans, strict=True)]
-        if not any(len(chosen) for chosen in used):
-            left = "has no superpixel" + (f" or holds one of exclude: {', '.join(exclude)}" if exclude else "")
-            raise ValueError(f"{root_path}: no slice is left: every one {left}")
+        require_slices(used, exclude, root_path)
         self.images = torch.cat([standardise(scan, size)[use] for scan, use in zip(scans, used, strict=True)])
         self.maps = torch.cat([scan_maps[use] for scan_maps, use in zip(maps, used, strict=True)])  # (N, H, W)
         if self.maps.amax() <= 255:
@@ -125,6 +125,9 @@ class Episodes(Dataset):
         """(0, 1), a placeholder: standardised images have no black and white. Nothing that clamps to this range may be
         used on them (``EpisodeViews`` does not)."""
         return (0.0, 1.0)
+
+    def stored(self, position: int) -> Stored:
+        return Stored(lambda: self.hashes[int(self.groups[position])])
 
     def to(self, device: str | torch.device) -> "Episodes":
         clone = copy.copy(self)
@@ -174,6 +177,13 @@ def require_one_size(scans: Sequence[UprightExam], size: int | None, folder: Pat
     shapes = {scan.slices.shape[1:] for scan in scans}
     if size is None and len(shapes) > 1:
         raise ValueError(f"{folder}: slices of {len(shapes)} sizes {sorted(shapes)}; set size to bring them to one")
+
+
+def require_slices(used: Sequence[Tensor], exclude: Sequence[str], folder: Path) -> None:
+    """``ValueError`` when no scan has a slice that becomes a sample."""
+    if not any(len(chosen) for chosen in used):
+        left = "has no superpixel" + (f" or holds one of exclude: {', '.join(exclude)}" if exclude else "")
+        raise ValueError(f"{folder}: no slice is left: every one {left}")
 
 
 def standardise(scan: UprightExam, size: int | None) -> Tensor:

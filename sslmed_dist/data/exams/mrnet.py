@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslmed_dist.data.dataset import Dataset, Item, Split, select_split
+from sslmed_dist.data.dataset import Dataset, Item, Split, Stored, select_split
 from sslmed_dist.data.exams.exam_set import draw_slices, read_sites
+from sslmed_dist.data.samples import in_file
 
 LABELS = ("abnormal", "acl", "meniscus")
 FOLDERS = {"train": "train", "val": "valid"}  # split name -> folder and file prefix on disk
@@ -66,6 +67,9 @@ class MRNet(Dataset):
 
     def value_range(self) -> tuple[float, float]:
         return (0.0, 255.0)
+
+    def stored(self, position: int) -> Stored:
+        return in_file(self.files[position].parent, self.files[position].name)
 
     def to(self, device: str | torch.device) -> "MRNet":
         clone = copy.copy(self)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sslmed_dist.atomic_files import write_atomically
+from sslmed_dist.data.samples import hash_of
 from sslmed_dist.user_cache import user_cache
 
 MOST_UNASKED = 20 * 2**30  # bytes that are read without being asked to
@@ -76,15 +77,6 @@ def hashes(root: Path, names: Sequence[str], candidates: Sequence[tuple[int, int
     if missing:
         write_cache(file, {keys[i]: digest for i, digest in found.items()})
     return found
-
-
-def hash_of(path: Path) -> str:
-    """Hexadecimal hash of a file's bytes. ``ValueError`` naming a file that cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def short_hash(data: bytes) -> str:

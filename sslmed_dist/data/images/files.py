@@ -16,9 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sslmed_dist.data.dataset import SPLITS, Dataset, Item, Split, select_split
+from sslmed_dist.data.dataset import SPLITS, Dataset, Item, Split, Stored, select_split
 from sslmed_dist.data.images.copies import find_copies
 from sslmed_dist.data.images.decode import SUFFIXES, crop_centre, read_picture
+from sslmed_dist.data.samples import in_file
 
 Duplicates = Literal["keep", "drop", "refuse"]
 Row = tuple[str, str, int, int]  # split, file name below the root, label or -1, group
@@ -105,6 +106,9 @@ class ImageFiles(Dataset):
 
     def value_range(self) -> tuple[float, float]:
         return (0.0, 255.0) if self.bits == 8 else (0.0, 1.0)
+
+    def stored(self, position: int) -> Stored:
+        return in_file(self.listing.root, self.files[position])
 
     def to(self, device: str | torch.device) -> "ImageFiles":
         moved = copy.copy(self)

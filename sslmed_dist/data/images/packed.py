@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslmed_dist.data.dataset import SPLITS, Dataset, Item, Split, select_split
+from sslmed_dist.data.dataset import SPLITS, Dataset, Item, Split, Stored, content_hash, select_split
 from sslmed_dist.data.images.decode import crop_centre
 from sslmed_dist.data.images.files import in_threads
 from sslmed_dist.data.images.shards import decode_jpeg, image_bytes, open_pack
@@ -75,6 +75,15 @@ class Packed(Dataset):
 
     def value_range(self) -> tuple[float, float]:
         return (0.0, 255.0)
+
+    def stored(self, position: int) -> Stored:
+        start, end = self.spans[position].tolist()
+        blob = self.blobs[int(self.shard[position])]
+
+        def digest() -> str:
+            return content_hash(torch.from_numpy(np.memmap(blob, np.uint8, "r")[start:end].copy())).hex()
+
+        return Stored(digest, self.records[position]["file"], end - start)
 
     def to(self, device: str | torch.device) -> "Packed":
         moved = copy.copy(self)

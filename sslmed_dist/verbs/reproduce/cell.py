@@ -16,7 +16,8 @@ from sslmed_dist.downstream import ALL_SITES, rows_of, write_rows
 from sslmed_dist.downstream.rows import write_cases
 from sslmed_dist.drivers import local, ray_train
 from sslmed_dist.training import build, pretrained
-from sslmed_dist.verbs.evaluate import arm_predictions, evaluation_splits, own_predictions
+from sslmed_dist.training.evaluation_data import evaluation_splits
+from sslmed_dist.verbs.evaluate import arm_predictions, own_predictions
 from sslmed_dist.verbs.reproduce import read_table, table
 from sslmed_dist.verbs.reproduce.table import Metric
 from sslmed_dist.verbs.similarities import similarities

@@ -1,0 +1,106 @@
+"""What a run is evaluated on: its own data, or another set that the command line names."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sslmed_dist import randomness
+from sslmed_dist.config import Config, from_tree, may, merge, parse_override, to_tree
+from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.data.joined import Joined
+from sslmed_dist.data.partition import hold_out
+from sslmed_dist.data.samples import describe
+from sslmed_dist.downstream.features import check
+from sslmed_dist.downstream.predictions import Demanding, Evaluator
+from sslmed_dist.run_folder import differences
+from sslmed_dist.training import build
+
+FREE = ("data", "evaluate", "run.device", "run.threads")  # what an evaluation may set otherwise than the run
+
+
+def evaluation_splits(settings: Config) -> tuple[Dataset, dict[str, Tensor]]:
+    """The evaluation data of a run that is no federation, and the int64 positions in it of train, val and test.
+    ``evaluate.val_fraction`` of the train split is held out as val; test is the split ``evaluate.test``. ``ValueError``
+    where its images have another number of channels than the run's method takes."""
+    train = build.load_data(settings, "train", settings.evaluate.data)
+    test = build.load_data(settings, settings.evaluate.test, settings.evaluate.data)
+    taken = settings.method.get("channels")
+    if taken is not None and train.channels != taken:
+        raise ValueError(f"data: {train.name} has images of {train.channels} channel(s), the encoder takes {taken}")
+    dataset = Joined([train, test])  # train comes first, so its positions are those in ``dataset`` too
+    rest, val = hold_out(
+        labels=train.labels,
+        groups=train.groups,
+        ids=train.ids,
+        fraction=settings.evaluate.val_fraction,
+        groups_per_site=None,
+        seed=randomness.key(settings.run.seed, "validation"),
+    )
+    return dataset, {"train": rest, "val": val, "test": dataset.positions(1)}
+
+
+def overridden(settings: Config, overrides: Sequence[str]) -> Config:
+    """The settings of a run with ``SECTION.KEY=VALUE`` overrides of what an evaluation may set. A ``data.name`` that
+    names another dataset replaces the whole section. ``ValueError`` for a key that the checkpoint decides."""
+    asked: dict[str, Any] = {}
+    for override in overrides:
+        asked = merge(asked, parse_override(override))
+    tree = to_tree(settings)
+    if asked.get("data", {}).get("name") not in (None, settings.data["name"]):
+        asked["data"] = dict(asked["data"])  # no longer a name alone, which would keep the arguments of the other set
+    changed = from_tree(merge(tree, asked), "evaluate")
+    for path in differences(tree, to_tree(changed)):
+        if not any(path == key or path.startswith(f"{key}.") for key in FREE):
+            raise ValueError(f"{path}: is decided by the checkpoint; an evaluation may set {', '.join(FREE)}")
+    return changed
+
+
+def measured_on(settings: Config, dataset: Dataset, parts: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a result was measured on, without a path: the data's settings, how many samples each part has, and a hash of
+    all its samples."""
+    leaf = merge(settings.data, settings.evaluate.data)
+    return {
+        "data": {key: value for key, value in leaf.items() if not may(f"data.{key}", "run") and key != "subset"},
+        "samples": {name: len(positions) for name, positions in parts.items()},
+        "sha256": describe(dataset).digest,
+    }
+
+
+def suffix(run: Config, now: Config, known: Mapping[str, Any] | None, measured: Mapping[str, Any]) -> str:
+    """What the name of a result gets: nothing where ``now`` measures what the settings of the ``run`` say, on whatever
+    device; else ``@`` and a hash of what it measures, so that no result overwrites the answer to another question.
+
+    The data may have moved, if its training samples are those that the checkpoint has ``known``.
+    """
+    differing = differences(to_tree(run), to_tree(now))
+    changed = [path for path in differing if path == "data.root" or not (may(path, "run") and may(path, "experiment"))]
+    if not changed:
+        return ""
+    if changed == ["data.root"] and known is not None and describe_train(now, known) == known["digest"]:
+        return ""
+    said = json.dumps([measured, to_tree(now)["evaluate"]], sort_keys=True)
+    return f"@{hashlib.sha256(said.encode()).hexdigest()[:12]}"
+
+
+def describe_train(settings: Config, known: Mapping[str, Any]) -> str:
+    """The hash of the training samples, made as the one that the checkpoint has ``known``."""
+    return describe(build.load_data(settings, "train"), bool(known["content"])).digest
+
+
+def check_evaluation(settings: Config) -> list[str]:
+    """Build everything that evaluating the run will need; returns a line that says what it is. ``ValueError`` for what
+    would end the evaluation: a split that is not there, unlabelled samples, more neighbours than samples."""
+    evaluators = build.build_evaluators(settings)
+    if not evaluators:
+        return ["evaluate  nothing (evaluate.protocols is empty)"]
+    dataset, parts = evaluation_splits(settings)
+    if any(isinstance(evaluator, Evaluator) for evaluator in evaluators.values()):
+        check(dataset, parts)
+    for evaluator in evaluators.values():
+        if isinstance(evaluator, Demanding):
+            evaluator.require(len(parts["train"]), len(parts["val"]))
+    sizes = ", ".join(f"{len(positions)} {name}" for name, positions in parts.items())
+    return [f"evaluate  {', '.join(evaluators)}: {sizes}"]

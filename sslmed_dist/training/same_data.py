@@ -1,0 +1,51 @@
+"""A run goes on with the samples it began with, or not at all.
+
+The checkpoint holds a hash of the samples, ``samples.jsonl`` in the run folder the list behind it. The data may have
+moved; it may not have changed, because the epochs and the learning rates of a run follow from its samples.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sslmed_dist.atomic_files import write_atomically
+from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.data.samples import Samples, describe, first_difference
+
+LIST, NOTICES = "samples.jsonl", "notices.txt"
+
+
+def recognise(folder: Path, dataset: Dataset, known: Mapping[str, Any] | None) -> Samples:
+    """The samples of ``dataset``. ``known`` is what the checkpoint that training goes on from holds of its own (see
+    ``Samples.known``), None where there is nothing to compare with. ``ValueError`` where they are other samples: it
+    says how many there were and are, and which is the first that differs."""
+    samples = describe(dataset, None if known is None else bool(known["content"]))
+    if known is None or samples.digest == known["digest"]:
+        return samples
+    counts = f"{known['count']} then, {len(samples.lines)} now"
+    first = first_difference(read_list(folder / LIST), samples.lines)
+    raise ValueError(
+        f"data: {dataset.name} holds other samples than {folder} was trained on ({counts}"
+        f"{'; ' + first if first else ''}); allowed: the same data, or another run.name to start a new run"
+    )
+
+
+def read_list(path: Path) -> Sequence[str]:
+    """The lines of a list of samples; none where it is missing, for it only serves to say what differs."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def write_down(folder: Path, samples: Samples, notices: Sequence[str]) -> None:
+    """Keep the list of the samples and what reading them left aside, guessed or replaced in the run folder, and print
+    the latter. ``ValueError`` where a file cannot be written."""
+    write_atomically(folder / LIST, "".join(f"{line}\n" for line in samples.lines).encode())
+    if notices:
+        write_atomically(folder / NOTICES, "".join(f"{line}\n" for line in notices).encode())
+    else:
+        (folder / NOTICES).unlink(missing_ok=True)
+    for line in notices:
+        print(f"note: data: {line}", file=sys.stderr)
