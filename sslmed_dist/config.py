@@ -60,7 +60,7 @@ SEEDS, LOOK, DATA = Freedom(experiment=True), Freedom(run=True), Freedom(resolve
 # together in one experiment.
 FREEDOM: Mapping[str, Freedom] = {
     **dict.fromkeys(("driver", "ray", "run.name", "run.dir", "run.device", "run.threads"), SAME),
-    **dict.fromkeys(("run.seed", "run.start_from"), SEEDS),
+    **dict.fromkeys(("run.seed", "run.start_from", "run.continue_from"), SEEDS),
     **dict.fromkeys(("data.root", "data.cache", "data.workers"), SAME),
     **dict.fromkeys(("plan.log_every", "plan.checkpoint_every", "plan.keep_last", "plan.keep_every"), SAME),
     **dict.fromkeys(("plan.loader_threads", "plan.resident"), SAME),
@@ -225,6 +225,8 @@ def essential(config: Config) -> dict[str, Any]:
     tree: dict[str, Any] = without(to_tree(config), "run")
     encoder = tree["method"].get("encoder")
     tree["run"]["start_from"] = tree["run"]["start_from"] is not None
+    if tree["run"].pop("continue_from") is not None:  # left out where it is null: runs from before it was there
+        tree["run"]["continue_from"] = True
     if isinstance(encoder, dict) and "weights" in encoder:
         encoder["weights"] = encoder["weights"] is not None
     return tree

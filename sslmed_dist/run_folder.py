@@ -56,7 +56,9 @@ class RunFolder:
         if all(config.may(path, "resolved") for path in paths):
             come = "come from the data and differ" if len(paths) > 1 else "comes from the data and differs"
             return f"holds a run on other data ({changed} {come}); allowed: the same data, or another run.name"
-        return f"holds another run (different: {changed}); choose another run.name"
+        only_length = all(path == "plan.epochs" or path.startswith("optim.") for path in paths)
+        longer = "; to train on, give the new run run.continue_from=RUN" if only_length else ""
+        return f"holds another run (different: {changed}); choose another run.name{longer}"
 
     def describe(self) -> None:
         """Write down the settings and what they run on."""

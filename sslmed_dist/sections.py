@@ -11,7 +11,9 @@ Leaf = Mapping[str, Any]
 @dataclass(frozen=True)
 class Run:
     """Where a run lives, on what it runs, and its seed. ``name``: null means the stem of the configuration file.
-    ``start_from``: a run folder or checkpoint file; the weights of its encoder are the first weights of this run's."""
+    ``start_from``: a run folder or checkpoint file; the weights of its encoder are the first weights of this run's.
+    ``continue_from``: the same, but all of its state is taken over (method, optimiser, queues); the schedule and the
+    epochs are this run's own, from the start."""
 
     name: str | None = None
     dir: str = "runs"
@@ -19,8 +21,11 @@ class Run:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
     start_from: str | None = None
+    continue_from: str | None = None
 
     def __post_init__(self) -> None:
+        if self.start_from is not None and self.continue_from is not None:
+            raise ValueError("run.continue_from: takes over everything; run.start_from must be null beside it")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"run.threads: expected an integer >= 1 or null, got {self.threads}")
 

@@ -83,7 +83,8 @@ def train(settings: config.Config, resume: str = "auto") -> None:
         folder.close()
     (settings.folder / FAILURE).unlink(missing_ok=True)
     # Workers run in folders of Ray's, so no path may be relative.
-    run_paths = {"dir": str(settings.folder.parent), "start_from": absolute(settings.run.start_from)}
+    sources = {key: absolute(getattr(settings.run, key)) for key in ("start_from", "continue_from")}
+    run_paths = {"dir": str(settings.folder.parent), **sources}
     leaves = {"data": absolute_paths(settings.data), "method": absolute_paths(settings.method)}
     launch(config.replace(resolved, run=run_paths, **leaves))
     if (settings.folder / FAILURE).exists():

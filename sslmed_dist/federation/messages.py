@@ -37,7 +37,8 @@ def encode(settings: Config) -> str:
     tree = to_tree(settings)
     tree["data"].pop("root", None)
     tree["run"].pop("dir")
-    tree["run"].pop("start_from")
+    for key in ("start_from", "continue_from"):
+        tree["run"].pop(key)
     if isinstance(tree["method"].get("encoder"), dict):
         tree["method"]["encoder"].pop("weights", None)
     return base64.b64encode(json.dumps(tree, sort_keys=True).encode()).decode()

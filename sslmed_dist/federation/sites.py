@@ -37,6 +37,8 @@ def training_settings(settings: Config) -> Config:
             "plan.steps_per_epoch: missing; a federation needs the optimiser steps of a local epoch stated (an integer "
             ">= 1), so that sites of different sizes, and all arms of the comparison, take the same number of steps"
         )
+    if settings.run.continue_from is not None:
+        raise ValueError("run.continue_from: a federation shares weights alone; run.start_from begins with an encoder")
     return replace(settings, plan={"epochs": fed.rounds * fed.local_epochs}, driver="local")
 
 

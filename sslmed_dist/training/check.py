@@ -3,6 +3,7 @@
 import resource
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -36,6 +37,8 @@ def check_training(settings: Config, dataset: Dataset | None = None) -> Summary:
     # Compiling and starting threads would take longer than all the rest.
     left_out = {"compile": settings.plan.compile, "loader_threads": settings.plan.loader_threads}
     work = job.assemble(replace(settings, plan={"compile": False, "loader_threads": 0}), dataset)
+    if settings.run.continue_from is not None:
+        work.inherit(Path(settings.run.continue_from).expanduser())
     seconds = seconds_per_step(work)
     resolved = replace(work.settings, plan=left_out)
     return Summary(resolved, work.dataset, describe(work, resolved, seconds))

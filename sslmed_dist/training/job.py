@@ -21,7 +21,7 @@ from sslmed_dist.run_folder import RunFolder, differences
 from sslmed_dist.training import engine, optim
 from sslmed_dist.training.allocation import keep_freed_memory
 from sslmed_dist.training.build import build_views, choose_device, compile_encoder, load_data, resolve
-from sslmed_dist.training.pretrained import first_method
+from sslmed_dist.training.pretrained import find, first_method
 from sslmed_dist.training.progress import Progress
 from sslmed_dist.training.same_data import recognise, write_down
 from sslmed_dist.training.state import TrainState, begin
@@ -58,6 +58,26 @@ class Job:
         checkpoint.load_method(self.method, saved["method"], path)
         self.state.load_state_dict(saved["state"])
         return saved
+
+    def inherit(self, source: Path) -> None:
+        """Begin with the whole state of the run folder or checkpoint file ``source``: method, optimiser, queues.
+        ``ValueError`` where that is no training, or of another method, architecture or optimiser."""
+        path = find(source)
+        saved = checkpoint.load(path)
+        if saved["kind"] != "training":
+            raise ValueError(f"{path}: holds no whole training; run.start_from takes the encoder of a federation")
+        before = from_tree(saved["config"], str(path))
+        for leaf in ("method", "optim"):
+            theirs, ours = (getattr(settings, leaf)["name"] for settings in (before, self.settings))
+            if theirs != ours:
+                raise ValueError(
+                    f"{path}: run.continue_from: {leaf} is {theirs} there and {ours} here; they must agree"
+                )
+        checkpoint.load_method(self.method, saved["method"], path)
+        try:
+            self.state.inherit(saved["state"])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
 
 def assemble(settings: Config, dataset: Dataset | None = None) -> Job:
@@ -132,8 +152,12 @@ def take_over(job: Job, run: RunFolder, resume: str) -> None:
     if distributed.rank() == 0:
         run.open(resume)
     distributed.barrier()  # the folder is checked before any rank reads it
-    latest = run.checkpoints.latest()
+    latest, other = run.checkpoints.latest(), job.settings.run.continue_from
     saved = None if latest is None else job.restore(latest)
+    if saved is None and other is not None:
+        job.inherit(Path(other).expanduser())
+        if distributed.rank() == 0:
+            say(f"goes on from {other}; the same run.seed would draw its order and views of images once more")
     if distributed.rank() == 0:
         go_on(job, run, saved)
     distributed.barrier()

@@ -63,6 +63,22 @@ class TrainState:
         if self.scaler is not None and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])
 
+    def inherit(self, state: dict[str, Any]) -> None:
+        """Begin with the momenta and the loss scale of another run's saved state. Rates, decays and schedule stay this
+        run's own. ``ValueError`` where the optimiser has other parameters."""
+        optimizer = self.optimisation.optimizer
+        own = optimizer.state_dict()["param_groups"]
+        sizes, theirs = (
+            [len(group["params"]) for group in groups] for groups in (own, state["optimizer"]["param_groups"])
+        )
+        if sizes != theirs:
+            raise ValueError(
+                f"optim: groups of {sizes} parameters, in the other run {theirs}; optim.exclude must agree"
+            )
+        optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": own})
+        if self.scaler is not None and state["scaler"] is not None:
+            self.scaler.load_state_dict(state["scaler"])
+
 
 Penalty = Callable[[Method], Tensor]  # a 0-d tensor that is added to the loss
 # Averages the parameters' .grad over ranks in place, and returns the averages of some scalars.
