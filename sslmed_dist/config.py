@@ -66,7 +66,7 @@ FREEDOM: Mapping[str, Freedom] = {
     **dict.fromkeys(("plan.loader_threads", "plan.resident"), SAME),
     **dict.fromkeys(("federated.runtime", "federated.timeout_s", "federated.quorum"), SAME),
     **dict.fromkeys(("evaluate", "federated.compare"), LOOK),
-    "evaluate.pictures": SAME,
+    **dict.fromkeys(("evaluate.pictures", "evaluate.every"), SAME),
     **dict.fromkeys(("method.channels", "method.classes", "method.task", "views.pixel_mm"), DATA),
     # A run resolves its normalisation from its own training data and so from its seed's partition.
     **dict.fromkeys(("views.mean", "views.std"), Freedom(experiment=True, resolved=True)),

@@ -78,14 +78,20 @@ class Ray:
 @dataclass(frozen=True)
 class Evaluate:
     """What is measured on frozen features. ``data`` replaces keys of the section ``data`` (``unit: slice``, say).
-    ``val_fraction``: the share of the training split that chooses hyper-parameters. ``test``: the split that is
-    scored."""
+    ``val_fraction``: the share of the training split that chooses hyper-parameters. ``test``: the split that is scored.
+    ``every``: nearest neighbours among training images are measured every so many epochs while training goes on (null:
+    never); the bits of the training stay the same."""
 
     protocols: tuple[Leaf, ...] = ({"name": "knn", "k": 200}, {"name": "linear"})
     data: Leaf = field(default_factory=dict)
     val_fraction: float = 0.1
     test: Literal["test", "val"] = "test"
     pictures: bool = True
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"evaluate.every: expected an integer >= 1 or null, got {self.every}")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ CURVES = {
     "effective_rank": "Effective rank of the embeddings",
     "uniformity": "Uniformity (0 collapsed, lower is better)",
     "alignment": "Alignment of the two views (lower is closer)",
+    "knn_accuracy": "Nearest neighbours while training (accuracy on training images: a guide)",
 }
 POINTS = 300  # the most points of a curve; more cannot be told apart at its size
 

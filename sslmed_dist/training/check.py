@@ -12,6 +12,7 @@ from sslmed_dist import distributed
 from sslmed_dist.config import Config, fingerprint, replace
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.training import build, job
+from sslmed_dist.training.monitor import Monitor
 from sslmed_dist.training.precision import deterministic_kernels
 from sslmed_dist.training.step import Stepper
 
@@ -39,6 +40,8 @@ def check_training(settings: Config, dataset: Dataset | None = None) -> Summary:
     work = job.assemble(replace(settings, plan={"compile": False, "loader_threads": 0}), dataset)
     if settings.run.continue_from is not None:
         work.inherit(Path(settings.run.continue_from).expanduser())
+    if settings.evaluate.every is not None:
+        Monitor(work.settings, work.dataset)
     seconds = seconds_per_step(work)
     resolved = replace(work.settings, plan=left_out)
     return Summary(resolved, work.dataset, describe(work, resolved, seconds))

@@ -21,6 +21,7 @@ from sslmed_dist.run_folder import RunFolder, differences
 from sslmed_dist.training import engine, optim
 from sslmed_dist.training.allocation import keep_freed_memory
 from sslmed_dist.training.build import build_views, choose_device, compile_encoder, load_data, resolve
+from sslmed_dist.training.monitor import Monitor
 from sslmed_dist.training.pretrained import find, first_method
 from sslmed_dist.training.progress import Progress
 from sslmed_dist.training.same_data import recognise, write_down
@@ -211,6 +212,15 @@ def run_fit(job: Job, run: RunFolder, stop: Stop, bar: Progress) -> None:
         if writes:
             run.checkpoints.save(state.step, **job.content())
 
+    every = job.settings.evaluate.every
+    monitor = Monitor(job.settings, job.dataset) if every is not None and writes else None
+
+    def on_epoch(state: TrainState) -> None:
+        if monitor is not None and every is not None and state.epoch % every == 0:
+            values = monitor.measure(job.method)
+            run.metrics.write(values, step=state.step, epoch=state.epoch - 1, split="train")
+            say(f"epoch {state.epoch}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
+
     average = distributed.average_gradients if distributed.active() else distributed.leave_gradients
     engine.fit(
         job.method,
@@ -221,6 +231,7 @@ def run_fit(job: Job, run: RunFolder, stop: Stop, bar: Progress) -> None:
         average=average,
         on_step=on_step,
         on_checkpoint=on_checkpoint,
+        on_epoch=on_epoch,
         stop=stop,
     )
     # The last step need not be one that ``plan.checkpoint_every`` saves.
