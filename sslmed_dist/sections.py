@@ -33,6 +33,8 @@ class Run:
 @dataclass(frozen=True)
 class Plan:
     """How long and in what arithmetic ``fit`` trains. ``batch_size`` is the global batch, over all workers.
+    ``precision`` ``auto`` is bf16 on a GPU and float32 elsewhere, ``channels_last`` ``auto`` is true on a GPU and false
+    elsewhere; a run decides at its start, writes it down and keeps to it.
     ``micro_batch``: how many of its samples (over all workers too) the gradient cache embeds at a time; null turns the
     cache off."""
 
@@ -41,8 +43,8 @@ class Plan:
     micro_batch: int | None = None
     steps_per_epoch: int | None = None
     draws: int = 1
-    precision: Literal["float32", "bf16", "fp16", "float64"] = "float32"
-    channels_last: bool = False
+    precision: Literal["float32", "bf16", "fp16", "float64", "auto"] = "float32"
+    channels_last: bool | Literal["auto"] = False
     compile: bool = False
     deterministic: bool = False
     clip: float | None = None

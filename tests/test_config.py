@@ -133,7 +133,7 @@ def refused(path: Path, message: str) -> None:
         ({"plan": {"clip": -1}}, "plan.clip: expected a norm > 0 or null, got -1"),
         (
             {"plan": {"precision": "half"}},
-            "plan.precision: expected one of 'float32', 'bf16', 'fp16', 'float64', got 'half'",
+            "plan.precision: expected one of 'float32', 'bf16', 'fp16', 'float64', 'auto', got 'half'",
         ),
         ({"plan": None}, "plan: expected a mapping, got None"),
         ({"plan": [1]}, "plan: expected a mapping, got [1]"),

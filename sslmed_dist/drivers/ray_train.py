@@ -18,6 +18,7 @@ from typing import Any
 from sslmed_dist import checkpoint, config, run_folder
 from sslmed_dist.training import job
 from sslmed_dist.training.allocation import ONE_ARENA
+from sslmed_dist.training.build import resolve_auto
 from sslmed_dist.training.check import check_training
 from sslmed_dist.training.precision import NonFinite
 from sslmed_dist.training.same_data import recognise
@@ -71,7 +72,7 @@ def train(settings: config.Config, resume: str = "auto") -> None:
             f"plan.batch_size: {settings.plan.batch_size} is not a multiple of {options.num_workers} workers"
         )
     # A user's mistake should end here, in one line, and not as a failure that Ray tries to heal by a restart.
-    checked = check_training(settings)
+    checked = check_training(resolve_auto(settings, settings.folder))
     resolved = checked.settings
     folder = run_folder.RunFolder(settings.folder, resolved)
     folder.open(resume)

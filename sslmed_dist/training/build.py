@@ -5,13 +5,14 @@ Values that only the data knows (channels, mean, standard deviation, ...) are wr
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from sslmed_dist import randomness, registry
-from sslmed_dist.config import Config, merge, replace
+from sslmed_dist.config import Config, load, merge, replace
 from sslmed_dist.data import DATASETS, SUBSETS
 from sslmed_dist.data.dataset import Dataset, Subset
 from sslmed_dist.downstream import (
@@ -23,6 +24,8 @@ from sslmed_dist.methods import METHODS, Method
 from sslmed_dist.models.interfaces import Encoder
 from sslmed_dist.views import VIEWS
 
+AUTO = {"precision": ("float32", "bf16"), "channels_last": (False, True)}  # elsewhere, on a GPU
+
 
 def choose_device(settings: Config) -> torch.device:
     """``run.device``; ``auto`` is the GPU that torch sees, else the CPU. ``ValueError`` for a GPU that is not there."""
@@ -32,6 +35,22 @@ def choose_device(settings: Config) -> torch.device:
     if wanted_device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def resolve_auto(settings: Config, folder: Path | None = None) -> Config:
+    """Decide ``plan.precision`` and ``plan.channels_last`` where they are ``auto``: as the run in ``folder`` did at its
+    start, else by what trains, a GPU or not."""
+    undecided = {key: values for key, values in AUTO.items() if getattr(settings.plan, key) == "auto"}
+    if not undecided:
+        return settings
+    written = None if folder is None else folder / "config.yaml"
+    if written is not None and written.is_file():
+        before = load(written).plan
+        decided = {key: getattr(before, key) for key in undecided if getattr(before, key) != "auto"}
+        return resolve_auto(replace(settings, plan=decided)) if decided else resolve_auto(settings)
+    on_workers = settings.driver == "ray" and settings.ray.num_workers > 0
+    gpu = settings.ray.gpus_per_worker > 0 if on_workers else choose_device(settings).type == "cuda"
+    return replace(settings, plan={key: values[gpu] for key, values in undecided.items()})
 
 
 def load_data(settings: Config, split: str, overrides: Mapping[str, Any] | None = None) -> Dataset:

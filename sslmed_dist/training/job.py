@@ -20,7 +20,7 @@ from sslmed_dist.models.normalization import synchronise
 from sslmed_dist.run_folder import RunFolder, differences
 from sslmed_dist.training import engine, optim
 from sslmed_dist.training.allocation import keep_freed_memory
-from sslmed_dist.training.build import build_views, choose_device, compile_encoder, load_data, resolve
+from sslmed_dist.training.build import build_views, choose_device, compile_encoder, load_data, resolve, resolve_auto
 from sslmed_dist.training.monitor import Monitor
 from sslmed_dist.training.pretrained import find, first_method
 from sslmed_dist.training.progress import Progress
@@ -87,6 +87,7 @@ def assemble(settings: Config, dataset: Dataset | None = None) -> Job:
         torch.set_num_threads(settings.run.threads)
     for leaf in settings.evaluate.protocols:  # written into every checkpoint, so a mistake has to end the run here
         registry.check(EVALUATORS, leaf, "evaluate.protocols")
+    settings = resolve_auto(settings)
     plan, device = settings.plan, choose_device(settings)
     if device.type == "cpu":
         keep_freed_memory()
@@ -133,8 +134,9 @@ def train(
     Rank 0 alone writes the run folder (``folder``, default ``settings.folder``). Every rank reads the checkpoint it
     resumes from. Returns the job; its ``state.stopped`` says whether it was stopped.
     """
-    job = assemble(settings, dataset)
-    run = RunFolder(folder or settings.folder, job.settings)
+    run_folder = folder or settings.folder
+    job = assemble(resolve_auto(settings, run_folder), dataset)
+    run = RunFolder(run_folder, job.settings)
     try:
         take_over(job, run, resume)
         bar = Progress(title or run.path.name, total(job), job.batches.global_batch, job.state.step)

@@ -16,6 +16,7 @@ from sslmed_dist.downstream import ALL_SITES, rows_of, write_rows
 from sslmed_dist.downstream.rows import write_cases
 from sslmed_dist.drivers import local, ray_train
 from sslmed_dist.training import build, pretrained
+from sslmed_dist.training.build import AUTO
 from sslmed_dist.training.evaluation_data import evaluation_splits
 from sslmed_dist.verbs.evaluate import arm_predictions, own_predictions
 from sslmed_dist.verbs.reproduce import read_table, table
@@ -80,6 +81,8 @@ def changes(before: Config, now: Config) -> list[str]:
         value_now, value_before = getattr(now, section).get(key), getattr(before, section).get(key)
         if value_now is None and value_before is not None:
             now = config.replace(now, **{section: {key: value_before}})
+    undecided = [key for key in AUTO if getattr(now.plan, key) == "auto"]
+    now = config.replace(now, plan={key: getattr(before.plan, key) for key in undecided})
     if config.fingerprint(before) == config.fingerprint(now):
         return []
     return run_folder.differences(config.essential(before), config.essential(now))
