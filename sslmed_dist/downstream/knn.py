@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sslmed_dist.downstream.coverage import coverage
 from sslmed_dist.downstream.features import RAW_PIXELS, Features, SplitFeatures
 from sslmed_dist.downstream.metrics import Score
 from sslmed_dist.downstream.predictions import Predictions, measure
@@ -60,7 +61,10 @@ class KNN:
         if self.k > len(train):
             raise ValueError(f"knn.k: {self.k} neighbours asked of n = {len(train)} training samples; choose k <= n")
         votes = self.votes(train, test, len(splits.classes))
-        return Predictions(votes, test.labels.cpu(), test.groups.cpu(), test.index.cpu(), splits.task, splits.classes)
+        return Predictions(
+            votes, test.labels.cpu(), test.groups.cpu(), test.index.cpu(), splits.task, splits.classes,
+            coverage=coverage(splits.task, splits.classes, train.labels, test.labels),
+        )  # fmt: skip
 
     def __call__(self, splits: SplitFeatures, *, seed: int = 0) -> list[Score]:
         """``measure(predict(splits))`` under the name ``knn``."""

@@ -53,6 +53,8 @@ def table_text(table: Table) -> list[str]:
     caution = table.caution()
     if caution:
         parts.append(f"**{caution}**")
+    if table.coverage():
+        parts.append("\n".join(f"- {remark}" for remark in table.coverage()))
     head = ["arm", *(wording.column_name(column) for column in table.columns)]
     lines = [head, ["---"] * len(head)]
     for arm in table.arms:

@@ -19,6 +19,7 @@ def table_html(table: Table) -> str:
         f"<p class='hint'>{escape(table.counts())}</p>{warning}",
         grid(table, main or table.columns),
         undefined(table),
+        "".join(f"<p class='hint'>{escape(remark)}</p>" for remark in table.coverage()),
     ]
     if labels and main:
         parts.append(f"<details><summary>Single labels</summary>{grid(table, labels)}</details>")
