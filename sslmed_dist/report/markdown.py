@@ -43,6 +43,8 @@ def section(experiment: Experiment, *, alone: bool) -> list[str]:
         )
     else:
         parts.append("Training curves: not run.")
+    count = sum(run.pictures_there for run in experiment.runs)
+    parts.append(f"Pictures: {wording.left_out(count)}" if count else wording.NO_PICTURES)
     parts += [f"Reading {run.folder.name}: {remark}." for run in experiment.runs for remark in run.remarks]
     return parts
 

@@ -200,15 +200,12 @@ def training(experiment: Experiment) -> str:
 
 
 def sheets(experiment: Experiment, pictures: bool) -> str:
-    """Views and nearest neighbours, where ``pictures`` asks for them; else how many were left out."""
+    """Views and nearest neighbours, where ``pictures`` asks for them; else how many there are, and where."""
     count = sum(run.pictures_there for run in experiment.runs)
     if not count:
-        return "<h2>Pictures</h2><p class='absent'>Pictures: not run.</p>"
+        return f"<h2>Pictures</h2><p class='absent'>{wording.NO_PICTURES}</p>"
     if not pictures:
-        return (
-            f"<h2>Pictures</h2><p class='absent'>{count} left out: they hold image pixels, and only the site that owns "
-            "the images may put them into its own page.</p>"
-        )
+        return f"<h2>Pictures</h2><p class='absent'>{wording.left_out(count)}</p>"
     shown = [
         f"<figure class='sheet'><div class='scroll'>{image(data, caption)}</div>"
         f"<figcaption>{escape(caption)}</figcaption></figure>"
@@ -217,7 +214,7 @@ def sheets(experiment: Experiment, pictures: bool) -> str:
     ]
     warning = (
         "<p class='banner caution'>This page holds image pixels. It belongs to the site that made it: "
-        "do not send it out.</p>"
+        "do not send it out. The single files are in the folder pictures/ of each run.</p>"
     )
     return f"<h2>Pictures</h2>{warning}{''.join(shown)}"
 
