@@ -22,3 +22,6 @@ def write_events(runs: Sequence[Path], out: Path) -> None:
             step = row["round"] if row.get("round") is not None else row["step"]
             writer.add_scalar(tag, row["value"], step, walltime=row["time"])
         writer.close()
+        for number, file in enumerate(sorted((out / run.resolve().name).glob("events.out.tfevents.*"))):
+            # TensorBoard puts the host's name into that of the file
+            file.rename(file.with_name(f"events.out.tfevents.{number:010d}"))

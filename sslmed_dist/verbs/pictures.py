@@ -30,7 +30,8 @@ SHOWN, NEAREST, LIMIT = 6, 6, 2000
 EPISODES = "Episodes of pretraining: slices with a superpixel (support) and the moved copies of both (query)."
 SEGMENTED = "One-shot segmentation: given mask (yellow), true (green) and found (red), within the true slice range"
 VIEWS = "Images as stored, and what pretraining sees of them in its first epoch, without the normalisation."
-FRAMES = "by cosine similarity of the frozen encoder's features; a green frame: the same class, an orange one: another."
+NEAR = "by cosine similarity of the frozen encoder's features"
+FRAMES = "; a green frame: the same class, an orange one: another"
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ def draw_neighbours(
         return
     write_atomically(folder / "pictures" / "neighbours.png", neighbours_sheet(settings, network, queries, candidates))
     among = f"{len(candidates.positions)} training images"
-    describe(folder, {"neighbours.png": f"{words} (left) and their nearest among {among}, {FRAMES}"})
+    frames = FRAMES if queries.dataset.task == "single" and label_names(queries) else ""
+    describe(folder, {"neighbours.png": f"{words} (left) and their nearest among {among}, {NEAR}{frames}."})
 
 
 def describe(folder: Path, captions: dict[str, str]) -> None:

@@ -194,3 +194,19 @@ def test_classes_that_lack_samples_stand_beside_the_table(tmp_path: Path) -> Non
     assert page.count(remark.replace("<", "&lt;").replace(">", "&gt;")) == 1 and parsed(page).open == []
     assert text.count("classes only in test") == 1 and text.index("### All sites") < text.index("classes only in test")
     assert text.index("classes only in test") < text.index("| arm |")
+
+
+def test_names_change_no_table_and_steer_no_terminal(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run")
+    for old in (run / "evaluate").iterdir():
+        old.unlink()
+    odd = row("a | b", "north\n# Title", "<script>", "m|n", 0.5) | {"note": "no interval: \x1b[2J | <img>"}
+    (run / "evaluate" / "odd.json").write_text(json.dumps({"rows": [odd]}))
+    settings = (run / "config.yaml").read_text().replace("fabricated_mio_v3", '"fab | <b>\\e[1m"')
+    (run / "config.yaml").write_text(settings)
+    page, text = (path.read_text() for path in write_report([run]))
+    assert "\x1b" not in page + text and "<script" not in page + text and "<img>" not in page + text
+    assert parsed(page).open == [] and "<b>" not in text and "\n# Title" not in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+    assert r"| a \| b | 0.500 [0.460, 0.540] |" in table
