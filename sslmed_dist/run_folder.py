@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +15,14 @@ from typing import IO, Any
 from sslmed_dist import __version__, config
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.checkpoint import Checkpoints
+from sslmed_dist.json_files import Fields, read_lines
 
+# The keys that a line of metrics may have beside its name and value.
+METRIC_KEYS: Fields = {
+    "time": float,
+    **dict.fromkeys(("step", "epoch", "round"), int | None),
+    **dict.fromkeys(("site", "split", "arm"), str | None),
+}
 PACKAGES = ("torch", "torchvision", "numpy", "ray", "flwr")
 
 
@@ -102,26 +110,29 @@ class Metrics:
         """Delete the lines after ``step`` and a torn last line, so that a resumed run does not repeat itself."""
         self.close()
         if self.path.exists():
-            lines = [json.dumps(row) + "\n" for row in self.read() if row.get("step", 0) <= step]
+            rows, torn = read_metrics(self.path)
+            if torn:
+                print(f"{self.path}: the last line is torn and was left out", file=sys.stderr, flush=True)
+            lines = [json.dumps(row) + "\n" for row in rows if (row.get("step") or 0) <= step]
             write_atomically(self.path, "".join(lines).encode())
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """The rows; a torn line (the process was killed while writing) is left out."""
-        if not self.path.exists():
-            return
-        with self.path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                yield row
+        """The rows of ``read_metrics``; none where the file is not there."""
+        if self.path.exists():
+            yield from read_metrics(self.path)[0]
 
     def close(self) -> None:
         """Close the file; the next ``write`` opens it again."""
         if self.file is not None:
             self.file.close()
             self.file = None
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """(rows, torn): the rows of one ``metrics.jsonl``, and whether its last line was left out because the process was
+    killed while it wrote it. ``ValueError`` names any other line that is no row, and the field."""
+    lines = read_lines(path, {"name": str, "value": float}, METRIC_KEYS)
+    return [row for _, row in lines.rows], lines.torn
 
 
 def write_json(path: Path, value: Any) -> None:

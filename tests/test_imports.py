@@ -18,7 +18,7 @@ PACKAGES = ("sslmed_dist", "clients", "server")
 FLOORS: tuple[set[str], ...] = (
     {
         *("__init__", "registry", "arguments", "atomic_files", "randomness", "distributed", "plain_yaml", "sections"),
-        *("config", "checkpoint", "run_folder", "cli_parser", "user_cache", "printable"),
+        *("config", "checkpoint", "run_folder", "cli_parser", "user_cache", "printable", "json_files"),
     },
     {"data", "views", "losses", "models"},
     {"methods"},
@@ -50,6 +50,7 @@ NO_TORCH = (
     "arguments",
     "atomic_files",
     "printable",
+    "json_files",
     "__init__",
 )
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

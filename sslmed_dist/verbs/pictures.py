@@ -21,7 +21,7 @@ from sslmed_dist.downstream.knn import neighbours_of
 from sslmed_dist.printable import printable
 from sslmed_dist.report.contact_sheets import neighbours_picture, views_picture
 from sslmed_dist.report.outlines import FOUND, GIVEN, TRUE, Panel, sheet
-from sslmed_dist.report.runs import read_json
+from sslmed_dist.report.runs import read_captions
 from sslmed_dist.run_folder import write_json
 from sslmed_dist.training import build, pretrained
 from sslmed_dist.verbs.evaluate import evaluation_splits
@@ -129,9 +129,7 @@ def draw_neighbours(
 
 def describe(folder: Path, captions: dict[str, str]) -> None:
     """Add captions to those that the folder has."""
-    file = folder / "pictures" / "captions.json"
-    known = read_json(file) if file.is_file() else {}
-    write_json(file, {**known, **captions})
+    write_json(folder / "pictures" / "captions.json", {**read_captions(folder / "pictures"), **captions})
 
 
 def episodes_sheet(settings: Config, dataset: Dataset) -> bytes:
