@@ -15,6 +15,7 @@ from typing import IO, Any
 from sslmed_dist import __version__, config
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.checkpoint import Checkpoints
+from sslmed_dist.curve_events import LiveCurves
 from sslmed_dist.json_files import Fields, read_lines
 
 # The keys that a line of metrics may have beside its name and value.
@@ -34,7 +35,7 @@ class RunFolder:
         self.path, self.config = path, settings
         plan = settings.plan
         self.checkpoints = Checkpoints(path / "checkpoints", plan.keep_last, plan.keep_every)
-        self.metrics = Metrics(path / "metrics.jsonl")
+        self.metrics = Metrics(path / "metrics.jsonl", live=settings.run.tensorboard)
         self.lock: IO[str] | None = None
 
     def open(self, resume: str) -> None:
@@ -87,11 +88,13 @@ def phantom_data(settings: config.Config) -> bool:
 
 class Metrics:
     """``metrics.jsonl``: one scalar a line. Lines are appended; when a run goes on, those after the step of its
-    checkpoint are deleted first."""
+    checkpoint are deleted first. ``live``: TensorBoard events beside it (``tensorboard/``) follow it.
+    ``ValueError`` where tensorboard is then not installed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, live: bool = False) -> None:
         self.path = path
         self.file: IO[str] | None = None
+        self.curves = LiveCurves(path.with_name("tensorboard")) if live else None
 
     def write(self, values: Mapping[str, float], **keys: Any) -> None:
         """Append the scalars, one line each; ``keys`` (step, epoch, round, site, split) are the same in all lines."""
@@ -99,9 +102,11 @@ class Metrics:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("a", encoding="utf-8")
         now = round(time.time(), 3)
-        lines = (json.dumps({"time": now, **keys, "name": name, "value": value}) for name, value in values.items())
+        rows = [{"time": now, **keys, "name": name, "value": value} for name, value in values.items()]
+        if self.curves is not None:
+            self.curves.write(rows, before=self.read())
         try:
-            self.file.write("".join(line + "\n" for line in lines))
+            self.file.write("".join(json.dumps(row) + "\n" for row in rows))
             self.file.flush()
         except OSError as error:  # a full disk's own message names no file
             raise ValueError(f"{self.path}: could not be written: {error.strerror}") from None
@@ -126,6 +131,8 @@ class Metrics:
         if self.file is not None:
             self.file.close()
             self.file = None
+        if self.curves is not None:
+            self.curves.close()
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:

@@ -11,7 +11,8 @@ Leaf = Mapping[str, Any]
 @dataclass(frozen=True)
 class Run:
     """Where a run lives, on what it runs, and its seed. ``name``: null means the stem of the configuration file.
-    ``start_from``: a run folder or checkpoint file; the weights of its encoder are the first weights of this run's."""
+    ``start_from``: a run folder or checkpoint file; the weights of its encoder are the first weights of this run's.
+    ``tensorboard``: the scalars are also written as TensorBoard events, to ``tensorboard/`` in the run folder."""
 
     name: str | None = None
     dir: str = "runs"
@@ -19,6 +20,7 @@ class Run:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
     start_from: str | None = None
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:

@@ -18,7 +18,7 @@ PACKAGES = ("sslmed_dist", "clients", "server")
 FLOORS: tuple[set[str], ...] = (
     {
         *("__init__", "registry", "arguments", "atomic_files", "randomness", "distributed", "plain_yaml", "sections"),
-        *("config", "checkpoint", "run_folder", "cli_parser", "user_cache", "printable", "json_files"),
+        *("config", "checkpoint", "run_folder", "cli_parser", "user_cache", "printable", "json_files", "curve_events"),
     },
     {"data", "views", "losses", "models"},
     {"methods"},

@@ -1,9 +1,9 @@
 """A run's curves as TensorBoard events, for people who look at training there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from sslmed_dist import curve_events
 from sslmed_dist.run_folder import Metrics
 
 
@@ -12,23 +12,12 @@ def write_events(runs: Sequence[Path], out: Path) -> None:
 
     ``ValueError`` where tensorboard is not installed.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError("--tensorboard needs tensorboard: pip install 'sslmed-dist[report]'") from None
+    curve_events.require("--tensorboard")
     for run in runs:
-        writer = SummaryWriter(str(out / run.resolve().name))
-        for row in Metrics(run / "metrics.jsonl").read():
-            tag, step = place(row)
-            writer.add_scalar(tag, row["value"], step, walltime=row.get("time"))
+        folder = out / run.resolve().name
+        writer = curve_events.open_writer(folder)
+        curve_events.add(writer, Metrics(run / "metrics.jsonl").read())
         writer.close()
-        for number, file in enumerate(sorted((out / run.resolve().name).glob("events.out.tfevents.*"))):
+        for number, file in enumerate(sorted(folder.glob(curve_events.EVENTS))):
             # TensorBoard puts the host's name into that of the file
-            file.rename(file.with_name(f"events.out.tfevents.{number:010d}"))
-
-
-def place(row: Mapping[str, Any]) -> tuple[str, int]:
-    """(tag, step) of a row of metrics: the step is the round of a federation, else the optimiser step, else 0."""
-    tag = "/".join(str(part) for part in (row.get("split"), row.get("site"), row["name"]) if part)
-    steps = (row.get("round"), row.get("step"))
-    return tag, next((step for step in steps if step is not None), 0)
+            file.rename(file.with_name(f"{curve_events.EVENTS[:-1]}{number:010d}"))
