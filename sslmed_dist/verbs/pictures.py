@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sslmed_dist import randomness
+from sslmed_dist import config, randomness
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import Dataset
@@ -53,7 +53,7 @@ def make(folder: Path, which: str = "last") -> None:
 
     ``ValueError`` where the checkpoint or the data is not there."""
     trained = pretrained.load(folder, which)
-    settings = trained.settings
+    settings = with_data_of(folder, trained.settings)
     there = any((folder / "pictures").glob("*.png"))
     if settings.federated is not None:
         if not there:
@@ -69,6 +69,14 @@ def make(folder: Path, which: str = "last") -> None:
         draw_views(settings, Samples(train, order[:SHOWN]), folder)
         queries, candidates, words = neighbour_samples(settings, train, order)
         draw_neighbours(settings, trained.encoder, queries, candidates, words, folder)
+
+
+def with_data_of(folder: Path, settings: Config) -> Config:
+    """The settings of a checkpoint with the place of the data that the run folder names: it may have moved since, and
+    the checkpoints of a federation's rounds do not say it."""
+    file = folder / "config.yaml"
+    root = config.load(file).data.get("root") if file.is_file() else None
+    return settings if root is None else config.replace(settings, data={"root": root})
 
 
 def make_for_report(runs: Sequence[Path]) -> None:

@@ -1,6 +1,7 @@
 """Pictures of a run: the right images in the right order, the same bytes every time, and only when asked."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,28 @@ def test_a_run_whose_data_is_gone_keeps_its_report(
     finally:
         (tmp_path / "tiny.npz").rename(run.parents[1] / "tiny.npz")
     assert "tiny: no new pictures: " in capsys.readouterr().err
+
+
+def test_the_data_is_looked_for_where_the_run_folder_says(tmp_path: Path, run: Path) -> None:
+    moved = tmp_path / "moved.npz"
+    shutil.copy(run.parents[1] / "tiny.npz", moved)
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    settings = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(settings.replace(str(run.parents[1] / "tiny.npz"), str(moved)))
+    assert pictures.with_data_of(folder, pretrained.load(run).settings).data["root"] == str(moved)
+    (folder / "config.yaml").unlink()
+    unchanged = pretrained.load(run).settings
+    assert pictures.with_data_of(folder, unchanged) == unchanged
+
+
+def test_a_federation_shows_the_images_of_its_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(Path(__file__).parents[1] / "artefacts" / "v0.1.0", tmp_path / "old")
+    monkeypatch.chdir(tmp_path / "old")  # its paths are relative
+    pictures.make(Path("federation"))
+    first = drawn(Path("federation"))
+    assert sorted(first) == ["captions.json", "neighbours.png", "views.png"]
+    assert json.loads(first["captions.json"])["neighbours.png"].startswith("Images (left)")
+    (Path("federation") / "pictures" / "views.png").write_bytes(b"drawn by federate")
+    pictures.make(Path("federation"))  # what is there stays
+    assert drawn(Path("federation"))["views.png"] == b"drawn by federate"
