@@ -86,7 +86,7 @@ def serve(grid: Grid, run_settings: RunSettings, folder: Path) -> int:
             "the run folder has no first weights (checkpoints/round_00000.pt); start with `sslmed federate`"
         )
     rounds_done, arrays = last
-    metrics = Metrics(folder / "metrics.jsonl")
+    metrics = Metrics(folder / "metrics.jsonl", live=settings.run.tensorboard)
     # A round that was interrupted is run again, so what it has written goes.
     metrics.cut(rounds_done * fed.local_epochs * (settings.plan.steps_per_epoch or 0))
     strategy_arguments = {

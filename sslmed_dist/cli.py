@@ -95,6 +95,10 @@ def report(arguments: argparse.Namespace) -> int:
     from sslmed_dist.report import write_report
     from sslmed_dist.report.events import write_events
 
+    if arguments.pictures:
+        from sslmed_dist.verbs import pictures
+
+        pictures.make_for_report(arguments.runs)
     page, markdown = write_report(arguments.runs, arguments.out, pictures=arguments.pictures)
     if arguments.tensorboard is not None:
         write_events(arguments.runs, arguments.tensorboard)

@@ -84,7 +84,9 @@ def measuring(verbs: Verbs) -> None:
     report = verbs.add_parser("report", help="one HTML page and Markdown from one or several runs (seeds)")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     report.add_argument("--out", type=Path, help="the page's path (default: report.html in the first run)")
-    report.add_argument("--pictures", action="store_true", help="embed the runs' pictures: the page then holds pixels")
+    report.add_argument(
+        "--pictures", action="store_true", help="draw each run's pictures and embed them: the page holds pixels"
+    )
     report.add_argument("--tensorboard", type=Path, help="also write the curves as TensorBoard events to this folder")
 
 

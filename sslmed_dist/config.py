@@ -59,7 +59,7 @@ SEEDS, LOOK, DATA = Freedom(experiment=True), Freedom(run=True), Freedom(resolve
 # results. ``evaluate`` and ``compare`` change no training, but figures that are measured in two ways are not put
 # together in one experiment.
 FREEDOM: Mapping[str, Freedom] = {
-    **dict.fromkeys(("driver", "ray", "run.name", "run.dir", "run.device", "run.threads"), SAME),
+    **dict.fromkeys(("driver", "ray", "run.name", "run.dir", "run.device", "run.threads", "run.tensorboard"), SAME),
     **dict.fromkeys(("run.seed", "run.start_from", "run.continue_from"), SEEDS),
     **dict.fromkeys(("data.root", "data.cache", "data.workers"), SAME),
     **dict.fromkeys(("plan.log_every", "plan.checkpoint_every", "plan.keep_last", "plan.keep_every"), SAME),

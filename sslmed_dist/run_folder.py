@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +15,15 @@ from typing import IO, Any
 from sslmed_dist import __version__, config
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.checkpoint import Checkpoints
+from sslmed_dist.curve_events import LiveCurves
+from sslmed_dist.json_files import Fields, read_lines
 
+# The keys that a line of metrics may have beside its name and value.
+METRIC_KEYS: Fields = {
+    "time": float,
+    **dict.fromkeys(("step", "epoch", "round"), int | None),
+    **dict.fromkeys(("site", "split", "arm"), str | None),
+}
 PACKAGES = ("torch", "torchvision", "numpy", "ray", "flwr")
 
 
@@ -26,7 +35,7 @@ class RunFolder:
         self.path, self.config = path, settings
         plan = settings.plan
         self.checkpoints = Checkpoints(path / "checkpoints", plan.keep_last, plan.keep_every)
-        self.metrics = Metrics(path / "metrics.jsonl")
+        self.metrics = Metrics(path / "metrics.jsonl", live=settings.run.tensorboard)
         self.lock: IO[str] | None = None
 
     def open(self, resume: str) -> None:
@@ -92,11 +101,13 @@ def phantom_data(settings: config.Config) -> bool:
 
 class Metrics:
     """``metrics.jsonl``: one scalar a line. Lines are appended; when a run goes on, those after the step of its
-    checkpoint are deleted first."""
+    checkpoint are deleted first. ``live``: TensorBoard events beside it (``tensorboard/``) follow it.
+    ``ValueError`` where tensorboard is then not installed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, live: bool = False) -> None:
         self.path = path
         self.file: IO[str] | None = None
+        self.curves = LiveCurves(path.with_name("tensorboard")) if live else None
 
     def write(self, values: Mapping[str, float], **keys: Any) -> None:
         """Append the scalars, one line each; ``keys`` (step, epoch, round, site, split) are the same in all lines."""
@@ -104,9 +115,11 @@ class Metrics:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("a", encoding="utf-8")
         now = round(time.time(), 3)
-        lines = (json.dumps({"time": now, **keys, "name": name, "value": value}) for name, value in values.items())
+        rows = [{"time": now, **keys, "name": name, "value": value} for name, value in values.items()]
+        if self.curves is not None:
+            self.curves.write(rows, before=self.read())
         try:
-            self.file.write("".join(line + "\n" for line in lines))
+            self.file.write("".join(json.dumps(row) + "\n" for row in rows))
             self.file.flush()
         except OSError as error:  # a full disk's own message names no file
             raise ValueError(f"{self.path}: could not be written: {error.strerror}") from None
@@ -115,26 +128,31 @@ class Metrics:
         """Delete the lines after ``step`` and a torn last line, so that a resumed run does not repeat itself."""
         self.close()
         if self.path.exists():
-            lines = [json.dumps(row) + "\n" for row in self.read() if row.get("step", 0) <= step]
+            rows, torn = read_metrics(self.path)
+            if torn:
+                print(f"{self.path}: the last line is torn and was left out", file=sys.stderr, flush=True)
+            lines = [json.dumps(row) + "\n" for row in rows if (row.get("step") or 0) <= step]
             write_atomically(self.path, "".join(lines).encode())
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """The rows; a torn line (the process was killed while writing) is left out."""
-        if not self.path.exists():
-            return
-        with self.path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                yield row
+        """The rows of ``read_metrics``; none where the file is not there."""
+        if self.path.exists():
+            yield from read_metrics(self.path)[0]
 
     def close(self) -> None:
         """Close the file; the next ``write`` opens it again."""
         if self.file is not None:
             self.file.close()
             self.file = None
+        if self.curves is not None:
+            self.curves.close()
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """(rows, torn): the rows of one ``metrics.jsonl``, and whether its last line was left out because the process was
+    killed while it wrote it. ``ValueError`` names any other line that is no row, and the field."""
+    lines = read_lines(path, {"name": str, "value": float}, METRIC_KEYS)
+    return [row for _, row in lines.rows], lines.torn
 
 
 def write_json(path: Path, value: Any) -> None:

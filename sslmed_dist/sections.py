@@ -13,7 +13,8 @@ class Run:
     """Where a run lives, on what it runs, and its seed. ``name``: null means the stem of the configuration file.
     ``start_from``: a run folder or checkpoint file; the weights of its encoder are the first weights of this run's.
     ``continue_from``: the same, but all of its state is taken over (method, optimiser, queues); the schedule and the
-    epochs are this run's own, from the start."""
+    epochs are this run's own, from the start.
+    ``tensorboard``: the scalars are also written as TensorBoard events, to ``tensorboard/`` in the run folder."""
 
     name: str | None = None
     dir: str = "runs"
@@ -22,6 +23,7 @@ class Run:
     threads: int | None = None
     start_from: str | None = None
     continue_from: str | None = None
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         if self.start_from is not None and self.continue_from is not None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.downstream.coverage import coverage
 from sslmed_dist.downstream.features import extract
 from sslmed_dist.downstream.predictions import Predictions
 
@@ -44,14 +45,17 @@ def classified(
     views: nn.Module,
     device: torch.device | str,
     seed: int,
+    trained_on: Tensor,
 ) -> Predictions:
     """Probabilities of the samples at ``positions`` (int64 (N,)) by ``method``, a ``Classifier``, under the first view.
-    They are taken as they are: no hyper-parameter is chosen here. ``ValueError`` unless there is one output per class
-    of the data."""
+    They are taken as they are: no hyper-parameter is chosen here. ``trained_on`` are the positions of the training
+    samples, whose classes are compared with those of test. ``ValueError`` unless there is one output per class of the
+    data."""
     features = extract(Outputs(method).to(device), dataset, positions, views=views, device=device, seed=seed)
     if features.x.shape[1] != len(dataset.classes):
         raise ValueError(
             f"{dataset.name}: has {len(dataset.classes)} classes, the classifier was trained for {features.x.shape[1]}"
         )
     sample_facts = (features.labels, features.groups, features.index, dataset.task, tuple(dataset.classes))
-    return Predictions(features.x.double().exp(), *sample_facts)
+    remarks = coverage(dataset.task, dataset.classes, dataset.labels.cpu()[trained_on.cpu()], features.labels)
+    return Predictions(features.x.double().exp(), *sample_facts, coverage=remarks)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sslmed_dist.downstream.coverage import coverage
 from sslmed_dist.downstream.features import RAW_PIXELS, Features, SplitFeatures
 from sslmed_dist.downstream.metrics import Score
 from sslmed_dist.downstream.predictions import Predictions, measure
@@ -59,7 +60,10 @@ class KNN:
         train, test = splits.train, splits.test
         self.require(len(train), len(splits.val))
         votes = self.votes(train, test, len(splits.classes))
-        return Predictions(votes, test.labels.cpu(), test.groups.cpu(), test.index.cpu(), splits.task, splits.classes)
+        return Predictions(
+            votes, test.labels.cpu(), test.groups.cpu(), test.index.cpu(), splits.task, splits.classes,
+            coverage=coverage(splits.task, splits.classes, train.labels, test.labels),
+        )  # fmt: skip
 
     def require(self, train: int, val: int) -> None:
         """``ValueError`` for fewer than k training samples."""

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from sslmed_dist import randomness
 from sslmed_dist.downstream import metrics
+from sslmed_dist.downstream.coverage import coverage
 from sslmed_dist.downstream.features import RAW_PIXELS, Features, SplitFeatures
 from sslmed_dist.downstream.metrics import Score
 from sslmed_dist.downstream.predictions import Predictions, measure
@@ -62,7 +63,7 @@ class LinearProbe:
         scores = scores.sigmoid() if splits.task == "multi" else scores.softmax(dim=1)
         return Predictions(
             scores.cpu(), test.labels.cpu(), test.groups.cpu(), test.index.cpu(), splits.task, splits.classes,
-            self.note(chosen),
+            self.note(chosen), coverage=coverage(splits.task, splits.classes, train.labels, test.labels, val.labels),
         )  # fmt: skip
 
     def require(self, train: int, val: int) -> None:

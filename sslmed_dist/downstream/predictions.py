@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.downstream import metrics
+from sslmed_dist.downstream.coverage import pooled_coverage
 from sslmed_dist.downstream.features import SplitFeatures
 from sslmed_dist.downstream.metrics import Interval, Score, Statistic
 
@@ -22,7 +23,7 @@ class Predictions:
     ``measures`` says what is measured where ``scores`` are not the scores of classes (see ``representation``). Such
     predictions are not pooled over sites, since the sites' encoders may differ, unless they are ``by_sample``: each row
     was measured by itself (see ``oneshot``), NaN where it has no value. ``cases`` are the rows of a table of single
-    cases; there may be any number of them.
+    cases; there may be any number of them. ``coverage`` says which classes lack samples (``downstream.coverage``).
     """
 
     scores: Tensor  # (N, C) float64, higher is likelier; for the task ``multi`` C labels
@@ -35,6 +36,7 @@ class Predictions:
     measures: "Callable[[Predictions], Iterator[Measure]] | None" = None
     by_sample: bool = False
     cases: tuple[dict[str, Any], ...] = ()
+    coverage: tuple[str, ...] = ()  # printed beside the scores and their differences
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def measure(predictions: Predictions, evaluator: str, *, seed: int, draws: int =
             interval = Interval(None, None, measured.no_interval)
         else:
             interval = metrics.bootstrap(measured.statistic, arrays, predictions.groups, draws=draws, seed=seed)
-        note = "; ".join(part for part in (interval.note, measured.note, predictions.note) if part)
+        parts = (interval.note, measured.note, predictions.note, *predictions.coverage)
+        note = "; ".join(filter(None, parts))
         scores.append(score(evaluator, measured.name, value, interval, predictions, note))
     return scores
 
@@ -179,6 +182,7 @@ def pool(parts: Sequence[Predictions]) -> Predictions:
         index=torch.cat([part.index for part in parts]),
         note=notes[0] if len(notes) == 1 else "; ".join(filter(None, notes)) if first.by_sample else "",
         cases=tuple(case for part in parts for case in part.cases),
+        coverage=pooled_coverage([part.coverage for part in parts]),
     )
 
 
@@ -200,7 +204,9 @@ def compare(first: Predictions, second: Predictions, evaluator: str, *, seed: in
             interval = Interval(None, None, measured.no_interval)
         else:
             value, interval = metrics.difference(measured.statistic, *arrays, first.groups, draws=draws, seed=seed)
-        remarks = "; ".join(part for part in (interval.note, measured.note) if part)
-        note = (measured.undefined or undefined(measured.name, first)) if value is None else remarks
+        remarks = [interval.note, measured.note]
+        if value is None:
+            remarks = [measured.undefined or undefined(measured.name, first)]
+        note = "; ".join(filter(None, [*remarks, *dict.fromkeys(first.coverage + second.coverage)]))
         scores.append(score(evaluator, measured.name, value, interval, first, note))
     return scores

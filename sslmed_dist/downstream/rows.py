@@ -4,6 +4,7 @@ predictions are scored, and the scores become rows of one JSON file."""
 import csv
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.downstream.coverage import remarks_in
 from sslmed_dist.downstream.features import SplitFeatures, check, extract_splits
 from sslmed_dist.downstream.metrics import Score
 from sslmed_dist.downstream.predictions import Evaluator, Predictions, Segmenting, compare, measure, pool
+from sslmed_dist.printable import printable
 
 # The site of rows that hold the samples of every site (and of runs that know no sites).
 ALL_SITES = "all"
@@ -111,9 +114,15 @@ def compared_rows(
 
 
 def write_rows(path: Path, rows: Sequence[Row], **facts: Any) -> None:
-    """Write ``facts`` and the rows as one JSON object, completely or not at all. ``ValueError`` for a NaN."""
+    """Write ``facts`` and the rows as one JSON object, completely or not at all, and say on stderr which classes lack
+    samples. ``ValueError`` for a NaN."""
     tree = facts | {"rows": [row.to_tree() for row in rows]}
     write_atomically(path, (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode())
+    # the arms and evaluators of a site mostly share their remarks: each once
+    said = dict.fromkeys((row.site, remark) for row in rows for remark in remarks_in(row.score.note))
+    for site, remark in said:
+        where = "" if site == ALL_SITES else f" site {printable(site)}:"
+        print(f"{path.name}:{where} {remark}", file=sys.stderr, flush=True)
 
 
 def write_cases(path: Path, arms: Mapping[str, Mapping[str, Predictions]]) -> None:

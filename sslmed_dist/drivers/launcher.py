@@ -38,6 +38,7 @@ from sslmed_dist.federation.sites import (
     simulated_sites,
     training_settings,
 )
+from sslmed_dist.json_files import read_object
 from sslmed_dist.run_folder import RunFolder, write_json
 from sslmed_dist.training.stopping import Stop
 
@@ -176,7 +177,7 @@ def follow(runtime: flower_programs.Workplace, main: Popen[bytes], stop: Stop, p
             code = f" (exit code {main.returncode})" if ended else ""
             raise RuntimeError(f"the federation {what}{code} without a result; see {path / 'logs'}; run again to go on")
         time.sleep(0.2)
-    ending = Ending.from_tree(json.loads(outcome.read_text()))
+    ending = Ending.from_tree(read_object(outcome, *Ending.fields()))
     if ending.status != "finished":
         error_class = ValueError if ending.kind in ("ValueError", "SiteError") else RuntimeError
         raise error_class(f"the federation failed: {ending.reason} (details at the sites: errors.log)")

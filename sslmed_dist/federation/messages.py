@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 from sslmed_dist import __version__
 from sslmed_dist.config import Config, from_tree, to_tree
+from sslmed_dist.json_files import Fields
 
 Record = dict[str, Any]
 
@@ -49,8 +50,10 @@ def decode(text: str) -> Config:
     another schema."""
     try:
         tree = json.loads(base64.b64decode(text, validate=True))
-    except ValueError:
-        raise SiteError("the run configuration holds no settings; use `sslmed federate`") from None
+    except (ValueError, RecursionError):
+        tree = None
+    if not isinstance(tree, dict):
+        raise SiteError("the run configuration holds no settings; use `sslmed federate`")
     return from_tree(tree, "run configuration")
 
 
@@ -207,4 +210,9 @@ class Ending:
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Self:
         """What ``to_tree`` wrote."""
-        return cls(**tree)
+        return cls(**{key: tree[key] for fields in cls.fields() for key in fields if key in tree})
+
+    @classmethod
+    def fields(cls) -> tuple[Fields, Fields]:
+        """The fields that the file has, and those that it may have, with their types."""
+        return {"status": Literal["finished", "failed"]}, {"rounds": int, "reason": str, "kind": str}

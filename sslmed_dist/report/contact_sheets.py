@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sslmed_dist.printable import printable
 from sslmed_dist.report.plots import ARM_COLOURS, GREY, new_figure, png
 
 TILE, GAP = 112, 10  # pixels
+LETTERS = 13  # of a label above a tile, so that its similarity stands beside it
+# Beside a neighbour of another label and of the same one, and the colours of their frames.
+MARKS = ("×", "\N{CHECK MARK}")
+FRAMES = dict(zip(MARKS, (ARM_COLOURS["local"], ARM_COLOURS["pooled"]), strict=True))
 
 
 def views_picture(images: Tensor, views: Sequence[Tensor] | Mapping[str, Tensor], *, limit: int = 8) -> bytes:
@@ -37,11 +42,13 @@ def neighbours_picture(
     query_labels: Sequence[str] | None = None,
     neighbour_labels: Sequence[Sequence[str]] | None = None,
     similarity: Tensor | None = None,
+    framed: bool = True,
 ) -> bytes:
     """PNG of a contact sheet: a row per query, then its nearest neighbours, nearest first.
 
     ``query`` (Q, C, H, W), ``neighbours`` (Q, K, C, H, W), C is 1 or 3; labels as words; ``similarity`` (Q, K). Above
-    each tile stand its label and similarity; a neighbour of another label has an orange frame and a cross.
+    each tile stand its label and similarity. Where labels are known and ``framed``, a neighbour of the query's label
+    has a green frame and a tick, one of another an orange frame and a cross.
     """
     if neighbours.ndim != 5 or len(neighbours) != len(query) or not len(query):
         raise ValueError(f"neighbours picture: {len(query)} queries, but neighbours of shape {tuple(neighbours.shape)}")
@@ -50,16 +57,22 @@ def neighbours_picture(
     sheet, axes = sheet_of(tiles)
     for row in range(rows):
         query_label = query_labels[row] if query_labels else None
-        write(axes, query_label or "query", row, 0)
+        write(axes, shortened(query_label) if query_label else "query", row, 0)
         frame(axes, row, 0, GREY)
         for rank in range(count):
             label = neighbour_labels[row][rank] if neighbour_labels else ""
-            near = "" if similarity is None else f" {float(similarity[row, rank]):.2f}"
-            is_other = query_label is not None and label != "" and label != query_label
-            write(axes, f"{label}{near}{' ×' if is_other else ''}", row, rank + 1)
-            if is_other:
-                frame(axes, row, rank + 1, ARM_COLOURS["local"])
+            near = "" if similarity is None else f"{float(similarity[row, rank]):.3f}"
+            mark = "" if not framed or query_label is None or not label else MARKS[label == query_label]
+            write(axes, " ".join(filter(None, (shortened(label), near, mark))), row, rank + 1)
+            if mark:
+                frame(axes, row, rank + 1, FRAMES[mark])
     return png(sheet, 100)
+
+
+def shortened(label: str) -> str:
+    """A label that fits above a tile, without control characters."""
+    label = printable(label)
+    return label if len(label) <= LETTERS else label[: LETTERS - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def tiled(images: Tensor) -> Tensor:
@@ -112,7 +125,7 @@ def corner(row: int, column: int) -> tuple[int, int]:
 def write(axes: Any, text: str, row: int, column: int) -> None:
     """A line of text above a tile."""
     y, x = corner(row, column)
-    axes.text(x + TILE / 2, y - 3, text, ha="center", va="bottom", fontsize=7.5, color=GREY)
+    axes.text(x + TILE / 2, y - 3, text, ha="center", va="bottom", fontsize=8, color=GREY, parse_math=False)
 
 
 def frame(axes: Any, row: int, column: int, colour: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from sslmed_dist import curve_events
 from sslmed_dist.run_folder import Metrics
 
 
@@ -11,14 +12,12 @@ def write_events(runs: Sequence[Path], out: Path) -> None:
 
     ``ValueError`` where tensorboard is not installed.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError("--tensorboard needs tensorboard: pip install 'sslmed-dist[report]'") from None
+    curve_events.require("--tensorboard")
     for run in runs:
-        writer = SummaryWriter(str(out / run.resolve().name))
-        for row in Metrics(run / "metrics.jsonl").read():
-            tag = "/".join(str(part) for part in (row.get("split"), row.get("site"), row["name"]) if part)
-            step = row["round"] if row.get("round") is not None else row["step"]
-            writer.add_scalar(tag, row["value"], step, walltime=row["time"])
+        folder = out / run.resolve().name
+        writer = curve_events.open_writer(folder)
+        curve_events.add(writer, Metrics(run / "metrics.jsonl").read())
         writer.close()
+        for number, file in enumerate(sorted(folder.glob(curve_events.EVENTS))):
+            # TensorBoard puts the host's name into that of the file
+            file.rename(file.with_name(f"{curve_events.EVENTS[:-1]}{number:010d}"))

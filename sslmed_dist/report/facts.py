@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from sslmed_dist.printable import without_folders
 from sslmed_dist.report.plots import Curve
 from sslmed_dist.report.runs import Experiment, Row, Tree
 
@@ -58,7 +59,7 @@ def words(value: Any) -> str:
         return f"{name} ({', '.join(rest)})" if name and rest else str(name or ", ".join(rest))
     if isinstance(value, (list, tuple)):
         return "-".join(words(item) for item in value)
-    return "" if value is None else str(shortened(value))
+    return "" if value is None else str(without_folders(value))
 
 
 def training(config: Tree) -> str:
@@ -89,18 +90,9 @@ def software(environment: Tree) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items() if version) or "not recorded"
 
 
-def shortened(value: Any) -> Any:
-    """An absolute path as its last part: where a file lies is nobody's business but the site's."""
-    if isinstance(value, str) and value.startswith(("/", "~")):
-        return "\N{HORIZONTAL ELLIPSIS}/" + value.rstrip("/").rpartition("/")[2]
-    if isinstance(value, Mapping):
-        return {key: shortened(item) for key, item in value.items()}
-    return [shortened(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
 def config_text(config: Tree) -> str:
     """The configuration as YAML, with paths shortened."""
-    return yaml.safe_dump(shortened(config), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(without_folders(config), sort_keys=False, allow_unicode=True)
 
 
 def curve_lines(experiment: Experiment, name: str, arm: str | None = None) -> tuple[list[Curve], str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sslmed_dist.printable import as_markdown
 from sslmed_dist.report import facts, tables, wording
 from sslmed_dist.report.runs import Experiment, is_phantom
 from sslmed_dist.report.tables import Table
@@ -9,7 +10,7 @@ from sslmed_dist.report.tables import Table
 
 def text(title: str, experiments: Sequence[Experiment]) -> str:
     """The whole document."""
-    parts = [f"# {title}"]
+    parts = [f"# {as_markdown(title)}"]
     if any(is_phantom(run.config, run.environment) for it in experiments for run in it.runs):
         parts.append("**PHANTOM DATA: generated pictures, no patients. The numbers show that the software works.**")
     for experiment in experiments:
@@ -20,8 +21,8 @@ def text(title: str, experiments: Sequence[Experiment]) -> str:
 
 def section(experiment: Experiment, *, alone: bool) -> list[str]:
     """One experiment: what was run, tables, curves' last values, notes."""
-    parts = [] if alone else [f"## {experiment.name}"]
-    parts.append("\n".join(f"- {name}: {value}" for name, value in facts.facts(experiment)))
+    parts = [] if alone else [f"## {as_markdown(experiment.name)}"]
+    parts.append("\n".join(f"- {name}: {as_markdown(value)}" for name, value in facts.facts(experiment)))
     sites = tables.site_tables(experiment)
     if not sites:
         parts.append("Evaluation: not run.")
@@ -33,32 +34,42 @@ def section(experiment: Experiment, *, alone: bool) -> list[str]:
         parts += table_text(table)
     for label, run in zip(experiment.labels, experiment.runs, strict=True):
         if run.similarity is not None:
-            parts.append(f"{wording.similarity(run.similarity)} ({label}).")
+            parts.append(f"{as_markdown(wording.similarity(run.similarity))} ({as_markdown(label)}).")
     for note, places in tables.notes(sites).items():
-        parts.append(f"- {note}: {'; '.join(places)}")
+        parts.append(f"- {as_markdown(note)}: {as_markdown('; '.join(places))}")
     last = facts.last_values(experiment)
     if last:
         parts.append(
-            "Last values of the training curves: " + "; ".join(f"{name} {value}" for name, value in last) + "."
+            "Last values of the training curves: "
+            + "; ".join(f"{as_markdown(name)} {value}" for name, value in last)
+            + "."
         )
     else:
         parts.append("Training curves: not run.")
-    parts += [f"Reading {run.folder.name}: {remark}." for run in experiment.runs for remark in run.remarks]
+    count = sum(run.pictures_there for run in experiment.runs)
+    parts.append(f"Pictures: {wording.left_out(count)}" if count else wording.NO_PICTURES)
+    parts += [
+        f"Reading {as_markdown(run.folder.name)}: {as_markdown(remark)}."
+        for run in experiment.runs
+        for remark in run.remarks
+    ]
     return parts
 
 
 def table_text(table: Table) -> list[str]:
     """A heading, the counts, a caution where due, and the table."""
-    parts = [f"### {wording.site_name(table.title)}", table.counts() + "."]
+    parts = [f"### {as_markdown(wording.site_name(table.title))}", table.counts() + "."]
     caution = table.caution()
     if caution:
         parts.append(f"**{caution}**")
-    head = ["arm", *(wording.column_name(column) for column in table.columns)]
+    if table.coverage():
+        parts.append("\n".join(f"- {as_markdown(remark)}" for remark in table.coverage()))
+    head = ["arm", *(as_markdown(wording.column_name(column)) for column in table.columns)]
     lines = [head, ["---"] * len(head)]
     for arm in table.arms:
         cells = [
             tables.cell_text(table.cells.get((arm, column)), column[1], signed=table.difference)
             for column in table.columns
         ]
-        lines.append([table.name(arm), *(" ".join(filter(None, cell)) for cell in cells)])
-    return [*parts, "\n".join("| " + " | ".join(line).replace("\n", " ") + " |" for line in lines)]
+        lines.append([as_markdown(table.name(arm)), *(" ".join(filter(None, cell)) for cell in cells)])
+    return [*parts, "\n".join("| " + " | ".join(line) + " |" for line in lines)]

@@ -2,8 +2,8 @@
 
 import base64
 from collections.abc import Sequence
-from html import escape
 
+from sslmed_dist.printable import as_html
 from sslmed_dist.report import facts, plots, tables, wording
 from sslmed_dist.report.plots import Dot
 from sslmed_dist.report.runs import Experiment, is_phantom
@@ -19,7 +19,7 @@ OVER_SEEDS = "mean \N{PLUS-MINUS SIGN} standard deviation over runs; small strok
 def html(title: str, experiments: Sequence[Experiment], *, pictures: bool) -> str:
     """The whole page."""
     phantom = any(is_phantom(run.config, run.environment) for it in experiments for run in it.runs)
-    body = [f"<header><p class='kicker'>sslmed-dist report</p><h1>{escape(title)}</h1>"]
+    body = [f"<header><p class='kicker'>sslmed-dist report</p><h1>{as_html(title)}</h1>"]
     if phantom:
         body.append(
             "<p class='banner phantom'><strong>Phantom data.</strong> Generated pictures, no patients. "
@@ -34,14 +34,14 @@ def html(title: str, experiments: Sequence[Experiment], *, pictures: bool) -> st
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         "<meta name='color-scheme' content='light dark'>"
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>{''.join(body)}</body></html>\n"
+        f"<title>{as_html(title)}</title><style>{STYLE}</style></head>\n<body>{''.join(body)}</body></html>\n"
     )
 
 
 def section(experiment: Experiment, index: int, *, alone: bool, pictures: bool) -> str:
     """One experiment."""
-    heading = "" if alone else f"<h2 class='experiment'>{escape(experiment.name)}</h2>"
-    lines = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.facts(experiment))
+    heading = "" if alone else f"<h2 class='experiment'>{as_html(experiment.name)}</h2>"
+    lines = "".join(f"<dt>{as_html(k)}</dt><dd>{as_html(v)}</dd>" for k, v in facts.facts(experiment))
     sites = tables.site_tables(experiment)
     # each part is a block with an anchor for ``navigation``
     parts = {
@@ -58,7 +58,7 @@ def navigation(experiments: Sequence[Experiment]) -> str:
     """Links to the parts of the page: of the only experiment, or to each of several experiments."""
     if len(experiments) > 1:
         return "".join(
-            f"<a href='#experiment-{i}'>{escape(experiment.name)}</a>" for i, experiment in enumerate(experiments)
+            f"<a href='#experiment-{i}'>{as_html(experiment.name)}</a>" for i, experiment in enumerate(experiments)
         )
     parts = {"results": "Results", "training": "Training", "pictures": "Pictures", "notes": "Notes and configuration"}
     return "".join(f"<a href='#{name}-0'>{text}</a>" for name, text in parts.items())
@@ -82,8 +82,8 @@ def headline(sites: Sequence[Table]) -> str:
     for arm in table.arms:
         value, spread = tables.cell_text(table.cells.get((arm, column)), column[1])
         tiles.append(
-            f"<li class='{css(arm)}'><span>{escape(wording.arm_name(arm))}</span>"
-            f"<strong>{escape(value)}</strong><small>{escape(spread)}</small></li>"
+            f"<li class='{css(arm)}'><span>{as_html(wording.arm_name(arm))}</span>"
+            f"<strong>{as_html(value)}</strong><small>{as_html(spread)}</small></li>"
         )
     spread = (
         "mean \N{PLUS-MINUS SIGN} sd over runs"
@@ -92,7 +92,7 @@ def headline(sites: Sequence[Table]) -> str:
     )
     parts = (wording.column_name(column), wording.site_name(table.title).lower(), spread)
     where = " \N{MIDDLE DOT} ".join(parts)
-    return f"<h2>At a glance</h2><p class='lead'>{escape(where)}</p><ul class='tiles'>{''.join(tiles)}</ul>"
+    return f"<h2>At a glance</h2><p class='lead'>{as_html(where)}</p><ul class='tiles'>{''.join(tiles)}</ul>"
 
 
 def evaluation(experiment: Experiment, sites: Sequence[Table]) -> str:
@@ -159,7 +159,7 @@ def similarity(experiment: Experiment) -> str:
         named = {wording.KIND_NAMES.get(kind, kind): values for kind, values in counts.items()}
         pair = plots.histograms(edges, named, "cosine similarity of features")
         parts.append(figure(pair, f"Similarity of pairs, {label}", "histograms of cosine similarity by kind of pair"))
-        means.append(f"<p class='hint'>{escape(wording.similarity(run.similarity))} ({escape(label)}).</p>")
+        means.append(f"<p class='hint'>{as_html(wording.similarity(run.similarity))} ({as_html(label)}).</p>")
     shown = f"<div class='figures'>{''.join(parts)}</div>{''.join(means)}"
     return f"<h2>Similarity of pairs</h2>{shown}" if parts else ""
 
@@ -189,35 +189,32 @@ def training(experiment: Experiment) -> str:
             title = f"{facts.CURVES[measure]}, {name}"
             others += [figure(plots.curves(lines, x_name), title, f"{title} by {x_name}")] if lines else []
         parts.append(
-            f"<details><summary>Curves: {escape(name)}</summary><div class='figures'>{''.join(others)}</div></details>"
+            f"<details><summary>Curves: {as_html(name)}</summary><div class='figures'>{''.join(others)}</div></details>"
         )
     last = facts.last_values(experiment)
     if last:
-        rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in last)
+        rows = "".join(f"<tr><td>{as_html(name)}</td><td>{as_html(value)}</td></tr>" for name, value in last)
         table = f"<div class='scroll'><table class='plain'>{rows}</table></div>"
         parts.append(f"<details><summary>Last values of all measures</summary>{table}</details>")
     return "".join(parts)
 
 
 def sheets(experiment: Experiment, pictures: bool) -> str:
-    """Views and nearest neighbours, where ``pictures`` asks for them; else how many were left out."""
+    """Views and nearest neighbours, where ``pictures`` asks for them; else how many there are, and where."""
     count = sum(run.pictures_there for run in experiment.runs)
     if not count:
-        return "<h2>Pictures</h2><p class='absent'>Pictures: not run.</p>"
+        return f"<h2>Pictures</h2><p class='absent'>{wording.NO_PICTURES}</p>"
     if not pictures:
-        return (
-            f"<h2>Pictures</h2><p class='absent'>{count} left out: they hold image pixels, and only the site that owns "
-            "the images may put them into its own page.</p>"
-        )
+        return f"<h2>Pictures</h2><p class='absent'>{wording.left_out(count)}</p>"
     shown = [
         f"<figure class='sheet'><div class='scroll'>{image(data, caption)}</div>"
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f"<figcaption>{as_html(caption)}</figcaption></figure>"
         for run in experiment.runs
         for caption, data in run.pictures
     ]
     warning = (
         "<p class='banner caution'>This page holds image pixels. It belongs to the site that made it: "
-        "do not send it out.</p>"
+        "do not send it out. The single files are in the folder pictures/ of each run.</p>"
     )
     return f"<h2>Pictures</h2>{warning}{''.join(shown)}"
 
@@ -227,26 +224,31 @@ def small_print(experiment: Experiment, sites: Sequence[Table]) -> str:
     parts = ["<h2>Notes and configuration</h2>"]
     notes = tables.notes([*sites, *tables.site_tables(experiment, difference=True)])
     if notes:
-        items = (f"<li><b>{escape(note)}</b>: {escape('; '.join(places))}</li>" for note, places in notes.items())
+        items = (f"<li><b>{as_html(note)}</b>: {as_html('; '.join(places))}</li>" for note, places in notes.items())
         parts.append(f"<details><summary>Notes of the evaluators</summary><ul>{''.join(items)}</ul></details>")
     remarks = [f"{run.folder.name}: {remark}" for run in experiment.runs for remark in run.remarks]
-    parts += [f"<p class='hint'>{escape(remark)}</p>" for remark in remarks]
-    text = escape(facts.config_text(experiment.config))
+    parts += [f"<p class='hint'>{as_html(remark)}</p>" for remark in remarks]
+    text = keep_lines(facts.config_text(experiment.config))
     parts.append(f"<details><summary>Configuration (paths shortened)</summary><pre>{text}</pre></details>")
     return "".join(parts)
+
+
+def keep_lines(text: str) -> str:
+    """A text of several lines as HTML."""
+    return "\n".join(as_html(line) for line in text.splitlines())
 
 
 def figure(pair: tuple[bytes, bytes], caption: str, alternative: str) -> str:
     """A plot, ``pair`` being its PNG for a light and for a dark page; the reader's colour scheme decides."""
     light, dark = (f"data:image/png;base64,{base64.b64encode(data).decode()}" for data in pair)
     return (
-        f"<figure><figcaption>{escape(caption)}</figcaption><picture>"
+        f"<figure><figcaption>{as_html(caption)}</figcaption><picture>"
         f"<source srcset='{dark}' media='(prefers-color-scheme: dark)'>"
-        f"<img src='{light}' alt='{escape(alternative, quote=True)}'></picture></figure>"
+        f"<img src='{light}' alt='{as_html(alternative)}'></picture></figure>"
     )
 
 
 def image(data: bytes, alternative: str) -> str:
     """An embedded PNG."""
     encoded = base64.b64encode(data).decode()
-    return f"<img src='data:image/png;base64,{encoded}' alt='{escape(alternative, quote=True)}'>"
+    return f"<img src='data:image/png;base64,{encoded}' alt='{as_html(alternative)}'>"

@@ -1,4 +1,4 @@
-"""Reading run folders: configuration, environment, metrics, evaluation rows and pictures. No torch, no plotting."""
+"""Reading run folders: configuration, environment, metrics, evaluation rows and pictures. No plotting."""
 
 import json
 import math
@@ -9,12 +9,31 @@ from typing import Any
 
 import yaml
 
-from sslmed_dist import config
+from sslmed_dist import config, run_folder
+from sslmed_dist.json_files import Fields, checked, read_object
 
 Row = dict[str, Any]
 Tree = Mapping[str, Any]
 
-ROW_KEYS = {"arm", "site", "evaluator", "metric", "value", "low", "high", "n"}
+# The fields of files of a run folder, with their types.
+ROW: Fields = {
+    **dict.fromkeys(("arm", "site", "evaluator", "metric"), str),
+    **dict.fromkeys(("value", "low", "high"), float | None),
+    "n": int,
+}
+ROW_OPTIONAL: Fields = {"groups": int | None, "note": str | None, "difference": bool}
+SIMILARITIES: Fields = {
+    "bins": list[float],
+    "counts": dict[str, list[int]],
+    "means": dict[str, float | None],
+    "alignment": float,
+    "n": int,
+}
+ENVIRONMENT: Fields = {"packages": dict[str, str | None], "phantom_data": bool}
+SECTIONS: Fields = {
+    **dict.fromkeys(("run", "plan", "federated"), dict[str, Any] | None),
+    **dict.fromkeys(("data", "views", "method", "optim"), dict[str, Any] | str | None),
+}
 SIMILARITY = "similarity.json"  # a histogram; every other file of evaluate/ holds rows
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -85,7 +104,7 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
     return Run(
         folder=folder,
         config=read_config(folder / "config.yaml"),
-        environment=read_json(environment) if environment.is_file() else None,
+        environment=read_object(environment, optional=ENVIRONMENT) if environment.is_file() else None,
         metrics=[row for path in metrics for row in read_metrics(path, remarks)],
         rows=[row for path in evaluations for row in read_rows(path)],
         pictures=read_pictures(folder / "pictures", drawn) if pictures else [],
@@ -103,40 +122,25 @@ def read_config(path: Path) -> Tree:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected the sections of a configuration, got {type(tree).__name__}")
-    return tree
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; ``ValueError`` names the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+    return checked(tree, str(path), {}, SECTIONS)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of one evaluation file, each with the file's name; ``ValueError`` names a row that lacks a field."""
-    rows = read_json(path).get("rows")
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected an object with a list 'rows'")
+    """The rows of one evaluation file, each with the file's name; ``ValueError`` names a row and its field."""
+    rows = read_object(path, {"rows": list[dict[str, Any]]})["rows"]
     for row_number, row in enumerate(rows):
-        absent = sorted(ROW_KEYS - set(row)) if isinstance(row, dict) else sorted(ROW_KEYS)
-        if absent:
-            raise ValueError(f"{path}: rows[{row_number}] has no {', '.join(absent)}")
+        checked(row, f"{path}: rows[{row_number}]", ROW, ROW_OPTIONAL)
     return [{**row, "file": path.stem} for row in rows]
 
 
 def read_similarity(path: Path) -> Tree | None:
-    """``evaluate/similarity.json``, None where it is not there; ``ValueError`` names the file and what it lacks."""
+    """``evaluate/similarity.json``, None where it is not there; ``ValueError`` names the file and the field."""
     if not path.is_file():
         return None
-    value = read_json(path)
-    absent = [key for key in ("bins", "counts", "means", "alignment", "n") if key not in value]
-    if absent:
-        raise ValueError(f"{path}: has no {', '.join(absent)}")
+    value = read_object(path, SIMILARITIES)
+    for kind, counts in value["counts"].items():
+        if len(counts) + 1 != len(value["bins"]):
+            raise ValueError(f"{path}: counts.{kind}: {len(counts)} numbers for {len(value['bins'])} edges")
     return value
 
 
@@ -147,35 +151,27 @@ def read_metrics(path: Path, remarks: list[str]) -> Iterator[Row]:
     A torn last line (the run is being written, or was killed) and values that are not finite are left out, and
     ``remarks`` gets a line about them. ``ValueError`` names any other line that cannot be read.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    rows, torn = run_folder.read_metrics(path)
     # the site and arm that the folder stands for
     kind, name = path.parent.parent.name, path.parent.name
     where = f"{kind}/{name}/{path.name}" if kind in ("sites", "arms") else path.name
     arm, _, site = name.partition("-") if kind == "arms" else ("", "", name if kind == "sites" else "")
     folder = {"arm": arm or None, "site": site or None}
     not_finite = 0
-    for line_number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            measure, value = str(row["name"]), row["value"]
-        except (ValueError, KeyError, TypeError):
-            if line_number == len(lines):
-                remarks.append(f"{where}: the last line is torn and was left out")
-                continue
-            raise ValueError(
-                f"{path}:{line_number}: not a line of metrics (an object with 'name' and 'value')"
-            ) from None
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
+    for row in rows:
+        if not math.isfinite(row["value"]):
             not_finite += 1
             continue
-        yield {**row, "name": measure, **{key: row.get(key) or folder_value for key, folder_value in folder.items()}}
+        yield {**row, **{key: row.get(key) or folder_value for key, folder_value in folder.items()}}
+    if torn:
+        remarks.append(f"{where}: the last line is torn and was left out")
     if not_finite:
         remarks.append(f"{where}: {not_finite} values that are not finite were left out")
 
 
 def read_pictures(folder: Path, drawn: Sequence[Path]) -> list[tuple[str, bytes]]:
     """(caption, PNG bytes) of each picture, in the order of ``captions.json``, then by name."""
-    captions = read_json(folder / "captions.json") if (folder / "captions.json").is_file() else {}
+    captions = read_captions(folder)
     caption_order = {name: position for position, name in enumerate(captions)}
     pictures = []
     for path in sorted(drawn, key=lambda path: (caption_order.get(path.name, len(caption_order)), path.name)):
@@ -184,6 +180,13 @@ def read_pictures(folder: Path, drawn: Sequence[Path]) -> list[tuple[str, bytes]
             raise ValueError(f"{path}: not a PNG file")
         pictures.append((str(captions.get(path.name, path.stem)), data))
     return pictures
+
+
+def read_captions(folder: Path) -> dict[str, str]:
+    """``captions.json``: what each picture of the folder shows, by its file name; empty where it is not there."""
+    file = folder / "captions.json"
+    captions = read_object(file) if file.is_file() else {}
+    return checked(captions, str(file), {}, dict.fromkeys(captions, str))
 
 
 def group(runs: Sequence[Run]) -> list[Experiment]:

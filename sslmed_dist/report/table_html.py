@@ -1,8 +1,8 @@
 """Tables of the report as HTML: a card per site, single labels and single runs folded away."""
 
 from collections.abc import Sequence
-from html import escape
 
+from sslmed_dist.printable import as_html
 from sslmed_dist.report import tables, wording
 from sslmed_dist.report.tables import Cell, Table
 from sslmed_dist.report.wording import Column
@@ -13,12 +13,13 @@ def table_html(table: Table) -> str:
     main = tables.main_columns(table.columns)
     labels = [column for column in table.columns if column not in main]
     caution = table.caution()
-    warning = f"<p class='banner caution'>{escape(caution)}</p>" if caution else ""
+    warning = f"<p class='banner caution'>{as_html(caution)}</p>" if caution else ""
     parts = [
-        f"<article class='card'><h3>{escape(wording.site_name(table.title))}</h3>"
-        f"<p class='hint'>{escape(table.counts())}</p>{warning}",
+        f"<article class='card'><h3>{as_html(wording.site_name(table.title))}</h3>"
+        f"<p class='hint'>{as_html(table.counts())}</p>{warning}",
         grid(table, main or table.columns),
         undefined(table),
+        "".join(f"<p class='hint'>{as_html(remark)}</p>" for remark in table.coverage()),
     ]
     if labels and main:
         parts.append(f"<details><summary>Single labels</summary>{grid(table, labels)}</details>")
@@ -37,16 +38,16 @@ def grid(table: Table, columns: Sequence[Column]) -> str:
         else:
             spans.append((evaluator, 1))
     top = "".join(
-        f"<th colspan='{width}' class='group'>{escape(wording.evaluator_name(name))}</th>" for name, width in spans
+        f"<th colspan='{width}' class='group'>{as_html(wording.evaluator_name(name))}</th>" for name, width in spans
     )
     names = (wording.column_name(column).removeprefix(f"{wording.evaluator_name(column[0])} ") for column in columns)
-    head = f"<tr><th></th>{top}</tr><tr><th>arm</th>{''.join(f'<th>{escape(name)}</th>' for name in names)}</tr>"
+    head = f"<tr><th></th>{top}</tr><tr><th>arm</th>{''.join(f'<th>{as_html(name)}</th>' for name in names)}</tr>"
     rows = []
     for arm in table.arms:
         cells = "".join(
             cell_html(table.cells.get((arm, column)), column, signed=table.difference) for column in columns
         )
-        rows.append(f"<tr><th class='{css(arm)}'>{escape(table.name(arm))}</th>{cells}</tr>")
+        rows.append(f"<tr><th class='{css(arm)}'>{as_html(table.name(arm))}</th>{cells}</tr>")
     return f"<div class='scroll'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
 
 
@@ -54,10 +55,10 @@ def cell_html(cell: Cell | None, column: Column, *, signed: bool) -> str:
     """A value with its interval underneath. A difference is set bold where its interval does not contain 0."""
     value, spread = tables.cell_text(cell, column[1], signed=signed)
     if not spread and (cell is None or cell.value is None):
-        return f"<td class='absent'>{escape(value)}</td>"
+        return f"<td class='absent'>{as_html(value)}</td>"
     clear = signed and cell is not None and cell.low is not None and cell.high is not None and cell.low * cell.high > 0
-    shown = f"<strong>{escape(value)}</strong>" if clear else escape(value)
-    return f"<td>{shown}<small>{escape(spread)}</small></td>"
+    shown = f"<strong>{as_html(value)}</strong>" if clear else as_html(value)
+    return f"<td>{shown}<small>{as_html(spread)}</small></td>"
 
 
 def undefined(table: Table) -> str:
@@ -69,7 +70,7 @@ def undefined(table: Table) -> str:
         for note in str(row.get("note") or "").split("; ")
         if row["value"] is None and note.startswith("undefined")
     }
-    return "".join(f"<p class='hint'>{escape(reason)}</p>" for reason in sorted(reasons))
+    return "".join(f"<p class='hint'>{as_html(reason)}</p>" for reason in sorted(reasons))
 
 
 def single_runs(table: Table) -> str:
@@ -80,7 +81,7 @@ def single_runs(table: Table) -> str:
             run_cell = Cell(row["value"], None, row["low"], row["high"], ((label, row),))
             value, spread = tables.cell_text(run_cell, column[1], signed=table.difference)
             words = (table.name(arm), wording.column_name(column), label, f"{value} {spread}", str(row["n"]))
-            rows.append("<tr>" + "".join(f"<td>{escape(word)}</td>" for word in words) + "</tr>")
+            rows.append("<tr>" + "".join(f"<td>{as_html(word)}</td>" for word in words) + "</tr>")
     head = "".join(f"<th>{word}</th>" for word in ("arm", "measure", "run", "value", "n"))
     return f"<div class='scroll'><table class='plain'><thead><tr>{head}</tr></thead>{''.join(rows)}</table></div>"
 

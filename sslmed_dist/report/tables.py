@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sslmed_dist.downstream.coverage import remarks_in
 from sslmed_dist.report.runs import Experiment, Row, Tree
 from sslmed_dist.report.wording import (
     ALL_SITES,
@@ -76,6 +77,11 @@ class Table:
             return None
         known = f"{patients} patients or exams, " if patients != samples else ""
         return f"descriptive: few patients ({known}{samples} test samples)"
+
+    def coverage(self) -> list[str]:
+        """Which classes lack samples, in the words of the rows' notes, each remark once."""
+        rows = (row for cell in self.cells.values() for _, row in cell.each)
+        return list(dict.fromkeys(remark for row in rows for remark in remarks_in(str(row.get("note") or ""))))
 
     def counts(self) -> str:
         """Test samples and patients (where the data know them), as ranges where cells or runs differ."""
@@ -270,7 +276,9 @@ def notes(tables: Sequence[Table]) -> dict[str, list[str]]:
         for (arm, column), cell in table.cells.items():
             for label, row in cell.each:
                 # a row's note is a list of notes, joined by semicolons
-                for note in filter(None, str(row.get("note") or "").split("; ")):
+                text = str(row.get("note") or "")
+                # classes that lack samples are said beside each table
+                for note in (part for part in text.split("; ") if part and part not in remarks_in(text)):
                     rate = note.startswith("learning rate")
                     what = evaluator_name(column[0]) if rate else column_name(column).removesuffix(", %")
                     run = [label] if len(cell.each) > 1 else []

@@ -44,8 +44,17 @@ KIND_NAMES = {
     "false_negative": "false negatives (two images of a class)",
     "true_negative": "true negatives (two classes)",
 }
+NO_PICTURES = "Pictures: not run. 'sslmed report RUN --pictures' draws them and puts them into this page."
 
 Column = tuple[str, str]
+
+
+def left_out(count: int) -> str:
+    """What a report says in place of pictures that nobody asked for."""
+    return (
+        f"{count} left out: they hold image pixels, and only the site that owns the images may put them into its own "
+        "page. They are in the folder pictures/ of the run."
+    )
 
 
 def in_percent(metric: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sslmed_dist import distributed
+from sslmed_dist import curve_events, distributed
 from sslmed_dist.config import Config, fingerprint, replace
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.training import build, job
@@ -35,6 +35,8 @@ def check_training(settings: Config, dataset: Dataset | None = None) -> Summary:
     if settings.plan.batch_size % workers:
         raise ValueError(f"plan.batch_size: {settings.plan.batch_size} is not a multiple of {workers} workers")
     build.build_evaluators(settings)
+    if settings.run.tensorboard:
+        curve_events.require("run.tensorboard")
     # Compiling and starting threads would take longer than all the rest.
     left_out = {"compile": settings.plan.compile, "loader_threads": settings.plan.loader_threads}
     work = job.assemble(replace(settings, plan={"compile": False, "loader_threads": 0}), dataset)

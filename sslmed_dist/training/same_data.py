@@ -24,7 +24,10 @@ def recognise(folder: Path, dataset: Dataset, known: Mapping[str, Any] | None) -
     if known is None or samples.digest == known["digest"]:
         return samples
     counts = f"{known['count']} then, {len(samples.lines)} now"
-    first = first_difference(read_list(folder / LIST), samples.lines)
+    try:
+        first = first_difference(read_list(folder / LIST), samples.lines)
+    except (ValueError, KeyError, TypeError):  # the list only serves to say what differs; a damaged one says nothing
+        first = ""
     raise ValueError(
         f"data: {dataset.name} holds other samples than {folder} was trained on ({counts}"
         f"{'; ' + first if first else ''}); allowed: the same data, or another run.name to start a new run"

@@ -13,7 +13,7 @@ from sslmed_dist import config
 from sslmed_dist.data.phantom import PHANTOMS
 from sslmed_dist.drivers import local, ray_train
 from sslmed_dist.report import write_report
-from sslmed_dist.verbs import federate
+from sslmed_dist.verbs import federate, pictures
 from sslmed_dist.verbs.evaluate import evaluate_run
 
 
@@ -61,6 +61,7 @@ def run(out: Path, quick: bool = False) -> Path:
     federate.run(second)
 
     say("4/4 the report")
+    pictures.make_for_report([second.folder, first.folder])
     page, _ = write_report([second.folder, first.folder], out / "demo.html", pictures=True)
     say(f"done in {(time.monotonic() - started) / 60:.1f} min; open this page:")
     return page

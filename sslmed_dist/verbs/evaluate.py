@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from sslmed_dist import checkpoint, config, registry
@@ -61,7 +62,10 @@ def own_predictions(
     checkpoint.load_method(method, saved["method"], trained.file)
     device = build.choose_device(settings)
     views = build.standard_views(settings, dataset).to(device)
-    predictions = classified(method, dataset, parts["test"], views=views, device=device, seed=settings.run.seed)
+    trained_on, seed = torch.cat([parts["train"], parts["val"]]), settings.run.seed
+    predictions = classified(
+        method, dataset, parts["test"], views=views, device=device, seed=seed, trained_on=trained_on
+    )
     return {CLASSIFIER: predictions}
 
 

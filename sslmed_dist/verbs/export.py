@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sslmed_dist.atomic_files import write_atomically
+from sslmed_dist.printable import without_folders
 from sslmed_dist.run_folder import write_json
 from sslmed_dist.training.pretrained import Part, load
 
@@ -11,6 +12,7 @@ from sslmed_dist.training.pretrained import Part, load
 def export_encoder(source: Path, out: Path, which: str = "last", part: Part = "encoder") -> tuple[Path, Path]:
     """Write the encoder (with ``part`` ``momentum`` its slow copy) as ``OUT.safetensors``, and ``OUT.json`` with its
     architecture, its normalisation and the hash of the checkpoint. Returns both files. ``out`` may have either suffix.
+    No path is in them: of a file of first weights only its name.
 
     The tensors bear torchvision's ResNet names without a prefix. Those of a dilated encoder bear DeepLabV3's names,
     beginning with ``backbone.``, and one of its own, ``project.weight``. ``ValueError`` when safetensors is not
@@ -27,11 +29,11 @@ def export_encoder(source: Path, out: Path, which: str = "last", part: Part = "e
     write_atomically(weights, save(tensors))
     views = trained.settings.views
     description: dict[str, Any] = {
-        "architecture": trained.settings.method["encoder"],
+        "architecture": without_folders(trained.settings.method["encoder"]),
         "channels": trained.settings.method["channels"],
         "feature_dim": trained.encoder.feature_dim,
         "input": {"size": views["size"], "mean": views["mean"], "std": views["std"], "scale": "[0, 1] before mean"},
-        "method": trained.settings.method,
+        "method": without_folders(trained.settings.method),
         "part": part,
         "source_sha256": trained.sha256,
         "use": "Research use only, not a medical device.",

@@ -1,22 +1,27 @@
 """Pictures for a run's own report: the views or episodes it trains on, nearest neighbours, and what was segmented.
 
-They hold pixels and stay in the run folder of whoever owns the images; a report takes them only when asked.
+They hold pixels and stay in the run folder of whoever owns the images; a report takes them only when asked. What is
+shown follows from the run's seed alone, so the same checkpoint gives the same pictures.
 """
 
-import json
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sslmed_dist import randomness
+from sslmed_dist import config, randomness
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.downstream import OneShot, extract
+from sslmed_dist.downstream.knn import neighbours_of
+from sslmed_dist.printable import printable
 from sslmed_dist.report.contact_sheets import neighbours_picture, views_picture
 from sslmed_dist.report.outlines import FOUND, GIVEN, TRUE, Panel, sheet
+from sslmed_dist.report.runs import read_captions
 from sslmed_dist.run_folder import write_json
 from sslmed_dist.training import build, pretrained
 from sslmed_dist.training.evaluation_data import evaluation_splits, overridden
@@ -24,39 +29,115 @@ from sslmed_dist.training.evaluation_data import evaluation_splits, overridden
 SHOWN, NEAREST, LIMIT = 6, 6, 2000
 EPISODES = "Episodes of pretraining: slices with a superpixel (support) and the moved copies of both (query)."
 SEGMENTED = "One-shot segmentation: given mask (yellow), true (green) and found (red), within the true slice range"
+VIEWS = "Images as stored, and what pretraining sees of them in its first epoch, without the normalisation."
+NEAR = "by cosine similarity of the frozen encoder's features"
+FRAMES = "; a green frame: the same class, an orange one: another"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of a dataset, by their int64 positions (N,)."""
+
+    dataset: Dataset
+    positions: Tensor
+
+    def images(self, seed: int) -> Tensor:
+        """(N, C, H, W) as stored; of an exam a slice that the seed picks."""
+        draw = torch.zeros_like(self.positions)
+        return self.dataset.fetch(self.positions, seed=seed, epoch=0, draw=draw)["images"].cpu()
+
+
+def make(folder: Path, which: str = "last") -> None:
+    """Draw whatever pictures the run in ``folder`` can have, from its checkpoint and its data. The pictures of episodes
+    and of federations, which ``evaluate`` and ``federate`` draw, are left as they are where they are there.
+
+    ``ValueError`` where the checkpoint or the data is not there."""
+    trained = pretrained.load(folder, which)
+    settings = with_data_of(folder, trained.settings)
+    there = any((folder / "pictures").glob("*.png"))
+    if settings.federated is not None:
+        if not there:
+            draw(settings, build.load_data(settings, settings.federated.pool), folder)
+    elif settings.views["name"] == "episode":
+        if not there:
+            dataset, parts = evaluation_splits(settings)
+            draw(settings, build.load_data(settings, "train"), folder)
+            draw_segmented(settings, trained.encoder, dataset, parts["test"], folder)
+    else:
+        train = build.load_data(settings, "train")
+        order = randomness.order(train.ids, settings.run.seed, "pictures")
+        draw_views(settings, Samples(train, order[:SHOWN]), folder)
+        queries, candidates, words = neighbour_samples(settings, train, order)
+        draw_neighbours(settings, trained.encoder, queries, candidates, words, folder)
+
+
+def with_data_of(folder: Path, settings: Config) -> Config:
+    """The settings of a checkpoint with the place of the data that the run folder names: it may have moved since, and
+    the checkpoints of a federation's rounds do not say it."""
+    file = folder / "config.yaml"
+    root = config.load(file).data.get("root") if file.is_file() else None
+    return settings if root is None else config.replace(settings, data={"root": root})
+
+
+def make_for_report(runs: Sequence[Path]) -> None:
+    """``make`` for every run of a report. A run whose checkpoint or data is not at hand keeps the pictures it has, and
+    a line on stderr says why there are no new ones."""
+    for folder in runs:
+        try:
+            make(folder)
+        except ValueError as error:
+            print(f"{printable(folder.name)}: no new pictures: {printable(str(error))}", file=sys.stderr, flush=True)
+
+
+def neighbour_samples(settings: Config, train: Dataset, order: Tensor) -> tuple[Samples, Samples, str]:
+    """Queries, the samples among which their neighbours are looked for, and both in words. Queries are test images
+    where the run has any, otherwise training images; neighbours are training images."""
+    try:
+        dataset, parts = evaluation_splits(settings)
+    except ValueError as error:  # no test split, say: the encoder has a space all the same
+        print(f"pictures: neighbours of training images, not of test: {printable(str(error))}", file=sys.stderr)
+        return Samples(train, order[:SHOWN]), Samples(train, order[SHOWN:][:LIMIT]), "Training images"
+    queries, candidates = (
+        parts[name][randomness.order(dataset.ids[parts[name]], settings.run.seed, "pictures")][:count]
+        for name, count in (("test", SHOWN), ("train", LIMIT))
+    )
+    return Samples(dataset, queries), Samples(dataset, candidates), "Test images"
 
 
 def draw(settings: Config, dataset: Dataset, folder: Path) -> None:
-    """Write ``pictures/views.png``, ``pictures/neighbours.png`` and their captions into ``folder``. A run that trains
-    on episodes gets ``pictures/episodes.png`` in their place.
-
-    ``dataset`` is what was pretrained on. Images of one or three channels can be shown; others get no pictures.
-    """
-    if dataset.channels not in (1, 3):
-        return
+    """Write ``pictures/views.png``, ``pictures/neighbours.png`` and their captions into ``folder``, all of ``dataset``,
+    which is what was pretrained on. A run that trains on episodes gets ``pictures/episodes.png`` in their place."""
     if settings.views["name"] == "episode":
         write_atomically(folder / "pictures" / "episodes.png", episodes_sheet(settings, dataset))
         return describe(folder, {"episodes.png": EPISODES})
-    # The images to show, then those among which neighbours are looked for.
-    positions = randomness.order(dataset.ids, settings.run.seed, "pictures")[: min(LIMIT, len(dataset))]
-    captions = {"views.png": "Images as stored and the two random views that pretraining compares."}
-    write_atomically(folder / "pictures" / "views.png", views_sheet(settings, dataset, positions[:SHOWN]))
-    if len(positions) > SHOWN + NEAREST:
-        network = pretrained.load(folder).encoder
-        write_atomically(
-            folder / "pictures" / "neighbours.png", neighbours_sheet(settings, network, dataset, positions)
-        )
-        captions["neighbours.png"] = (
-            "Images (left) and their nearest neighbours by cosine similarity of the frozen encoder's features."
-        )
-    describe(folder, captions)
+    order = randomness.order(dataset.ids, settings.run.seed, "pictures")
+    shown, others = Samples(dataset, order[:SHOWN]), Samples(dataset, order[SHOWN:][:LIMIT])
+    draw_views(settings, shown, folder)
+    draw_neighbours(settings, pretrained.load(folder).encoder, shown, others, "Images", folder)
+
+
+def draw_views(settings: Config, shown: Samples, folder: Path) -> None:
+    """Write ``pictures/views.png`` and its caption."""
+    write_atomically(folder / "pictures" / "views.png", views_sheet(settings, shown))
+    describe(folder, {"views.png": VIEWS})
+
+
+def draw_neighbours(
+    settings: Config, network: nn.Module, queries: Samples, candidates: Samples, words: str, folder: Path
+) -> None:
+    """Write ``pictures/neighbours.png`` and its caption; nothing where there is no query or no candidate. ``words``
+    say what the queries are."""
+    if not len(queries.positions) or not len(candidates.positions):
+        return
+    write_atomically(folder / "pictures" / "neighbours.png", neighbours_sheet(settings, network, queries, candidates))
+    among = f"{len(candidates.positions)} training images"
+    frames = FRAMES if queries.dataset.task == "single" and label_names(queries) else ""
+    describe(folder, {"neighbours.png": f"{words} (left) and their nearest among {among}, {NEAR}{frames}."})
 
 
 def describe(folder: Path, captions: dict[str, str]) -> None:
     """Add captions to those that the folder has."""
-    file = folder / "pictures" / "captions.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    write_json(file, {**known, **captions})
+    write_json(folder / "pictures" / "captions.json", {**read_captions(folder / "pictures"), **captions})
 
 
 def episodes_sheet(settings: Config, dataset: Dataset) -> bytes:
@@ -106,43 +187,82 @@ def draw_segmented(
         return
 
 
-def views_sheet(settings: Config, dataset: Dataset, positions: torch.Tensor) -> bytes:
-    """PNG: the images at ``positions`` beside their training views."""
-    seed = settings.run.seed
-    batch = dataset.fetch(positions, seed=seed, epoch=0, draw=torch.zeros_like(positions))
-    images = batch["images"]
-    views = build.build_views(settings, dataset)(batch, seed=seed, epoch=0)
-    return views_picture(images, {name: view for name, view in views.items() if name.startswith("views_")})
+def views_sheet(settings: Config, shown: Samples) -> bytes:
+    """PNG: images beside their training views, on one grey scale: the views' normalisation is taken back."""
+    seed, dataset = settings.run.seed, shown.dataset
+    batch = dataset.fetch(shown.positions, seed=seed, epoch=0, draw=torch.zeros_like(shown.positions))
+    stored = batch["images"].cpu()
+    low, high = scale_of(stored, dataset)
+    outputs = build.build_views(settings, dataset)(batch, seed=seed, epoch=0)
+    if "patches" in outputs:  # the nine patches of a puzzle, in the order the method gets them
+        outputs["views_puzzle"] = puzzle(outputs["patches"], stored.shape[1])
+    mean, std = (torch.tensor(settings.views[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+    black, white = dataset.value_range()
+    # on the scale of the stored images
+    views = {
+        name.replace("views_puzzle", "puzzle"): to_bytes((view.cpu() * std + mean) * (white - black) + black, low, high)
+        for name, view in outputs.items()
+        if name.startswith("views_")
+    }
+    return views_picture(to_bytes(stored, low, high), views)
 
 
-def neighbours_sheet(settings: Config, network: nn.Module, dataset: Dataset, positions: torch.Tensor) -> bytes:
-    """PNG: the first images at ``positions`` as queries, and beside each the nearest others in feature space."""
-    device = build.choose_device(settings)
-    views = build.standard_views(settings, dataset).to(device)
-    features = extract(network.to(device), dataset, positions, views=views, device=device, seed=settings.run.seed).x
-    # Cosine similarity of each of Q queries with all N samples; a query is not its own neighbour.
-    unit = torch.nn.functional.normalize(features, dim=1)  # (N, D)
-    similarity = unit[:SHOWN] @ unit.T  # (Q, N)
-    similarity[torch.arange(SHOWN), torch.arange(SHOWN)] = -2.0
-    best, nearest = similarity.topk(NEAREST, dim=1)  # (Q, K) each
-    # Queries first, then the neighbours of the first query, of the second, ...
-    shown = positions[torch.cat([torch.arange(SHOWN), nearest.flatten()])]  # (Q + Q K,)
-    images = dataset.fetch(shown, seed=settings.run.seed, epoch=0, draw=torch.zeros_like(shown))["images"]
-    names = label_names(dataset, shown)
+def puzzle(patches: Tensor, channels: int) -> Tensor:
+    """Patches (B, 9 C, p, p) -> (B, C, 3 p, 3 p), row by row."""
+    pieces = patches.view(-1, 3, 3, channels, *patches.shape[2:])  # (B, row, column, C, p, p)
+    rows: Tensor = pieces.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    return rows
+
+
+def neighbours_sheet(settings: Config, network: nn.Module, queries: Samples, candidates: Samples) -> bytes:
+    """PNG: images, and beside each the nearest of the candidates in feature space."""
+    device, seed = build.choose_device(settings), settings.run.seed
+    views = build.standard_views(settings, queries.dataset).to(device)
+    query_features, candidate_features = (
+        extract(network.to(device), of.dataset, of.positions, views=views, device=device, seed=seed).x
+        for of in (queries, candidates)
+    )
+    count = min(NEAREST, len(candidates.positions))
+    similarity, nearest = neighbours_of(candidate_features, query_features, count)  # (Q, K) each
+    near = Samples(candidates.dataset, candidates.positions[nearest.flatten()])  # those of the first query first
+    left, right = (
+        to_bytes(images, *scale_of(images, queries.dataset)) for images in (queries.images(seed), near.images(seed))
+    )
+    names = label_names(near)
     return neighbours_picture(
-        images[:SHOWN],
-        images[SHOWN:].view(SHOWN, NEAREST, *images.shape[1:]),
-        query_labels=names[:SHOWN] if names else None,
-        neighbour_labels=[names[SHOWN + i * NEAREST : SHOWN + (i + 1) * NEAREST] for i in range(SHOWN)]
-        if names
-        else None,
-        similarity=best,
+        left,
+        right.view(len(left), count, *right.shape[1:]),
+        query_labels=label_names(queries) or None,
+        neighbour_labels=[names[i * count : (i + 1) * count] for i in range(len(left))] if names else None,
+        similarity=similarity,
+        framed=queries.dataset.task == "single",
     )
 
 
-def label_names(dataset: Dataset, positions: torch.Tensor) -> list[str]:
-    """Class names of single-label samples; empty where there are none to show."""
-    labels = dataset.labels[positions]
-    if dataset.task != "single" or not dataset.classes or bool((labels < 0).any()):
+def scale_of(images: Tensor, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """The values that are shown as black and white, each (B, 1, 1, 1): those of the dataset for 8 bit, otherwise the
+    extremes of each image, which may use a small part of its range."""
+    if images.dtype == torch.uint8:
+        low, high = dataset.value_range()
+        return torch.full((len(images), 1, 1, 1), low), torch.full((len(images), 1, 1, 1), high)
+    values = images.float()
+    return values.amin(dim=(1, 2, 3), keepdim=True), values.amax(dim=(1, 2, 3), keepdim=True)
+
+
+def to_bytes(images: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Images (B, C, H, W) as uint8 between black and white. Of channels that are no colours the middle one is shown."""
+    if images.shape[1] not in (1, 3):
+        images = images[:, images.shape[1] // 2][:, None]
+    return ((images.float() - low) / (high - low).clamp_min(1e-12) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def label_names(samples: Samples) -> list[str]:
+    """Class names of the samples, for the task ``multi`` those of all positive labels; empty where there are none."""
+    dataset, labels = samples.dataset, samples.dataset.labels.cpu()[samples.positions]
+    if not dataset.classes or bool((labels < 0).any()):
         return []
-    return [dataset.classes[label] for label in labels.tolist()]
+    if dataset.task == "single":
+        names = [dataset.classes[label] for label in labels.tolist()]
+        return [f"class {name}" if name.isdigit() else name for name in names]
+    rows = (labels > 0).tolist()
+    return [", ".join(name for name, has in zip(dataset.classes, row, strict=True) if has) or "none" for row in rows]

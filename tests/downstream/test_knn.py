@@ -132,7 +132,7 @@ def test_a_single_class_at_a_site_has_no_auc_and_says_so() -> None:
     splits.test.labels[:] = 1
     area = KNN(5)(splits)[2]
     assert (area.metric, area.value, area.low) == ("auc", None, None)
-    assert area.note == "undefined: all test samples are of class 1"
+    assert area.note == "undefined: all test samples are of class 1; classes only in train, not scored: 0"
     many = made_up(2, multi=True)
     many.test.labels[:, 0] = 0
     scores = {score.metric: score for score in KNN(5)(many)}

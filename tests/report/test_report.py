@@ -2,128 +2,15 @@
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-import yaml
 
-from sslmed_dist.report import facts, plots, write_report
-from sslmed_dist.report.contact_sheets import neighbours_picture, views_picture
-from sslmed_dist.report.runs import PNG, group, read_run
+from sslmed_dist.report import facts, write_report
+from sslmed_dist.report.runs import group, read_run
+from tests.report.fabricated import add_pictures, fabricate, parsed, row
 
-SITES = ("site-0", "site-1", "site-10")
-LEVEL = {"random": 0.62, "local": 0.74, "federated": 0.81, "pooled": 0.83}
-
-
-def config(seed: int, **data: Any) -> dict[str, Any]:
-    return {
-        "run": {"name": "fabricated_mio_v3", "dir": "/home/somebody/runs", "seed": seed},
-        "data": {"name": "medmnist", "root": "/home/somebody/pneumoniamnist.npz", **data},
-        "views": {"name": "contrastive", "mean": [0.5 + 0.001 * seed]},
-        "method": {
-            "name": "contrastive",
-            "encoder": {"name": "resnet", "depth": 18, "width": 16},
-            "head": {"name": "projection"},
-            "loss": {"name": "mio_v3", "temperature": 0.2},
-        },
-        "optim": {"name": "sgd", "lr": 0.06},
-        "plan": {"batch_size": 64, "steps_per_epoch": 20, "precision": "float32"},
-        "federated": {
-            "rounds": 10,
-            "local_epochs": 1,
-            "strategy": {"name": "fedavg"},
-            "partition": {"name": "dirichlet", "alpha": 0.5, "count": 3},
-            "compare": ["random", "local", "pooled"],
-        },
-    }
-
-
-def row(arm: str, site: str, evaluator: str, metric: str, value: float | None, n: int = 150) -> dict[str, Any]:
-    low, high = (None, None) if value is None else (value - 0.04, min(1.0, value + 0.04))
-    note = "learning rate 0.1 chosen on val" if evaluator == "linear" else ""
-    note = "undefined: all test samples are of class pneumonia" if value is None else note
-    return {
-        "arm": arm, "site": site, "evaluator": evaluator, "metric": metric, "value": value, "low": low, "high": high,
-        "n": n, "groups": n, "note": note,
-    }  # fmt: skip
-
-
-def rows(arm: str, seed: int) -> list[dict[str, Any]]:
-    found = []
-    for place, site in enumerate(("all", *SITES)):
-        n = (430, 210, 160, 60)[place]
-        for evaluator, more in (("knn", 0.0), ("linear", 0.03)):
-            value = LEVEL[arm] + more + 0.015 * seed - 0.02 * place
-            found.append(row(arm, site, evaluator, "accuracy", value, n))
-            found.append(row(arm, site, evaluator, "balanced_accuracy", value - 0.03, n))
-            found.append(row(arm, site, evaluator, "auc", None if site == "site-10" else value + 0.05, n))
-    return found
-
-
-def fabricate(folder: Path, seed: int = 0, *, arms: tuple[str, ...] = tuple(LEVEL), **data: Any) -> Path:
-    """A run folder of a federation of three sites, with invented numbers."""
-    (folder / "evaluate").mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config(seed, **data)))
-    environment = {"sslmed_dist": "0.1.0", "python": "3.11.9", "processor": "Invented CPU", "cores": 2, "gpu": None}
-    environment |= {"packages": {"torch": "2.12.0", "flwr": "1.41.0", "ray": None}, "date": "2031-02-03"}
-    (folder / "environment.json").write_text(json.dumps(environment))
-    for arm in arms:
-        (folder / "evaluate" / f"{arm}.json").write_text(json.dumps({"rows": rows(arm, seed)}))
-    difference = [row("federated - local", site, "knn", "accuracy", 0.05, 150) for site in ("all", *SITES)]
-    for item in difference:
-        item |= {"difference": True, "low": 0.01, "high": 0.09}
-    (folder / "evaluate" / "differences.json").write_text(json.dumps({"rows": difference}))
-    lines = []
-    for number in range(10):
-        for place, site in enumerate(SITES):
-            keys = {"time": 0.0, "step": 20 * (number + 1), "round": number, "site": site, "split": "train"}
-            values = {"loss": 3 * 0.9**number + 0.1 * place + 0.02 * seed, "effective_rank": 4 + number + place}
-            values |= {"embedding_std": 0.5 + 0.04 * number, "uniformity": -1 - 0.2 * number, "alignment": 0.5}
-            lines += [json.dumps(keys | {"name": name, "value": value}) for name, value in values.items()]
-    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-def add_pictures(folder: Path) -> None:
-    images = torch.randint(0, 255, (4, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    (folder / "pictures").mkdir()
-    (folder / "pictures" / "views.png").write_bytes(views_picture(images, [images.float(), -images.float()]))
-    near = neighbours_picture(images, images[:, None].expand(-1, 3, -1, -1, -1))
-    (folder / "pictures" / "neighbours.png").write_bytes(near)
-    captions = {"views.png": "Two views <of> each sample", "neighbours.png": "Nearest neighbours"}
-    (folder / "pictures" / "captions.json").write_text(json.dumps(captions))
-
-
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes seconds; the plots have their own tests."""
-    monkeypatch.setattr(plots, "render", lambda draw, size, theme: PNG)
-
-
-class Tags(HTMLParser):
-    """Tags that are open at the end, and every attribute that could fetch something."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.links: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.links += [value or "" for name, value in attrs if name in ("src", "srcset", "href")]
-        if tag not in ("meta", "img", "source"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def parsed(page: str) -> Tags:
-    tags = Tags()
-    tags.feed(page)
-    return tags
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def test_page_and_twin_hold_what_was_run_and_measured(tmp_path: Path) -> None:
@@ -249,9 +136,17 @@ def broken(run: Path, name: str, text: str) -> None:
         ("config.yaml", "a: [", "config.yaml: not valid YAML"),
         ("config.yaml", "3", "config.yaml: expected the sections of a configuration, got int"),
         ("environment.json", "{", "environment.json: not valid JSON"),
-        ("evaluate/local.json", "{}", "local.json: expected an object with a list 'rows'"),
-        ("evaluate/local.json", '{"rows": [{"arm": "local"}]}', r"local.json: rows\[0\] has no evaluator, high, low"),
-        ("metrics.jsonl", '{"step": 1}\n{"name": "loss", "value": 1}\n', "metrics.jsonl:1: not a line of metrics"),
+        ("evaluate/local.json", '{"rows": 3}', r"local.json: rows: expected list\[.*\], got 3"),
+        ("evaluate/local.json", '{"rows": [], "x": NaN}', "local.json: not valid JSON: NaN is not a number"),
+        ("evaluate/similarity.json", '{"bins": []}', "similarity.json: has no alignment, counts, means, n"),
+        ("environment.json", '{"packages": [1]}', r"environment.json: packages: expected mapping, got \[1\]"),
+        ("config.yaml", "run: 3", "config.yaml: run: expected mapping or null, got 3"),
+        ("metrics.jsonl", '{"name": 3, "value": 1}\n', "metrics.jsonl:1: name: expected str, got 3"),
+        ("metrics.jsonl", '{"name": "loss", "value": "low"}\n', "metrics.jsonl:1: value: expected float, got 'low'"),
+        ("metrics.jsonl", '{"name": "loss", "va\n{"name": "loss", "value": 1}\n', "metrics.jsonl:1: not valid JSON"),
+        ("evaluate/local.json", "{}", "local.json: has no rows"),
+        ("evaluate/local.json", '{"rows": [{"arm": "local"}]}', r"local.json: rows\[0\]: has no evaluator, high, low"),
+        ("metrics.jsonl", '{"step": 1}\n{"name": "loss", "value": 1}\n', "metrics.jsonl:1: has no name, value"),
     ],
 )
 def test_broken_files_are_named(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -295,3 +190,31 @@ def test_names_from_files_are_escaped(tmp_path: Path) -> None:
     (run / "evaluate" / "odd.json").write_text(json.dumps({"rows": [row("<b>x", "<i>s", "<u>e", "<s>m", 0.5)]}))
     page = write_report([run])[0].read_text()
     assert parsed(page).open == [] and not re.search(r"<(b>x|i>s|u>e|s>m)", page, re.IGNORECASE)
+
+
+def test_classes_that_lack_samples_stand_beside_the_table(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run")
+    remark = "classes only in test, always scored as wrong: <frog> (2 of 5 test samples)"
+    lacking = row("encoder", "all", "finetune", "accuracy", 0.5) | {"note": f"no interval: 1 group; {remark}"}
+    (run / "evaluate" / "last.json").write_text(json.dumps({"rows": [lacking]}))
+    html, markdown = write_report([run])
+    page, text = html.read_text(), markdown.read_text()
+    assert page.count(remark.replace("<", "&lt;").replace(">", "&gt;")) == 1 and parsed(page).open == []
+    assert text.count("classes only in test") == 1 and text.index("### All sites") < text.index("classes only in test")
+    assert text.index("classes only in test") < text.index("| arm |")
+
+
+def test_names_change_no_table_and_steer_no_terminal(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run")
+    for old in (run / "evaluate").iterdir():
+        old.unlink()
+    odd = row("a | b", "north\n# Title", "<script>", "m|n", 0.5) | {"note": "no interval: \x1b[2J | <img>"}
+    (run / "evaluate" / "odd.json").write_text(json.dumps({"rows": [odd]}))
+    settings = (run / "config.yaml").read_text().replace("fabricated_mio_v3", '"fab | <b>\\e[1m"')
+    (run / "config.yaml").write_text(settings)
+    page, text = (path.read_text() for path in write_report([run]))
+    assert "\x1b" not in page + text and "<script" not in page + text and "<img>" not in page + text
+    assert parsed(page).open == [] and "<b>" not in text and "\n# Title" not in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+    assert r"| a \| b | 0.500 [0.460, 0.540] |" in table

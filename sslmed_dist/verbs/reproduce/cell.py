@@ -4,17 +4,17 @@ A *figure* is a number of a table.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sslmed_dist import config, run_folder
 from sslmed_dist.config import Config
 from sslmed_dist.downstream import ALL_SITES, rows_of, write_rows
 from sslmed_dist.downstream.rows import write_cases
 from sslmed_dist.drivers import local, ray_train
+from sslmed_dist.json_files import read_object
+from sslmed_dist.report.runs import read_rows
 from sslmed_dist.training import build, pretrained
 from sslmed_dist.training.build import AUTO
 from sslmed_dist.training.evaluation_data import evaluation_splits
@@ -64,7 +64,7 @@ def complete(folder: Path) -> bool:
     """Whether the run in ``folder`` was trained to its end before it was evaluated. ``evaluate`` below notes that in
     its file; ``sslmed evaluate``, which may measure an unfinished run, does not."""
     file = folder / "evaluate" / "last.json"
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("complete") is True
+    return file.is_file() and read_object(file, optional={"complete": bool}).get("complete") is True
 
 
 def results(cell: Cell) -> set[Path]:
@@ -156,11 +156,10 @@ def measured(cell: Cell, metric: Metric) -> float | None:
     file = folder / ("similarity.json" if kind == "similarity" else "last.json")
     if not file.is_file():
         return None
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     # The similarities stand at the top of their file; all else is a row.
-    value = content.get(metric.name) if kind == "similarity" else None
+    value = read_object(file, optional={metric.name: float | None}).get(metric.name) if kind == "similarity" else None
     title = title_of(cell, metric)
-    for row in content.get("rows", ()):
+    for row in () if kind == "similarity" else read_rows(file):
         if (row["arm"], row["evaluator"], row["metric"]) == ("encoder", title, metric.name):
             value = row["value"]
     return None if value is None else float(value) * (100 if metric.percent else 1)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sslmed_dist.printable import as_markdown
 from sslmed_dist.verbs.reproduce.table import Table
 
 # With fewer seeds a difference is not called one.
@@ -101,10 +102,8 @@ def words(line: CellFigure, tolerance: float) -> list[str]:
     marks = (" (s)" if len(line.values) < SEEDS else "") + (" (f)" if line.partial else "")
     inside = line.inside(tolerance)
     return [
-        line.row,
-        line.column,
-        line.metric,
-        ours(line),
+        *(as_markdown(name) for name in (line.row, line.column, line.metric)),
+        as_markdown(ours(line)),
         (" / ".join(f"{value:g}" for value in line.published) or "none") + (" (q)" if line.quoted else ""),
         "" if line.difference is None else f"{line.difference:+.2f}{marks}",
         "" if inside is None else ("yes" if inside else "no"),

@@ -1,0 +1,45 @@
+"""Text from files and folders in a form that is safe to print and to hand on."""
+
+import html
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+HOMES = ("home", "Users")  # what lies in them is called like its owner
+
+
+def printable(text: str) -> str:
+    r"""``text`` without control characters: line breaks, terminal codes, marks that turn the direction of writing and
+    bytes that are no UTF-8 stand as escapes (``\n``, ``\x1b``, ``\u202e``, ``\udc80``). All else stays as it is."""
+    return "".join(letter if shows(letter) else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def shows(letter: str) -> bool:
+    """Whether a character prints as itself; any kind of space does."""
+    return letter.isprintable() or unicodedata.category(letter) == "Zs"
+
+
+def as_html(text: str) -> str:
+    """``text`` as content or attribute of an HTML page, in which it is nothing but text."""
+    return html.escape(printable(text))
+
+
+def as_markdown(text: str) -> str:
+    """``text`` as part of a line or a table's cell of Markdown, in which it is nothing but text: no border of a cell,
+    no HTML, no link, no emphasis by stars."""
+    return re.sub(r"([\\|`*\[\]])", r"\\\1", html.escape(printable(text), quote=False))
+
+
+def without_folders(value: Any) -> Any:
+    """A configuration, or a value of it, as it may be handed on: of each path only the last part is left, since where a
+    file lies is nobody's business but the site's. Of a home folder not even that, since it names its owner."""
+    if isinstance(value, Mapping):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_folders(item) for item in value]
+    if not isinstance(value, str) or not (re.search(r"[/\\]", value) or value.startswith("~")):
+        return value
+    *above, last = re.split(r"[/\\]+", value.rstrip("/\\"))
+    is_home = last.startswith("~") or (above and above[-1] in HOMES)
+    return "\N{HORIZONTAL ELLIPSIS}" if is_home else f"\N{HORIZONTAL ELLIPSIS}/{last}"
