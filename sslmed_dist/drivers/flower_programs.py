@@ -21,6 +21,7 @@ from sslmed_dist.config import Config
 from sslmed_dist.drivers.processes import Processes, check_port, free_port
 from sslmed_dist.federation.messages import DATA_ROOT, LAUNCHER, SITES_DIR, Node, RunSettings
 from sslmed_dist.federation.sites import expected_sites, federated_section, site_names
+from sslmed_dist.training.stopping import started_at
 
 PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
 QUIET = {
@@ -70,7 +71,7 @@ class Workplace:
         private = {"FLWR_HOME": str(home), "RAY_TMPDIR": str(self.folder), "OMP_NUM_THREADS": threads}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH", PORT)}
-        return {**inherited, **QUIET, **private, "PATH": path, LAUNCHER: str(os.getpid())}
+        return {**inherited, **QUIET, **private, "PATH": path, LAUNCHER: f"{os.getpid()} {started_at(os.getpid())}"}
 
     def site_environment(self) -> dict[str, str]:
         """Where simulated sites find the data and keep their state: from the launcher, never from a message."""

@@ -16,6 +16,7 @@ from sslmed_dist.downstream import ALL_SITES, rows_of, write_rows
 from sslmed_dist.downstream.rows import write_cases
 from sslmed_dist.drivers import local, ray_train
 from sslmed_dist.training import build, pretrained
+from sslmed_dist.training.stopping import finish
 from sslmed_dist.verbs.evaluate import arm_predictions, evaluation_splits, own_predictions
 from sslmed_dist.verbs.reproduce import read_table, table
 from sslmed_dist.verbs.reproduce.table import Metric
@@ -111,15 +112,9 @@ def needs(cell: Cell) -> str | None:
 
 
 def train(cell: Cell) -> None:
-    """Train one cell to its end by its own driver. ``SystemExit`` if it was stopped before."""
+    """Train one cell to its end by its own driver. ``Stopped`` if it was stopped before."""
     settings = cell.settings
-    if settings.driver == "ray":
-        ray_train.train(settings)
-        stopped = (settings.folder / "stop").exists()
-    else:
-        stopped = local.train(settings).state.stopped
-    if stopped:
-        raise SystemExit("stopped; run the same command again to go on")
+    finish(ray_train.train(settings) if settings.driver == "ray" else local.train(settings).state.stopped)
 
 
 def evaluate(cell: Cell) -> None:
