@@ -17,9 +17,10 @@ from typing import Any
 import yaml
 
 from sslmed_dist import plain_yaml, registry
-from sslmed_dist.sections import Config, Evaluate, Federated, Leaf, Plan, Ray, Run
+from sslmed_dist.sections import PATHS, Config, Evaluate, Federated, Leaf, Plan, Ray, Run
 
 __all__ = [
+    "PATHS",
     "Config",
     "Evaluate",
     "Federated",

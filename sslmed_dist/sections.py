@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Leaf = Mapping[str, Any]
+PATHS = ("root", "weights", "file", "cache")  # keys of leaves whose values are paths, where they are text
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Ray:
-    """Ray Train's workers. ``num_workers: 0`` runs in this process (Ray's local mode, also under torchrun)."""
+    """Ray Train's workers. ``num_workers: 0`` runs in this process (Ray's local mode, also under torchrun). ``wait_s``:
+    how long to wait for the nodes that an autoscaler has to add; a cluster without one is asked for what it has."""
 
     num_workers: int = 2
     cpus_per_worker: int = 1
@@ -68,6 +70,12 @@ class Ray:
     max_failures: int = 3
     address: str | None = None
     timeout_s: float = 300.0
+    wait_s: float = 900.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "wait_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"ray.{name}: expected a number >= 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A real Ray cluster: two workers walk the local trajectory, a killed worker loses nothing, `ray job submit` works."""
 
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -15,10 +15,12 @@ import yaml
 from sslmed_dist import checkpoint, config
 from sslmed_dist.training import job
 from tests import tiny
+from tests.drivers import family
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 START_S = 180.0
+API = "http://127.0.0.1:8276"
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -47,16 +49,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     with (folder / "head.log").open("w") as log:
         head = subprocess.Popen(command, env=environment(), stdout=log, stderr=log, start_new_session=True, cwd=folder)
     try:
-        wait_for_dashboard("http://127.0.0.1:8276", head)
-        yield {"RAY_ADDRESS": "127.0.0.3:6391", "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8276"}
+        wait_for_dashboard(API, head)
+        yield {"RAY_ADDRESS": "127.0.0.3:6391", "RAY_API_SERVER_ADDRESS": API, "HEAD": str(head.pid)}
     finally:
+        started = family.descendants(head.pid)
         head.terminate()
         try:
             head.wait(30)
         except subprocess.TimeoutExpired:
             head.kill()
-        subprocess.run(["pkill", "-9", "-f", str(temporary)], check=False)
-        subprocess.run(["rm", "-rf", str(temporary)], check=False)
+        family.end(started)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def wait_for_dashboard(url: str, head: "subprocess.Popen[bytes]") -> None:
@@ -132,7 +135,7 @@ def test_killed_worker_among_four_and_killed_driver(tmp_path: Path, cluster: dic
     folder = tmp_path / "runs" / "disturbed"
     process = sslmed(path, "run.name=disturbed", **cluster)
     wait_for_step(folder, 6, process)
-    kill_one_worker()
+    kill_one_worker(int(cluster["HEAD"]))
     wait_for_step(folder, max(steps_of(folder)) + 12, process)
     process.kill()
     process.communicate()
@@ -161,10 +164,9 @@ def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[str]", sec
         time.sleep(0.05)
 
 
-def kill_one_worker() -> None:
+def kill_one_worker(head: int) -> None:
     """SIGKILL to one training worker of the cluster."""
-    found = subprocess.run(
-        ["pgrep", "-f", "ray::RayTrainWorker"], capture_output=True, text=True, check=False
-    ).stdout.split()
-    assert len(found) >= 4, found
-    os.kill(int(found[1]), signal.SIGKILL)
+    started = family.descendants(head)
+    workers = [pid for pid in started if family.command_line(pid).startswith("ray::RayTrainWorker")]
+    assert len(workers) >= 4, started
+    family.end({workers[1]: started[workers[1]]})
