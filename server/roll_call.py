@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from sslmed_dist import __version__
-from sslmed_dist.federation.messages import MARK, ORDER, SITE, Greeting
+from sslmed_dist.federation.messages import MARK, ORDER, SITE, Greeting, Hello
 
 log = logging.getLogger("sslmed.server")
 
@@ -88,7 +88,7 @@ class Sites:
     def greet(self, grid: Grid, nodes: Iterable[int], online: set[int], timeout: float) -> None:
         """Send "hello" to ``nodes`` and sort them into known and refused; ``online`` are the ids of all nodes."""
         nodes = list(nodes)
-        content = RecordDict({ORDER: ConfigRecord({"version": __version__})})
+        content = RecordDict({ORDER: ConfigRecord(Hello(__version__).to_record())})
         messages = [Message(content, node, "query", ttl=max(timeout, LIFE_S)) for node in nodes]
         replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages, timeout=timeout)}
         for node in nodes:

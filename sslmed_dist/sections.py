@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 Leaf = Mapping[str, Any]
-PATHS = ("root", "weights", "file", "cache")  # keys of leaves whose values are paths, where they are text
+# The keys whose values are paths of this machine, beside those of the section ``run``. By their full names: ``weights``
+# of a loss, say, is a word.
+DATA_PATHS = ("root", "cache", "subset.file")
+PATHS = (*(f"{section}.{key}" for section in ("data", "evaluate.data") for key in DATA_PATHS), "method.encoder.weights")
 
 
 @dataclass(frozen=True)

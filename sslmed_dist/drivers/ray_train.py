@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sslmed_dist import config, run_folder
 from sslmed_dist.atomic_files import appending
 from sslmed_dist.endings import Stopped
@@ -81,17 +83,15 @@ def train(settings: config.Config, resume: str = "auto") -> bool:
         raise ValueError(
             f"plan.batch_size: {settings.plan.batch_size} is not a multiple of {options.num_workers} workers"
         )
-    cluster_address(options)
     refuse_package(settings)
+    if cluster_address(options) is None:  # one will be started here, as large as asked for but with this machine's GPUs
+        refuse_too_little(options, [{"Alive": True, "Resources": {"CPU": math.inf, "GPU": torch.cuda.device_count()}}])
     # A user's mistake should end here, in one line, and not as a failure that Ray tries to heal by a restart.
     resolved = check_training(settings).settings
     with cluster(options), Stop(settings.folder) as stop:
         require_room(options, stop)
         open_folder(resolved, resume)
-        # Workers run in folders of Ray's, so no path may be relative.
-        run_paths = {"dir": str(settings.folder.parent), "start_from": absolute(settings.run.start_from)}
-        leaves = {"data": absolute_paths(settings.data), "method": absolute_paths(settings.method)}
-        launch(config.replace(resolved, run=run_paths, **leaves), stop)
+        launch(absolute_paths(resolved), stop)  # workers run in folders of Ray's
     told = news(settings.folder)
     if told.get("state") == "not finite":
         raise NonFinite(told["line"])
@@ -130,16 +130,14 @@ def absolute(path: str | None) -> str | None:
     return str(Path(path).expanduser().resolve()) if path is not None else None
 
 
-def absolute_paths(leaf: Mapping[str, Any]) -> dict[str, Any]:
-    """The paths in a leaf and in the leaves within it, made absolute; other values are left out. A path is a text under
-    a key in ``config.PATHS``, and nothing else: any other text may happen to be the name of a file here."""
-    changed: dict[str, Any] = {}
-    for key, value in leaf.items():
-        if isinstance(value, Mapping):
-            changed[key] = absolute_paths(value)
-        elif isinstance(value, str) and value and key in config.PATHS:
-            changed[key] = absolute(value)
-    return changed
+def absolute_paths(settings: config.Config) -> config.Config:
+    """The settings with all paths made absolute, and nothing else: a text may happen to be the name of a file here."""
+    changes: dict[str, Any] = {
+        "run": {"dir": str(settings.folder.parent), "start_from": absolute(settings.run.start_from)}
+    }
+    for dotted, path in config.paths(config.to_tree(settings)).items():
+        changes = config.merge(changes, config.nested(dotted, absolute(path)))
+    return config.replace(settings, **changes)
 
 
 def cluster_address(options: config.Ray) -> str | None:
@@ -166,7 +164,10 @@ def cluster(options: config.Ray) -> Iterator[None]:
         return
     address = cluster_address(options)
     size = {} if address else {"num_cpus": max(options.num_workers * options.cpus_per_worker, 2)}
-    ray.init(address=address, log_to_driver=True, **size)
+    try:
+        ray.init(address=address, log_to_driver=True, **size)
+    except SystemExit:  # what Ray makes of SIGTERM
+        raise Stopped("stopped before the cluster was there; run the same command again") from None
     try:
         yield
     finally:
@@ -179,16 +180,28 @@ def bundle(options: config.Ray) -> dict[str, float]:
     return {key: need for key, need in asked.items() if need}
 
 
-def room(options: config.Ray, nodes: Sequence[Mapping[str, Any]]) -> int:
-    """How many workers the living ``nodes`` (as of ``ray.nodes``) could hold if nothing else ran on them. A worker is
-    on one node as a whole."""
-    workers = 0
-    for node in nodes:
-        if node["Alive"]:
-            # The small term keeps 1 GPU at ten workers of 0.1.
-            fits = [math.floor(node["Resources"].get(key, 0) / need + 1e-9) for key, need in bundle(options).items()]
-            workers += min([options.num_workers, *fits])
-    return workers
+def too_little(options: config.Ray, nodes: Sequence[Mapping[str, Any]]) -> str | None:
+    """What the living ``nodes`` (as of ``ray.nodes``) lack, in words, even if nothing else ran on them; None where the
+    workers fit. A worker is on one node as a whole."""
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    workers = 0.0
+    for node in resources:
+        # The small term keeps 1 GPU at ten workers of 0.1.
+        fits = [(node.get(key, 0) / need + 1e-9) // 1 for key, need in bundle(options).items()]
+        workers += min([float(options.num_workers), *fits])
+    if workers >= options.num_workers:
+        return None
+    cpus, gpus = (sum(node.get(key, 0) for node in resources) for key in ("CPU", "GPU"))
+    each = f"{options.cpus_per_worker} CPUs and {options.gpus_per_worker:g} GPUs"
+    present = f"{cpus:g} CPUs and {gpus:g} GPUs" if cpus < math.inf else f"{gpus:g} GPUs"
+    return f"ray.num_workers: {options.num_workers} workers of {each} each; there are {present}, room for {workers:g}"
+
+
+def refuse_too_little(options: config.Ray, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """``ValueError`` where the workers do not fit on ``nodes``."""
+    line = too_little(options, nodes)
+    if line is not None:
+        raise ValueError(f"{line}; smaller numbers, or more nodes (`ray status` shows them)")
 
 
 def require_room(options: config.Ray, stop: Stop) -> None:
@@ -201,13 +214,9 @@ def require_room(options: config.Ray, stop: Stop) -> None:
     from ray.autoscaler.sdk import request_resources
 
     end, asked = time.monotonic() + options.wait_s, False
-    while (workers := room(options, ray.nodes())) < options.num_workers:
-        present = ", ".join(f"{ray.cluster_resources().get(key, 0):g} {key}s" for key in ("CPU", "GPU"))
-        each = f"{options.cpus_per_worker} CPUs and {options.gpus_per_worker:g} GPUs"
-        line = f"ray.num_workers: {options.num_workers} workers of {each} each; the cluster has {present}, room for"
-        line += f" {workers} of them"
+    while (line := too_little(options, ray.nodes())) is not None:
         if not any(node.get("Labels", {}).get(GROUP) for node in ray.nodes()):
-            raise ValueError(f"{line}; smaller numbers, or more nodes (`ray status` shows them)")
+            refuse_too_little(options, ray.nodes())
         if time.monotonic() > end:
             raise ValueError(f"{line}; waited {options.wait_s:g} s for more nodes (ray.wait_s)")
         if stop.asked:  # by a signal; the file may be of an earlier start

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -148,6 +149,77 @@ def test_killed_worker_among_four_and_killed_driver(tmp_path: Path, cluster: dic
     one, other = state_of(folder), state_of(tmp_path / "runs" / "whole")
     assert steps_of(folder)[-1] == steps_of(tmp_path / "runs" / "whole")[-1] == 120
     assert all(torch.equal(one[key], other[key]) for key in other)
+
+
+HOLD = """import ray, time
+ray.init(log_to_driver=False)
+held = ray.remote(num_cpus=4)(lambda: time.sleep(600)).remote()
+while ray.available_resources().get("CPU", 0) > 0: time.sleep(0.1)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def full_cluster(cluster: dict[str, str]) -> Iterator[dict[str, str]]:
+    """The cluster while another job has all of its CPUs."""
+    command = [sys.executable, "-c", HOLD]
+    process = subprocess.Popen(command, env=environment(**cluster), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    yield cluster
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_acts_at_once_while_no_worker_is_there(
+    tmp_path: Path, full_cluster: dict[str, str], number: signal.Signals
+) -> None:
+    process = sslmed(write(tmp_path, 4), **full_cluster)
+    folder = tmp_path / "runs" / "tiny"
+    deadline = time.monotonic() + START_S
+    while not list(folder.glob("ray/*/*")):  # Ray's own folder: the trainer has begun
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    started = time.monotonic()
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, said
+    assert "stopped before the workers had started; run the same command again" in said
+    assert time.monotonic() - started < 20 and steps_of(folder) == []
+
+
+def test_ctrl_c_saves_and_the_cluster_goes_on(tmp_path: Path, cluster: dict[str, str]) -> None:
+    path = write(tmp_path, 2, epochs=400, checkpoint_every=5)
+    process = sslmed(path, **cluster)
+    folder = tmp_path / "runs" / "tiny"
+    wait_for_step(folder, 5, process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said[-3000:]
+    last = steps_of(folder)[-1]
+    assert f"stopped at step {last}; run the same command again to go on" in said and last < 1200
+
+
+def test_what_the_cluster_can_never_give_is_refused(tmp_path: Path, cluster: dict[str, str]) -> None:
+    process = sslmed(write(tmp_path, 4), "ray.cpus_per_worker=2", **cluster)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 2
+    line = "sslmed train: ray.num_workers: 4 workers of 2 CPUs and 0 GPUs each; there are 4 CPUs and 0 GPUs, room for 2"
+    assert f"{line}; smaller numbers, or more nodes (`ray status` shows them)" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_folder_in_the_jobs_temporary_package_is_refused(tmp_path: Path, cluster: dict[str, str]) -> None:
+    write(tmp_path, 2)
+    ray = str(Path(sys.executable).parent / "ray")
+    command = [ray, "job", "submit", "--working-dir", str(tmp_path), "--", sys.executable, "-m", "sslmed_dist.cli"]
+    command += ["train", "tiny.yaml", "run.dir=runs"]
+    submitted = subprocess.run(command, env=environment(**cluster), text=True, capture_output=True, timeout=300)
+    assert submitted.returncode != 0
+    said = submitted.stdout + submitted.stderr
+    assert "run.dir: 'runs' lies in the temporary folder of this Ray job" in said, said[-3000:]
+    assert "allowed: run.dir=/absolute/path" in said
 
 
 def steps_of(folder: Path) -> list[int]:
