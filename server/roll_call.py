@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from sslmed_dist import __version__
+from sslmed_dist.endings import printable
 from sslmed_dist.federation.messages import MARK, ORDER, SITE, Greeting, Hello
 
 log = logging.getLogger("sslmed.server")
@@ -38,7 +39,7 @@ def failure(reply: Message) -> str:
     """What an error reply says, in one short printable line without anything that names the site's files."""
     reason = str(reply.error.reason or "")
     if reason.startswith(MARK):
-        return "".join(c if c.isprintable() else " " for c in reason.removeprefix(MARK))[:200]
+        return printable(reason.removeprefix(MARK))[:200]
     return FAILURES.get(reply.error.code, f"its app failed (Flower's code {reply.error.code})")
 
 
@@ -112,7 +113,7 @@ class Sites:
         if not NAME.fullmatch(name):
             self.refused[node] = f"node {node}: its name is not made of letters, digits, '_', '.' and '-'"
         elif greeting.version != __version__:
-            self.refused[node] = f"{name} runs sslmed_dist {greeting.version}, the server {__version__}"
+            self.refused[node] = f"{name} runs sslmed_dist {printable(greeting.version)[:40]}, the server {__version__}"
         elif greeting.channels != self.channels:
             images = f"{name} has images of {greeting.channels} channels"
             self.refused[node] = f"{images}, the run's method takes {self.channels}"

@@ -13,6 +13,7 @@ import yaml
 
 from sslmed_dist import cli
 from sslmed_dist.endings import Stopped, line_of, printable
+from sslmed_dist.training.stopping import finish
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -112,6 +113,12 @@ def test_other_ends(
     monkeypatch.setattr(os, "dup2", lambda *_: None)
     assert cli.main(words) == code
     assert capsys.readouterr() == ("", said)
+
+
+def test_a_training_that_others_wait_for_ends_them_too() -> None:
+    finish(False)
+    with pytest.raises(Stopped, match="^stopped; run the same command again to go on$"):
+        finish(True)
 
 
 PRINTED = {

@@ -23,7 +23,7 @@ import sslmed_dist
 from sslmed_dist.config import Config
 from sslmed_dist.drivers import flower_programs
 from sslmed_dist.drivers.private_folder import clear_remains, private_folder
-from sslmed_dist.endings import Stopped
+from sslmed_dist.endings import Stopped, printable
 from sslmed_dist.federation.local_round import initial_arrays
 from sslmed_dist.federation.messages import ENDING, Ending, decode, encode
 from sslmed_dist.federation.round_files import last_round, save_round
@@ -151,4 +151,4 @@ def follow(runtime: flower_programs.Workplace, main: Popen[bytes], stop: Stop, p
 
 def say(line: str) -> None:
     """One line for the person who waits."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)

@@ -87,6 +87,7 @@ FORGED: dict[str, Callable[[Path, Path], object]] = {
         (run / NOTE).write_text(json.dumps({"token": "victim", "folder": str(left_behind(run, place))}))
         and (place / next(iter(os.listdir(place))) / MARK).unlink()
     ),
+    "escape codes": lambda run, place: moved(run, left_behind(run, place), place / "\x1b[2J\n"),
     "no JSON": lambda run, place: left_behind(run, place) and (run / NOTE).write_text("{"),
     "a list": lambda run, place: left_behind(run, place) and (run / NOTE).write_text("[1]"),
     "too deep": lambda run, place: left_behind(run, place) and (run / NOTE).write_text("[" * 60000),
@@ -129,7 +130,11 @@ def test_a_forged_note_ends_and_removes_nothing(
     assert [path for path in outside if not os.path.lexists(path)] == [] and outside
     assert not os.path.lexists(run / NOTE)
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and said[0].startswith(f"{run / NOTE}: not of a former start here, nothing was ended")
+    assert (
+        len(said) == 1
+        and said[0].isprintable()
+        and said[0].startswith(f"{run / NOTE}: not of a former start here, nothing was ended")
+    )
 
 
 def test_a_copied_run_folder_leaves_the_original_alone(run: Path, place: Path) -> None:
