@@ -22,6 +22,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from sslmed_dist import __version__
+from sslmed_dist.atomic_files import appending
 from sslmed_dist.config import Config, fingerprint, replace
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.federation.local_round import local_update
@@ -114,30 +115,31 @@ def answer(message: Message, context: Context, work: Callable[[Message, Context]
     try:
         return Message(work(message, context), reply_to=message)
     except Exception as error:  # whatever went wrong here, the server must get an answer and no details
-        node = node_of(context)
-        note(node)
-        # A simulated site has nothing to hide from the person who simulates it.
-        may_travel = SiteError if node.deployed else ValueError
+        # A simulated site has nothing to hide from the person who simulates it; of what it is not known counts as real.
+        may_travel: type[ValueError] = SiteError
+        try:
+            node = node_of(context)
+            may_travel = SiteError if node.deployed else ValueError
+            note(node, error)
+        except Exception:  # a malformed node configuration, a full disk: the reply goes out all the same
+            traceback.print_exception(error)  # to the log of the site's own SuperNode
         reason = str(error) if isinstance(error, may_travel) else type(error).__name__
         return Message(Error(FAILED, MARK + reason), reply_to=message)
 
 
-def note(node: Node) -> None:
-    """Write the exception being handled to the site's own ``errors.log``."""
+def note(node: Node, error: Exception) -> None:
+    """Write the exception to the site's own ``errors.log``. ``ValueError`` or ``OSError`` where that cannot be."""
     if node.state_dir is None:
         return
-    folder = Path(node.state_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "errors.log").open("a", encoding="utf-8") as log:
-        log.write(f"{node.name}\n{traceback.format_exc()}\n")
+    with appending(Path(node.state_dir) / "errors.log") as log:
+        log.write(f"{node.name}\n{''.join(traceback.format_exception(error))}\n")
 
 
 def site_of(settings: Config, node: Node) -> LocalSite:
     """The site that this node is. ``SiteError`` names what its node configuration lacks."""
     if node.state_dir is None:
         raise SiteError("this node's configuration has no state-dir, the folder of the site's own state")
-    if node.data_root is not None:
-        settings = replace(settings, data={"root": node.data_root})
+    settings = replace(settings, data=node.data(settings.data))
     if node.partition is not None:
         site = dealt(settings)[node.partition]
     elif node.site is None:

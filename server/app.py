@@ -16,10 +16,12 @@ from flwr.serverapp import Grid, ServerApp
 from server.roll_call import Sites
 from server.strategies import STRATEGIES
 from sslmed_dist import __version__, registry
+from sslmed_dist.atomic_files import appending, refuse_links
 from sslmed_dist.federation.messages import ENDING, LAUNCHER, Ending, RunSettings
 from sslmed_dist.federation.round_files import last_round
 from sslmed_dist.federation.sites import expected_sites, federated_section
 from sslmed_dist.run_folder import Metrics, write_json
+from sslmed_dist.training.stopping import started_at
 
 log = logging.getLogger("sslmed.server")
 
@@ -33,6 +35,7 @@ def main(grid: Grid, context: Context) -> None:
     folder = Path(run_settings.run_dir)
     if not folder.is_absolute():
         raise ValueError("run-dir: expected the absolute path of the run folder; start with `sslmed federate`")
+    refuse_links(folder)
     stay_with(os.environ.get(LAUNCHER))
     handler = open_log(folder / "federation.log")
     try:
@@ -49,13 +52,14 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def stay_with(launcher: str | None) -> None:
-    """End this process when the launcher with this process id is gone: it held the run folder's lock, and a server that
-    went on alone would write beside the next one."""
+    """End this process when the launcher is gone: it held the run folder's lock, and a server that went on alone would
+    write beside the next one. ``launcher``: its process id and start time, "ID TIME", as ``LAUNCHER`` carries it."""
     if launcher is None:
         return
+    pid, started = map(int, launcher.split())
 
     def watch() -> None:
-        while Path(f"/proc/{launcher}").exists():
+        while started_at(pid) == started:
             time.sleep(0.5)
         os._exit(1)
 
@@ -64,8 +68,8 @@ def stay_with(launcher: str | None) -> None:
 
 def open_log(path: Path) -> logging.Handler:
     """Let the server's lines go to ``path``; the launcher shows them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, delay=True)  # opened by our own function, which follows no link
+    handler.setStream(appending(path))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)

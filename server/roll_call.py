@@ -11,7 +11,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from sslmed_dist import __version__
-from sslmed_dist.federation.messages import MARK, ORDER, SITE, Greeting
+from sslmed_dist.federation.messages import MARK, ORDER, SITE, Greeting, Hello
+from sslmed_dist.printable import printable
 
 log = logging.getLogger("sslmed.server")
 
@@ -38,7 +39,7 @@ def failure(reply: Message) -> str:
     """What an error reply says, in one short printable line without anything that names the site's files."""
     reason = str(reply.error.reason or "")
     if reason.startswith(MARK):
-        return "".join(c if c.isprintable() else " " for c in reason.removeprefix(MARK))[:200]
+        return printable(reason.removeprefix(MARK))[:200]
     return FAILURES.get(reply.error.code, f"its app failed (Flower's code {reply.error.code})")
 
 
@@ -88,7 +89,7 @@ class Sites:
     def greet(self, grid: Grid, nodes: Iterable[int], online: set[int], timeout: float) -> None:
         """Send "hello" to ``nodes`` and sort them into known and refused; ``online`` are the ids of all nodes."""
         nodes = list(nodes)
-        content = RecordDict({ORDER: ConfigRecord({"version": __version__})})
+        content = RecordDict({ORDER: ConfigRecord(Hello(__version__).to_record())})
         messages = [Message(content, node, "query", ttl=max(timeout, LIFE_S)) for node in nodes]
         replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages, timeout=timeout)}
         for node in nodes:
@@ -112,7 +113,7 @@ class Sites:
         if not NAME.fullmatch(name):
             self.refused[node] = f"node {node}: its name is not made of letters, digits, '_', '.' and '-'"
         elif greeting.version != __version__:
-            self.refused[node] = f"{name} runs sslmed_dist {greeting.version}, the server {__version__}"
+            self.refused[node] = f"{name} runs sslmed_dist {printable(greeting.version)[:40]}, the server {__version__}"
         elif greeting.channels != self.channels:
             images = f"{name} has images of {greeting.channels} channels"
             self.refused[node] = f"{images}, the run's method takes {self.channels}"

@@ -3,18 +3,24 @@
 One rule for all: what is written has a hidden temporary name beside its place, which no other process or thread uses;
 its bytes are forced to the disk; it is renamed; and the folder's new entry is forced to the disk. A reader, or a crash
 at any moment, sees the old content or the new one and nothing between.
+
+Files that grow (metrics, logs) and locks are opened here too, never through a link: a run folder may come from
+elsewhere, and a link in it would make us write to, empty or delete what lies outside.
 """
 
 import hashlib
 import itertools
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO
 
+LINK = "is a link; in a run folder nothing is written or deleted through one"
 ENDING = ".tmp"  # of every temporary name, so that what a killed process left can be found
 NUMBERS = itertools.count()
 
@@ -79,6 +85,41 @@ def arriving(folder: Path, name: str, *, last: str) -> Iterator[Path]:
         raise ValueError(f"{error.filename or folder}: could not be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def refuse_links(folder: Path) -> None:
+    """``ValueError`` that names the first link below ``folder``, at any depth. ``folder`` itself may be one: a person
+    may keep runs on another disk. A folder that is not there holds none."""
+    places = [folder] if folder.is_dir() else []
+    while places:
+        with os.scandir(places.pop()) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_symlink():
+                    raise ValueError(f"{entry.path}: {LINK}")
+                if entry.is_dir(follow_symlinks=False):
+                    places.append(Path(entry.path))
+
+
+def open_itself(path: Path, flags: int) -> int:
+    """A descriptor of the regular file ``path``, opened by ``os.open`` with ``flags``; never of what a link points to,
+    and it waits for nobody (a pipe). ``ValueError`` that names ``path`` for anything else."""
+    try:
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        reason = LINK if path.is_symlink() else f"could not be opened: {error.strerror}"
+        raise ValueError(f"{path}: {reason}") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError(f"{path}: not a regular file")
+    return handle
+
+
+def appending(path: Path) -> TextIOWrapper:
+    """The file ``path``, made where it is missing, open for text at its end; folders above it are made too.
+    ``ValueError`` as of ``open_itself``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = open_itself(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    return open(handle, "a", encoding="utf-8")
 
 
 def sync_folder(folder: Path) -> None:

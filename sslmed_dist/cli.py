@@ -6,20 +6,26 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sslmed_dist.cli_parser import USER_ERROR, parse
+from sslmed_dist.cli_parser import parse
+from sslmed_dist.endings import USER_ERROR, ending_of
+from sslmed_dist.printable import printable
+
+if TYPE_CHECKING:
+    from sslmed_dist.config import Config
 
 
 def train(arguments: argparse.Namespace) -> int:
     """``sslmed train``."""
-    from sslmed_dist import config
-
-    settings = config.load(arguments.config, arguments.overrides)
+    settings = configured(arguments)
     if arguments.check:
         from sslmed_dist.training.check import check_training
         from sslmed_dist.training.evaluation_data import check_evaluation
 
-        print("\n".join([*check_training(settings).lines, *check_evaluation(settings)]))
+        show(*check_training(settings).lines, *check_evaluation(settings))
         return 0
     if settings.driver == "ray":
         from sslmed_dist.drivers import ray_train
@@ -29,33 +35,45 @@ def train(arguments: argparse.Namespace) -> int:
         from sslmed_dist.drivers import local
 
         local.train(settings, arguments.resume)
-    print(settings.folder)
+    show(settings.folder)
     return 0
+
+
+def configured(arguments: argparse.Namespace) -> "Config":
+    """The configuration that the command line names, with its overrides."""
+    from sslmed_dist import config
+
+    settings = config.load(arguments.config, arguments.overrides)
+    threads, cores = settings.run.threads or 0, len(os.sched_getaffinity(0))
+    if threads > cores:
+        say(f"warning: run.threads: {threads} threads on {cores} cores take turns, which is slower than {cores}")
+    return settings
 
 
 def federate(arguments: argparse.Namespace) -> int:
     """``sslmed federate``."""
-    from sslmed_dist import config
     from sslmed_dist.verbs import federate
 
-    settings = config.load(arguments.config, arguments.overrides)
+    settings = configured(arguments)
     if arguments.check:
-        print("\n".join(federate.check(settings)))
+        show(*federate.check(settings))
         return 0
-    print(federate.run(settings, arguments.resume))
+    show(federate.run(settings, arguments.resume))
     return 0
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """``sslmed evaluate``."""
+    from sslmed_dist.atomic_files import refuse_links
     from sslmed_dist.verbs import pictures
     from sslmed_dist.verbs.evaluate import evaluate_run
     from sslmed_dist.verbs.similarities import similarities
 
-    print(evaluate_run(arguments.run, arguments.which, arguments.part, arguments.overrides))
+    refuse_links(arguments.run)
+    show(evaluate_run(arguments.run, arguments.which, arguments.part, arguments.overrides))
     pictures.of_run(arguments.run, arguments.which, arguments.part, arguments.overrides)
     if arguments.histogram:
-        print(similarities(arguments.run, arguments.which, arguments.part, overrides=arguments.overrides))
+        show(similarities(arguments.run, arguments.which, arguments.part, overrides=arguments.overrides))
     return 0
 
 
@@ -79,7 +97,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
         folds=names(folds),
     )
     if arguments.dry_run or not run.possible(asked):
-        print("\n".join(run.plan(asked)))
+        show(*run.plan(asked))
     else:
         print(published.text(run.run(asked)), end="")
     return 0
@@ -92,9 +110,11 @@ def names(words: Sequence[str] | None) -> list[str] | None:
 
 def report(arguments: argparse.Namespace) -> int:
     """``sslmed report``."""
+    from sslmed_dist.atomic_files import refuse_links
     from sslmed_dist.report import write_report
     from sslmed_dist.report.events import write_events
 
+    refuse_links(arguments.runs[0])  # the page goes there
     if arguments.pictures:
         from sslmed_dist.verbs import pictures
 
@@ -102,7 +122,7 @@ def report(arguments: argparse.Namespace) -> int:
     page, markdown = write_report(arguments.runs, arguments.out, pictures=arguments.pictures)
     if arguments.tensorboard is not None:
         write_events(arguments.runs, arguments.tensorboard)
-    print(page, markdown, sep="\n")
+    show(page, markdown)
     return 0
 
 
@@ -110,7 +130,7 @@ def export(arguments: argparse.Namespace) -> int:
     """``sslmed export``."""
     from sslmed_dist.verbs.export import export_encoder
 
-    print(*export_encoder(arguments.run, arguments.out, arguments.which, arguments.part), sep="\n")
+    show(*export_encoder(arguments.run, arguments.out, arguments.which, arguments.part))
     return 0
 
 
@@ -119,7 +139,7 @@ def embed(arguments: argparse.Namespace) -> int:
     from sslmed_dist.verbs.embed import embed
 
     count = embed(arguments.run, arguments.images, arguments.out, arguments.which, arguments.part)
-    print(f"{arguments.out}: {count} images")
+    show(f"{arguments.out}: {count} images")
     return 0
 
 
@@ -144,7 +164,7 @@ def segment(arguments: argparse.Namespace) -> int:
         dicom_seg=arguments.dicom_seg,
         device=arguments.device,
     )
-    print(*written, sep="\n")
+    show(*written)
     return 0
 
 
@@ -174,7 +194,7 @@ def data_prepare(arguments: argparse.Namespace) -> int:
     """``sslmed data prepare``."""
     from sslmed_dist.data.prepare import PREPARATIONS
 
-    print(PREPARATIONS[arguments.kind](arguments.source, arguments.out, note=say))
+    show(PREPARATIONS[arguments.kind](arguments.source, arguments.out, note=say))
     return 0
 
 
@@ -193,7 +213,7 @@ def data_pack(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         note=say,
     )
-    print(packed)
+    show(packed)
     return 0
 
 
@@ -204,20 +224,24 @@ def data_phantom(arguments: argparse.Namespace) -> int:
 
     leaf = {"name": arguments.kind, **options(arguments.options)}
     registry.build(PHANTOMS, leaf, "phantom", root=arguments.out)
-    print(arguments.out)
+    show(arguments.out)
     return 0
+
+
+def show(*lines: object) -> None:
+    """The answer, one line each on stdout. What they name may hold control characters, which are escaped."""
+    for line in lines:
+        print(printable(str(line)))
 
 
 def say(line: str) -> None:
     """One line for the person who waits."""
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
 
 
 def found(lines: Sequence[str], problems: Sequence[str]) -> int:
     """Print what an inspection says. Returns the exit code, which is that of a mistake where there are problems."""
-    print("\n".join(lines))
-    for problem in problems:
-        print(f"problem: {problem}")
+    show(*lines, *(f"problem: {problem}" for problem in problems))
     return USER_ERROR if problems else 0
 
 
@@ -225,7 +249,7 @@ def demo(arguments: argparse.Namespace) -> int:
     """``sslmed demo``."""
     from sslmed_dist.verbs import demo
 
-    print(demo.run(arguments.out, quick=arguments.quick))
+    show(demo.run(arguments.out, quick=arguments.quick))
     return 0
 
 
@@ -258,21 +282,21 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. A user's mistake is one line on stderr and exit code 2; a stopped run is 0."""
+    """Run one verb; returns the exit code. Whatever goes wrong is one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that is no text of this terminal
     arguments = parse(argv)
-    show = arguments.traceback or bool(os.environ.get("SSLMED_TRACEBACK"))
-    try:
-        return VERBS[arguments.verb](arguments)
-    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
-        if show:
-            raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        print(f"sslmed {arguments.verb}: {kind}{' '.join(lines)[:1000]}", file=sys.stderr)
-        return USER_ERROR if isinstance(error, (ValueError, OSError)) else 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    traceback = arguments.traceback or bool(os.environ.get("SSLMED_TRACEBACK"))
+    return ending_of(lambda: VERBS[arguments.verb](arguments), arguments.verb, subject(arguments), traceback)
+
+
+def subject(arguments: argparse.Namespace) -> Path | None:
+    """What the verb works on: its configuration, run, model or folder; None where it has none."""
+    for name in ("config", "run", "model", "path", "source", "root", "table"):
+        if getattr(arguments, name, None):
+            return Path(str(getattr(arguments, name)))
+    return None
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-USER_ERROR = 2
+from sslmed_dist.endings import USER_ERROR
+from sslmed_dist.printable import printable
 
 Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 
@@ -14,7 +15,7 @@ class Parser(argparse.ArgumentParser):
     """argparse with mistakes in one line, which names ``--help`` instead of printing the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USER_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(USER_ERROR, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -17,9 +17,10 @@ from typing import Any
 import yaml
 
 from sslmed_dist import plain_yaml, registry
-from sslmed_dist.sections import Config, Evaluate, Federated, Leaf, Plan, Ray, Run
+from sslmed_dist.sections import PATHS, Config, Evaluate, Federated, Leaf, Plan, Ray, Run
 
 __all__ = [
+    "PATHS",
     "Config",
     "Evaluate",
     "Federated",
@@ -33,7 +34,10 @@ __all__ = [
     "from_tree",
     "load",
     "merge",
+    "below",
+    "nested",
     "parse_override",
+    "paths",
     "replace",
     "to_tree",
 ]
@@ -153,6 +157,26 @@ def parse_override(text: str) -> dict[str, Any]:
     for key in reversed(keys):  # from the inside out
         tree = NameAlone(name=tree) if key == "name" else {key: tree}
     return dict(tree)
+
+
+def paths(tree: Mapping[str, Any]) -> dict[str, str]:
+    """The paths in the tree of a configuration, by their dotted keys (``PATHS``)."""
+    found = {dotted: below(tree, dotted.split(".")) for dotted in PATHS}
+    return {dotted: value for dotted, value in found.items() if isinstance(value, str) and value}
+
+
+def below(tree: Any, keys: Sequence[str]) -> Any:
+    """The value at ``keys``, one below the other; None where there is none."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def nested(dotted: str, value: Any) -> dict[str, Any]:
+    """The tree that holds ``value`` at a dotted key and nothing else."""
+    for key in reversed(dotted.split(".")):
+        value = {key: value}
+    return dict(value)
 
 
 def sections() -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sslmed_dist import __version__, config
-from sslmed_dist.atomic_files import write_atomically
+from sslmed_dist.atomic_files import appending, open_itself, refuse_links, write_atomically
 from sslmed_dist.checkpoint import Checkpoints
 from sslmed_dist.curve_events import LiveCurves
 from sslmed_dist.json_files import Fields, read_lines
@@ -36,12 +36,13 @@ class RunFolder:
         plan = settings.plan
         self.checkpoints = Checkpoints(path / "checkpoints", plan.keep_last, plan.keep_every)
         self.metrics = Metrics(path / "metrics.jsonl", live=settings.run.tensorboard)
-        self.lock: IO[str] | None = None
+        self.lock: int | None = None  # the descriptor of the locked file
 
     def open(self, resume: str) -> None:
         """Prepare to write. ``resume``: ``auto`` goes on where a run of the same fingerprint stopped; ``never`` refuses
-        a folder with checkpoints. ``ValueError`` for another run's folder, for one that another process is writing, and
-        for one that cannot be written."""
+        a folder with checkpoints. ``ValueError`` for another run's folder, for one that another process is writing, for
+        one that cannot be written, and for one with a link in it."""
+        refuse_links(self.path)
         existing = self.path / "config.yaml"
         if resume == "never" and self.checkpoints.steps():
             raise ValueError(f"{self.path}: holds a run already; choose another run.name, or --resume auto")
@@ -51,7 +52,7 @@ class RunFolder:
                 raise ValueError(f"{self.path}: {self.told_apart(before)}")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.lock = (self.path / ".lock").open("w")
+            self.lock = open_itself(self.path / ".lock", os.O_RDWR | os.O_CREAT)  # what it holds stays as it is
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{self.path}: another process is writing this run") from None
@@ -78,7 +79,7 @@ class RunFolder:
         """Release the lock."""
         self.metrics.close()
         if self.lock is not None:
-            self.lock.close()
+            os.close(self.lock)
             self.lock = None
 
 
@@ -112,8 +113,7 @@ class Metrics:
     def write(self, values: Mapping[str, float], **keys: Any) -> None:
         """Append the scalars, one line each; ``keys`` (step, epoch, round, site, split) are the same in all lines."""
         if self.file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.path.open("a", encoding="utf-8")
+            self.file = appending(self.path)
         now = round(time.time(), 3)
         rows = [{"time": now, **keys, "name": name, "value": value} for name, value in values.items()]
         if self.curves is not None:

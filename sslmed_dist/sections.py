@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 Leaf = Mapping[str, Any]
+# The keys whose values are paths of this machine, beside those of the section ``run``. By their full names: ``weights``
+# of a loss, say, is a word.
+DATA_PATHS = ("root", "cache", "subset.file")
+PATHS = (*(f"{section}.{key}" for section in ("data", "evaluate.data") for key in DATA_PATHS), "method.encoder.weights")
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Ray:
-    """Ray Train's workers. ``num_workers: 0`` runs in this process (Ray's local mode, also under torchrun)."""
+    """Ray Train's workers. ``num_workers: 0`` runs in this process (Ray's local mode, also under torchrun). ``wait_s``:
+    how long to wait for the nodes that an autoscaler has to add; a cluster without one is asked for what it has."""
 
     num_workers: int = 2
     cpus_per_worker: int = 1
@@ -77,6 +82,12 @@ class Ray:
     max_failures: int = 3
     address: str | None = None
     timeout_s: float = 300.0
+    wait_s: float = 900.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "wait_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"ray.{name}: expected a number >= 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """``sslmed VERB`` end to end on a tiny run: what it prints, writes and returns."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +147,20 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     assert cli.main(["doctor"]) == 2
     out = capsys.readouterr().out
     assert "problem: only " in out and "extra ray: not installed (pip install 'sslmed-dist[ray]')" in out
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "report"])
+def test_no_verb_writes_through_a_link(
+    workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    (tmp_path / "outside").mkdir()
+    shutil.copytree(workplace, tmp_path / "copy")
+    run = tmp_path / "copy" / "runs" / "tiny"
+    shutil.rmtree(run / "evaluate", ignore_errors=True)
+    (run / "evaluate").symlink_to(tmp_path / "outside")
+    words = {"train": [str(workplace / "tiny.yaml"), f"run.dir={run.parent}"]}.get(verb, [str(run)])
+    capsys.readouterr()
+    assert cli.main([verb, *words]) == 2
+    line = f"{run / 'evaluate'}: is a link; in a run folder nothing is written or deleted through one"
+    assert capsys.readouterr().err.splitlines()[-1] == f"sslmed {verb}: {line}"
+    assert list((tmp_path / "outside").iterdir()) == [] and not (run / "report.html").exists()

@@ -18,7 +18,8 @@ PACKAGES = ("sslmed_dist", "clients", "server")
 FLOORS: tuple[set[str], ...] = (
     {
         *("__init__", "registry", "arguments", "atomic_files", "randomness", "distributed", "plain_yaml", "sections"),
-        *("config", "checkpoint", "run_folder", "cli_parser", "user_cache", "printable", "json_files", "curve_events"),
+        *("config", "checkpoint", "run_folder", "cli_parser", "endings", "user_cache", "printable", "json_files"),
+        "curve_events",
     },
     {"data", "views", "losses", "models"},
     {"methods"},
@@ -43,6 +44,7 @@ LAZY |= {"rich", "tensorboard", "safetensors"}
 NO_TORCH = (
     "cli",
     "cli_parser",
+    "endings",
     "config",
     "plain_yaml",
     "registry",

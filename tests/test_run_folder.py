@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from sslmed_dist import __version__, config
+from sslmed_dist.atomic_files import appending, open_itself
 from sslmed_dist.run_folder import Metrics, RunFolder, differences, phantom_data
 
 LEAVES: dict[str, Any] = {
@@ -171,3 +172,62 @@ def test_runs_on_phantoms_say_so_whatever_their_folder_is_called(tmp_path: Path)
     assert not phantom_data(chosen)
     (tmp_path / "set" / "phantom.json").write_text("{}")
     assert phantom_data(chosen)
+
+
+OUTSIDE = "what lies outside"
+LINKED = [".lock", "metrics.jsonl", "config.yaml", "environment.json", "checkpoints", "evaluate", "federation.log"]
+LINKED += ["federation.json", "logs", "sites", "sites/site-0", "pictures", "tensorboard", "samples.jsonl", "stop"]
+
+
+@pytest.mark.parametrize("name", LINKED)
+@pytest.mark.parametrize("target", ["file", "folder", "gone"])
+def test_no_link_in_a_run_folder_is_followed(tmp_path: Path, name: str, target: str) -> None:
+    """Whatever it is called and points to: the run is refused before anything is written, also outside."""
+    outside = tmp_path / "outside"
+    if target != "gone":
+        outside.mkdir()
+        (outside / "step_000000001.pt").write_text(OUTSIDE)
+    path = outside / "step_000000001.pt" if target == "file" else outside
+    link = tmp_path / "run" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(path)
+    with pytest.raises(ValueError) as caught:
+        opened(tmp_path / "run")
+    assert str(caught.value) == f"{link}: is a link; in a run folder nothing is written or deleted through one"
+    assert [file.name for file in (tmp_path / "run").rglob("*") if not file.is_dir() or file == link] == [link.name]
+    assert outside.exists() == (target != "gone")
+    assert target == "gone" or (outside / "step_000000001.pt").read_text() == OUTSIDE
+
+
+def test_the_run_folder_itself_may_be_reached_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    run = opened(tmp_path / "runs" / "a")
+    run.metrics.write({"loss": 1.0}, step=1)
+    run.close()
+    (tmp_path / "b").symlink_to(tmp_path / "disk" / "a")
+    opened(tmp_path / "b").close()
+    assert (tmp_path / "disk" / "a" / "metrics.jsonl").exists()
+
+
+def test_a_lock_keeps_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text(OUTSIDE)
+    opened(tmp_path).close()
+    assert (tmp_path / ".lock").read_text() == OUTSIDE
+
+
+def test_files_that_grow_are_opened_themselves_or_not_at_all(tmp_path: Path) -> None:
+    """A link that appears after the run folder was opened; and what is no regular file is not waited for."""
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    (tmp_path / "outside").write_text(OUTSIDE)
+    metrics.path.symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match="is a link"):
+        metrics.write({"loss": 1.0}, step=1)
+    assert (tmp_path / "outside").read_text() == OUTSIDE
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe: could not be opened"):
+        appending(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe: not a regular file"):
+        open_itself(tmp_path / "pipe", os.O_RDWR)
+    with pytest.raises(ValueError, match="could not be opened: Is a directory"):
+        appending(tmp_path)

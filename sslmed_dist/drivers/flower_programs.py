@@ -17,10 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from subprocess import Popen
 
-from sslmed_dist.config import Config
+from sslmed_dist.config import Config, below
 from sslmed_dist.drivers.processes import Processes, check_port, free_port
-from sslmed_dist.federation.messages import DATA_ROOT, LAUNCHER, SITES_DIR, Node, RunSettings
+from sslmed_dist.federation.messages import DATA_CACHE, DATA_LIST, DATA_ROOT, LAUNCHER, SITES_DIR, Node, RunSettings
 from sslmed_dist.federation.sites import expected_sites, federated_section, site_names
+from sslmed_dist.training.stopping import started_at
 
 PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
 QUIET = {
@@ -70,18 +71,22 @@ class Workplace:
         private = {"FLWR_HOME": str(home), "RAY_TMPDIR": str(self.folder), "OMP_NUM_THREADS": threads}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH", PORT)}
-        return {**inherited, **QUIET, **private, "PATH": path, LAUNCHER: str(os.getpid())}
+        return {**inherited, **QUIET, **private, "PATH": path, LAUNCHER: f"{os.getpid()} {started_at(os.getpid())}"}
 
     def site_environment(self) -> dict[str, str]:
         """Where simulated sites find the data and keep their state: from the launcher, never from a message."""
-        root = self.root
-        return {SITES_DIR: str(self.run / "sites")} | ({DATA_ROOT: root} if root else {})
+        paths = {DATA_ROOT: self.root, DATA_CACHE: self.path("cache"), DATA_LIST: self.path("subset.file")}
+        return {SITES_DIR: str(self.run / "sites")} | {name: path for name, path in paths.items() if path}
 
     @property
     def root(self) -> str | None:
         """``data.root``, absolute."""
-        root = self.settings.data.get("root")
-        return None if root is None else str(Path(str(root)).expanduser().resolve())
+        return self.path("root")
+
+    def path(self, key: str) -> str | None:
+        """The path at ``key`` of the section ``data``, absolute; None where there is none."""
+        path = below(self.settings.data, key.split("."))
+        return None if path is None else str(Path(str(path)).expanduser().resolve())
 
     @property
     def sites(self) -> int:
@@ -135,7 +140,13 @@ def node_config(workplace: Workplace, site_number: int, name: str) -> str:
     root = workplace.root
     has_own_data = root is not None and "{site}" in root
     data_root = root.replace("{site}", name) if root is not None else None
-    node = Node(site=name, data_root=data_root, state_dir=str(workplace.run / "sites"))
+    node = Node(
+        site=name,
+        data_root=data_root,
+        state_dir=str(workplace.run / "sites"),
+        data_cache=workplace.path("cache"),
+        data_list=workplace.path("subset.file"),
+    )
     return (node if has_own_data else replace(node, partition=site_number, partitions=workplace.sites)).text()
 
 

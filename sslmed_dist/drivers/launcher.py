@@ -10,16 +10,10 @@ They exchange files with the launcher in the run folder: ``config.yaml``, ``chec
 holds the first weights), ``federation.log``, and ``federation.json``, which alone says how the federation ended.
 """
 
-import contextlib
 import importlib.util
-import json
 import os
-import shutil
 import sys
-import tempfile
 import time
-import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
@@ -27,7 +21,8 @@ from subprocess import Popen
 import sslmed_dist
 from sslmed_dist.config import Config
 from sslmed_dist.drivers import flower_programs
-from sslmed_dist.drivers.processes import Processes
+from sslmed_dist.drivers.private_folder import clear_remains, private_folder
+from sslmed_dist.endings import Stopped
 from sslmed_dist.federation.local_round import initial_arrays
 from sslmed_dist.federation.messages import ENDING, Ending, decode, encode
 from sslmed_dist.federation.round_files import last_round, save_round
@@ -39,17 +34,16 @@ from sslmed_dist.federation.sites import (
     training_settings,
 )
 from sslmed_dist.json_files import read_object
-from sslmed_dist.run_folder import RunFolder, write_json
+from sslmed_dist.printable import printable
+from sslmed_dist.run_folder import RunFolder
 from sslmed_dist.training.stopping import Stop
-
-PREFIX = "sslmed-flower-"
 
 
 def run(settings: Config, resume: str = "auto", folder: Path | None = None) -> None:
     """Run the federation of ``settings`` to its last round, in ``folder`` (default ``settings.folder``).
 
     Goes on from the last round kept there; ``resume="never"`` refuses a folder that holds a round. ``ValueError`` for
-    what the user can mend, ``RuntimeError`` with the reason when the federation failed, ``SystemExit`` after a stop by
+    what the user can mend, ``RuntimeError`` with the reason when the federation failed, ``Stopped`` after a stop by
     SIGTERM, SIGINT or a file ``stop`` in the run folder.
     """
     root = app_folder()
@@ -75,7 +69,8 @@ def run(settings: Config, resume: str = "auto", folder: Path | None = None) -> N
         run_folder.describe()
         (path / ENDING).unlink(missing_ok=True)
         (path / "stop").unlink(missing_ok=True)
-        with Stop(path) as stop, workplace(path, root, settings) as runtime:
+        with Stop(path) as stop, private_folder(path) as (private, processes):
+            runtime = flower_programs.Workplace(path.resolve(), root, private, settings, processes)
             follow(runtime, flower_programs.RUNTIMES[fed.runtime](runtime), stop, path)
     finally:
         run_folder.close()
@@ -108,33 +103,6 @@ def app_folder() -> Path:
     )
 
 
-@contextlib.contextmanager
-def workplace(path: Path, app: Path, settings: Config) -> Iterator[flower_programs.Workplace]:
-    """A private folder and a token for one start of a runtime; on exit its processes are ended and the folder is
-    removed. Both are noted in the run folder first, so that a later start finds what a killed launcher left."""
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-    token = uuid.uuid4().hex
-    write_json(path / ".runtime.json", {"token": token, "folder": str(folder)})
-    runtime = flower_programs.Workplace(path.resolve(), app, folder, settings, Processes(token))
-    try:
-        yield runtime
-    finally:
-        clear_remains(path)
-        runtime.processes.reap()
-
-
-def clear_remains(path: Path) -> None:
-    """End what a former start left running, and remove its folder."""
-    file = path / ".runtime.json"
-    if not file.exists():
-        return
-    former = json.loads(file.read_text())
-    Processes(former["token"]).stop()
-    if Path(former["folder"]).name.startswith(PREFIX):  # never another folder, whatever the file says
-        shutil.rmtree(former["folder"], ignore_errors=True)
-    file.unlink()
-
-
 @dataclass
 class Tail:
     """Reads the lines that are appended to a file from now on."""
@@ -159,7 +127,7 @@ class Tail:
 def follow(runtime: flower_programs.Workplace, main: Popen[bytes], stop: Stop, path: Path) -> None:
     """Show the server's log until the federation has ended. ``main`` is the program that lasts as long as it does.
 
-    ``SystemExit`` after a stop. ``RuntimeError`` where ``main`` or the SuperLink ended without a result, or where the
+    ``Stopped`` after a stop. ``RuntimeError`` where ``main`` or the SuperLink ended without a result, or where the
     federation failed; ``ValueError`` where it failed for a mistake that the user can mend.
     """
     tail = Tail(path / "federation.log")
@@ -171,7 +139,7 @@ def follow(runtime: flower_programs.Workplace, main: Popen[bytes], stop: Stop, p
         if outcome.exists():  # the server writes it last
             break
         if stop():
-            raise SystemExit("stopped; run the same command again to go on from the last round")
+            raise Stopped("stopped; run the same command again to go on from the last round")
         if ended or runtime.failed():
             what = "was killed or ended" if ended else "lost its SuperLink"
             code = f" (exit code {main.returncode})" if ended else ""
@@ -185,4 +153,4 @@ def follow(runtime: flower_programs.Workplace, main: Popen[bytes], stop: Stop, p
 
 def say(line: str) -> None:
     """One line for the person who waits."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
 """Starting programs and being sure that they, and all that they started, are gone afterwards.
 
 Flower's and Ray's programs start daemons that leave their parent's process group. So every program started here gets a
-token in its environment, which all its children inherit. ``stop`` ends the processes that carry the token, by their
-ids. Linux only, as is the lock of a run folder.
+token in its environment, which all its children inherit. ``stop`` ends the processes of this user that carry the
+token, by their ids and start times. Linux only, as is the lock of a run folder.
 """
 
 import contextlib
@@ -16,21 +16,24 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from sslmed_dist.atomic_files import appending
+from sslmed_dist.training.stopping import started_at
+
 TOKEN = "SSLMED_PROCESSES"
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before any fork
 
 
 class Processes:
-    """The programs of one federation. ``token`` is what their environment carries under ``SSLMED_PROCESSES``."""
+    """The programs of one federation. ``token`` is what their environment carries under ``SSLMED_PROCESSES``. None of
+    them began before ``since`` (``stopping.started_at``)."""
 
-    def __init__(self, token: str) -> None:
-        self.token = token
+    def __init__(self, token: str, since: int = 0) -> None:
+        self.token, self.since = token, since
         self.started: list[subprocess.Popen[bytes]] = []
 
     def start(self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path) -> subprocess.Popen[bytes]:
         """Start ``command`` with its output in ``log``. ``ValueError`` when there is no such program."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as out:
+        with appending(log) as out:
             try:
                 process = subprocess.Popen(
                     command,
@@ -48,21 +51,31 @@ class Processes:
         return process
 
     def alive(self) -> list[int]:
-        """Ids of the running processes that carry the token."""
+        """Ids of the running processes that are ours."""
+        return [pid for pid, _ in self.ours()]
+
+    def ours(self) -> list[tuple[int, int]]:
+        """(id, start time) of the running processes of this user that carry the token, without this one."""
         mark = f"{TOKEN}={self.token}".encode()
-        return [pid for pid in process_ids() if pid != os.getpid() and mark in environment(pid)]
+        found = []
+        for pid in process_ids():
+            started = started_at(pid)
+            if pid == os.getpid() or started is None or started < self.since or owner(pid) != os.geteuid():
+                continue
+            if mark in environment(pid):
+                found.append((pid, started))
+        return found
 
     def stop(self, patience_s: float = 10.0) -> None:
         """End them all: SIGTERM once to each, and SIGKILL to those that are left after ``patience_s`` seconds."""
         end = time.monotonic() + patience_s
-        asked: set[int] = set()  # ids that were sent SIGTERM
-        while pids := self.alive():  # looked up anew each time: a process may have started another one meanwhile
+        asked: set[tuple[int, int]] = set()  # those that were sent SIGTERM
+        while processes := self.ours():  # looked up anew each time: a process may have started another one meanwhile
             late = time.monotonic() > end
-            for pid in pids:
-                if late or pid not in asked:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
-                asked.add(pid)
+            for process in processes:
+                if late or process not in asked:
+                    end_process(*process, signal.SIGKILL if late else signal.SIGTERM)
+                asked.add(process)
             self.reap()
             time.sleep(0.1)
         self.reap()
@@ -77,6 +90,21 @@ def end_with_parent() -> None:
     """In a new process before its program starts: ask for SIGTERM when the launcher dies, even by SIGKILL."""
     if LIBC is not None:
         LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def end_process(pid: int, started: int, signal_number: int) -> None:
+    """Send the signal to the process ``pid`` that began at ``started``; to no later one that got its id."""
+    if started_at(pid) == started:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal_number)
+
+
+def owner(pid: int) -> int | None:
+    """The user id of a process, None where it has ended."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
 
 
 def process_ids() -> Iterator[int]:

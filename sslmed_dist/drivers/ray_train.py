@@ -7,24 +7,34 @@ disk that all nodes see. ``ray.num_workers: 0`` runs in this process, and under 
 """
 
 import importlib.util
+import json
+import math
 import os
-import signal
+import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+import torch
+
 from sslmed_dist import checkpoint, config, run_folder
+from sslmed_dist.atomic_files import appending
+from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.endings import Stopped
 from sslmed_dist.training import job
 from sslmed_dist.training.allocation import ONE_ARENA
 from sslmed_dist.training.build import resolve_auto
 from sslmed_dist.training.check import check_training
 from sslmed_dist.training.precision import NonFinite
 from sslmed_dist.training.same_data import recognise
+from sslmed_dist.training.stopping import Stop
 
-FAILURE = "failure.txt"  # in the run folder: why a loss or gradient that is not finite ended the run
-PATHS = ("root", "weights", "file", "cache")  # keys of leaves whose values are paths
+NEWS = "ray.json"  # in the run folder, from the workers: {"state": "working", "stopped" or "not finite", "line": ...}
+PACKAGE = "_ray_pkg_"  # begins the name of the temporary folder to which Ray copies a job's working directory
+GROUP = "ray.io/node-group"  # Ray's label of nodes that an autoscaler may add to
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -42,54 +52,86 @@ def worker(tree: dict[str, Any]) -> None:
     import ray.train
 
     from sslmed_dist import distributed
-    from sslmed_dist.atomic_files import write_atomically
 
     settings = config.from_tree(tree, "ray worker")
+
+    def say(state: str, line: str = "") -> None:
+        if distributed.rank() == 0:
+            run_folder.write_json(settings.folder / NEWS, {"state": state, "line": line})
+
+    say("working")
     try:
         ended_job = job.train(settings)
     except NonFinite as error:
         # Every rank meets it at the same step and a restart would meet it again, so it must not look like a failure
         # that Ray answers with one.
-        if distributed.rank() == 0:
-            write_atomically(settings.folder / FAILURE, f"{error}\n".encode())
+        say("not finite", str(error))
         return
+    if ended_job.state.stopped:
+        say("stopped", f"stopped at step {ended_job.state.step}; run the same command again to go on")
     # A barrier that also tells Ray's dashboard how far we came; checkpoints are ours.
     ray.train.report({"step": ended_job.state.step, "stopped": float(ended_job.state.stopped)})
 
 
-def train(settings: config.Config, resume: str = "auto") -> None:
-    """Run ``settings`` on ``ray.num_workers`` workers. ``ValueError`` when ray is missing or a setting does not fit.
-    ``RuntimeError`` when the workers failed more often than ``ray.max_failures``. ``NonFinite`` when a loss or gradient
-    was not finite."""
+def train(settings: config.Config, resume: str = "auto") -> bool:
+    """Run ``settings`` on ``ray.num_workers`` workers. Returns whether the run was stopped before its end, by a signal
+    or the file ``stop`` in the run folder; ``Stopped`` where that happened before a worker was there. ``ValueError``
+    when ray is missing, a setting does not fit, or the cluster cannot have that many workers. ``RuntimeError`` when the
+    workers failed more often than ``ray.max_failures``. ``NonFinite`` when a loss or gradient was not finite."""
     if importlib.util.find_spec("ray") is None:
         raise ValueError("driver: ray is not installed: pip install 'sslmed-dist[ray]'; allowed here: local")
     os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
     options = settings.ray
-    if options.num_workers < 0:
-        raise ValueError(f"ray.num_workers: expected an integer >= 0, got {options.num_workers}")
     if settings.plan.batch_size % max(options.num_workers, 1):
         raise ValueError(
             f"plan.batch_size: {settings.plan.batch_size} is not a multiple of {options.num_workers} workers"
         )
+    refuse_package(settings)
+    if cluster_address(options) is None:  # one will be started here, as large as asked for but with this machine's GPUs
+        refuse_too_little(options, [{"Alive": True, "Resources": {"CPU": math.inf, "GPU": torch.cuda.device_count()}}])
     # A user's mistake should end here, in one line, and not as a failure that Ray tries to heal by a restart.
     checked = check_training(resolve_auto(settings, settings.folder))
     resolved = checked.settings
-    folder = run_folder.RunFolder(settings.folder, resolved)
+    with cluster(options), Stop(settings.folder) as stop:
+        require_room(options, stop)
+        open_folder(resolved, checked.dataset, resume)
+        launch(absolute_paths(resolved), stop)  # workers run in folders of Ray's
+    told = news(settings.folder)
+    if told.get("state") == "not finite":
+        raise NonFinite(told["line"])
+    if told.get("state") == "stopped":
+        print(told["line"], file=sys.stderr)
+    return told.get("state") == "stopped"
+
+
+def open_folder(settings: config.Config, dataset: Dataset, resume: str) -> None:
+    """Make or accept the run folder, as ``RunFolder.open`` does, and delete what an earlier start left for this one.
+    ``ValueError`` where the folder's run was trained on other samples than those of ``dataset``."""
+    folder = run_folder.RunFolder(settings.folder, settings)
     folder.open(resume)
     try:
         latest = folder.checkpoints.latest()
-        known = None if latest is None else checkpoint.load(latest).get("samples")
-        recognise(settings.folder, checked.dataset, known)
+        recognise(settings.folder, dataset, None if latest is None else checkpoint.load(latest).get("samples"))
     finally:
         folder.close()
-    (settings.folder / FAILURE).unlink(missing_ok=True)
-    # Workers run in folders of Ray's, so no path may be relative.
-    sources = {key: absolute(getattr(settings.run, key)) for key in ("start_from", "continue_from")}
-    run_paths = {"dir": str(settings.folder.parent), **sources}
-    leaves = {"data": absolute_paths(settings.data), "method": absolute_paths(settings.method)}
-    launch(config.replace(resolved, run=run_paths, **leaves))
-    if (settings.folder / FAILURE).exists():
-        raise NonFinite((settings.folder / FAILURE).read_text().strip())
+    for name in (NEWS, "stop"):
+        (settings.folder / name).unlink(missing_ok=True)
+
+
+def news(folder: Path) -> dict[str, Any]:
+    """What the workers last said; empty before they are there."""
+    file = folder / NEWS
+    return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+def refuse_package(settings: config.Config) -> None:
+    """``ValueError`` where the run folder lies in the copy that ``ray job submit --working-dir`` made of the current
+    folder: Ray deletes it after the job, and the run with it."""
+    if any(part.startswith(PACKAGE) for part in settings.folder.parts):
+        raise ValueError(
+            f"run.dir: {settings.run.dir!r} lies in the temporary folder of this Ray job, which is deleted after it; "
+            "allowed: run.dir=/absolute/path, on a disk that all nodes see"
+        )
 
 
 def absolute(path: str | None) -> str | None:
@@ -97,29 +139,103 @@ def absolute(path: str | None) -> str | None:
     return str(Path(path).expanduser().resolve()) if path is not None else None
 
 
-def absolute_paths(leaf: Mapping[str, Any]) -> dict[str, Any]:
-    """The paths in a leaf and in the leaves within it, made absolute; other values are left out. A path is the value of
-    a key in PATHS, and any text that names an existing file."""
-    changed: dict[str, Any] = {}
-    for key, value in leaf.items():
-        if isinstance(value, Mapping):
-            changed[key] = absolute_paths(value)
-        elif isinstance(value, str) and value and key != "name" and (key in PATHS or Path(value).is_file()):
-            changed[key] = absolute(value)
-    return changed
+def absolute_paths(settings: config.Config) -> config.Config:
+    """The settings with all paths made absolute, and nothing else: a text may happen to be the name of a file here."""
+    sources = {key: absolute(getattr(settings.run, key)) for key in ("start_from", "continue_from")}
+    changes: dict[str, Any] = {"run": {"dir": str(settings.folder.parent), **sources}}
+    for dotted, path in config.paths(config.to_tree(settings)).items():
+        changes = config.merge(changes, config.nested(dotted, absolute(path)))
+    return config.replace(settings, **changes)
 
 
-def connect(options: config.Ray) -> bool:
-    """Join the cluster of ``ray.address`` or RAY_ADDRESS (which `ray job submit` sets), else start one on this machine.
-    Returns whether one was started; then it is ours to stop."""
+def cluster_address(options: config.Ray) -> str | None:
+    """The cluster to join, ``ray.address`` or RAY_ADDRESS (which `ray job submit` sets for its job); None where there
+    is none, and one is started on this machine. ``ValueError`` for the address of the jobs API."""
+    address = options.address or os.environ.get("RAY_ADDRESS") or None
+    if address is not None and address.startswith(("http://", "https://")):
+        source = "ray.address" if options.address else "RAY_ADDRESS"
+        raise ValueError(
+            f"{source}={address}: jobs are submitted there (`ray job submit --address {address} -- sslmed train ...`); "
+            "a driver joins at HOST:6379, or at auto on a node of the cluster"
+        )
+    return address
+
+
+@contextmanager
+def cluster(options: config.Ray) -> Iterator[None]:
+    """Join the cluster, or start one on this machine; leave or stop it on exit. Nothing where Ray runs in this process
+    alone, or this process has joined a cluster already."""
     import ray
 
     if options.num_workers == 0 or ray.is_initialized():
-        return False
-    address = options.address or os.environ.get("RAY_ADDRESS")
+        yield
+        return
+    address = cluster_address(options)
     size = {} if address else {"num_cpus": max(options.num_workers * options.cpus_per_worker, 2)}
-    ray.init(address=address, log_to_driver=True, **size)
-    return address is None
+    try:
+        ray.init(address=address, log_to_driver=True, **size)
+    except SystemExit:  # what Ray makes of SIGTERM
+        raise Stopped("stopped before the cluster was there; run the same command again") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def bundle(options: config.Ray) -> dict[str, float]:
+    """What one worker asks for."""
+    asked = {"CPU": float(options.cpus_per_worker), "GPU": float(options.gpus_per_worker)}
+    return {key: need for key, need in asked.items() if need}
+
+
+def too_little(options: config.Ray, nodes: Sequence[Mapping[str, Any]]) -> str | None:
+    """What the living ``nodes`` (as of ``ray.nodes``) lack, in words, even if nothing else ran on them; None where the
+    workers fit. A worker is on one node as a whole."""
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    workers = 0.0
+    for node in resources:
+        # The small term keeps 1 GPU at ten workers of 0.1.
+        fits = [(node.get(key, 0) / need + 1e-9) // 1 for key, need in bundle(options).items()]
+        workers += min([float(options.num_workers), *fits])
+    if workers >= options.num_workers:
+        return None
+    cpus, gpus = (sum(node.get(key, 0) for node in resources) for key in ("CPU", "GPU"))
+    each = f"{options.cpus_per_worker} CPUs and {options.gpus_per_worker:g} GPUs"
+    present = f"{cpus:g} CPUs and {gpus:g} GPUs" if cpus < math.inf else f"{gpus:g} GPUs"
+    return f"ray.num_workers: {options.num_workers} workers of {each} each; there are {present}, room for {workers:g}"
+
+
+def refuse_too_little(options: config.Ray, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """``ValueError`` where the workers do not fit on ``nodes``."""
+    line = too_little(options, nodes)
+    if line is not None:
+        raise ValueError(f"{line}; smaller numbers, or more nodes (`ray status` shows them)")
+
+
+def require_room(options: config.Ray, stop: Stop) -> None:
+    """``ValueError`` where the cluster can never hold the workers; Ray itself would wait for ever. Where an autoscaler
+    may add nodes they are asked for, and waited for ``ray.wait_s`` seconds at most. ``Stopped`` where a stop is asked
+    for meanwhile."""
+    if options.num_workers == 0:
+        return
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    end, asked = time.monotonic() + options.wait_s, False
+    while (line := too_little(options, ray.nodes())) is not None:
+        if not any(node.get("Labels", {}).get(GROUP) for node in ray.nodes()):
+            refuse_too_little(options, ray.nodes())
+        if time.monotonic() > end:
+            raise ValueError(f"{line}; waited {options.wait_s:g} s for more nodes (ray.wait_s)")
+        if stop.asked:  # by a signal; the file may be of an earlier start
+            raise Stopped("stopped before the cluster had room; run the same command again")
+        if not asked:
+            print(f"{line}; waiting up to {options.wait_s:g} s for more nodes", file=sys.stderr)
+            request_resources(bundles=[bundle(options)] * options.num_workers)
+            asked = True
+        time.sleep(0.5)
+    if asked:
+        request_resources(bundles=[])  # Ray's own request follows, and nodes may go when the run has ended
 
 
 def trainer_of(settings: config.Config) -> Any:
@@ -150,23 +266,35 @@ def trainer_of(settings: config.Config) -> Any:
     )
 
 
-def launch(settings: config.Config) -> None:
-    """Run the trainer and wait for its end. SIGTERM is passed on to the workers as the file ``stop`` in the run folder.
-    A cluster that was started here is stopped."""
+def launch(settings: config.Config, stop: Stop) -> None:
+    """Run the trainer and wait for its end. A stop is passed on to the workers as the file ``stop`` in the run folder;
+    ``Stopped`` at once where no worker is there yet. ``RuntimeError`` when they failed too often."""
     import ray
 
-    def pass_on(signal_number: int, frame: FrameType | None) -> None:
-        (settings.folder / "stop").touch()
-
-    started = connect(settings.ray)
-    former = signal.signal(signal.SIGTERM, pass_on)
-    try:
+    if settings.ray.num_workers == 0:  # in this process: the job itself listens for signals
         trainer_of(settings).fit()
-    except ray.train.TrainingFailedError as error:
+        return
+    errors: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer_of(settings).fit()
+        except BaseException as error:
+            errors.append(error)
+
+    # Not in the main thread: there Ray would take SIGINT for itself and abort the workers before they have saved.
+    thread = threading.Thread(target=fit, name="ray-fit", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+        if thread.is_alive() and stop():
+            if not news(settings.folder):
+                raise Stopped("stopped before the workers had started; run the same command again")
+            # Again and again: a worker that has just started deletes the file as one of an earlier start.
+            appending(settings.folder / "stop").close()
+    for error in errors:
+        if not isinstance(error, ray.train.TrainingFailedError):
+            raise error
         lines = [line for line in str(error).splitlines() if line.strip()]
         last = lines[-1] if lines else str(error)
         raise RuntimeError(f"ray: training failed after {settings.ray.max_failures} restarts: {last}") from error
-    finally:
-        signal.signal(signal.SIGTERM, former)
-        if started:
-            ray.shutdown()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from sslmed_dist import __version__
-from sslmed_dist.config import Config, from_tree, to_tree
+from sslmed_dist.config import PATHS, Config, below, from_tree, to_tree
 from sslmed_dist.json_files import Fields
 
 Record = dict[str, Any]
@@ -26,6 +26,7 @@ ENDING = "federation.json"  # in the run folder: an ``Ending``
 # Environment variables by which a launcher tells simulated sites, which have no node configuration of their own, where
 # the data lies and where they keep their state; and the server, which process started it.
 DATA_ROOT, SITES_DIR, LAUNCHER = "SSLMED_DATA_ROOT", "SSLMED_SITES_DIR", "SSLMED_LAUNCHER"
+DATA_CACHE, DATA_LIST = "SSLMED_DATA_CACHE", "SSLMED_DATA_LIST"
 
 
 class SiteError(ValueError):
@@ -33,15 +34,15 @@ class SiteError(ValueError):
 
 
 def encode(settings: Config) -> str:
-    """The settings as the one base64 value that travels to the sites. Paths are left out: where data lies
-    (``data.root``), where runs are written, and files of first weights (sites get the shared tensors instead)."""
+    """The settings as the one base64 value that travels to the sites. Paths of this machine are left out: where runs
+    are written, and all ``PATHS`` (of data, its cache, the list of a subset, files of first weights). A site's own
+    stand in its ``Node``."""
     tree = to_tree(settings)
-    tree["data"].pop("root", None)
-    tree["run"].pop("dir")
-    for key in ("start_from", "continue_from"):
-        tree["run"].pop(key)
-    if isinstance(tree["method"].get("encoder"), dict):
-        tree["method"]["encoder"].pop("weights", None)
+    for dotted in ("run.dir", "run.start_from", "run.continue_from", *PATHS):
+        *above, key = dotted.split(".")
+        leaf = below(tree, above)
+        if isinstance(leaf, dict):
+            leaf.pop(key, None)
     return base64.b64encode(json.dumps(tree, sort_keys=True).encode()).decode()
 
 
@@ -84,6 +85,22 @@ class RunSettings:
     def settings(self) -> Config:
         """The settings, decoded; errors as of ``decode``."""
         return decode(self.config)
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What "hello" says of the server: the version of its program."""
+
+    version: str
+
+    def to_record(self) -> Record:
+        """As a record of Flower's."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """What ``to_record`` wrote. ``KeyError`` where a field is missing."""
+        return cls(str(record["version"]))
 
 
 @dataclass(frozen=True)
@@ -153,7 +170,8 @@ class Account:
 @dataclass(frozen=True)
 class Node:
     """What a node learns when it is started, and never by a message: the site's name, where its data lies, where it
-    keeps its state, and in a simulation which share of one dataset it has (number ``partition`` of ``partitions``).
+    keeps its state, where the data's cache and the list of a subset are (``data.cache``, ``data.subset.file``), and in
+    a simulation which share of one dataset it has (number ``partition`` of ``partitions``).
 
     ``deployed``: it was started with a state folder of its own, as a hospital's node is. Otherwise the folder comes
     from the launcher's environment.
@@ -162,6 +180,8 @@ class Node:
     site: str | None = None
     data_root: str | None = None
     state_dir: str | None = None
+    data_cache: str | None = None
+    data_list: str | None = None
     partition: int | None = None
     partitions: int | None = None
     deployed: bool = True
@@ -170,13 +190,31 @@ class Node:
     def read(cls, node_config: Mapping[str, Any], environment: Mapping[str, str]) -> Self:
         """A node's configuration, completed from the launcher's environment."""
         share = node_config.get("partition-id")
+
+        def path(key: str, variable: str) -> str | None:
+            return str(node_config.get(key) or environment.get(variable) or "") or None
+
         return cls(
             site=str(node_config["site"]) if node_config.get("site") else None,
-            data_root=str(node_config.get("data-root") or environment.get(DATA_ROOT) or "") or None,
-            state_dir=str(node_config.get("state-dir") or environment.get(SITES_DIR) or "") or None,
+            data_root=path("data-root", DATA_ROOT),
+            state_dir=path("state-dir", SITES_DIR),
+            data_cache=path("data-cache", DATA_CACHE),
+            data_list=path("data-list", DATA_LIST),
             partition=None if share is None else int(share),
             deployed=bool(node_config.get("state-dir")),
         )
+
+    def data(self, leaf: Mapping[str, Any]) -> Record:
+        """What this node adds to the section ``data`` of a message: its own paths. ``SiteError`` where the section asks
+        for a list and the node has none."""
+        added: Record = {"root": self.data_root, "cache": self.data_cache}
+        added = {key: path for key, path in added.items() if path is not None}
+        subset = leaf.get("subset")
+        if isinstance(subset, Mapping) and subset.get("name") == "listed":
+            if self.data_list is None:
+                raise SiteError("this node's configuration has no data-list, the file of the run's subset")
+            added["subset"] = {"file": self.data_list}
+        return added
 
     @property
     def name(self) -> str:
@@ -186,6 +224,7 @@ class Node:
     def text(self) -> str:
         """The argument of ``--node-config``."""
         texts = {"site": self.site, "state-dir": self.state_dir, "data-root": self.data_root}
+        texts |= {"data-cache": self.data_cache, "data-list": self.data_list}
         numbers = {"partition-id": self.partition, "num-partitions": self.partitions}
         # Flower reads TOML: texts stand in quotes, numbers do not.
         assignments = [f'{key}="{value}"' for key, value in texts.items() if value is not None]

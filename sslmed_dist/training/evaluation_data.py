@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sslmed_dist import randomness
-from sslmed_dist.config import Config, from_tree, may, merge, parse_override, to_tree
+from sslmed_dist.config import PATHS, Config, from_tree, may, merge, parse_override, to_tree
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.data.joined import Joined
 from sslmed_dist.data.partition import hold_out
@@ -61,9 +61,9 @@ def overridden(settings: Config, overrides: Sequence[str]) -> Config:
 def measured_on(settings: Config, dataset: Dataset, parts: Mapping[str, Tensor]) -> dict[str, Any]:
     """What a result was measured on, without a path: the data's settings, how many samples each part has, and a hash of
     all its samples."""
-    leaf = merge(settings.data, settings.evaluate.data)
+    leaf = {key: value for key, value in merge(settings.data, settings.evaluate.data).items() if key != "subset"}
     return {
-        "data": {key: value for key, value in leaf.items() if not may(f"data.{key}", "run") and key != "subset"},
+        "data": {key: leaf[key] for key in leaf if not may(f"data.{key}", "run") and f"data.{key}" not in PATHS},
         "samples": {name: len(positions) for name, positions in parts.items()},
         "sha256": describe(dataset).digest,
     }

@@ -7,6 +7,24 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from sslmed_dist.endings import Stopped
+
+
+def finish(stopped: bool) -> None:
+    """``Stopped`` where a training that others wait for was stopped before its end."""
+    if stopped:
+        raise Stopped("stopped; run the same command again to go on")
+
+
+def started_at(pid: int) -> int | None:
+    """When the process ``pid`` began, in clock ticks since the system's start; None where there is no such process.
+    With the id it names a process: ids are given again, this pair is not. Linux only."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return int(fields[19])  # the 22nd of all; the second, the program's name, may hold blanks
+    except (OSError, IndexError):
+        return None
+
 
 class Stop:
     """Callable for ``fit``: True once a stop was asked for. On exit the former handlers of the signals are put back.

@@ -20,6 +20,7 @@ from sslmed_dist.drivers import launcher
 from sslmed_dist.federation.sites import Site, federated_section, simulated_sites, training_settings
 from sslmed_dist.training import build, job, pretrained
 from sslmed_dist.training.check import check_training
+from sslmed_dist.training.stopping import finish
 from sslmed_dist.verbs import pictures
 from sslmed_dist.verbs.evaluate import arm_predictions
 
@@ -72,22 +73,17 @@ def run(settings: Config, resume: str = "auto") -> Path:
 
 
 def train_arms(settings: Config, sites: list[Site]) -> None:
-    """The local and pooled arms, each a run folder of its own under ``arms/``."""
+    """The local and pooled arms, each a run folder of its own under ``arms/``. ``Stopped`` where one was stopped; the
+    same command goes on with it."""
     compare = federated_section(settings).compare
     if "local" in compare:
         for site in sites:
             name = f"local-{site.name}"
-            finish(job.train(settings, dataset=site.pretrain, folder=settings.folder / "arms" / name, title=name))
+            arm = job.train(settings, dataset=site.pretrain, folder=settings.folder / "arms" / name, title=name)
+            finish(arm.state.stopped)
     if "pooled" in compare:
-        finish(
-            job.train(settings, dataset=everything(sites), folder=settings.folder / "arms" / "pooled", title="pooled")
-        )
-
-
-def finish(arm_job: job.Job) -> None:
-    """``SystemExit`` where the training of an arm was stopped; the same command goes on with it."""
-    if arm_job.state.stopped:
-        raise SystemExit("stopped; run the same command again to go on")
+        folder = settings.folder / "arms" / "pooled"
+        finish(job.train(settings, dataset=everything(sites), folder=folder, title="pooled").state.stopped)
 
 
 def encoder_of(arm: str, site: str, settings: Config) -> nn.Module:

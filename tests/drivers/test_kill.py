@@ -13,6 +13,7 @@ import yaml
 
 from sslmed_dist import checkpoint
 from tests import tiny
+from tests.drivers import family
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,9 +75,9 @@ def test_kill_nine_loses_nothing(tmp_path: Path, world: int) -> None:
     finish(start(config, "run.name=whole", world=world))
     process = start(config, "run.name=killed", world=world)
     wait_for_step(tmp_path / "runs" / "killed", 13, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    if world > 1:  # torchrun puts its workers in sessions of their own; they notice the dead group and end
-        subprocess.run(["pkill", "-9", "-f", "run.name=killed"], check=False)
+    workers = family.descendants(process.pid)  # torchrun puts them in sessions of their own
+    process.kill()
+    family.end(workers)
     process.communicate()
     finish(start(config, "run.name=killed", world=world))
     whole, killed = final(tmp_path / "runs" / "whole"), final(tmp_path / "runs" / "killed")

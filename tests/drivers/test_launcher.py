@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,11 +15,13 @@ from pathlib import Path
 import pytest
 
 from sslmed_dist import config, run_folder
-from sslmed_dist.drivers import flower_programs, launcher, processes
+from sslmed_dist.drivers import flower_programs, launcher, private_folder, processes
+from sslmed_dist.training.stopping import started_at
 from tests.federation import tiny
 
-LAUNCH = "import sys; from sslmed_dist import config; from sslmed_dist.drivers import launcher; "
-LAUNCH += "launcher.run(config.load(sys.argv[1]))"
+LAUNCH = "import sys; from sslmed_dist import cli, config; from sslmed_dist.drivers import launcher; "
+LAUNCH += "cli.VERBS['federate'] = lambda asked: launcher.run(config.load(asked.config)) or 0; "
+LAUNCH += "sys.exit(cli.main(['federate', sys.argv[1]]))"
 
 
 def launched(chosen: config.Config, folder: Path) -> subprocess.Popen[bytes]:
@@ -39,7 +42,8 @@ def wait_for(path: Path, seconds: float = 120.0) -> None:
 
 def token_of(folder: Path) -> str:
     """What marks the running processes of a run."""
-    return str(json.loads((folder / ".runtime.json").read_text())["token"])
+    private = json.loads((folder / private_folder.NOTE).read_text())["folder"]
+    return str(json.loads((Path(private) / private_folder.MARK).read_text())["token"])
 
 
 def test_killed_after_round_two_it_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +90,7 @@ def test_sigterm_stops_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
     wait_for(chosen.folder / "checkpoints" / "round_00001.pt")
     token = token_of(chosen.folder)
     started.send_signal(signal.SIGTERM)
-    assert started.wait(timeout=60) == 1
+    assert started.wait(timeout=60) == 0
     assert processes.Processes(token).alive() == []
     assert not (chosen.folder / "federation.json").exists()
 
@@ -162,3 +166,41 @@ def test_the_bundle_that_is_sent_to_sites_is_thin() -> None:
     assert len(bundle) < 1 << 20
     assert {"server/app.py", "clients/app.py", "pyproject.toml"} <= set(names)
     assert not [name for name in names if name.startswith(("sslmed_dist", "tests"))]
+
+
+@pytest.mark.parametrize("name", ["federation.log", "federation.json", "logs", "sites", "arms", ".runtime.json"])
+def test_a_federation_follows_no_link(tmp_path: Path, name: str) -> None:
+    """Neither the launcher nor the server writes anything where a link in the run folder leads out of it."""
+    from server import in_process
+
+    chosen = tiny.settings(tmp_path)
+    (tmp_path / "outside").mkdir()
+    chosen.folder.mkdir(parents=True)
+    (chosen.folder / name).symlink_to(tmp_path / "outside")
+    line = re.escape(f"{chosen.folder / name}: is a link; in a run folder nothing is written or deleted through one")
+    with pytest.raises(ValueError, match=f"^{line}$"):
+        launcher.run(chosen)
+    (chosen.folder / "config.yaml").write_text(config.dump(chosen))
+    with pytest.raises(ValueError, match=f"^{line}$"):
+        in_process.run(chosen.folder)
+    assert list((tmp_path / "outside").iterdir()) == []
+    assert {path.name for path in chosen.folder.iterdir()} == {name, "config.yaml"}
+
+
+def test_the_server_ends_with_the_very_process_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with one that got its id afterwards."""
+    import threading
+
+    from server import app
+
+    ended = threading.Event()
+
+    def end(_: int) -> None:
+        ended.set()
+        threading.Event().wait()  # as little as after the real one is done in this thread
+
+    monkeypatch.setattr(app.os, "_exit", end)
+    app.stay_with(f"{os.getpid()} {started_at(os.getpid())}")
+    assert not ended.wait(0.7)
+    app.stay_with(f"{os.getpid()} 1")
+    assert ended.wait(2)

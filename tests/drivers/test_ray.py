@@ -1,6 +1,7 @@
 """A real Ray cluster: two workers walk the local trajectory, a killed worker loses nothing, `ray job submit` works."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import yaml
 from sslmed_dist import checkpoint, config
 from sslmed_dist.training import job
 from tests import tiny
+from tests.drivers import family
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 START_S = 180.0
+API = "http://127.0.0.1:8276"
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -47,16 +50,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     with (folder / "head.log").open("w") as log:
         head = subprocess.Popen(command, env=environment(), stdout=log, stderr=log, start_new_session=True, cwd=folder)
     try:
-        wait_for_dashboard("http://127.0.0.1:8276", head)
-        yield {"RAY_ADDRESS": "127.0.0.3:6391", "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8276"}
+        wait_for_dashboard(API, head)
+        yield {"RAY_ADDRESS": "127.0.0.3:6391", "RAY_API_SERVER_ADDRESS": API, "HEAD": str(head.pid)}
     finally:
+        started = family.descendants(head.pid)
         head.terminate()
         try:
             head.wait(30)
         except subprocess.TimeoutExpired:
             head.kill()
-        subprocess.run(["pkill", "-9", "-f", str(temporary)], check=False)
-        subprocess.run(["rm", "-rf", str(temporary)], check=False)
+        family.end(started)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def wait_for_dashboard(url: str, head: "subprocess.Popen[bytes]") -> None:
@@ -132,7 +136,7 @@ def test_killed_worker_among_four_and_killed_driver(tmp_path: Path, cluster: dic
     folder = tmp_path / "runs" / "disturbed"
     process = sslmed(path, "run.name=disturbed", **cluster)
     wait_for_step(folder, 6, process)
-    kill_one_worker()
+    kill_one_worker(int(cluster["HEAD"]))
     wait_for_step(folder, max(steps_of(folder)) + 12, process)
     process.kill()
     process.communicate()
@@ -145,6 +149,77 @@ def test_killed_worker_among_four_and_killed_driver(tmp_path: Path, cluster: dic
     one, other = state_of(folder), state_of(tmp_path / "runs" / "whole")
     assert steps_of(folder)[-1] == steps_of(tmp_path / "runs" / "whole")[-1] == 120
     assert all(torch.equal(one[key], other[key]) for key in other)
+
+
+HOLD = """import ray, time
+ray.init(log_to_driver=False)
+held = ray.remote(num_cpus=4)(lambda: time.sleep(600)).remote()
+while ray.available_resources().get("CPU", 0) > 0: time.sleep(0.1)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def full_cluster(cluster: dict[str, str]) -> Iterator[dict[str, str]]:
+    """The cluster while another job has all of its CPUs."""
+    command = [sys.executable, "-c", HOLD]
+    process = subprocess.Popen(command, env=environment(**cluster), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    yield cluster
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_acts_at_once_while_no_worker_is_there(
+    tmp_path: Path, full_cluster: dict[str, str], number: signal.Signals
+) -> None:
+    process = sslmed(write(tmp_path, 4), **full_cluster)
+    folder = tmp_path / "runs" / "tiny"
+    deadline = time.monotonic() + START_S
+    while not list(folder.glob("ray/*/*")):  # Ray's own folder: the trainer has begun
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    started = time.monotonic()
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, said
+    assert "stopped before the workers had started; run the same command again" in said
+    assert time.monotonic() - started < 20 and steps_of(folder) == []
+
+
+def test_ctrl_c_saves_and_the_cluster_goes_on(tmp_path: Path, cluster: dict[str, str]) -> None:
+    path = write(tmp_path, 2, epochs=400, checkpoint_every=5)
+    process = sslmed(path, **cluster)
+    folder = tmp_path / "runs" / "tiny"
+    wait_for_step(folder, 5, process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said[-3000:]
+    last = steps_of(folder)[-1]
+    assert f"stopped at step {last}; run the same command again to go on" in said and last < 1200
+
+
+def test_what_the_cluster_can_never_give_is_refused(tmp_path: Path, cluster: dict[str, str]) -> None:
+    process = sslmed(write(tmp_path, 4), "ray.cpus_per_worker=2", **cluster)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 2
+    line = "sslmed train: ray.num_workers: 4 workers of 2 CPUs and 0 GPUs each; there are 4 CPUs and 0 GPUs, room for 2"
+    assert f"{line}; smaller numbers, or more nodes (`ray status` shows them)" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_folder_in_the_jobs_temporary_package_is_refused(tmp_path: Path, cluster: dict[str, str]) -> None:
+    write(tmp_path, 2)
+    ray = str(Path(sys.executable).parent / "ray")
+    command = [ray, "job", "submit", "--working-dir", str(tmp_path), "--", sys.executable, "-m", "sslmed_dist.cli"]
+    command += ["train", "tiny.yaml", "run.dir=runs"]
+    submitted = subprocess.run(command, env=environment(**cluster), text=True, capture_output=True, timeout=300)
+    assert submitted.returncode != 0
+    said = submitted.stdout + submitted.stderr
+    assert "run.dir: 'runs' lies in the temporary folder of this Ray job" in said, said[-3000:]
+    assert "allowed: run.dir=/absolute/path" in said
 
 
 def steps_of(folder: Path) -> list[int]:
@@ -161,10 +236,9 @@ def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[str]", sec
         time.sleep(0.05)
 
 
-def kill_one_worker() -> None:
+def kill_one_worker(head: int) -> None:
     """SIGKILL to one training worker of the cluster."""
-    found = subprocess.run(
-        ["pgrep", "-f", "ray::RayTrainWorker"], capture_output=True, text=True, check=False
-    ).stdout.split()
-    assert len(found) >= 4, found
-    os.kill(int(found[1]), signal.SIGKILL)
+    started = family.descendants(head)
+    workers = [pid for pid in started if family.command_line(pid).startswith("ray::RayTrainWorker")]
+    assert len(workers) >= 4, started
+    family.end({workers[1]: started[workers[1]]})

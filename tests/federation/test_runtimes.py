@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sslmed_dist.drivers import launcher, processes
+from sslmed_dist.drivers import launcher, private_folder, processes
 from tests.federation import tiny
 
 pytestmark = [pytest.mark.flower, pytest.mark.slow]
@@ -24,12 +24,12 @@ class Seen:
             self.folders.append(Path(made(**options)))
             return str(self.folders[-1])
 
-        def marked(token: str) -> processes.Processes:
+        def marked(token: str, since: int) -> processes.Processes:
             self.tokens.append(token)
-            return processes.Processes(token)
+            return processes.Processes(token, since)
 
         monkeypatch.setattr(tempfile, "mkdtemp", folder)
-        monkeypatch.setattr(launcher, "Processes", marked)
+        monkeypatch.setattr(private_folder, "Processes", marked)
 
     def left(self) -> list[int]:
         """Processes that carry a token or have a private folder on their command line."""

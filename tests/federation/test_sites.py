@@ -1,12 +1,14 @@
 """A site's own rules: where its paths come from, what its errors say, what it keeps."""
 
+import base64
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from sslmed_dist import __version__
+from sslmed_dist import __version__, config
 from sslmed_dist.federation import messages
 from sslmed_dist.federation.local_round import initial_arrays, local_update, site_states
 from sslmed_dist.federation.round_files import save_round
@@ -111,3 +113,90 @@ def test_rounds_are_pruned_like_steps_and_the_first_weights_stay(tmp_path: Path)
         save_round(tmp_path / "run", number, arrays, chosen)
     kept = sorted(int(path.stem.rsplit("_", 1)[1]) for path in (tmp_path / "run" / "checkpoints").glob("round_*.pt"))
     assert kept == [0, 3, 6, 7, 8]
+
+
+def test_no_path_of_the_server_travels(tmp_path: Path) -> None:
+    """Not of data, cache, list or weights; what is no path does, also where its key has the same name."""
+    secret = str(tmp_path / "jane_doe")
+    data = {"root": secret, "cache": secret, "subset": {"name": "listed", "file": secret}}
+    tree = config.to_tree(tiny.settings(tmp_path))
+    changes = {
+        "run": {"dir": secret, "start_from": secret},
+        "data": data,
+        "method": {"encoder": {"weights": secret}, "loss": {"name": "macl", "weights": "local"}},
+        "evaluate": {"data": {**data, "unit": "slice"}},
+    }
+    chosen = config.from_tree(config.merge(tree, changes), "test")
+    text = base64.b64decode(messages.encode(chosen)).decode()
+    assert "jane_doe" not in text and str(tmp_path) not in text
+    there = messages.decode(messages.encode(chosen))
+    assert there.data == {"name": "medmnist", "subset": {"name": "listed"}}
+    assert there.method["loss"] == {"name": "macl", "weights": "local"} and there.evaluate.data["unit"] == "slice"
+
+
+def test_a_node_adds_its_own_paths() -> None:
+    launcher = {"ROOT": "/r", "CACHE": "/c", "LIST": "/l"}
+    environment = {f"SSLMED_DATA_{name}": path for name, path in launcher.items()}
+    listed = {"name": "image_folder", "subset": {"name": "listed"}}
+    simulated = messages.Node.read({"partition-id": 1}, environment)
+    assert simulated.data(listed) == {"root": "/r", "cache": "/c", "subset": {"file": "/l"}}
+    own = {"site": "north", "data-root": "/a", "data-cache": "/b", "data-list": "/d", "state-dir": "/e"}
+    node = messages.Node.read(own, environment)
+    assert node.data(listed) == {"root": "/a", "cache": "/b", "subset": {"file": "/d"}}
+    assert node.data({"name": "cifar10", "subset": {"name": "long_tail"}}) == {"root": "/a", "cache": "/b"}
+    assert dict(re.findall(r'(\S+)="([^"]*)"', node.text())) == own
+    with pytest.raises(messages.SiteError, match="has no data-list, the file of the run's subset"):
+        messages.Node.read({"site": "north", "data-root": "/a"}, {}).data(listed)
+
+
+NO_ROOT = "this node's configuration has no data-root, the place of the site's data"
+
+
+@pytest.mark.parametrize(
+    ("node", "reason"),
+    [
+        ({"partition-id": "two", "state-dir": "state"}, "ValueError"),
+        ({"site": "north", "data-root": "gone", "state-dir": "/dev/full"}, "ValueError"),
+        ({"site": "north", "data-root": "gone", "state-dir": "a-file/below"}, "ValueError"),
+        ({"site": "north", "state-dir": "/dev/full"}, NO_ROOT),
+    ],
+)
+def test_an_error_reply_gets_out_whatever_is_wrong_here(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    node: dict[str, str],
+    reason: str,
+) -> None:
+    """A malformed node configuration, or a place that cannot be written: the server gets our own reply."""
+    chosen = tiny.settings(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-file").write_text("")
+    reply = ask("train", node, chosen)
+    assert reply.has_error() and reply.error.reason == f"sslmed: {reason}"
+    assert "Error: " in capsys.readouterr().err
+
+
+def test_errors_log_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "outside").write_text("kept")
+    (tmp_path / "state" / "errors.log").symlink_to(tmp_path / "outside")
+    node = {"site": "north", "data-root": str(tmp_path / "gone"), "state-dir": str(tmp_path / "state")}
+    assert ask("train", node, tiny.settings(tmp_path)).error.reason == "sslmed: ValueError"
+    assert (tmp_path / "outside").read_text() == "kept"
+
+
+def test_simulated_sites_find_the_list_and_the_cache_of_the_launcher(tmp_path: Path) -> None:
+    from sslmed_dist.drivers import flower_programs
+    from sslmed_dist.drivers.processes import Processes
+
+    data = {"cache": "cached", "subset": {"name": "listed", "file": "list.txt"}}
+    chosen = config.replace(tiny.settings(tmp_path), data=data)
+    place = flower_programs.Workplace(tmp_path, tmp_path, tmp_path, chosen, Processes("t"))
+    wanted = {"root": str(tmp_path / "tiny.npz"), "cache": str(Path("cached").resolve())}
+    wanted["subset"] = {"file": str(Path("list.txt").resolve())}  # type: ignore[assignment]
+    travelled = messages.decode(messages.encode(chosen)).data
+    assert messages.Node.read({"partition-id": 0}, place.site_environment()).data(travelled) == wanted
+    text = flower_programs.node_config(place, 0, "north")
+    node = dict(re.findall(r'(\S+)="([^"]*)"', text))
+    assert messages.Node.read(node, {}).data(travelled) == wanted

@@ -208,7 +208,7 @@ def test_a_reason_cannot_forge_lines_of_the_log() -> None:
     from server.roll_call import failure
 
     reply: Any = SimpleNamespace(error=SimpleNamespace(code=2, reason="sslmed: a\nround 9: all is well"))
-    assert failure(reply) == "a round 9: all is well"
+    assert failure(reply) == r"a\nround 9: all is well"
     reply.error.reason = "Traceback: /hospital/x.py"
     assert "hospital" not in failure(reply)
 

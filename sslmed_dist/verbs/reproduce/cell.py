@@ -18,6 +18,7 @@ from sslmed_dist.report.runs import read_rows
 from sslmed_dist.training import build, pretrained
 from sslmed_dist.training.build import AUTO
 from sslmed_dist.training.evaluation_data import evaluation_splits
+from sslmed_dist.training.stopping import finish
 from sslmed_dist.verbs.evaluate import arm_predictions, own_predictions
 from sslmed_dist.verbs.reproduce import read_table, table
 from sslmed_dist.verbs.reproduce.table import Metric
@@ -115,15 +116,9 @@ def needs(cell: Cell) -> str | None:
 
 
 def train(cell: Cell) -> None:
-    """Train one cell to its end by its own driver. ``SystemExit`` if it was stopped before."""
+    """Train one cell to its end by its own driver. ``Stopped`` if it was stopped before."""
     settings = cell.settings
-    if settings.driver == "ray":
-        ray_train.train(settings)
-        stopped = (settings.folder / "stop").exists()
-    else:
-        stopped = local.train(settings).state.stopped
-    if stopped:
-        raise SystemExit("stopped; run the same command again to go on")
+    finish(ray_train.train(settings) if settings.driver == "ray" else local.train(settings).state.stopped)
 
 
 def evaluate(cell: Cell) -> None:

@@ -129,7 +129,7 @@ def run(asked: Request) -> Outcome:
     """Run what is missing, one cell after another, and write ``RUNS/TABLE/table.md`` and ``table.json``.
 
     A finished cell is left alone; an interrupted one goes on. A run whose loss is not finite counts as the result of
-    its cell, and the others go on. ``SystemExit`` when a stop was asked for. ``ValueError`` names table and cell.
+    its cell, and the others go on. ``Stopped`` when a stop was asked for. ``ValueError`` names table and cell.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("reproduce: runs one cell after another in one process; several workers: driver=ray")

@@ -1,0 +1,120 @@
+"""The private folder of one start of a runtime, and what a launcher that was killed left of an earlier one.
+
+A run folder may have been copied, or come from somebody else. So its note ``.runtime.json`` says only where the private
+folder is. What may be ended and removed is read from the mark in the private folder itself, and only where that folder
+lies in the place for temporary files, belongs to this user alone, and its mark names the very folder and the very run
+(both by device and inode) that it was made for.
+"""
+
+import json
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from sslmed_dist.atomic_files import open_itself
+from sslmed_dist.drivers.processes import Processes
+from sslmed_dist.printable import printable
+from sslmed_dist.run_folder import write_json
+from sslmed_dist.training.stopping import started_at
+
+PREFIX, MARK, NOTE = "sslmed-flower-", "mark.json", ".runtime.json"
+LONGEST_NOTE = 1 << 16  # bytes
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a private folder says of itself. ``folder`` and ``run``: device and inode of this folder and of the run
+    folder. ``token`` marks its processes, none of which began before ``since``."""
+
+    token: str
+    since: int
+    folder: list[int]
+    run: list[int]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The mark of ``folder``. ``ValueError`` for a folder that is not private or holds no mark."""
+        if folder.parent != temporary() or not folder.name.startswith(PREFIX):
+            raise ValueError(f"{folder}: no private folder in {temporary()}")
+        state = folder.lstat()
+        if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o077:
+            raise ValueError(f"{folder}: not a folder of this user alone")
+        tree = read_json(folder / MARK)
+        types = {"token": str, "since": int, "folder": list, "run": list}
+        typed = tree.keys() == types.keys() and all(isinstance(tree[key], kind) for key, kind in types.items())
+        if not typed or not tree["token"]:
+            raise ValueError(f"{folder / MARK}: not a mark")
+        if tree["folder"] != identity(folder):
+            raise ValueError(f"{folder / MARK}: the mark of another folder")
+        return cls(**tree)
+
+
+@contextmanager
+def private_folder(run: Path) -> Iterator[tuple[Path, Processes]]:
+    """A private folder for one start in the run folder ``run``, and its processes; on exit these are ended and it is
+    removed. It is noted in the run folder first, so that a later start finds what a killed launcher left."""
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=temporary()))
+    mark = Mark(uuid.uuid4().hex, started_at(os.getpid()) or 0, identity(folder), identity(run))
+    processes = Processes(mark.token, mark.since)
+    try:
+        write_json(folder / MARK, asdict(mark))
+        write_json(run / NOTE, {"folder": str(folder)})
+        yield folder, processes
+    finally:
+        processes.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+        (run / NOTE).unlink(missing_ok=True)
+
+
+def clear_remains(run: Path) -> None:
+    """End what a former start of the run in ``run`` left running, and remove its private folder. Where the note is not
+    of such a start nothing is ended or removed, and a line says so."""
+    note = run / NOTE
+    if not os.path.lexists(note):
+        return
+    try:
+        folder = Path(str(read_json(note).get("folder", "")))
+        if os.path.lexists(folder):
+            mark = Mark.read(folder)
+            if mark.run != identity(run):
+                raise ValueError(f"{folder}: belongs to another run folder")
+            Processes(mark.token, mark.since).stop()
+            shutil.rmtree(folder, ignore_errors=True)
+    except (ValueError, OSError) as error:
+        line = f"{note}: not of a former start here, nothing was ended or removed ({error})"
+        print(printable(line), file=sys.stderr)
+    if note.is_dir() and not note.is_symlink():
+        raise ValueError(f"{note}: is a folder; a file of this name is ours")
+    note.unlink()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a small file of our own. ``ValueError`` for a link, and for what is none."""
+    with open(open_itself(path, os.O_RDONLY), "rb") as file:
+        content = file.read(LONGEST_NOTE)
+    try:
+        tree = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path}: not JSON") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: expected a mapping")
+    return tree
+
+
+def temporary() -> Path:
+    """The place for temporary files, without links."""
+    return Path(tempfile.gettempdir()).resolve()
+
+
+def identity(folder: Path) -> list[int]:
+    """Device and inode of a folder: what a copy of it does not have."""
+    state = folder.stat()
+    return [state.st_dev, state.st_ino]

@@ -1,0 +1,121 @@
+"""What the Ray driver decides before, and without, a cluster."""
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sslmed_dist import config
+from sslmed_dist.cli import main
+from sslmed_dist.drivers import ray_train
+from tests import tiny
+
+
+def test_only_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that happens to be called as a value is nothing to us: ``batch`` stays a norm, ``local`` a kind."""
+    monkeypatch.chdir(tmp_path)
+    tree = tiny.tree(tmp_path)
+    words = {"batch", "local", "medmnist", "cifar", "resnet", "projection", "contrastive", "macl", "knn", "slice"}
+    for word in words:
+        (tmp_path / word).write_text("")
+    changes: dict[str, Any] = {
+        "run": {"dir": "runs", "start_from": "batch"},
+        "data": {"root": "tiny.npz", "cache": "c", "subset": {"name": "listed", "file": "l"}},
+        "method": {"encoder": {"norm": "batch", "weights": "w"}, "loss": {"name": "macl", "weights": "local"}},
+        "evaluate": {"data": {"root": "e", "unit": "slice"}},
+    }
+    before = config.from_tree(config.merge(tree, changes), "test")
+    after = config.to_tree(ray_train.absolute_paths(before))
+    for dotted in ("data.root", "data.cache", "data.subset.file", "method.encoder.weights", "evaluate.data.root"):
+        value = config.below(after, dotted.split("."))
+        assert value == str(tmp_path / config.below(config.to_tree(before), dotted.split(".")))
+        after = config.merge(after, config.nested(dotted, Path(value).name))
+    assert after["run"] == {
+        **config.to_tree(before)["run"],
+        "dir": str(tmp_path / "runs"),
+        "start_from": str(tmp_path / "batch"),
+    }
+    assert {**after, "run": None} == {**config.to_tree(before), "run": None}
+
+
+NODE = {"Alive": True, "Resources": {"CPU": 4.0}}
+GPU = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}}
+DEAD = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "gpus", "nodes", "lacks"),
+    [
+        (4, 1, 0, [NODE], None),
+        (5, 1, 0, [NODE], "5 workers of 1 CPUs and 0 GPUs each; there are 4 CPUs and 0 GPUs, room for 4"),
+        (5, 1, 0, [NODE, DEAD], "5 workers of 1 CPUs and 0 GPUs each; there are 4 CPUs and 0 GPUs, room for 4"),
+        (2, 3, 0, [NODE, NODE], None),
+        (4, 3, 0, [NODE, GPU], "4 workers of 3 CPUs and 0 GPUs each; there are 12 CPUs and 2 GPUs, room for 3"),
+        (2, 1, 1.0, [NODE, GPU], None),
+        (3, 1, 1.0, [NODE, GPU], "3 workers of 1 CPUs and 1 GPUs each; there are 12 CPUs and 2 GPUs, room for 2"),
+        (6, 1, 0.3, [GPU], None),
+        (8, 1, 0.25, [GPU], None),
+        (9, 0, 0.25, [GPU], "9 workers of 0 CPUs and 0.25 GPUs each; there are 8 CPUs and 2 GPUs, room for 8"),
+        (7, 0, 0, [NODE], None),
+        (1, 1, 0, [], "1 workers of 1 CPUs and 0 GPUs each; there are 0 CPUs and 0 GPUs, room for 0"),
+        (
+            1,
+            1,
+            1.0,
+            [{"Alive": True, "Resources": {"CPU": math.inf, "GPU": 0}}],
+            "1 workers of 1 CPUs and 1 GPUs each; there are 0 GPUs, room for 0",
+        ),
+    ],
+)
+def test_room_is_counted_node_by_node(
+    workers: int, cpus: int, gpus: float, nodes: list[dict[str, Any]], lacks: str | None
+) -> None:
+    options = config.Ray(num_workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+    assert ray_train.too_little(options, nodes) == (None if lacks is None else f"ray.num_workers: {lacks}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "address", "line"),
+    [
+        (["ray.address=https://head:8265"], "head:6379", "ray.address=https://head:8265: jobs are submitted there"),
+        ([], "http://head:8265", "RAY_ADDRESS=http://head:8265: jobs are submitted there"),
+        (["ray.wait_s=-1"], None, "ray.wait_s: expected a number >= 0, got -1"),
+        (["ray.num_workers=-1"], None, "ray.num_workers: expected a number >= 0, got -1"),
+        (
+            ["run.dir=/tmp/ray/session/runtime_resources/working_dir_files/_ray_pkg_0a1b/runs"],
+            "head:6379",
+            "lies in the temporary folder of this Ray job, which is deleted after it; allowed: run.dir=/absolute/path",
+        ),
+    ],
+)
+def test_what_cannot_work_is_one_line_before_ray_starts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    overrides: list[str],
+    address: str | None,
+    line: str,
+) -> None:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    (tmp_path / "tiny.yaml").write_text(config.dump(tiny.settings(tmp_path)))
+    assert main(["train", str(tmp_path / "tiny.yaml"), "driver=ray", *overrides]) == 2
+    said = capsys.readouterr().err
+    assert line in said and said.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_more_gpus_than_this_machine_has_are_refused_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_train.torch.cuda, "device_count", lambda: 1)
+    chosen = tiny.settings(tmp_path, ray={"num_workers": 2, "gpus_per_worker": 1.0})
+    with pytest.raises(ValueError, match="2 workers of 1 CPUs and 1 GPUs each; there are 1 GPUs, room for 1; smaller"):
+        ray_train.train(chosen)
