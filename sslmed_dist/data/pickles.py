@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sslmed_dist.data.listed_paths import printable
+
 # Types by the names that pickles give them, without the byte order.
 TYPES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 ORDERS = {"|", "<", ">", "="}
@@ -140,11 +142,6 @@ class Reader(pickle.Unpickler):
 
     def persistent_load(self, identity: Any) -> Any:
         raise pickle.UnpicklingError("it refers to something outside the file")
-
-
-def printable(text: str) -> str:
-    """A name from a file, short and without control characters."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)[:80]
 
 
 def read_pickle(path: Path) -> Any:

@@ -125,7 +125,7 @@ def test_check_finds_nothing_wrong_and_then_the_damage(packed: Path, tmp_path: P
         ("shard-00001.bin", lambda data: data[:-1], "shard-00001.bin: .* bytes, expected .*; torn, or of another pack"),
         ("shard-00000.bin", None, "shard-00000.bin: no such file, but pack.json names it"),
         ("shard-00000.npz", lambda data: data[:-7] + b"garbage", "shard-00000.npz: not the index that pack.json names"),
-        ("pack.json", lambda data: data[:50], "pack.json: damaged"),
+        ("pack.json", lambda data: data[:50], "pack.json: not JSON"),
         ("pack.json", lambda data: b'{"kind": "other"}', "pack.json: not a packed set of version 1"),
         ("pack.json", None, "pack.json: no such file: packing was not finished"),
     ],
