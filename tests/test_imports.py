@@ -18,7 +18,7 @@ PACKAGES = ("sslmed_dist", "clients", "server")
 FLOORS: tuple[set[str], ...] = (
     {
         *("__init__", "registry", "arguments", "atomic_files", "randomness", "distributed", "plain_yaml", "sections"),
-        *("config", "checkpoint", "run_folder", "cli_parser", "user_cache"),
+        *("config", "checkpoint", "run_folder", "cli_parser", "user_cache", "strips"),
     },
     {"data", "views", "losses", "models"},
     {"methods"},
@@ -30,7 +30,7 @@ FLOORS: tuple[set[str], ...] = (
     {"cli"},
 )
 # Parts that may not import all that is below them: they know no configuration, no run and no file but their own.
-NARROW = {"registry", "arguments", "atomic_files", "randomness", "distributed", "user_cache"}
+NARROW = {"registry", "arguments", "atomic_files", "randomness", "distributed", "user_cache", "strips"}
 ALLOWED: dict[str, set[str]] = {
     **{part: NARROW for part in ("data", "views", "losses", "models")},
     "methods": NARROW | {"losses", "models"},

@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from sslmed_dist.data.dataset import Dataset, Item, Split, select_split
 from sslmed_dist.data.exams.exam_set import draw_slices, read_sites
 from sslmed_dist.data.listed_paths import printable
+from sslmed_dist.data.npz import map_array
 from sslmed_dist.data.text_files import add_once, read_rows, whole_number
 
 LABELS = ("abnormal", "acl", "meniscus")
@@ -84,13 +85,10 @@ def exam_number(path: Path) -> int:
 def open_stack(path: Path) -> Stack:
     """The slices (S, 256, 256) uint8 of one exam, memory-mapped and not read. ``ValueError`` naming a file that cannot
     be read or holds something else."""
-    try:
-        stack: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: cannot be read, truncated or not .npy: {error}") from error
+    stack = map_array(path)
     if stack.dtype != np.uint8 or stack.ndim != 3 or stack.shape[0] < 1 or stack.shape[1:] != (SIDE, SIDE):
         raise ValueError(f"{path}: expected uint8 (slices, {SIDE}, {SIDE}), got {stack.dtype} {stack.shape}")
-    return stack  # type: ignore[no-any-return]
+    return stack
 
 
 def read_labels(folder: Path, splits: list[str], numbers: list[int]) -> Tensor | None:

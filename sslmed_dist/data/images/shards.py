@@ -268,18 +268,6 @@ def require_consistent(folder: Path, summary: dict[str, Any], opened: Sequence[t
         raise ValueError(f"{folder}: an id stands in the pack twice")
 
 
-def decode_jpeg(data: Tensor, channels: int, where: str) -> Tensor:
-    """One JPEG file (uint8 (bytes,)) as uint8 (channels, H, W) on the CPU. ``ValueError`` beginning with ``where``."""
-    from torchvision.io import ImageReadMode
-    from torchvision.io import decode_jpeg as decode
-
-    try:
-        image: Tensor = decode(data, ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY)
-    except RuntimeError as error:
-        raise ValueError(f"{where} is corrupt: {str(error).splitlines()[0].rsplit(', ', 1)[-1]}") from error
-    return image
-
-
 def image_bytes(blob: "np.ndarray[Any, np.dtype[np.uint8]]", start: int, end: int) -> Tensor:
     """A copy of one image's bytes, uint8 (bytes,)."""
     return torch.from_numpy(np.array(blob[start:end]))

@@ -18,8 +18,9 @@ import torch
 from sslmed_dist import cli
 from sslmed_dist.data import DATASETS, Dataset, check
 from sslmed_dist.data import pack as packing
+from sslmed_dist.data.images.jpeg import decode_jpeg
 from sslmed_dist.data.images.packed import Packed
-from sslmed_dist.data.images.shards import Form, decode_jpeg, image_bytes, write_shard
+from sslmed_dist.data.images.shards import Form, image_bytes, write_shard
 from sslmed_dist.data.phantom import PHANTOMS
 
 KNOBS: dict[str, Any] = {"short": 40, "rows": 10}
