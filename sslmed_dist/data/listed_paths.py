@@ -18,7 +18,7 @@ def plain_path(name: str, where: str) -> str:
     """``name`` in its shortest form, with forward slashes ("./a//b.png" is "a/b.png").
 
     ``ValueError`` beginning with ``where`` for a path that is empty or absolute, goes up (``..``), or has a backslash,
-    a zero byte or another control character in it.
+    a zero byte or another control character in it, or a part of more than 255 bytes.
     """
     reason = ""
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
@@ -31,6 +31,12 @@ def plain_path(name: str, where: str) -> str:
         reason = "goes up"
     elif not PurePosixPath(name).parts:
         reason = "names no file"
+    else:
+        try:
+            longest = max(len(os.fsencode(part)) for part in name.split("/"))
+            reason = f"has a part of {longest} bytes; file systems allow 255" if longest > 255 else ""
+        except UnicodeEncodeError:
+            reason = "has a letter in it that no file name has"
     if reason:
         raise ValueError(f"{where}: the path {printable(name)!r} {reason}; allowed: paths below the set's folder")
     return PurePosixPath(name).as_posix()

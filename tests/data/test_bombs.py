@@ -171,6 +171,14 @@ def test_a_nifti_header_that_claims_too_much_is_refused(
         load_nifti(path)
 
 
+def test_slices_that_would_be_padded_to_many_times_their_size_are_refused(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4000, 2, 3), np.int16), np.eye(4)), tmp_path / "image_01.nii")
+    for name in ("abdominal", "episodes"):
+        message = "image_01.nii: slices of 4000 x 2 pixels; allowed: at most 16 times as long as wide"
+        with pytest.raises(ValueError, match=message):
+            DATASETS[name](str(tmp_path), size=16)
+
+
 def test_voxels_that_are_no_real_numbers_are_refused(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(np.zeros((3, 4, 5), np.complex64), np.eye(4)), tmp_path / "a.nii")
     with pytest.raises(ValueError, match="a.nii: voxels of type complex64; allowed: whole or real numbers"):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from sslmed_dist.data import DATASETS, SUBSETS
+from sslmed_dist.data.check import inspect
 from sslmed_dist.data.exams.exam_set import read_sites
 from sslmed_dist.data.exams.mrnet import read_table as read_knee_labels
 from sslmed_dist.data.images.medical_files import (
@@ -40,7 +41,7 @@ SHOWN = "the path .* (goes up|is absolute|has a backslash|has a control characte
 Write = Callable[[Path, str], None]
 
 
-@pytest.mark.parametrize("name", [*OUTSIDE, "", ".", "linked.png"])
+@pytest.mark.parametrize("name", [*OUTSIDE, "", ".", "linked.png", "a/" + "ä" * 128, "\ud800.png"])
 def test_paths_out_of_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "x.png").touch()
@@ -157,7 +158,15 @@ def small_pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack(leaf, tmp_path_factory.mktemp("pack"), form="raw", short=16, rows=2)
 
 
-def test_names_of_any_bytes_are_read_and_packed(small_pack: Path) -> None:
+def test_names_of_any_bytes_are_read_checked_and_packed(small_pack: Path) -> None:
+    source = json.loads((small_pack / "pack.json").read_text())["source"]["root"]
+    folder = DATASETS["image_folder"](source, "all", size=16, channels=1, workers=0)
+    assert (
+        len(folder) == 4 and folder.fetch(torch.arange(4), seed=0, epoch=0, draw=torch.zeros(4))["images"].max() == 30
+    )
+    lines, problems = inspect(source)
+    assert "all: 4 images without labels" in lines
+    assert problems == [f"all: 4 constant images: a.png, {'b' * 251}.png, c.png, ??.png"]
     dataset = DATASETS["packed"](str(small_pack), "all")
     files = [os.fsencode(record["file"]) for record in dataset.records]
     assert files == [b"a.png", b"b" * 251 + b".png", b"c.png", b"\xff\xfe.png"]

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist.atomic_files import write_atomically
-from sslmed_dist.data.exams.abdominal import ORGANS, SLICE_LIMIT, list_exams
+from sslmed_dist.data.exams.abdominal import ORGANS, list_exams, require_slices
 from sslmed_dist.data.exams.exam_folder import ExamFolder, Organs, UprightExam, read_upright_exam
 from sslmed_dist.data.exams.superpixels import VERSION as SUPERPIXELS
 from sslmed_dist.data.exams.superpixels import Maps, Recipe
@@ -87,8 +87,9 @@ class ExamArchive:
         if stored.ndim != 4 or stored.dtype != np.uint8 or len(stored) != np.dtype(entry.voxels).itemsize:
             raise ValueError(f"{self.place}: voxels of exam {number:02d} are damaged")
         slices = join_bytes(stored, entry.voxels).astype(np.float32)
-        if 0 in slices.shape or len(slices) > SLICE_LIMIT or not np.isfinite(slices).all():
+        if 0 in slices.shape or not np.isfinite(slices).all():
             raise ValueError(f"{self.place}: voxels of exam {number:02d} are damaged: {slices.shape}, or not finite")
+        require_slices(slices.shape[::-1], f"{self.place}: exam {number:02d}")
         organ_values = self.read_organs(number, slices.shape, organs) if self.labelled else None
         file = f"exam {number:02d}"
         where = f"{self.place}: {file}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sslmed_dist.data.exams.abdominal import SLICE_LIMIT, find_exams, list_exams, read_mask
+from sslmed_dist.data.exams.abdominal import find_exams, list_exams, read_mask, require_slices
 from sslmed_dist.data.exams.exam_set import read_sites
 from sslmed_dist.data.exams.superpixels import Maps, Recipe, Slices, superpixel_maps
 from sslmed_dist.data.scans.nifti import axial_slices, read_canonical
@@ -77,8 +77,7 @@ def read_upright_exam(number: int, image: Path, mask: Path | None, organs: Seque
     """Read one exam. Raises as ``read_canonical`` and ``read_mask``."""
     volume = read_canonical(image)
     voxels = volume.voxels
-    if voxels.shape[2] > SLICE_LIMIT:
-        raise ValueError(f"{image}: {voxels.shape[2]} slices, allowed at most {SLICE_LIMIT}")
+    require_slices(voxels.shape, str(image))
     organ_values = (
         None if mask is None else axial_slices(read_mask(mask, voxels.shape, volume.affine, organs)).astype(np.uint8)
     )

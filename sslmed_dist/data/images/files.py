@@ -202,12 +202,15 @@ def unpacked(root: Path, name: str, mark: str) -> Path:
 
 
 def entries(folder: Path) -> set[str]:
-    """The names of the files in a folder; an empty set when the folder does not exist."""
+    """The names of the files in a folder; an empty set when the folder does not exist. ``ValueError`` naming one that
+    cannot be listed."""
     try:
         with os.scandir(folder) as scan:
             return {entry.name for entry in scan if entry.is_file()}
     except (FileNotFoundError, NotADirectoryError):
         return set()
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be listed: {error.strerror}") from None
 
 
 def image_names(folder: Path) -> list[str]:
