@@ -15,6 +15,11 @@ def printable(text: str) -> str:
     return "".join(letter if shows(letter) else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def excerpt(text: str, most: int = 80) -> str:
+    """``text`` as ``printable`` gives it, at most ``most`` letters of it: what a message quotes of a file."""
+    return printable(text)[:most]
+
+
 def shows(letter: str) -> bool:
     """Whether a character prints as itself; any kind of space does."""
     return letter.isprintable() or unicodedata.category(letter) == "Zs"

@@ -10,6 +10,14 @@ from tests.gloo import GlooPool
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The session's own folder for what can be computed again: tests leave nothing in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def gloo() -> Iterator[GlooPool]:
     """The session's pool of four gloo processes; they start at the first ``gloo.run``."""

@@ -31,8 +31,12 @@ class Joined(Dataset):
             channels=first.channels,
             bits=first.bits,
             groups=torch.cat([part.groups for part in parts]),
+            sites=join_sites(parts),
             records=[record for part in parts for record in part.records] if all(p.records for p in parts) else (),
         )
+        for part in parts:  # the parts of one set say the same things: each once
+            self.dropped |= part.dropped
+        self.notices = tuple(dict.fromkeys(notice for part in parts for notice in part.notices))
         self.device = first.device
 
     def positions(self, part_index: int) -> Tensor:
@@ -62,3 +66,9 @@ class Joined(Dataset):
 
     def to(self, device: str | torch.device) -> "Joined":
         return Joined([part.to(device) for part in self.parts])
+
+
+def join_sites(parts: Sequence[Dataset]) -> Tensor | None:
+    """The sites of all parts one after another, int64 (N,); None unless every part knows them."""
+    sites = [part.sites for part in parts if part.sites is not None]
+    return torch.cat(sites) if len(sites) == len(parts) else None

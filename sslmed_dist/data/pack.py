@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from inspect import signature
 from pathlib import Path
@@ -98,7 +99,7 @@ def describe(source: ImageFiles, leaf: Mapping[str, Any], settings: dict[str, An
     identity = {"name": source.name, "classes": list(source.classes), "channels": source.channels, **settings}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     # zero bytes keep neighbouring names apart; little-endian int64 gives the same digest on every machine
-    digest.update("\0".join(source.listing.names).encode())
+    digest.update(os.fsencode("\0".join(source.listing.names)))
     digest.update("\0".join(source.listing.splits).encode())
     for values in (source.labels, source.groups):
         digest.update(values.numpy().astype("<i8").tobytes())

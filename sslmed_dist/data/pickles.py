@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sslmed_dist.printable import excerpt
+
 # Types by the names that pickles give them, without the byte order.
 TYPES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 ORDERS = {"|", "<", ">", "="}
@@ -135,16 +137,11 @@ class Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> StandIn:
         known = TABLE.get((module.replace("numpy._core", "numpy.core"), name))
         if known is None:
-            raise pickle.UnpicklingError(f"it names {printable(module)}.{printable(name)}, which is not allowed")
+            raise pickle.UnpicklingError(f"it names {excerpt(module)}.{excerpt(name)}, which is not allowed")
         return StandIn(known)
 
     def persistent_load(self, identity: Any) -> Any:
         raise pickle.UnpicklingError("it refers to something outside the file")
-
-
-def printable(text: str) -> str:
-    """A name from a file, short and without control characters."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)[:80]
 
 
 def read_pickle(path: Path) -> Any:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from sslmed_dist import randomness
+from sslmed_dist.data.listed_paths import plain_path
 from sslmed_dist.data.partition import group_table, strata, stratified_order
+from sslmed_dist.data.text_files import read_lines
 
 
 def long_tail(
@@ -128,27 +130,30 @@ def listed(labels: Tensor, groups: Tensor, ids: Tensor, *, seed: int, names: Seq
     115,846 images of 1000 classes, 1280 to 5 each). Its class sizes follow a Pareto distribution of power 6, but which
     images were drawn is known from the list alone.
 
-    A listed path means the sample whose path equals it, or whose path is the same but for folders in front:
+    A listed path means the sample whose path equals it, else the one whose path is the same but for folders in front:
     ``train/n01440764/n01440764_190.JPEG`` finds ``n01440764/n01440764_190.JPEG``. ``seed`` plays no part.
-    ``ValueError`` for data without file names, and for a line that means no sample, two, or the same one again.
+    ``ValueError`` for data without file names, and for a line that means no sample, two, or the same one again, or that
+    is no path below a folder (``plain_path``).
     """
     if len(names) != len(ids):
         raise ValueError("subset listed: this data has no file names; it needs images that lie in files of their own")
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise ValueError(f"subset listed: {file}: no such file")
+    try:
+        lines = read_lines(Path(file).expanduser())
+    except ValueError as error:
+        raise ValueError(f"subset listed: {error}") from None
     # file name -> positions, so that a line is compared with few paths instead of all
     by_file_name: dict[str, list[int]] = {}
     for position, name in enumerate(names):
         by_file_name.setdefault(PurePosixPath(name).name, []).append(position)
     chosen: dict[int, int] = {}  # position -> line that lists it
-    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for line_number, line in lines:
         # drop a class number after the last space; a path may itself have spaces
         leading_words, _, last_word = line.strip().rpartition(" ")
         listed_path = leading_words.strip() if leading_words and last_word.isdigit() else line.strip()
-        if not listed_path:
-            continue
+        listed_path = plain_path(listed_path, f"subset listed: {file}:{line_number}")
         matches = [i for i in by_file_name.get(PurePosixPath(listed_path).name, []) if same_file(names[i], listed_path)]
+        # the sample of exactly this path is meant, whatever else ends in it
+        matches = [i for i in matches if names[i] == listed_path] or matches
         if len(matches) != 1:
             raise ValueError(
                 f"subset listed: {file}:{line_number}: {listed_path!r} means {len(matches)} samples of the data, not 1"

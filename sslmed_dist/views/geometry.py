@@ -14,6 +14,8 @@ from sslmed_dist.views.draws import Draws, levels, look_up
 ATTEMPTS = 10
 ANTIALIAS_FROM = 1.2  # sources up to this multiple of the view's side are sampled once per output pixel
 
+MOST_SAMPLES = 32  # along an axis; beyond them images are averaged first
+
 Fill = Literal["reflection", "border", "zeros"]
 
 
@@ -29,6 +31,7 @@ class Geometry(nn.Module):
       it (torchvision, which cuts first, repeats the edge). Images up to 1.2 times the view's side are not antialiased.
       For larger ones, and with ``antialias``, a pixel is the mean of s x s samples, s = ceil(side / (1.2 size)). This s
       depends on the image size alone, not on the batch or the box. It costs s^2: store images near the view's size.
+      Above s = 32 the longer side is brought to 38 ``size`` first, each pixel the mean of those it stands for.
 
     Without crop, rotation and change of size the pixels are copied, exactly.
     """
@@ -105,6 +108,15 @@ class Geometry(nn.Module):
         """How many samples an output pixel is averaged from along each axis, for an image of this size."""
         return max(1, math.ceil(max(height, width) / (ANTIALIAS_FROM * self.size))) if self.antialias else 1
 
+    def smaller(self, images: Tensor) -> Tensor:
+        """Images (n, C, H, W) of which no side asks for more than ``MOST_SAMPLES`` samples: most as they are."""
+        height, width = images.shape[-2:]
+        if self.samples(height, width) <= MOST_SAMPLES:
+            return images
+        most = int(MOST_SAMPLES * ANTIALIAS_FROM * self.size)
+        # affine maps count in shares of the image, so they hold for the smaller one as well
+        return F.adaptive_avg_pool2d(images, (min(height, most), min(width, most)))
+
     def forward(self, images: Tensor, affine: Tensor) -> Tensor:
         """Float32 images (n, C, H, W) and their affine maps (n, 2, 3) -> views (n, C, size, size)."""
         height, width = images.shape[-2:]
@@ -112,6 +124,8 @@ class Geometry(nn.Module):
         if self.still and height == width == self.size:
             images = torch.where(affine[:, :1, :1, None] < 0, images.flip(-1), images)
             return torch.where(affine[:, 1:, 1:2, None] < 0, images.flip(-2), images)
+        images = self.smaller(images)
+        height, width = images.shape[-2:]
         # A box that is not turned samples at most half a pixel past the image: there the edge is right, whatever
         # ``fill`` puts into the corners.
         padding = self.fill if self.rotation else "border"

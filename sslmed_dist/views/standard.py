@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslmed_dist.arguments import located
+from sslmed_dist.strips import middle_of_strip
 from sslmed_dist.views.intensity import Intensity
 
 
@@ -44,6 +45,10 @@ class StandardViews(nn.Module):
         self.intensity.check(images)
         if self.intensity.mean.device != images.device:
             self.to(images.device)
+        part = middle_of_strip(images.shape[-2], images.shape[-1], self.resize)
+        if part is not None:
+            first, last, start, end = part
+            images = images[:, :, first:last, start:end]
         view = self.intensity.unit(images)
         height, width = view.shape[-2:]
         if (height, width) != (self.size, self.size):

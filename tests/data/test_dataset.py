@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from sslmed_dist.data import DATASETS, PARTITIONS, SUBSETS, ArrayDataset, Subset, duplicates
+from sslmed_dist.data.joined import Joined
 from sslmed_dist.registry import check
 
 
@@ -68,3 +69,27 @@ def test_tables_can_be_checked_by_the_registry():
     check(PARTITIONS, {"name": "dirichlet", "alpha": 0.5}, "partition", given)
     with pytest.raises(ValueError, match="data.split: expected one of 'train', 'val', 'test', 'all'"):
         check(DATASETS, {"name": "medmnist", "root": "somewhere", "split": "trian"}, "data")
+
+
+def test_a_joined_set_keeps_what_its_parts_know() -> None:
+    """Sites, duplicates left out and notices: each notice once."""
+
+    def part(first: int, sites: bool = True) -> ArrayDataset:
+        made = ArrayDataset(
+            name="set",
+            images=torch.zeros(2, 1, 4, 4, dtype=torch.uint8),
+            labels=torch.zeros(2, dtype=torch.int64),
+            classes=("a",),
+            ids=torch.arange(first, first + 2),
+            sites=torch.full((2,), first) if sites else None,
+            dropped={"train": 3, "val": 1},
+        )
+        made.notices = ("left aside: 1 .txt files", f"part {first}")
+        return made
+
+    joined = Joined([part(0), part(2)])
+    assert joined.sites is not None and joined.sites.tolist() == [0, 0, 2, 2]
+    assert joined.dropped == {"train": 3, "val": 1}
+    assert joined.notices == ("left aside: 1 .txt files", "part 0", "part 2")
+    assert joined.to("cpu").notices == joined.notices
+    assert Joined([part(0), part(2, sites=False)]).sites is None

@@ -17,6 +17,7 @@ from sslmed_dist.data.images.decode import SUFFIXES
 from sslmed_dist.data.images.flowers import read_flowers17
 from sslmed_dist.data.images.medical_files import ISIC, read_chaoyang, read_isic2016, read_mhist, read_mura
 from sslmed_dist.data.images.wordnet import is_wnid, read_imagenet, read_tiny_imagenet
+from sslmed_dist.printable import printable
 
 PLANES = ("axial", "coronal", "sagittal")
 Inspection = Callable[[Path, Findings], None]
@@ -81,7 +82,8 @@ def inspect(path: str | Path) -> tuple[list[str], list[str]]:
         raise ValueError(f"{root}: no such file or folder")
     findings = Findings()
     recognise(root)(root, findings)
-    return findings.lines, findings.problems
+    # names out of files and of files may hold anything, also what a terminal obeys
+    return [printable(line) for line in findings.lines], [printable(p) for p in findings.problems]
 
 
 def recognise(root: Path) -> Inspection:

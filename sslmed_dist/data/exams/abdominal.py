@@ -16,6 +16,7 @@ from sslmed_dist.data.dataset import Dataset, Item, Split, Stored, select_split
 from sslmed_dist.data.exams.exam_set import draw_slices, read_sites, split_exams
 from sslmed_dist.data.samples import in_file
 from sslmed_dist.data.scans.nifti import axial_slices, read_canonical
+from sslmed_dist.strips import MOST_ASPECT
 
 ORGANS = ("liver", "right kidney", "left kidney", "spleen")  # values 1 ... 4 of CHAOS MR
 NAME = re.compile(r"(image|label)_(\d{1,9})\.nii(\.gz)?")
@@ -168,8 +169,7 @@ def read_exam(number: int, image: Path, mask: Path | None, *, organs: Sequence[s
     and for a constant volume."""
     volume = read_canonical(image)
     voxels = volume.voxels
-    if voxels.shape[2] > SLICE_LIMIT:
-        raise ValueError(f"{image}: {voxels.shape[2]} slices, allowed at most {SLICE_LIMIT}")
+    require_slices(voxels.shape, str(image))
     # numbers of the slices in which not all voxels are equal
     filled_slices = np.nonzero(np.ptp(voxels, axis=(0, 1)) > 0)[0]
     low, high = (float(value) for value in np.percentile(voxels, PERCENTILES))
@@ -190,6 +190,16 @@ def read_exam(number: int, image: Path, mask: Path | None, *, organs: Sequence[s
         present,
         record,
     )
+
+
+def require_slices(shape: tuple[int, ...], where: str) -> None:
+    """``ValueError`` for a volume (I, J, K) of more slices than can be numbered, or of slices so narrow that padding
+    them to a square would take far more memory than they do."""
+    if shape[2] > SLICE_LIMIT:
+        raise ValueError(f"{where}: {shape[2]} slices, allowed at most {SLICE_LIMIT}")
+    if max(shape[:2]) > MOST_ASPECT * min(shape[:2]):
+        sides = f"slices of {shape[0]} x {shape[1]} pixels"
+        raise ValueError(f"{where}: {sides}; allowed: at most {MOST_ASPECT} times as long as wide")
 
 
 def stack_slices(exams: Sequence[Exam], size: int | None, folder: Path) -> Tensor:

@@ -45,7 +45,8 @@ class Episodes(Dataset):
     ``fold`` k of the five of ``folds.py``: "test" is the fold's queries and then, last, its support; "train" is all
     other exams. Without ``fold``: by patient, ``val_fraction`` and ``test_fraction``, keyed by ``seed``.
     ``scale``, ``sigma``, ``min_size``, ``body_threshold``: see ``Recipe``; ``cache``: the folder of the superpixel maps
-    (None: "superpixels" below the root; "": none); ``workers``: processes that compute them.
+    (None: "superpixels" in the user's cache folder, never beside the data; "": none); ``workers``: processes that
+    compute them.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ Arrays are deflated, with the bytes of a value in different planes. The 20 exams
 
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -26,11 +27,13 @@ import torch
 from torch import Tensor
 
 from sslmed_dist.atomic_files import write_atomically
-from sslmed_dist.data.exams.abdominal import ORGANS, list_exams
+from sslmed_dist.data.exams.abdominal import ORGANS, list_exams, require_slices
 from sslmed_dist.data.exams.exam_folder import ExamFolder, Organs, UprightExam, read_upright_exam
 from sslmed_dist.data.exams.superpixels import VERSION as SUPERPIXELS
 from sslmed_dist.data.exams.superpixels import Maps, Recipe
 from sslmed_dist.data.npz import Arrays, archive_names, read_archive
+from sslmed_dist.data.text_files import add_once, field, parse_json
+from sslmed_dist.printable import excerpt
 
 KIND = "sslmed episodes"
 VERSION = 1
@@ -59,11 +62,17 @@ class ExamArchive:
         file: damaged, of another kind or version, or without masks that are needed."""
         self.place, self.head = path, read_head(path)
         try:
-            self.entries = {entry.number: entry for entry in map(read_entry, self.head["exams"])}
+            self.entries: dict[int, Entry] = {}
+            for entry in map(read_entry, field(self.head, "exams", list, "head")):
+                add_once(self.entries, entry.number, entry, "exams")
             self.recipe, self.made_by = Recipe(**self.head["recipe"]), dict(self.head["made_by"])
-            self.name, self.organs = str(self.head["name"]), tuple(map(str, self.head["organs"]))
+            self.name, self.organs = field(self.head, "name", str, "head"), tuple(self.head["organs"])
+            if not self.organs or not all(isinstance(organ, str) for organ in self.organs):
+                raise ValueError("organs: expected a list of names")
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: its head is damaged: {error}") from error
+            raise ValueError(f"{path}: its head is damaged: {excerpt(str(error), 200)}") from error
+        if not self.entries:
+            raise ValueError(f"{path}: holds no exam")
         self.numbers = list(self.entries)
         without_masks = [exam_number for exam_number, entry in self.entries.items() if not entry.organs]
         if labelled and without_masks:
@@ -78,6 +87,9 @@ class ExamArchive:
         if stored.ndim != 4 or stored.dtype != np.uint8 or len(stored) != np.dtype(entry.voxels).itemsize:
             raise ValueError(f"{self.place}: voxels of exam {number:02d} are damaged")
         slices = join_bytes(stored, entry.voxels).astype(np.float32)
+        if 0 in slices.shape or not np.isfinite(slices).all():
+            raise ValueError(f"{self.place}: voxels of exam {number:02d} are damaged: {slices.shape}, or not finite")
+        require_slices(slices.shape[::-1], f"{self.place}: exam {number:02d}")
         organ_values = self.read_organs(number, slices.shape, organs) if self.labelled else None
         file = f"exam {number:02d}"
         where = f"{self.place}: {file}"
@@ -137,10 +149,10 @@ def read_head(path: Path) -> dict[str, Any]:
     """The head of a packed file. ``ValueError`` when the file is missing, damaged, or of another kind or version."""
     if HEAD not in archive_names(path):
         raise ValueError(f"{path}: not packed episodes (`sslmed data pack episodes ROOT OUT.npz` makes them)")
-    try:
-        head = json.loads(str(read_archive(path, (HEAD,))[HEAD].item()))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: its head is damaged: {error}") from error
+    stored = read_archive(path, (HEAD,))[HEAD]
+    if stored.ndim or stored.dtype.kind != "U":
+        raise ValueError(f"{path}: its head is damaged: {stored.dtype} {stored.shape}, expected one text")
+    head = parse_json(stored.item(), path)
     if not isinstance(head, dict) or head.get("kind") != KIND or not isinstance(head.get("version"), int):
         raise ValueError(f"{path}: not packed episodes (`sslmed data pack episodes ROOT OUT.npz` makes them)")
     if head["version"] > VERSION:
@@ -151,10 +163,16 @@ def read_head(path: Path) -> dict[str, Any]:
 
 def read_entry(stored: Mapping[str, Any]) -> Entry:
     """One exam's entry of the head. ``ValueError``, ``KeyError`` or ``TypeError`` unless ``store`` made it."""
-    row, column, between = stored["spacing_mm"]
+    row, column, between = field(stored, "spacing_mm", list, "an exam")
     entry = Entry(**{**stored, "spacing_mm": (float(row), float(column), float(between))})
     if entry.voxels not in TYPES:
         raise ValueError(f"voxels of type {entry.voxels!r}")
+    for name, kind in (("number", int), ("oriented", bool), ("organs", bool), ("site", (int, type(None)))):
+        field(stored, name, kind, f"exam {entry.number}")
+    if not 0 <= entry.number < 10**9 or not 0 <= (entry.site or 0) < 2**62:
+        raise ValueError(f"exam {entry.number} of site {entry.site}: numbers below 0, or too large")
+    if not all(math.isfinite(side) and side > 0 for side in entry.spacing_mm):
+        raise ValueError(f"exam {entry.number}: spacing_mm {entry.spacing_mm}; each side must be above 0")
     return entry
 
 

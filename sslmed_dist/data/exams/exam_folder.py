@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sslmed_dist.data.exams.abdominal import SLICE_LIMIT, find_exams, list_exams, read_mask
+from sslmed_dist.data.exams.abdominal import find_exams, list_exams, read_mask, require_slices
 from sslmed_dist.data.exams.exam_set import read_sites
 from sslmed_dist.data.exams.superpixels import Maps, Recipe, Slices, superpixel_maps
 from sslmed_dist.data.scans.nifti import axial_slices, read_canonical
+from sslmed_dist.user_cache import user_cache
 
-CACHE = "superpixels"  # folder below the root
+CACHE = "superpixels"  # folder below the user's cache: the data may be mounted read-only
 Organs = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -59,9 +60,9 @@ class ExamFolder:
         return read_upright_exam(number, *self.files[number], organs)
 
     def superpixels(self, scans: Sequence[UprightExam], recipe: Recipe, cache: str | None, workers: int) -> list[Maps]:
-        """The superpixels of every scan, uint16 (S, H, W), from ``cache`` (None: "superpixels" in the folder; "": none)
-        or computed. ``ValueError`` as ``superpixel_maps``."""
-        cache_folder = self.place / CACHE if cache is None else Path(cache) if cache else None
+        """The superpixels of every scan, uint16 (S, H, W), from ``cache`` (None: the user's cache folder; "": none) or
+        computed. ``ValueError`` as ``superpixel_maps``."""
+        cache_folder = user_cache(CACHE) if cache is None else Path(cache) if cache else None
         names = [scan.where for scan in scans]
         return superpixel_maps(
             [scan.slices for scan in scans], recipe, names=names, cache=cache_folder, workers=workers
@@ -76,8 +77,7 @@ def read_upright_exam(number: int, image: Path, mask: Path | None, organs: Seque
     """Read one exam. Raises as ``read_canonical`` and ``read_mask``."""
     volume = read_canonical(image)
     voxels = volume.voxels
-    if voxels.shape[2] > SLICE_LIMIT:
-        raise ValueError(f"{image}: {voxels.shape[2]} slices, allowed at most {SLICE_LIMIT}")
+    require_slices(voxels.shape, str(image))
     organ_values = (
         None if mask is None else axial_slices(read_mask(mask, voxels.shape, volume.affine, organs)).astype(np.uint8)
     )

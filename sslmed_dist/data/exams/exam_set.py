@@ -1,6 +1,5 @@
 """What the exam sets share: which slice is drawn, which exams belong to a split, which site an exam is from."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import torch
 from torch import Tensor
 
 from sslmed_dist import randomness
+from sslmed_dist.data.text_files import add_once, read_rows, whole_number
+from sslmed_dist.printable import excerpt
 
 
 def draw_slices(counts: Tensor, ids: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Tensor:
@@ -39,22 +40,23 @@ def read_sites(path: Path, numbers: Sequence[int]) -> Tensor | None:
     file.
 
     Sites that are all integers keep their numbers; names are numbered in alphabetical order. ``ValueError`` for an
-    exam without a row, or a row that cannot be read.
+    exam without a row or with two, or a row that cannot be read.
     """
     if not path.is_file():
         return None
     table: dict[int, str] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for line, row in enumerate(csv.reader(file), start=1):
-            if not row or (line == 1 and not row[0].strip().isdigit()):
-                continue
-            if len(row) != 2 or not row[0].strip().isdigit() or not row[1].strip():
-                raise ValueError(f"{path}: line {line} is {','.join(row)!r}; expected exam number,site")
-            table[int(row[0])] = row[1].strip()
+    for line, row in read_rows(path):
+        where = f"{path}: line {line}"
+        if line == 1 and not row[0].isdecimal():
+            continue
+        if len(row) != 2 or not row[1]:
+            raise ValueError(f"{where} is {excerpt(','.join(row))!r}; expected exam number,site")
+        add_once(table, whole_number(row[0], where, "exam number"), row[1], where)
     missing = [exam_number for exam_number in numbers if exam_number not in table]
     if missing:
         raise ValueError(f"{path}: no site for exam {missing[0]}")
-    if all(site.isdigit() for site in table.values()):
-        return torch.tensor([int(table[exam_number]) for exam_number in numbers])
+    if all(site.isdecimal() for site in table.values()):
+        values = {exam: whole_number(site, f"{path}: exam {exam}", "site number") for exam, site in table.items()}
+        return torch.tensor([values[exam_number] for exam_number in numbers])
     site_names = sorted(set(table.values()))
     return torch.tensor([site_names.index(table[exam_number]) for exam_number in numbers])

@@ -1,9 +1,8 @@
 """Knee MR exams in the layout of MRNet (Bien et al. 2018): one keyed random slice per fetch."""
 
 import copy
-import csv
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,7 +10,10 @@ from torch import Tensor
 
 from sslmed_dist.data.dataset import Dataset, Item, Split, Stored, select_split
 from sslmed_dist.data.exams.exam_set import draw_slices, read_sites
+from sslmed_dist.data.npz import map_array
 from sslmed_dist.data.samples import in_file
+from sslmed_dist.data.text_files import add_once, read_rows, whole_number
+from sslmed_dist.printable import excerpt
 
 LABELS = ("abnormal", "acl", "meniscus")
 FOLDERS = {"train": "train", "val": "valid"}  # split name -> folder and file prefix on disk
@@ -79,21 +81,18 @@ class MRNet(Dataset):
 
 def exam_number(path: Path) -> int:
     """NNNN of ``NNNN.npy``. ``ValueError`` for another name."""
-    if not path.stem.isdigit():
+    if not path.stem.isdecimal():
         raise ValueError(f"{path}: the file name is not an exam number like 0000.npy")
-    return int(path.stem)
+    return whole_number(path.stem, str(path), "exam number")
 
 
 def open_stack(path: Path) -> Stack:
     """The slices (S, 256, 256) uint8 of one exam, memory-mapped and not read. ``ValueError`` naming a file that cannot
     be read or holds something else."""
-    try:
-        stack: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: cannot be read, truncated or not .npy: {error}") from error
+    stack = map_array(path)
     if stack.dtype != np.uint8 or stack.ndim != 3 or stack.shape[0] < 1 or stack.shape[1:] != (SIDE, SIDE):
         raise ValueError(f"{path}: expected uint8 (slices, {SIDE}, {SIDE}), got {stack.dtype} {stack.shape}")
-    return stack  # type: ignore[no-any-return]
+    return stack
 
 
 def read_labels(folder: Path, splits: list[str], numbers: list[int]) -> Tensor | None:
@@ -106,7 +105,8 @@ def read_labels(folder: Path, splits: list[str], numbers: list[int]) -> Tensor |
     for name in LABELS:
         table: dict[int, float] = {}
         for path in paths[name]:
-            table |= read_table(path)
+            for exam_id, value in read_table(path).items():
+                add_once(table, exam_id, value, f"{path}: the exams of all label files of {name}")
         missing = [exam_id for exam_id in numbers if exam_id not in table]
         if missing:
             raise ValueError(f"{paths[name][0]}: no label for exam {missing[0]:04d}")
@@ -115,13 +115,12 @@ def read_labels(folder: Path, splits: list[str], numbers: list[int]) -> Tensor |
 
 
 def read_table(path: Path) -> dict[int, float]:
-    """Exam number -> 0.0 or 1.0 of one label file. ``ValueError`` naming the file, or its line that cannot be read."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    table = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for line, row in enumerate(csv.reader(file), start=1):
-            if len(row) != 2 or not row[0].strip().isdigit() or row[1].strip() not in ("0", "1"):
-                raise ValueError(f"{path}: line {line} is {','.join(row)!r}; expected exam number,0 or 1")
-            table[int(row[0])] = float(row[1])
+    """Exam number -> 0.0 or 1.0 of one label file. ``ValueError`` naming the file, its line that cannot be read, or an
+    exam that stands in it twice."""
+    table: dict[int, float] = {}
+    for line, row in read_rows(path):
+        where = f"{path}: line {line}"
+        if len(row) != 2 or row[1] not in ("0", "1"):
+            raise ValueError(f"{where} is {excerpt(','.join(row))!r}; expected exam number,0 or 1")
+        add_once(table, whole_number(row[0], where, "exam number"), float(row[1]), where)
     return table

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslmed_dist.strips import middle_of_strip
+
+MOST_PIXELS = 178_956_970  # of an image: where Pillow refuses to read on, 13,377 x 13,377
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
@@ -40,8 +43,11 @@ def open_picture(path: Path) -> tuple[Any, bool]:
             raw_mode = str(opened.tile[0][3]) if opened.tile else ""
             picture = ImageOps.exif_transpose(opened)
             picture.load()
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is corrupt or no image: {error}") from error
+    except Image.DecompressionBombError:
+        raise ValueError(f"{path}: an image of more pixels than are read; allowed: at most {MOST_PIXELS:,}") from None
+    except Exception as error:  # Pillow's parsers raise what they like
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path} is corrupt or no image: {reason}") from error
     sixteen_bit = picture.mode.startswith("I;16") or (picture.mode == "I" and ";16" in raw_mode)
     if not sixteen_bit and (picture.mode in ("I", "F") or ";16" in raw_mode):
         kind = "16-bit colour" if ";16" in raw_mode else f"kind {picture.mode}"
@@ -52,10 +58,15 @@ def open_picture(path: Path) -> tuple[Any, bool]:
 def resize_picture(picture: Any, size: int, channels: int, bits: int) -> Tensor:
     """A PIL image as a tensor (channels, H, W): uint8 for ``bits`` 8, float32 in [0, 1] for 16.
 
-    Its shorter side becomes ``size`` pixels, its aspect is kept.
+    Its shorter side becomes ``size`` pixels, its aspect is kept. Of a strip that would be enlarged only the middle is
+    (``middle_of_strip``).
     """
     from PIL import Image
 
+    part = middle_of_strip(picture.height, picture.width, size)
+    if part is not None:
+        top, bottom, left, right = part
+        picture = picture.crop((left, top, right, bottom))
     scale = size / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)
     sixteen_bit = picture.mode.startswith("I")

@@ -19,6 +19,7 @@ from torch import Tensor
 from sslmed_dist.data.dataset import SPLITS, Dataset, Item, Split, Stored, select_split
 from sslmed_dist.data.images.copies import find_copies
 from sslmed_dist.data.images.decode import SUFFIXES, crop_centre, read_picture
+from sslmed_dist.data.images.walk import hidden
 from sslmed_dist.data.samples import in_file
 
 Duplicates = Literal["keep", "drop", "refuse"]
@@ -205,30 +206,22 @@ def unpacked(root: Path, name: str, mark: str) -> Path:
 
 
 def entries(folder: Path) -> set[str]:
-    """The names of the files in a folder; an empty set when the folder does not exist."""
+    """The names of the files in a folder; an empty set when the folder does not exist. ``ValueError`` naming one that
+    cannot be listed."""
     try:
         with os.scandir(folder) as scan:
             return {entry.name for entry in scan if entry.is_file()}
     except (FileNotFoundError, NotADirectoryError):
         return set()
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be listed: {error.strerror}") from None
 
 
 def image_names(folder: Path) -> list[str]:
     """The image files directly in ``folder``, sorted, hidden ones left out. ``ValueError`` when there is none."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    names = [name for name in entries(folder) if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+    names = [name for name in entries(folder) if not hidden(name) and name.lower().endswith(SUFFIXES)]
     if not names:
         raise ValueError(f"{folder}: no image in it; allowed: {', '.join(SUFFIXES)}")
     return sorted(names)
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not blank. ``ValueError`` when it is missing or no text."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise ValueError(f"{path}: not a text file: {error}") from error
-    return [line for line in text.splitlines() if line.strip()]

@@ -1,5 +1,6 @@
 """Flowers-17 with its published splits, and as much of MATLAB's file format as is needed to read them."""
 
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -10,8 +11,11 @@ import numpy as np
 import torch
 
 from sslmed_dist import randomness
+from sslmed_dist.data.damage import damage_named
 from sslmed_dist.data.dataset import Split
 from sslmed_dist.data.images.files import ImageFiles, Listing, image_names
+from sslmed_dist.data.text_files import add_once
+from sslmed_dist.printable import excerpt
 
 BLOCK = 80  # images of one class
 FLOWERS = (
@@ -22,6 +26,10 @@ PARTS = {"train": "trn", "val": "val", "test": "tst"}
 # MATLAB 5: type number -> numpy type of a numeric element; 14 is a matrix, 15 a compressed element
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 MATRIX, COMPRESSED = 14, 15
+# classes of matrices, in the lowest byte of their flags; a complex one has a flag of its own
+NUMERIC, COMPLEX = range(6, 16), 0x0800
+CLASSES = {1: "cells", 2: "structures", 3: "objects", 4: "text", 5: "sparse numbers"}
+LARGEST = 2**24  # bytes of a file of image numbers, and of a compressed element of it
 
 
 def flowers17(
@@ -83,10 +91,11 @@ def read_splits(root: Path, published: int, count: int) -> list[str]:
         key = f"{prefix}{published}"
         if key not in arrays:
             raise ValueError(f"{path}: no {key!r} in it; it holds {', '.join(sorted(arrays))}")
-        for image_number in arrays[key].astype(np.int64).tolist():
-            if not 1 <= image_number <= count or splits[image_number - 1]:
-                raise ValueError(f"{path}: {key} names image {image_number}, which is none or is named twice")
-            splits[image_number - 1] = split
+        for image_number in arrays[key].tolist():
+            # a number as MATLAB keeps it, in floating point: 3.5 and NaN are no images
+            if image_number not in range(1, count + 1) or splits[int(image_number) - 1]:
+                raise ValueError(f"{path}: {key} names image {image_number:g}, which is none or is named twice")
+            splits[int(image_number) - 1] = split
     if "" in splits:
         raise ValueError(
             f"{path}: image {splits.index('') + 1} is in none of trn{published}, val{published}, tst{published}"
@@ -97,26 +106,49 @@ def read_splits(root: Path, published: int, count: int) -> list[str]:
 def read_matlab(path: Path) -> "dict[str, np.ndarray[Any, np.dtype[Any]]]":
     """The real numeric arrays of a MATLAB 5 file (MathWorks, "MAT-File Format"), by name; each is flat, (n,).
 
-    ``ValueError`` for another version and for a damaged file.
+    ``ValueError`` for another version, a file above 16 MiB packed or unpacked, a matrix that is sparse, complex or not
+    of numbers, a name that stands in it twice, and for a damaged file.
     """
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"{path}: {path.stat().st_size:,} bytes; allowed for lists of image numbers: {LARGEST:,}")
     data = path.read_bytes()
     # a header of 128 bytes: text, then the version, then "IM" where numbers are little-endian, "MI" where big-endian
     if data[126:128] not in (b"IM", b"MI") or data[:6] != b"MATLAB":
         raise ValueError(f"{path}: not a MATLAB 5 file")
     order = "<" if data[126:128] == b"IM" else ">"
-    arrays = {}
-    try:
+    arrays: dict[str, np.ndarray[Any, np.dtype[Any]]] = {}
+    with damage_named(path, "damaged, or not of numeric arrays alone"):
         for kind, content in elements(data[128:], order):
             if kind == COMPRESSED:
-                kind, content = next(elements(zlib.decompress(content), order))
-            if kind != MATRIX:
-                continue
-            # the parts of a matrix are flags, dimensions, name and real values
-            _, _, (_, name), (number_type, values), *_ = elements(content, order)
-            arrays[name.decode("ascii")] = np.frombuffer(values, order + NUMBERS[number_type])
-    except (struct.error, zlib.error, ValueError, KeyError, StopIteration) as error:
-        raise ValueError(f"{path}: damaged, or not of numeric arrays alone: {error}") from error
+                kind, content = next(elements(unpacked_bytes(content), order))
+            if kind == MATRIX:
+                name, values = read_matrix(content, order)
+                add_once(arrays, name, values, str(path))
     return arrays
+
+
+def unpacked_bytes(content: bytes) -> bytes:
+    """A compressed element, unpacked. ``ValueError`` for one that is cut off, or above 16 MiB."""
+    unpacking = zlib.decompressobj()
+    data = unpacking.decompress(content, LARGEST)
+    if not unpacking.eof:
+        raise ValueError(f"a compressed element is cut off, or has more than {LARGEST:,} bytes")
+    return data
+
+
+def read_matrix(content: bytes, order: str) -> "tuple[str, np.ndarray[Any, np.dtype[Any]]]":
+    """(name, values (n,)) of a matrix of real numbers. ``ValueError`` for one of another class."""
+    # the parts of a matrix are flags, dimensions, name and real values
+    (_, flags), (_, dimensions), (_, name), (number_type, values), *_ = elements(content, order)
+    word = struct.unpack_from(order + "I", flags)[0]
+    if word & 0xFF not in NUMERIC or word & COMPLEX:
+        kind = "complex numbers" if word & COMPLEX else CLASSES.get(word & 0xFF, "unknown things")
+        raise ValueError(f"{excerpt(name.decode('latin1'))!r} is a matrix of {kind}; allowed: real numbers")
+    array = np.frombuffer(values, order + NUMBERS[number_type])
+    sides = np.frombuffer(dimensions, order + "i4")
+    if (sides < 0).any() or math.prod(sides.tolist()) != len(array):
+        raise ValueError(f"a matrix of {sides.tolist()} has {len(array)} values")
+    return name.decode("ascii"), array
 
 
 def elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:

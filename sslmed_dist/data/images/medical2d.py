@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from sslmed_dist.data.dataset import SPLITS, ArrayDataset, Split, duplicates, select_split
-from sslmed_dist.data.npz import Arrays, find_archive, read_archive
+from sslmed_dist.data.npz import Arrays, archive_names, find_archive, read_archive
+from sslmed_dist.printable import excerpt
+
+MOST_CLASSES = 2**16  # names are made for all of them
 
 
 def medmnist(
@@ -25,13 +28,19 @@ def medmnist(
     ``ValueError`` names the file and what is wrong in it.
     """
     path = find_archive(Path(root))
-    arrays = read_archive(path)
-    present = [name for name in SPLITS if f"{name}_images" in arrays]
+    names = archive_names(path)
+    present = [name for name in SPLITS if f"{name}_images" in names]
     if not present:
-        raise ValueError(f"{path}: not a MedMNIST archive: no 'train_images'; it holds {', '.join(arrays)}")
+        held = excerpt(", ".join(names), 400)
+        raise ValueError(f"{path}: not a MedMNIST archive: no 'train_images'; it holds {held}")
+    # only what is known is read, whatever else the file holds
+    known = [f"{name}_{part}" for name in present for part in ("images", "labels", "sites")]
+    arrays = read_archive(path, [key for key in known if key in names])
     # the complete set: all splits one after another
-    images = torch.cat([to_channels(arrays[f"{name}_images"], f"{path}: {name}_images") for name in present])
-    labels = torch.cat([read_labels(arrays, name, path) for name in present])  # (N, columns)
+    images = joined([to_channels(arrays[f"{name}_images"], f"{path}: {name}_images") for name in present], path)
+    labels = joined([read_labels(arrays, name, path) for name in present], path)  # (N, columns)
+    if len(images) == 0:
+        raise ValueError(f"{path}: holds no image")
     splits = [name for name in present for _ in range(len(arrays[f"{name}_images"]))]
     # repeats are looked for in all splits, before one of them is chosen
     repeated = set(duplicates(images).tolist()) if deduplicate else set()
@@ -55,6 +64,14 @@ def medmnist(
     )
 
 
+def joined(parts: list[Tensor], path: Path) -> Tensor:
+    """The parts (n, ...) one after another. ``ValueError`` naming the file when they differ in anything but n."""
+    shapes = sorted({tuple(part.shape[1:]) for part in parts})
+    if len(shapes) > 1:
+        raise ValueError(f"{path}: its splits differ in shape: {' and '.join(map(str, shapes))}")
+    return torch.cat(parts)
+
+
 def to_channels(array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]", where: str) -> Tensor:
     """uint8 (N, H, W) or (N, H, W, 3) as a tensor (N, C, H, W). ``ValueError`` beginning with ``where`` for another
     shape or type."""
@@ -69,24 +86,31 @@ def read_labels(arrays: Arrays, name: str, path: Path) -> Tensor:
     key, count = f"{name}_labels", len(arrays[f"{name}_images"])
     if key not in arrays:
         raise ValueError(f"{path}: no {key!r} beside {name}_images")
-    labels = arrays[key].reshape(len(arrays[key]), -1)
-    if len(labels) != count or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"{path}: {key} is {arrays[key].dtype} {arrays[key].shape}, expected integers for {count} images"
-        )
+    stored = arrays[key]
+    if stored.ndim not in (1, 2) or len(stored) != count or stored.dtype.kind not in "iu" or 0 in stored.shape[1:]:
+        raise ValueError(f"{path}: {key} is {stored.dtype} {stored.shape}, expected integers for {count} images")
+    labels = stored if stored.ndim == 2 else stored[:, None]
     low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
     if low < 0 or (labels.shape[1] > 1 and high > 1):
         raise ValueError(f"{path}: {key} runs from {low} to {high}; allowed: 0, 1, ... or, with columns, 0 and 1")
+    if high >= MOST_CLASSES or labels.shape[1] > MOST_CLASSES:
+        most = max(high + 1, labels.shape[1])
+        raise ValueError(f"{path}: {key} names {most:,} classes; allowed: at most {MOST_CLASSES:,}")
     return torch.from_numpy(labels.astype(np.int64))
 
 
 def read_sites(arrays: Arrays, present: list[str], path: Path, chosen: Tensor) -> Tensor | None:
     """Site numbers int64 (n,) of the ``chosen`` samples, None when the file has none. ``ValueError`` for a wrong
-    count."""
+    count, and for what is no site number."""
     keys = [f"{name}_sites" for name in present]
     if not any(key in arrays for key in keys):
         return None
     for key, name in zip(keys, present, strict=True):
-        if key not in arrays or arrays[key].shape != (len(arrays[f"{name}_images"]),):
-            raise ValueError(f"{path}: {key} is missing or does not have one number per image")
+        stored = arrays.get(key)
+        if stored is None or stored.shape != (len(arrays[f"{name}_images"]),) or stored.dtype.kind not in "iu":
+            raise ValueError(
+                f"{path}: {key} is missing or does not have one number per image: whole numbers are expected"
+            )
+        if len(stored) and not 0 <= int(stored.min()) <= int(stored.max()) < 2**62:
+            raise ValueError(f"{path}: {key} runs from {stored.min()} to {stored.max()}; allowed: 0 and more")
     return torch.from_numpy(np.concatenate([arrays[key] for key in keys]).astype(np.int64))[chosen]

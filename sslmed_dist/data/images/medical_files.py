@@ -1,15 +1,16 @@
 """Published medical sets of image files: MURA, Chaoyang, ISIC 2016 and MHIST, each in the layout of its archive."""
 
-import csv
-import json
 import re
 from pathlib import Path
 from typing import Literal
 
 from sslmed_dist.data.dataset import Split
-from sslmed_dist.data.images.files import ImageFiles, Listing, Row, ordered, read_lines, unpacked
+from sslmed_dist.data.images.files import ImageFiles, Listing, Row, ordered, unpacked
+from sslmed_dist.data.listed_paths import Below
+from sslmed_dist.data.text_files import add_once, read_json, read_lines, read_rows, read_table
+from sslmed_dist.printable import excerpt
 
-STUDY = re.compile(r"(train|valid)/(XR_[A-Z]+)/patient(\d+)/study\d+_(positive|negative)/[^/]+")
+STUDY = re.compile(r"(train|valid)/(XR_[A-Z]+)/patient([0-9]{1,9})/study[0-9]+_(positive|negative)/[^/]+")
 CHAOYANG = ("normal", "serrated", "adenocarcinoma", "adenoma")
 ISIC = "ISBI2016_ISIC_Part3"
 ISIC_LABELS = {"benign": 0, "0.0": 0, "0": 0, "malignant": 1, "1.0": 1, "1": 1}
@@ -37,16 +38,16 @@ def read_mura(root: Path) -> Listing:
     """The listing of MURA."""
     folder = unpacked(root, "MURA-v1.1", "train_image_paths.csv")
     rows: list[Row] = []
+    below = Below(folder)
     for split, folder_name in (("train", "train"), ("test", "valid")):
         studies = read_studies(folder / f"{folder_name}_labeled_studies.csv")
         path = folder / f"{folder_name}_image_paths.csv"
-        for line_number, line in enumerate(read_lines(path), start=1):
-            name = line.strip().split("MURA-v1.1/")[-1]
+        for line_number, line in read_lines(path):
+            name = below(line.strip().split("MURA-v1.1/")[-1], f"{path}: line {line_number}")
             match = STUDY.fullmatch(name)
             if match is None or match[1] != folder_name:
-                raise ValueError(
-                    f"{path}: line {line_number} is {line[:80]!r}; expected {folder_name}/XR_*/patient*/study*_*/image*"
-                )
+                expected = f"expected {folder_name}/XR_*/patient*/study*_*/image*"
+                raise ValueError(f"{path}: line {line_number} is {excerpt(line)!r}; {expected}")
             # the folder's name and the list of studies must agree on the label
             study, label = name.rsplit("/", 1)[0], int(match[4] == "positive")
             if studies.get(study) != label:
@@ -58,12 +59,15 @@ def read_mura(root: Path) -> Listing:
 
 
 def read_studies(path: Path) -> dict[str, int]:
-    """Study folder (from train/ or valid/) -> 0 or 1. ``ValueError`` for a line that is not one."""
-    labels = {}
-    for line_number, cells in enumerate(csv.reader(read_lines(path)), start=1):
-        if len(cells) != 2 or cells[1].strip() not in ("0", "1"):
-            raise ValueError(f"{path}: line {line_number} is {','.join(cells)[:80]!r}; expected path of a study,0 or 1")
-        labels[cells[0].strip().split("MURA-v1.1/")[-1].rstrip("/")] = int(cells[1])
+    """Study folder (from train/ or valid/) -> 0 or 1. ``ValueError`` for a line that is not one, or a study named
+    twice."""
+    labels: dict[str, int] = {}
+    for line_number, cells in read_rows(path):
+        if len(cells) != 2 or cells[1] not in ("0", "1"):
+            line = excerpt(",".join(cells))
+            raise ValueError(f"{path}: line {line_number} is {line!r}; expected path of a study,0 or 1")
+        study = cells[0].split("MURA-v1.1/")[-1].rstrip("/")
+        add_once(labels, study, int(cells[1]), f"{path}: line {line_number}")
     return labels
 
 
@@ -82,21 +86,18 @@ def chaoyang(
 def read_chaoyang(root: Path) -> Listing:
     """The listing of Chaoyang."""
     rows: list[Row] = []
+    below = Below(root)
     for split in ("train", "test"):
         path = root / f"{split}.json"
-        try:
-            content = json.loads("\n".join(read_lines(path)))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not JSON: {error}") from error
+        content = read_json(path)
         if not isinstance(content, list):
             raise ValueError(f"{path}: expected a list, got {type(content).__name__}")
         for entry_number, entry in enumerate(content):
             name, label = (entry.get("name"), entry.get("label")) if isinstance(entry, dict) else (None, None)
             if not isinstance(name, str) or type(label) is not int or not 0 <= label < len(CHAOYANG):
-                raise ValueError(
-                    f"{path}: entry {entry_number} is {str(entry)[:80]}; expected a name and a label of 0 to 3"
-                )
-            rows.append((split, name, label, 0))
+                shown = excerpt(str(entry))
+                raise ValueError(f"{path}: entry {entry_number} is {shown}; expected a name and a label of 0 to 3")
+            rows.append((split, below(name, f"{path}: entry {entry_number}"), label, 0))
     return ordered("chaoyang", root, rows, CHAOYANG)
 
 
@@ -115,13 +116,15 @@ def isic2016(
 def read_isic2016(root: Path) -> Listing:
     """The listing of ISIC 2016."""
     rows: list[Row] = []
+    below = Below(root)
     for split, part_name in (("train", "Training"), ("test", "Test")):
         path = root / f"{ISIC}_{part_name}_GroundTruth.csv"
-        for line_number, cells in enumerate(csv.reader(read_lines(path)), start=1):
-            if len(cells) != 2 or cells[1].strip() not in ISIC_LABELS:
+        for line_number, cells in read_rows(path):
+            if len(cells) != 2 or cells[1] not in ISIC_LABELS:
                 expected = "expected image id and benign, malignant, 0.0 or 1.0"
-                raise ValueError(f"{path}: line {line_number} is {','.join(cells)[:80]!r}; {expected}")
-            rows.append((split, f"{ISIC}_{part_name}_Data/{cells[0].strip()}.jpg", ISIC_LABELS[cells[1].strip()], 0))
+                raise ValueError(f"{path}: line {line_number} is {excerpt(','.join(cells))!r}; {expected}")
+            name = below(f"{ISIC}_{part_name}_Data/{cells[0]}.jpg", f"{path}: line {line_number}")
+            rows.append((split, name, ISIC_LABELS[cells[1]], 0))
     return ordered("isic2016", root, rows, ("benign", "malignant"))
 
 
@@ -141,15 +144,12 @@ def mhist(
 def read_mhist(root: Path) -> Listing:
     """The listing of MHIST."""
     path, classes = root / "annotations.csv", ("HP", "SSA")
-    table = csv.DictReader(read_lines(path))
-    absent = [name for name in MHIST if name not in (table.fieldnames or ())]
-    if absent:
-        raise ValueError(f"{path}: no column {absent[0]!r}; it has {', '.join(table.fieldnames or ())}")
     rows: list[Row] = []
-    for line_number, row in enumerate(table, start=2):
-        name, label, split = ((row[key] or "").strip() for key in MHIST)
+    below = Below(root)
+    for line_number, row in read_table(path, MHIST):
+        name, label, split = (row[key] for key in MHIST)
         if not name or label not in classes or split not in ("train", "test"):
-            cells = f"{name!r}, {label!r}, {split!r}"
+            cells = ", ".join(repr(excerpt(cell)) for cell in (name, label, split))
             raise ValueError(f"{path}: line {line_number} is {cells}; expected a name, HP or SSA, train or test")
-        rows.append((split, f"images/{name}", classes.index(label), 0))
+        rows.append((split, below(f"images/{name}", f"{path}: line {line_number}"), classes.index(label), 0))
     return ordered("mhist", root, rows, classes)

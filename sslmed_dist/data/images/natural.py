@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist.data.dataset import ArrayDataset, Split, select_split
+from sslmed_dist.data.images import jpeg
 from sslmed_dist.data.npz import Arrays, find_archive, read_archive
 from sslmed_dist.data.pickles import as_array, read_pickle
 
@@ -59,15 +60,26 @@ def cifar10_jpeg(root: str | Path, split: Split = "train") -> ArrayDataset:
 
 
 def read_packed(path: Path) -> Arrays:
-    """The arrays of a packed JPEG archive. ``ValueError`` naming the file when their lengths disagree."""
+    """The arrays of a packed JPEG archive. ``ValueError`` naming the file when they are of another type, their lengths
+    disagree, or a label or a split is none."""
     packed = read_archive(path, PACKED)
+    kinds = {"jpeg": "u", "offsets": "iu", "labels": "iu", "split": "iu", "class_names": "U"}
+    for key, kind in kinds.items():
+        array = packed[key]
+        if array.ndim != 1 or array.dtype.kind not in kind or (key == "jpeg" and array.dtype != np.uint8):
+            raise ValueError(f"{path}: {key}: not what a packed set holds, {array.dtype} {array.shape}")
     offsets, count = packed["offsets"], len(packed["labels"])
     if (
         len(offsets) != count + 1
         or len(packed["split"]) != count
         or not 0 <= offsets[0] <= offsets[-1] <= len(packed["jpeg"])
+        or bool((offsets[1:] < offsets[:-1]).any())
     ):
         raise ValueError(f"{path}: 'offsets' and 'split' do not match 'jpeg' and 'labels'; the file is damaged")
+    for key, most in (("labels", len(packed["class_names"]) - 1), ("split", 1)):
+        values = packed[key]
+        if count and not 0 <= int(values.min()) <= int(values.max()) <= most:
+            raise ValueError(f"{path}: {key} runs from {values.min()} to {values.max()}; allowed: 0 to {most}")
     return packed
 
 
@@ -76,13 +88,7 @@ def decode_jpeg(data: Tensor, where: str) -> Tensor:
 
     torchvision's decoder gives the bits that Pillow gives (both are libjpeg-turbo) in a fifth of the time.
     """
-    from torchvision.io import ImageReadMode
-    from torchvision.io import decode_jpeg as decode
-
-    try:
-        image: Tensor = decode(data, ImageReadMode.RGB)
-    except RuntimeError as error:
-        raise ValueError(f"{where} is corrupt: {str(error).splitlines()[0].rsplit(', ', 1)[-1]}") from error
+    image = jpeg.decode_jpeg(data, 3, where)
     if image.shape != (3, 32, 32):
         raise ValueError(f"{where} is {tuple(image.shape)}, expected (3, 32, 32)")
     return image

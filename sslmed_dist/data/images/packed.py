@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from sslmed_dist.data.dataset import SPLITS, Dataset, Item, Split, Stored, content_hash, select_split
 from sslmed_dist.data.images.decode import crop_centre
 from sslmed_dist.data.images.files import in_threads
-from sslmed_dist.data.images.shards import decode_jpeg, image_bytes, open_pack
+from sslmed_dist.data.images.jpeg import decode_jpeg
+from sslmed_dist.data.images.shards import image_bytes, open_pack
+from sslmed_dist.strips import middle_of_strip
 
 CHUNK = 256  # raw images moved to a device at a time
 
@@ -132,6 +134,10 @@ class Packed(Dataset):
 def fit(images: Tensor, size: int) -> Tensor:
     """uint8 (..., C, size, size) from (..., C, H, W): shorter side resized (bilinear, antialiased), cut to the
     middle square."""
+    part = middle_of_strip(images.shape[-2], images.shape[-1], size)
+    if part is not None:
+        top, bottom, left, right = part
+        images = images[..., top:bottom, left:right].contiguous()
     height, width = images.shape[-2:]
     if min(height, width) != size:
         scale = size / min(height, width)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist.data.dataset import ArrayDataset, Split, select_split
-from sslmed_dist.data.images.files import read_lines
+from sslmed_dist.data.text_files import read_lines
 
 SIDE = 96
 CLASSES = 10
@@ -25,7 +25,7 @@ def stl10(root: str | Path, split: Split = "train", unlabelled: bool = False) ->
     ``ValueError`` names the missing file, the one of a wrong size, or a label out of range.
     """
     folder = find_stl10(Path(root))
-    names = [line.strip() for line in read_lines(folder / "class_names.txt")]
+    names = [line.strip() for _, line in read_lines(folder / "class_names.txt")]
     if len(names) != CLASSES:
         raise ValueError(f"{folder / 'class_names.txt'}: {len(names)} names, expected {CLASSES}")
     parts_of_split = {"train": ["train"], "test": ["test"], "all": ["train", "test"]}

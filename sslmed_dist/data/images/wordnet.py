@@ -4,12 +4,15 @@ In both sets the test part was published without labels, so results are reported
 part is the split "test" here. Data for choosing hyperparameters are held out of "train".
 """
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from sslmed_dist.data.dataset import Split
-from sslmed_dist.data.images.files import ImageFiles, Listing, Row, image_names, ordered, read_lines, unpacked
+from sslmed_dist.data.images.files import ImageFiles, Listing, Row, image_names, ordered, unpacked
+from sslmed_dist.data.images.walk import hidden
+from sslmed_dist.data.listed_paths import Below
+from sslmed_dist.data.text_files import add_once, read_lines, read_rows
+from sslmed_dist.printable import excerpt
 
 SOLUTION = "LOC_val_solution.csv"
 
@@ -29,30 +32,46 @@ def tiny_imagenet(root: str | Path, split: Split = "train", size: int = 64, work
 def read_tiny_imagenet(root: Path) -> Listing:
     """The listing of Tiny-ImageNet."""
     folder = unpacked(root, "tiny-imagenet-200", "wnids.txt")
-    wnids = sorted(line.strip() for line in read_lines(folder / "wnids.txt"))
+    wnids = sorted(read_wnids(folder / "wnids.txt"))
     codes = {wnid: code for code, wnid in enumerate(wnids)}
-    if len(codes) < len(wnids):
-        raise ValueError(f"{folder / 'wnids.txt'}: a WNID stands in it twice")
     rows: list[Row] = []
     for wnid in wnids:
         image_folder = f"train/{wnid}/images"
         rows += [("train", f"{image_folder}/{name}", codes[wnid], 0) for name in image_names(folder / image_folder)]
     annotations = folder / "val" / "val_annotations.txt"
-    for line_number, line in enumerate(read_lines(annotations), start=1):
+    below = Below(folder)
+    for line_number, line in read_lines(annotations):
         cells = line.split("\t")
         if len(cells) < 2 or cells[1].strip() not in codes:
-            raise ValueError(
-                f"{annotations}: line {line_number} is {line[:60]!r}; expected a file name and a WNID of wnids.txt"
-            )
-        rows.append(("test", f"val/images/{cells[0]}", codes[cells[1].strip()], 0))
+            expected = "expected a file name and a WNID of wnids.txt"
+            raise ValueError(f"{annotations}: line {line_number} is {excerpt(line)!r}; {expected}")
+        name = below(f"val/images/{cells[0].strip()}", f"{annotations}: line {line_number}")
+        rows.append(("test", name, codes[cells[1].strip()], 0))
     return ordered("tiny_imagenet", folder, rows, name_classes(folder / "words.txt", wnids))
+
+
+def read_wnids(path: Path) -> list[str]:
+    """The WNIDs in the first column of a text file, in its order. ``ValueError`` for a line without one, and for one
+    that stands there twice."""
+    lines_by_wnid: dict[str, int] = {}
+    for line_number, line in read_lines(path):
+        wnid = line.split()[0]
+        if not is_wnid(wnid):
+            raise ValueError(f"{path}: line {line_number} is {excerpt(line)!r}; expected a WNID such as n01440764")
+        add_once(lines_by_wnid, wnid, line_number, f"{path}: line {line_number}")
+    return list(lines_by_wnid)
 
 
 def name_classes(words: Path, wnids: Sequence[str]) -> list[str]:
     """ "WNID word" of each class, or the WNID alone where ``words`` does not exist or does not name it."""
     lines = read_lines(words) if words.is_file() else []
-    words_by_wnid = dict(line.split("\t", 1) for line in lines if "\t" in line)
-    return [f"{wnid} {words_by_wnid[wnid].split(',')[0].strip()}" if wnid in words_by_wnid else wnid for wnid in wnids]
+    words_by_wnid: dict[str, str] = {}
+    for line_number, line in lines:
+        wnid, _, word = line.partition("\t")
+        add_once(words_by_wnid, wnid.strip(), word, f"{words}: line {line_number}")
+    return [
+        f"{wnid} {words_by_wnid[wnid].split(',')[0].strip()}" if words_by_wnid.get(wnid) else wnid for wnid in wnids
+    ]
 
 
 def imagenet(
@@ -92,9 +111,9 @@ def read_imagenet(root: Path, classes: str | Sequence[str] | None = None) -> Lis
     for wnid in sorted(codes):
         rows += [("train", f"train/{wnid}/{name}", codes[wnid], 0) for name in image_names(train / wnid)]
     # without a single class folder in it, val/ is flat and Kaggle's list says which class an image shows
-    is_flat = val.is_dir() and not any(entry.is_dir() for entry in val.iterdir())
+    is_flat = val.is_dir() and not any(entry.is_dir() and not hidden(entry.name) for entry in val.iterdir())
     if val.is_dir():
-        rows += flat_rows(root / SOLUTION, codes, set(known)) if is_flat else folder_rows(val, codes)
+        rows += flat_rows(folder, root / SOLUTION, codes, set(known)) if is_flat else folder_rows(val, codes)
     return ordered("imagenet", folder, rows, list(codes), listed=is_flat)
 
 
@@ -102,7 +121,7 @@ def wnid_folders(train: Path) -> list[str]:
     """The folders of ``train``, sorted. ``ValueError`` when there is none, or one that is not named by a WNID."""
     if not train.is_dir():
         raise ValueError(f"{train}: no such folder; this is not the ILSVRC layout")
-    names = sorted(entry.name for entry in train.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in train.iterdir() if entry.is_dir() and not hidden(entry.name))
     wrong = [name for name in names if not is_wnid(name)]
     if wrong or not names:
         problem = f"folder {wrong[0]!r} in it" if wrong else "no folder in it"
@@ -112,13 +131,13 @@ def wnid_folders(train: Path) -> list[str]:
 
 def is_wnid(name: str) -> bool:
     """Whether ``name`` is "n" and eight digits."""
-    return len(name) == 9 and name[0] == "n" and name[1:].isdigit()
+    return len(name) == 9 and name[0] == "n" and name[1:].isdecimal() and name.isascii()
 
 
 def choose(classes: str | Sequence[str], known: Sequence[str], train: Path) -> list[str]:
     """The WNIDs of a list or of a text file, in its order. ``ValueError`` for one that is unknown or listed twice."""
     where = classes if isinstance(classes, str) else "imagenet: classes"
-    chosen = [line.split()[0] for line in read_lines(Path(classes))] if isinstance(classes, str) else list(classes)
+    chosen = read_wnids(Path(classes)) if isinstance(classes, str) else list(classes)
     unknown = [wnid for wnid in chosen if wnid not in set(known)]
     if unknown:
         raise ValueError(f"{where}: {unknown[0]!r} is no folder of {train} ({len(unknown)} of {len(chosen)} are not)")
@@ -134,17 +153,19 @@ def folder_rows(val: Path, codes: dict[str, int]) -> list[Row]:
     ]
 
 
-def flat_rows(solution: Path, codes: dict[str, int], known: set[str]) -> list[Row]:
-    """The validation rows of the chosen classes from Kaggle's list. ``ValueError`` for a WNID of no class."""
+def flat_rows(folder: Path, solution: Path, codes: dict[str, int], known: set[str]) -> list[Row]:
+    """The validation rows of the chosen classes from Kaggle's list; ``folder`` holds ``val``. ``ValueError`` for a WNID
+    of no class, and a path that leads out of the folder."""
     rows: list[Row] = []
-    for line_number, cells in enumerate(csv.reader(read_lines(solution)), start=1):
+    below = Below(folder)
+    for line_number, cells in read_rows(solution):
         if line_number == 1 and cells[:1] == ["ImageId"]:
             continue
         wnid = cells[1].split()[0] if len(cells) == 2 and cells[1].split() else ""
         if wnid not in known:
             raise ValueError(
-                f"{solution}: line {line_number} is {','.join(cells)[:60]!r}; expected ImageId,WNID ... of train"
+                f"{solution}: line {line_number} is {excerpt(','.join(cells))!r}; expected ImageId,WNID ... of train"
             )
         if wnid in codes:
-            rows.append(("test", f"val/{cells[0]}.JPEG", codes[wnid], 0))
+            rows.append(("test", below(f"val/{cells[0]}.JPEG", f"{solution}: line {line_number}"), codes[wnid], 0))
     return rows

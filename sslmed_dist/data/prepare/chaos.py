@@ -83,6 +83,8 @@ def read_patients(patients: dict[int, Path], masked: bool, note: Note) -> Iterat
     """The prepared scans, one by one."""
     for patient, folder in patients.items():
         series = read_series(folder / "T2SPIR" / "DICOM_anon")
+        for notice in series.notices:
+            note(f"exam {patient:02d}: {notice}")
         labels = read_masks(folder / "T2SPIR" / "Ground", series) if masked else None
         yield prepare_scan(patient, series, labels, note, place=str(folder))
 

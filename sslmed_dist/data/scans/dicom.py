@@ -14,6 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sslmed_dist.data.damage import damage_named
+
+MOST_PIXELS = 2**28  # of a slice, 16,384 x 16,384
+MEASURED = ("CT", "PT", "NM")  # modalities whose values are a measure, whatever is shown bright
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 UNEVEN = 0.01  # the most that a slice distance may differ from the usual one, as a share of the usual one
 SAME_PLACE = 0.01  # mm: slices closer to each other than this are at one position
@@ -29,6 +33,7 @@ class Series:
     files             names of the files in slice order; ``files[k]`` holds ``voxels[:, :, k]``
     instance_numbers  InstanceNumber of each, None where it is missing
     modality          "MR", "CT", ... or "" where it is missing
+    notices           what was changed while reading, a line each
     """
 
     voxels: NDArray[np.float32]
@@ -36,6 +41,7 @@ class Series:
     files: tuple[str, ...]
     instance_numbers: tuple[int | None, ...]
     modality: str
+    notices: tuple[str, ...] = ()
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -56,6 +62,7 @@ class Slice:
     spacing: tuple[float, float]  # mm between rows, between columns
     instance: int | None
     modality: str
+    notice: str  # what was done about MONOCHROME1, "" where it was not met
 
 
 def read_series(folder: str | Path) -> Series:
@@ -89,6 +96,7 @@ def read_series(folder: str | Path) -> Series:
         files=tuple(item.path.name for item in slices),
         instance_numbers=tuple(item.instance for item in slices),
         modality=first.modality,
+        notices=tuple(sorted({item.notice for item in slices} - {""})),
     )
 
 
@@ -97,14 +105,17 @@ def read_slice(path: Path) -> Slice | None:
     import pydicom
     from pydicom.errors import InvalidDicomError
 
-    try:
-        header: Any = pydicom.dcmread(path)
-    except InvalidDicomError:
-        return None
-    except (OSError, EOFError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"{path}: cannot be read, truncated or not DICOM: {error}") from error
-    if "PixelData" not in header:
-        return None
+    # pydicom parses a value when it is asked for, so everything that asks stands in the block
+    with damage_named(path, "cannot be read, truncated or not DICOM"):
+        try:
+            header: Any = pydicom.dcmread(path)
+        except InvalidDicomError:
+            return None
+        return parse_slice(path, header) if "PixelData" in header else None
+
+
+def parse_slice(path: Path, header: Any) -> Slice:
+    """The slice of an image file's header and pixels. ``ValueError`` as ``read_series``."""
     require_plain_image(path, header)
     rows, columns = numbers(path, header, "PixelSpacing", 2)
     if rows <= 0 or columns <= 0:
@@ -115,29 +126,43 @@ def read_slice(path: Path) -> Slice | None:
         raise ValueError(
             f"{path}: ImageOrientationPatient must be two unit vectors at right angles, got {plane.ravel().tolist()}"
         )
-    instance = header.get("InstanceNumber")
+    pixels, notice = bright_is_high(path, header, stored_pixels(path, header))
     return Slice(
         path=path,
         series=str(header.get("SeriesInstanceUID", "")),
-        pixels=rescaled(path, header),
+        pixels=rescaled(path, header, pixels),
         position=np.array(numbers(path, header, "ImagePositionPatient", 3)),
         plane=plane,
         spacing=(rows, columns),
-        instance=None if instance in (None, "") else int(instance),
+        instance=whole_number(path, header, "InstanceNumber"),
         modality=str(header.get("Modality", "") or ""),
+        notice=notice,
     )
 
 
 def require_plain_image(path: Path, header: Any) -> None:
     """``ValueError`` unless the file holds one grey image with linear rescaling."""
-    if int(header.get("NumberOfFrames", 1) or 1) > 1:
-        frames = int(header.NumberOfFrames)
+    frames = whole_number(path, header, "NumberOfFrames")
+    if frames is not None and frames > 1:
         raise ValueError(f"{path}: {frames} frames in one file (enhanced DICOM); allowed: one slice per file")
     kind = str(header.get("PhotometricInterpretation", ""))
-    if int(header.get("SamplesPerPixel", 1)) != 1 or not kind.startswith("MONOCHROME"):
+    samples = whole_number(path, header, "SamplesPerPixel")
+    if samples not in (None, 1) or kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise ValueError(f"{path}: pixels are {kind or 'of unknown kind'}, allowed: MONOCHROME1, MONOCHROME2")
     if "ModalityLUTSequence" in header:
         raise ValueError(f"{path}: pixels go through a table (ModalityLUTSequence); allowed: slope and intercept")
+
+
+def whole_number(path: Path, header: Any, name: str) -> int | None:
+    """The number of the attribute ``name``, None where it is missing or empty. ``ValueError`` for anything else, such
+    as several values."""
+    value = header.get(name)
+    if value is None or value == "":
+        return None
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{path}: {name} must be one whole number, got {str(value)[:80]}") from None
 
 
 def numbers(path: Path, header: Any, name: str, count: int) -> list[float]:
@@ -154,12 +179,12 @@ def numbers(path: Path, header: Any, name: str, count: int) -> list[float]:
     return values
 
 
-def rescaled(path: Path, header: Any) -> NDArray[np.float32]:
-    """Float32 (rows, columns): stored pixels x slope + intercept. ``ValueError`` when they cannot be decoded."""
-    slope = numbers(path, header, "RescaleSlope", 1)[0] if header.get("RescaleSlope") is not None else 1.0
-    intercept = numbers(path, header, "RescaleIntercept", 1)[0] if header.get("RescaleIntercept") is not None else 0.0
-    if slope == 0.0:
-        raise ValueError(f"{path}: RescaleSlope must not be 0")
+def stored_pixels(path: Path, header: Any) -> NDArray[Any]:
+    """The stored pixels (rows, columns). ``ValueError`` when they cannot be decoded, are larger than 2^28 by the
+    header, or do not fit it."""
+    sides = [whole_number(path, header, name) or 0 for name in ("Rows", "Columns")]
+    if not (min(sides) > 0 and sides[0] * sides[1] <= MOST_PIXELS):
+        raise ValueError(f"{path}: {sides[0]} rows x {sides[1]} columns; allowed: 1 to {MOST_PIXELS:,} pixels")
     try:
         stored: NDArray[Any] = header.pixel_array
     except Exception as error:  # each decoder raises what it likes
@@ -169,6 +194,35 @@ def rescaled(path: Path, header: Any) -> NDArray[np.float32]:
         raise ValueError(f"{path}: pixels ({coding}) cannot be decoded: {reason}") from error
     if stored.ndim != 2:
         raise ValueError(f"{path}: expected one image of rows x columns, got shape {stored.shape}")
+    return stored
+
+
+def bright_is_high(path: Path, header: Any, stored: NDArray[Any]) -> tuple[NDArray[Any], str]:
+    """(pixels of which the high ones are to be seen bright, what was done, "" for nothing).
+
+    In MONOCHROME1 the low ones are (PS3.3, C.7.6.3.1.2), so they are mirrored in the range of the stored bits. Values
+    that measure something (Hounsfield units, counts of PET) mean the same under both, and stay.
+    """
+    if header.get("PhotometricInterpretation") != "MONOCHROME1":
+        return stored, ""
+    unit, modality = str(header.get("RescaleType", "") or "US"), str(header.get("Modality", "") or "")
+    if modality in MEASURED or unit != "US":
+        return stored, f"MONOCHROME1: values of {modality or unit} are measures and were kept as they are"
+    bits = whole_number(path, header, "BitsStored") or 0
+    signed = whole_number(path, header, "PixelRepresentation") == 1
+    if not 1 <= bits <= 32:
+        raise ValueError(f"{path}: BitsStored must be 1 to 32, got {bits}")
+    # lowest + highest of the range: what a value and its mirror image add up to
+    mirrored: NDArray[Any] = (-1 if signed else 2**bits - 1) - stored.astype(np.int64)
+    return mirrored, "MONOCHROME1: pixels were mirrored, so that high values are bright as in MONOCHROME2"
+
+
+def rescaled(path: Path, header: Any, stored: NDArray[Any]) -> NDArray[np.float32]:
+    """Float32 (rows, columns): ``stored`` pixels x slope + intercept. ``ValueError`` for a slope of 0."""
+    slope = numbers(path, header, "RescaleSlope", 1)[0] if header.get("RescaleSlope") is not None else 1.0
+    intercept = numbers(path, header, "RescaleIntercept", 1)[0] if header.get("RescaleIntercept") is not None else 0.0
+    if slope == 0.0:
+        raise ValueError(f"{path}: RescaleSlope must not be 0")
     return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
 
 

@@ -1,7 +1,7 @@
 """Reading and writing NIfTI files. The only module that knows nibabel's files and the errors that it raises."""
 
 import gzip
-import zlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sslmed_dist.data.damage import damage_named
 from sslmed_dist.data.scans.grid import check_affine
 from sslmed_dist.data.scans.regrid import Affine, Volume, require_right_angles
 
 SUFFIXES = (".nii.gz", ".nii")
+PACKED = (".gz", ".bz2", ".zst")
+MOST_RATIO = 1032  # deflate packs at most so many bytes into one
+MOST_VOXELS = 2**30  # 1024 x 1024 x 1024; float32 copies of them take 4 GiB
 # Fields of a NIfTI header that hold geometry: nothing else is copied from a volume's header to that of its mask.
 GEOMETRY = (
     "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
@@ -26,15 +30,10 @@ WORDS = {"L": "left", "R": "right", "A": "anterior", "P": "posterior", "S": "sup
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """A block that reads ``path``: whatever nibabel raises in it becomes a ``ValueError`` that names the file."""
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
-
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    try:
+    with damage_named(path, "cannot be read, truncated or not NIfTI"):
         yield
-    except (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError) as error:
-        raise ValueError(f"{path}: cannot be read, truncated or not NIfTI: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,7 @@ def open_volume(path: Path) -> Any:
         shape = tuple(image.shape)
         if len(shape) != 3 or min(shape) < 1:
             raise ValueError(f"{path}: expected a 3-D volume, got shape {shape}")
+        check_size(image, path)
         check_spacing(image, path)
         check_affine(image.affine, str(path))
     return image
@@ -89,6 +89,20 @@ def read_voxels(image: Any, path: Path) -> Volume:
     if not np.isfinite(voxels).all():
         raise ValueError(f"{path}: {int((~np.isfinite(voxels)).sum())} voxels are NaN or infinite")
     return voxels
+
+
+def check_size(image: Any, path: Path) -> None:
+    """``ValueError`` for voxels that are no real numbers, for more than 2^30 of them, and for more than the file can
+    hold: a header may claim any size."""
+    kind, count = image.get_data_dtype(), math.prod(image.shape)
+    if kind.kind not in "iuf":
+        raise ValueError(f"{path}: voxels of type {kind}; allowed: whole or real numbers")
+    if count > MOST_VOXELS:
+        raise ValueError(f"{path}: {count:,} voxels in shape {tuple(image.shape)}; allowed: at most {MOST_VOXELS:,}")
+    held = path.stat().st_size * (MOST_RATIO if path.name.endswith(PACKED) else 1)
+    if count * kind.itemsize > held:
+        needed = f"{count * kind.itemsize:,} bytes of voxels in shape {tuple(image.shape)}"
+        raise ValueError(f"{path}: cannot be read, truncated: {needed}, the file can hold at most {held:,}")
 
 
 def check_spacing(image: Any, path: Path) -> None:
@@ -123,6 +137,7 @@ def require_stated_orientation(path: Path) -> None:
 
     with readable(path):
         image: Any = nibabel.load(path)
+        check_size(image, path)
     if len(image.shape) != 3 or min(image.shape) < 2:
         raise ValueError(f"{path}: expected a 3-D volume of 2 slices or more, got shape {tuple(image.shape)}")
     if not states_orientation(image.header):
@@ -131,10 +146,10 @@ def require_stated_orientation(path: Path) -> None:
 
 
 def stored_axes(path: Path) -> str:
-    """The directions of the stored axes, e.g. "left, anterior, superior"."""
+    """The directions of the stored axes, e.g. "left, anterior, superior". ``ValueError`` as ``load_nifti``."""
     import nibabel
 
-    return ", ".join(WORDS[code] for code in nibabel.aff2axcodes(nibabel.load(path).affine))
+    return ", ".join(WORDS[code] for code in nibabel.aff2axcodes(open_volume(path).affine))
 
 
 def nifti_bytes(voxels: NDArray[Any], affine: Affine, *, level: int = 6) -> bytes:

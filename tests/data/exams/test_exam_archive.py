@@ -14,7 +14,7 @@ import torch
 from sslmed_dist import cli, registry
 from sslmed_dist.data import DATASETS
 from sslmed_dist.data.check import inspect
-from sslmed_dist.data.exams.exam_archive import join_bytes, pack_episodes, smallest, split_bytes
+from sslmed_dist.data.exams.exam_archive import ExamArchive, join_bytes, pack_episodes, smallest, split_bytes
 from sslmed_dist.data.phantom import write_abdomen
 from tests.test_imports import loaded
 
@@ -182,3 +182,12 @@ def test_a_flipped_byte_is_found(packed: Path, tmp_path: Path, member: str) -> N
     assert [line.startswith(f"{damaged}: ") for line in inspect(damaged)[1]] == [True]
     with pytest.raises(ValueError, match=r"damaged.npz: not a readable .npz"):
         episodes(damaged, exclude=["liver"])
+
+
+def test_an_organ_value_of_257_is_not_taken_for_1(tmp_path: Path) -> None:
+    """The stored type may be wider than the one that organs are kept in: nothing wraps."""
+    archive = ExamArchive.__new__(ExamArchive)
+    archive.place = tmp_path / "a.npz"
+    np.savez(archive.place, organs_1=np.array([[[1, 257]]], np.uint16))
+    with pytest.raises(ValueError, match="a.npz: exam 01 holds an organ value outside 0 to 1 \\(liver\\)"):
+        archive.read_organs(1, (1, 1, 2), ("liver",))

@@ -18,8 +18,9 @@ import torch
 from sslmed_dist import cli
 from sslmed_dist.data import DATASETS, Dataset, check
 from sslmed_dist.data import pack as packing
+from sslmed_dist.data.images.jpeg import decode_jpeg
 from sslmed_dist.data.images.packed import Packed
-from sslmed_dist.data.images.shards import Form, decode_jpeg, image_bytes, write_shard
+from sslmed_dist.data.images.shards import Form, image_bytes, write_shard
 from sslmed_dist.data.phantom import PHANTOMS
 
 KNOBS: dict[str, Any] = {"short": 40, "rows": 10}
@@ -125,7 +126,7 @@ def test_check_finds_nothing_wrong_and_then_the_damage(packed: Path, tmp_path: P
         ("shard-00001.bin", lambda data: data[:-1], "shard-00001.bin: .* bytes, expected .*; torn, or of another pack"),
         ("shard-00000.bin", None, "shard-00000.bin: no such file, but pack.json names it"),
         ("shard-00000.npz", lambda data: data[:-7] + b"garbage", "shard-00000.npz: not the index that pack.json names"),
-        ("pack.json", lambda data: data[:50], "pack.json: damaged"),
+        ("pack.json", lambda data: data[:50], "pack.json: not JSON"),
         ("pack.json", lambda data: b'{"kind": "other"}', "pack.json: not a packed set of version 1"),
         ("pack.json", None, "pack.json: no such file: packing was not finished"),
     ],
