@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sslmed_dist import plain_yaml, registry
 from sslmed_dist.sections import Config, Evaluate, Federated, Leaf, Plan, Ray, Run
 
@@ -97,10 +95,7 @@ def read(path: Path, inherited_by: Path | None = None) -> dict[str, Any]:
     if not path.is_file():
         child = f" (the base of {inherited_by})" if inherited_by else ""
         raise ValueError(f"{path}: no such configuration file{child}")
-    try:
-        tree = plain_yaml.parse(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    tree = plain_yaml.read(path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected sections {', '.join(sections())}, got {type(tree).__name__}")
     base = tree.pop("base", None)
@@ -148,8 +143,8 @@ def parse_override(text: str) -> dict[str, Any]:
         raise ValueError(f"override {text!r}: expected section.key=value, such as plan.epochs=3")
     try:
         tree: Any = plain_yaml.parse(value)
-    except yaml.YAMLError:
-        raise ValueError(f"override {text!r}: the value is not valid YAML") from None
+    except ValueError as error:
+        raise ValueError(f"override {text!r:.200}: the value is not valid YAML: {error}") from None
     for key in reversed(keys):  # from the inside out
         tree = NameAlone(name=tree) if key == "name" else {key: tree}
     return dict(tree)

@@ -111,7 +111,7 @@ def test_an_override_without_path_or_value(text: str) -> None:
 
 
 def test_an_override_that_is_no_yaml() -> None:
-    with pytest.raises(ValueError, match=r"^override 'a=\[1': the value is not valid YAML$"):
+    with pytest.raises(ValueError, match=r"^override 'a=\[1': the value is not valid YAML: line 1, "):
         config.parse_override("a=[1")
 
 

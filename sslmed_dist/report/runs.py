@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sslmed_dist import config
+from sslmed_dist import config, plain_yaml
 
 Row = dict[str, Any]
 Tree = Mapping[str, Any]
@@ -97,10 +95,7 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
 
 def read_config(path: Path) -> Tree:
     """The resolved configuration as a tree."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    tree = plain_yaml.read(path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected the sections of a configuration, got {type(tree).__name__}")
     return tree
