@@ -9,6 +9,7 @@ a part of it as plain data. No torch here, so that ``sslmed --help`` and configu
 import dataclasses
 import hashlib
 import json
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -142,7 +143,7 @@ def parse_override(text: str) -> dict[str, Any]:
     if not separator or not all(keys):
         raise ValueError(f"override {text!r}: expected section.key=value, such as plan.epochs=3")
     try:
-        tree: Any = plain_yaml.parse(value)
+        tree: Any = at_home(plain_yaml.parse(value))
     except ValueError as error:
         raise ValueError(f"override {text!r:.200}: the value is not valid YAML: {error}") from None
     for key in reversed(keys):  # from the inside out
@@ -158,7 +159,17 @@ def sections() -> list[str]:
 def from_tree(tree: Mapping[str, Any], where: str) -> Config:
     """A ``Config`` from plain data (of a YAML file, a checkpoint, a message). ``where`` names the source in messages.
     ``ValueError`` names the key and what is allowed."""
-    return typing.cast(Config, section(Config, tree, where, ""))
+    return typing.cast(Config, section(Config, at_home(tree), where, ""))
+
+
+def at_home(value: Any) -> Any:
+    """Plain data in which every text that begins with ``~`` and a slash, or ``~USER``, is the path that a shell would
+    make of it: such a text is a path, under whatever key it stands."""
+    if isinstance(value, Mapping):
+        return {key: at_home(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [at_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def section(kind: type, tree: Any, where: str, path: str) -> Any:
@@ -179,8 +190,7 @@ def section(kind: type, tree: Any, where: str, path: str) -> Any:
             continue
         if typing.get_args(hints[key]) and hints[key] == Leaf and isinstance(value, str):
             value = {"name": value}  # a leaf in short
-        if not registry.matches(value, hints[key]):
-            raise ValueError(f"{where}: {dotted}: expected {registry.readable(hints[key])}, got {value!r}")
+        registry.require_match(f"{where}: {dotted}", value, hints[key])
         values[key] = tuple(value) if isinstance(value, list) else value
     for item in dataclasses.fields(kind):
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING

@@ -5,12 +5,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sslmed_dist.arguments import require_component
+
 Leaf = Mapping[str, Any]
+
+
+def require_whole(section: str, values: Any, least: int, *names: str) -> None:
+    """``ValueError`` unless the fields ``names`` of the dataclass ``values`` are at least ``least``, or null."""
+    for name in names:
+        value = getattr(values, name)
+        if value is not None and value < least:
+            raise ValueError(f"{section}.{name}: expected an integer >= {least}, got {value}")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run lives, on what it runs, and its seed. ``name``: null means the stem of the configuration file.
+    """Where a run lives, on what it runs, and its seed. ``name``: the run's folder, one plain part of a path (see
+    ``require_component``); null means the stem of the configuration file.
     ``start_from``: a run folder or checkpoint file; the weights of its encoder are the first weights of this run's."""
 
     name: str | None = None
@@ -21,6 +32,8 @@ class Run:
     start_from: str | None = None
 
     def __post_init__(self) -> None:
+        if self.name is not None:
+            require_component("run.name", self.name)
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"run.threads: expected an integer >= 1 or null, got {self.threads}")
 
@@ -50,10 +63,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_size", "micro_batch", "steps_per_epoch", "draws")
-        for name in (*counts, "log_every", "checkpoint_every", "keep_last"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"plan.{name}: expected an integer >= 1, got {value}")
+        require_whole("plan", self, 1, *counts, "log_every", "checkpoint_every", "keep_last")
+        require_whole("plan", self, 0, "keep_every", "loader_threads")
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"plan.clip: expected a norm > 0 or null, got {self.clip}")
 
@@ -69,6 +80,11 @@ class Ray:
     address: str | None = None
     timeout_s: float = 300.0
 
+    def __post_init__(self) -> None:
+        require_whole("ray", self, 0, "num_workers", "gpus_per_worker")
+        require_whole("ray", self, 1, "cpus_per_worker", "timeout_s")
+        require_whole("ray", self, -1, "max_failures")  # -1: without end
+
 
 @dataclass(frozen=True)
 class Evaluate:
@@ -81,6 +97,14 @@ class Evaluate:
     val_fraction: float = 0.1
     test: Literal["test", "val"] = "test"
     pictures: bool = True
+
+    def __post_init__(self) -> None:
+        for position, leaf in enumerate(self.protocols):
+            if not isinstance(leaf.get("name"), str):
+                where = f"evaluate.protocols[{position}]"
+                raise ValueError(
+                    f"{where}: expected a mapping with a 'name', such as {{name: knn}}, got {dict(leaf)!r:.200}"
+                )
 
 
 @dataclass(frozen=True)
@@ -113,9 +137,9 @@ class Federated:
     compare: tuple[Literal["raw_pixels", "copy_mask", "random", "local", "pooled"], ...] = ("random", "local", "pooled")
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "local_epochs", "quorum"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"federated.{name}: expected an integer >= 1, got {getattr(self, name)}")
+        require_whole("federated", self, 1, "rounds", "local_epochs", "quorum", "held_out_groups", "timeout_s")
+        for name in self.site_names or ():
+            require_component("federated.site_names", name)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Configurations: one parent, overrides, and one exact line for every mistake."""
 
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,29 @@ SECTIONS = "data, views, method, run, optim, plan, driver, ray, evaluate, federa
 PLAN = (
     "epochs, batch_size, micro_batch, steps_per_epoch, draws, precision, channels_last, compile, deterministic, clip, "
     "log_every, checkpoint_every, keep_last, keep_every, loader_threads, resident"
+)
+NUMBERS = "; a number has to be finite, a whole number within 64 bits"
+COMPONENT = (
+    "expected at most 100 letters, digits, spaces and . _ - + @ = , ( ) #, the first a letter, digit or _, the last no "
+    "space or full stop;"
+)
+NO_NAMES = (
+    "",
+    ".",
+    "..",
+    "../x",
+    "/x",
+    "a/b",
+    "a\\b",
+    "-v",
+    " a",
+    "a ",
+    "a.",
+    "a\nb",
+    "\x1b[0m",
+    "*",
+    "\udc80",
+    "x" * 101,
 )
 LEAVES: dict[str, Any] = {
     "data": {"name": "medmnist", "root": "somewhere.npz"},
@@ -138,7 +162,26 @@ def refused(path: Path, message: str) -> None:
         ({"plan": None}, "plan: expected a mapping, got None"),
         ({"plan": [1]}, "plan: expected a mapping, got [1]"),
         ({"run": {"threads": 0}}, "run.threads: expected an integer >= 1 or null, got 0"),
-        ({"run": {"name": 7}}, "run.name: expected str or null, got 7"),
+        ({"plan": {"loader_threads": -1}}, "plan.loader_threads: expected an integer >= 0, got -1"),
+        ({"plan": {"keep_every": -1}}, "plan.keep_every: expected an integer >= 0, got -1"),
+        ({"plan": {"clip": math.nan}}, f"plan.clip: expected float or null, got nan{NUMBERS}"),
+        ({"plan": {"epochs": 2**63}}, f"plan.epochs: expected int, got 9223372036854775808{NUMBERS}"),
+        ({"ray": {"timeout_s": math.inf}}, f"ray.timeout_s: expected float, got inf{NUMBERS}"),
+        ({"ray": {"num_workers": -1}}, "ray.num_workers: expected an integer >= 0, got -1"),
+        ({"ray": {"cpus_per_worker": 0}}, "ray.cpus_per_worker: expected an integer >= 1, got 0"),
+        ({"ray": {"max_failures": -2}}, "ray.max_failures: expected an integer >= -1, got -2"),
+        ({"run": {"name": 7}}, "run.name: expected text or null, got 7; write it in quotes"),
+        ({"run": {"dir": True}}, "run.dir: expected text, got True; write it in quotes"),
+        *(({"run": {"name": name}}, f"run.name: {COMPONENT} got {name[:120]!r}") for name in NO_NAMES),
+        ({"federated": {"site_names": ["a", "../b"]}}, f"federated.site_names: {COMPONENT} got '../b'"),
+        (
+            {"evaluate": {"protocols": [{"name": "knn"}, {"k": 3}]}},
+            "evaluate.protocols[1]: expected a mapping with a 'name', such as {name: knn}, got {'k': 3}",
+        ),
+        (
+            {"evaluate": {"protocols": [{"name": None}]}},
+            "evaluate.protocols[0]: expected a mapping with a 'name', such as {name: knn}, got {'name': None}",
+        ),
         ({"optim": 3}, "optim: expected mapping, got 3"),
         ({"evaluate": {"protocols": "knn"}}, "evaluate.protocols: expected tuple[mapping, ...], got 'knn'"),
         ({"federated": {"quorum": 0}}, "federated.quorum: expected an integer >= 1, got 0"),
@@ -149,6 +192,30 @@ def refused(path: Path, message: str) -> None:
 def test_mistakes_in_a_section(tmp_path: Path, tree: dict[str, Any], message: str) -> None:
     path = write(tmp_path / "wrong.yaml", {**LEAVES, **tree})
     refused(path, f"{path}: {message}")
+
+
+@pytest.mark.parametrize("name", ["a", "_", "001", "2026-11-26", "MIOv3@0.2", "Läufe (2) #3, k=1+x", "学习", "x" * 100])
+def test_names_of_runs(tmp_path: Path, name: str) -> None:
+    settings = config.load(write(tmp_path / "a.yaml", {**LEAVES, "run": {"name": name}}))
+    assert settings.run.name == name and settings.folder == Path("runs").resolve() / name
+
+
+def test_a_tilde_is_the_home_folder_under_every_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    tree = {
+        **LEAVES,
+        "run": {"dir": "~/runs", "start_from": "~/old"},
+        "data": {"name": "episodes", "root": "~/data", "subset": {"name": "listed", "file": "~/list.txt"}},
+        "method": {"name": "contrastive", "encoder": {"name": "resnet", "weights": "~/a.pth"}},
+        "evaluate": {"data": {"cache": "~/cache"}},
+    }
+    settings = config.load(write(tmp_path / "a.yaml", tree), ["data.cache=~/c", "ray.address=a~/b"])
+    assert (settings.run.dir, settings.run.start_from) == ("/home/me/runs", "/home/me/old")
+    assert (settings.data["root"], settings.data["cache"]) == ("/home/me/data", "/home/me/c")
+    assert settings.data["subset"]["file"] == "/home/me/list.txt" and settings.ray.address == "a~/b"
+    assert settings.method["encoder"]["weights"] == "/home/me/a.pth"
+    assert settings.evaluate.data == {"cache": "/home/me/cache"}
+    assert config.parse_override("root=~/x") == {"root": "/home/me/x"}
 
 
 @pytest.mark.parametrize("section", ["data", "views", "method"])

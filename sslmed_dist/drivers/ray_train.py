@@ -63,8 +63,6 @@ def train(settings: config.Config, resume: str = "auto") -> None:
         raise ValueError("driver: ray is not installed: pip install 'sslmed-dist[ray]'; allowed here: local")
     os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
     options = settings.ray
-    if options.num_workers < 0:
-        raise ValueError(f"ray.num_workers: expected an integer >= 0, got {options.num_workers}")
     if settings.plan.batch_size % max(options.num_workers, 1):
         raise ValueError(
             f"plan.batch_size: {settings.plan.batch_size} is not a multiple of {options.num_workers} workers"

@@ -92,8 +92,7 @@ def load(path: Path) -> Table:
 
 def expect(path: Path, key: str, value: Any, kind: Any) -> Any:
     """``value`` if it is of ``kind`` (as ``registry.matches`` sees it), else ``ValueError``."""
-    if not registry.matches(value, kind):
-        raise ValueError(f"{path}: {key}: expected {registry.readable(kind)}, got {value!r}")
+    registry.require_match(f"{path}: {key}", value, kind)
     return value
 
 

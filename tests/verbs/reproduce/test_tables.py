@@ -202,7 +202,7 @@ def test_the_ranges_that_the_thesis_contradicts_itself_with_are_printed_whole() 
             {"titel": "x"},
             "titel: unknown key; allowed: title, base, metric, rows, columns, published, tolerance, note,",
         ),
-        ({"title": 3}, "title: expected str, got 3"),
+        ({"title": 3}, "title: expected text, got 3; write it in quotes"),
         ({"tolerance": 0}, "tolerance: expected a number > 0, got 0"),
         ({"rows": {"a b": {}}}, "rows: 'a b': expected a name of letters, digits and"),
         ({"rows": {"a": 3}}, "rows.a: expected overrides such as plan.epochs: 3, got 3"),
