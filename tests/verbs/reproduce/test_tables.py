@@ -245,7 +245,7 @@ def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_a_row_that_names_another_method_keeps_what_the_column_says_of_it(tmp_path: Path) -> None:
     found = load("table-5.2").settings("BYOL", "STL-10")
-    assert found.method["encoder"] == {"name": "resnet", "depth": 18, "stem": "imagenet"}
+    assert found.method["encoder"] == {"name": "resnet", "depth": 18, "stem": "imagenet", "width": 64}
     assert found.optim["lr"] == 0.0075 and found.views["size"] == 96
     assert "loss" not in found.method and "loss" in inspect.signature(METHODS["contrastive"]).parameters
     given = load("table-5.2").settings(
