@@ -48,12 +48,13 @@ class Loader(yaml.SafeLoader):
             self.depth -= 1
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node. Refused is a key that is no text or whole number, or that comes twice."""
+        """The mapping of a node. Refused is a key that is no printable text or whole number, or that comes
+        twice."""
         mapping: dict[Any, Any] = {}
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-            if type(key) not in (str, int) or key == "<<":
+            if type(key) not in (str, int) or key == "<<" or not str(key).isprintable():
                 raise refusal(f"the key {key!r:.80}: expected a name", key_node.start_mark)
             if str(key) in lines:  # 1 and "1" too: both are the same word of a dotted path
                 first = lines[str(key)]

@@ -6,7 +6,6 @@ anything; ``build`` validates it and calls the constructor. Both name the file o
 """
 
 import inspect
-import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 Table = Mapping[str, Callable[..., Any]]
 Leaf = Mapping[str, Any] | str
+LARGEST = 3.4028234e38  # of float32
 
 
 def split(table: Table, leaf: Leaf, where: str) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -79,7 +79,7 @@ def require_match(where: str, value: Any, hint: Any) -> None:
         return
     why = ""
     if any(isinstance(number, (int, float)) and not usual(number) for number in scalars(value)):
-        why = "; a number has to be finite, a whole number within 64 bits"
+        why = "; a number has to be finite in float32, a whole number within 64 bits"
     elif matches("", hint) and isinstance(value, (int, float)):
         why = "; write it in quotes"
     shown = repr(value)
@@ -100,8 +100,9 @@ def scalars(value: Any) -> Iterator[Any]:
 
 
 def usual(number: float) -> bool:
-    """Whether a number is one that every part of the program can hold: finite, and within 64 bits where it is whole."""
-    return -(1 << 63) <= number < (1 << 63) if isinstance(number, int) else math.isfinite(number)
+    """Whether a number is one that every part of the program can hold: finite in float32, and within 64 bits where it
+    is whole."""
+    return -(1 << 63) <= number < (1 << 63) if isinstance(number, int) else abs(number) <= LARGEST
 
 
 def matches(value: Any, hint: Any) -> bool:

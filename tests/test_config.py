@@ -15,7 +15,7 @@ PLAN = (
     "epochs, batch_size, micro_batch, steps_per_epoch, draws, precision, channels_last, compile, deterministic, clip, "
     "log_every, checkpoint_every, keep_last, keep_every, loader_threads, resident"
 )
-NUMBERS = "; a number has to be finite, a whole number within 64 bits"
+NUMBERS = "; a number has to be finite in float32, a whole number within 64 bits"
 COMPONENT = (
     "expected at most 100 letters, digits, spaces and . _ - + @ = , ( ) #, the first a letter, digit or _, the last no "
     "space or full stop;"

@@ -54,6 +54,7 @@ def test_what_is_no_number_is_read_as_such() -> None:
         ("<<: {a: 1}", "line 1, column 1: the key '<<': expected a name"),
         ("? [a]\n: 1", "line 1, column 3: the key ['a']: expected a name"),
         ("null: 1", "line 1, column 1: the key None: expected a name"),
+        ('"\\e[2J": 1', "line 1, column 1: the key '\\x1b[2J': expected a name"),
         ("1.5: 1", "line 1, column 1: the key 1.5: expected a name"),
         ("a: !!str 1", "line 1, column 4: tag 'tag:yaml.org,2002:str': write the value out as plain data"),
         ("a: !!python/object:os.system {}", "line 1, column 4: tag 'tag:yaml.org,2002:python/object:os.system': "),
