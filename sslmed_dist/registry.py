@@ -13,7 +13,7 @@ from typing import Any
 
 Table = Mapping[str, Callable[..., Any]]
 Leaf = Mapping[str, Any] | str
-LARGEST = 3.4028234e38  # of float32
+LARGEST, MOST = 3.4028234e38, 1 << 53  # of float32, and of whole numbers
 
 
 def split(table: Table, leaf: Leaf, where: str) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -79,7 +79,7 @@ def require_match(where: str, value: Any, hint: Any) -> None:
         return
     why = ""
     if any(isinstance(number, (int, float)) and not usual(number) for number in scalars(value)):
-        why = "; a number has to be finite in float32, a whole number within 64 bits"
+        why = "; a number has to be finite in float32, a whole number within 2^53"
     elif matches("", hint) and isinstance(value, (int, float)):
         why = "; write it in quotes"
     shown = repr(value)
@@ -100,9 +100,9 @@ def scalars(value: Any) -> Iterator[Any]:
 
 
 def usual(number: float) -> bool:
-    """Whether a number is one that every part of the program can hold: finite in float32, and within 64 bits where it
-    is whole."""
-    return -(1 << 63) <= number < (1 << 63) if isinstance(number, int) else abs(number) <= LARGEST
+    """Whether a number is one that every part of the program can hold: finite in float32, or where it is whole, exact
+    in every reader of JSON and with room below 64 bits for what is computed from it."""
+    return abs(number) <= (MOST if isinstance(number, int) else LARGEST)
 
 
 def matches(value: Any, hint: Any) -> bool:

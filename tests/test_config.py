@@ -15,7 +15,7 @@ PLAN = (
     "epochs, batch_size, micro_batch, steps_per_epoch, draws, precision, channels_last, compile, deterministic, clip, "
     "log_every, checkpoint_every, keep_last, keep_every, loader_threads, resident"
 )
-NUMBERS = "; a number has to be finite in float32, a whole number within 64 bits"
+NUMBERS = "; a number has to be finite in float32, a whole number within 2^53"
 COMPONENT = (
     "expected at most 100 letters, digits, spaces and . _ - + @ = , ( ) #, the first a letter, digit or _, the last no "
     "space or full stop;"
@@ -165,7 +165,7 @@ def refused(path: Path, message: str) -> None:
         ({"plan": {"loader_threads": -1}}, "plan.loader_threads: expected an integer >= 0, got -1"),
         ({"plan": {"keep_every": -1}}, "plan.keep_every: expected an integer >= 0, got -1"),
         ({"plan": {"clip": math.nan}}, f"plan.clip: expected float or null, got nan{NUMBERS}"),
-        ({"plan": {"epochs": 2**63}}, f"plan.epochs: expected int, got 9223372036854775808{NUMBERS}"),
+        ({"plan": {"epochs": 2**53 + 1}}, f"plan.epochs: expected int, got 9007199254740993{NUMBERS}"),
         ({"ray": {"timeout_s": math.inf}}, f"ray.timeout_s: expected float, got inf{NUMBERS}"),
         ({"ray": {"num_workers": -1}}, "ray.num_workers: expected an integer >= 0, got -1"),
         ({"ray": {"cpus_per_worker": 0}}, "ray.cpus_per_worker: expected an integer >= 1, got 0"),

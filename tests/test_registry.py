@@ -8,7 +8,7 @@ import pytest
 
 from sslmed_dist import registry
 
-NUMBERS = "; a number has to be finite in float32, a whole number within 64 bits"
+NUMBERS = "; a number has to be finite in float32, a whole number within 2^53"
 
 
 class Optimiser:
@@ -95,7 +95,7 @@ def test_what_the_caller_gives_may_not_stand_in_the_file() -> None:
     "value, hint, fits",
     [
         (1, float, True),
-        (-(2**63), int, True),
+        (-(2**53), int, True),
         (math.nan, float, False),
         (3.4e38, float, True),
         (3.5e38, float, False),
