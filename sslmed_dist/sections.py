@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sslmed_dist.arguments import require_component
+from sslmed_dist.arguments import require_between, require_component
 
 Leaf = Mapping[str, Any]
+MOST_THREADS = 1024  # no machine has so many cores to spare, and a process with a million threads is killed
 
 
 def require_whole(section: str, values: Any, least: int, *names: str) -> None:
@@ -34,8 +35,8 @@ class Run:
     def __post_init__(self) -> None:
         if self.name is not None:
             require_component("run.name", self.name)
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"run.threads: expected an integer >= 1 or null, got {self.threads}")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise ValueError(f"run.threads: expected an integer from 1 to {MOST_THREADS} or null, got {self.threads}")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Plan:
         counts = ("epochs", "batch_size", "micro_batch", "steps_per_epoch", "draws")
         require_whole("plan", self, 1, *counts, "log_every", "checkpoint_every", "keep_last")
         require_whole("plan", self, 0, "keep_every", "loader_threads")
+        require_between("plan.loader_threads", self.loader_threads, 0, MOST_THREADS)
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"plan.clip: expected a norm > 0 or null, got {self.clip}")
 
