@@ -1,6 +1,7 @@
 """Checks of arguments. Every message names the field, what was expected and what was given."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -44,6 +45,18 @@ def require_range(field: str, pair: Sequence[float], low: float, high: float = m
     """``ValueError`` unless ``pair`` is two numbers with low < first <= second <= high."""
     if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
         raise ValueError(f"{field}: expected two numbers with {low:g} < first <= second <= {high:g}, got {list(pair)}")
+
+
+def require_component(field: str, name: str) -> str:
+    """The name itself, which becomes that of a folder. ``ValueError`` unless it is one plain part of a path: it leads
+    nowhere else, is no option of a command, and every file system takes it."""
+    fits = re.fullmatch(r"\w(?:[\w .+@=,()#-]*[\w+@=,()#-])?", name) and len(name) <= 100 and len(name.encode()) <= 255
+    if not fits:
+        raise ValueError(
+            f"{field}: expected at most 100 letters, digits, spaces and . _ - + @ = , ( ) #, the first a letter, digit "
+            f"or _, the last no space or full stop; got {name[:120]!r}"
+        )
+    return name
 
 
 @contextmanager

@@ -9,12 +9,11 @@ a part of it as plain data. No torch here, so that ``sslmed --help`` and configu
 import dataclasses
 import hashlib
 import json
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from sslmed_dist import plain_yaml, registry
 from sslmed_dist.sections import PATHS, Config, Evaluate, Federated, Leaf, Plan, Ray, Run
@@ -101,10 +100,7 @@ def read(path: Path, inherited_by: Path | None = None) -> dict[str, Any]:
     if not path.is_file():
         child = f" (the base of {inherited_by})" if inherited_by else ""
         raise ValueError(f"{path}: no such configuration file{child}")
-    try:
-        tree = plain_yaml.parse(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    tree = plain_yaml.read(path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected sections {', '.join(sections())}, got {type(tree).__name__}")
     base = tree.pop("base", None)
@@ -151,9 +147,9 @@ def parse_override(text: str) -> dict[str, Any]:
     if not separator or not all(keys):
         raise ValueError(f"override {text!r}: expected section.key=value, such as plan.epochs=3")
     try:
-        tree: Any = plain_yaml.parse(value)
-    except yaml.YAMLError:
-        raise ValueError(f"override {text!r}: the value is not valid YAML") from None
+        tree: Any = at_home(plain_yaml.parse(value))
+    except ValueError as error:
+        raise ValueError(f"override {text!r:.200}: the value is not valid YAML: {error}") from None
     for key in reversed(keys):  # from the inside out
         tree = NameAlone(name=tree) if key == "name" else {key: tree}
     return dict(tree)
@@ -187,7 +183,17 @@ def sections() -> list[str]:
 def from_tree(tree: Mapping[str, Any], where: str) -> Config:
     """A ``Config`` from plain data (of a YAML file, a checkpoint, a message). ``where`` names the source in messages.
     ``ValueError`` names the key and what is allowed."""
-    return typing.cast(Config, section(Config, tree, where, ""))
+    return typing.cast(Config, section(Config, at_home(tree), where, ""))
+
+
+def at_home(value: Any) -> Any:
+    """Plain data in which every text that begins with ``~`` and a slash, or ``~USER``, is the path that a shell would
+    make of it: such a text is a path, under whatever key it stands."""
+    if isinstance(value, Mapping):
+        return {key: at_home(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [at_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def section(kind: type, tree: Any, where: str, path: str) -> Any:
@@ -208,8 +214,7 @@ def section(kind: type, tree: Any, where: str, path: str) -> Any:
             continue
         if typing.get_args(hints[key]) and hints[key] == Leaf and isinstance(value, str):
             value = {"name": value}  # a leaf in short
-        if not registry.matches(value, hints[key]):
-            raise ValueError(f"{where}: {dotted}: expected {registry.readable(hints[key])}, got {value!r}")
+        registry.require_match(f"{where}: {dotted}", value, hints[key])
         values[key] = tuple(value) if isinstance(value, list) else value
     for item in dataclasses.fields(kind):
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING

@@ -8,11 +8,12 @@ anything; ``build`` validates it and calls the constructor. Both name the file o
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 Table = Mapping[str, Callable[..., Any]]
 Leaf = Mapping[str, Any] | str
+LARGEST, MOST = 3.4028234e38, 1 << 53  # of float32, and of whole numbers
 
 
 def split(table: Table, leaf: Leaf, where: str) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -41,8 +42,8 @@ def check(table: Table, leaf: Leaf, where: str, given: Sequence[str] = (), also:
     for key, value in arguments.items():
         if key not in allowed:
             raise ValueError(f"{where}.{key}: unknown key; allowed: {', '.join([*allowed, *also]) or 'none'}")
-        if key in hints and not matches(value, hints[key]):
-            raise ValueError(f"{where}.{key}: expected {readable(hints[key])}, got {value!r}")
+        if key in hints:
+            require_match(f"{where}.{key}", value, hints[key])
     for name in allowed:
         if parameters[name].default is inspect.Parameter.empty and name not in arguments:
             raise ValueError(f"{where}.{name}: missing; it is required by {where}")
@@ -71,8 +72,42 @@ def schema(constructor: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter
     return {**parameters, **others}, {**other_hints, **hints}
 
 
+def require_match(where: str, value: Any, hint: Any) -> None:
+    """``ValueError`` unless ``matches(value, hint)``. The line names the dotted key ``where``, what it expects and why
+    the value, where it looks like one, is none."""
+    if matches(value, hint):
+        return
+    why = ""
+    if any(isinstance(number, (int, float)) and not usual(number) for number in scalars(value)):
+        why = "; a number has to be finite in float32, a whole number within 2^53"
+    elif matches("", hint) and isinstance(value, (int, float)):
+        why = "; write it in quotes"
+    shown = repr(value)
+    raise ValueError(
+        f"{where}: expected {readable(hint)}, got {shown if len(shown) <= 200 else shown[:200] + '...'}{why}"
+    )
+
+
+def scalars(value: Any) -> Iterator[Any]:
+    """The single values of plain data."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from scalars(item)
+    else:
+        yield value
+
+
+def usual(number: float) -> bool:
+    """Whether a number is one that every part of the program can hold: finite in float32, or where it is whole, exact
+    in every reader of JSON and with room below 64 bits for what is computed from it."""
+    return abs(number) <= (MOST if isinstance(number, int) else LARGEST)
+
+
 def matches(value: Any, hint: Any) -> bool:
-    """Whether a value read from YAML fits a type hint. Integers fit ``float``; lists fit tuples and sequences."""
+    """Whether a value read from YAML fits a type hint. Integers fit ``float``; lists fit tuples and sequences. NaN and
+    infinity fit no ``float``: a size, rate or weight that is meant to have no limit says so in another way (null)."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or isinstance(hint, typing.TypeVar):
         return True
@@ -83,9 +118,9 @@ def matches(value: Any, hint: Any) -> bool:
     if hint is None or hint is type(None):
         return value is None
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)  # to Python a bool is an int
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and usual(value)  # a bool is an int, too
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and usual(value)
     if origin is tuple:
         return isinstance(value, (list, tuple)) and matches_tuple(value, arguments)
     if origin in (list, Sequence):
@@ -113,6 +148,8 @@ def readable(hint: Any) -> str:
         return " or ".join(readable(argument) for argument in arguments)
     if hint is type(None):
         return "null"
+    if hint is str:
+        return "text"
     if origin is tuple:
         return f"tuple[{', '.join('...' if argument is Ellipsis else readable(argument) for argument in arguments)}]"
     if origin in (dict, Mapping):

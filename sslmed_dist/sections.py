@@ -5,16 +5,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sslmed_dist.arguments import require_between, require_component
+
 Leaf = Mapping[str, Any]
 # The keys whose values are paths of this machine, beside those of the section ``run``. By their full names: ``weights``
 # of a loss, say, is a word.
 DATA_PATHS = ("root", "cache", "subset.file")
 PATHS = (*(f"{section}.{key}" for section in ("data", "evaluate.data") for key in DATA_PATHS), "method.encoder.weights")
+MOST_THREADS = 1024  # no machine has so many cores to spare, and a process with a million threads is killed
+
+
+def require_whole(section: str, values: Any, least: int, *names: str) -> None:
+    """``ValueError`` unless the fields ``names`` of the dataclass ``values`` are at least ``least``, or null."""
+    for name in names:
+        value = getattr(values, name)
+        if value is not None and value < least:
+            raise ValueError(f"{section}.{name}: expected an integer >= {least}, got {value}")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run lives, on what it runs, and its seed. ``name``: null means the stem of the configuration file.
+    """Where a run lives, on what it runs, and its seed. ``name``: the run's folder, one plain part of a path (see
+    ``require_component``); null means the stem of the configuration file.
     ``start_from``: a run folder or checkpoint file; the weights of its encoder are the first weights of this run's.
     ``continue_from``: the same, but all of its state is taken over (method, optimiser, queues); the schedule and the
     epochs are this run's own, from the start.
@@ -32,8 +44,10 @@ class Run:
     def __post_init__(self) -> None:
         if self.start_from is not None and self.continue_from is not None:
             raise ValueError("run.continue_from: takes over everything; run.start_from must be null beside it")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"run.threads: expected an integer >= 1 or null, got {self.threads}")
+        if self.name is not None:
+            require_component("run.name", self.name)
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise ValueError(f"run.threads: expected an integer from 1 to {MOST_THREADS} or null, got {self.threads}")
 
 
 @dataclass(frozen=True)
@@ -63,10 +77,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_size", "micro_batch", "steps_per_epoch", "draws")
-        for name in (*counts, "log_every", "checkpoint_every", "keep_last"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"plan.{name}: expected an integer >= 1, got {value}")
+        require_whole("plan", self, 1, *counts, "log_every", "checkpoint_every", "keep_last")
+        require_whole("plan", self, 0, "keep_every", "loader_threads")
+        require_between("plan.loader_threads", self.loader_threads, 0, MOST_THREADS)
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"plan.clip: expected a norm > 0 or null, got {self.clip}")
 
@@ -85,9 +98,9 @@ class Ray:
     wait_s: float = 900.0
 
     def __post_init__(self) -> None:
-        for name in ("num_workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "wait_s"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"ray.{name}: expected a number >= 0, got {getattr(self, name)}")
+        require_whole("ray", self, 0, "num_workers", "gpus_per_worker", "wait_s")
+        require_whole("ray", self, 1, "cpus_per_worker", "timeout_s")
+        require_whole("ray", self, -1, "max_failures")  # -1: without end
 
 
 @dataclass(frozen=True)
@@ -107,6 +120,12 @@ class Evaluate:
     def __post_init__(self) -> None:
         if self.every is not None and self.every < 1:
             raise ValueError(f"evaluate.every: expected an integer >= 1 or null, got {self.every}")
+        for position, leaf in enumerate(self.protocols):
+            if not isinstance(leaf.get("name"), str):
+                where = f"evaluate.protocols[{position}]"
+                raise ValueError(
+                    f"{where}: expected a mapping with a 'name', such as {{name: knn}}, got {dict(leaf)!r:.200}"
+                )
 
 
 @dataclass(frozen=True)
@@ -139,9 +158,9 @@ class Federated:
     compare: tuple[Literal["raw_pixels", "copy_mask", "random", "local", "pooled"], ...] = ("random", "local", "pooled")
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "local_epochs", "quorum"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"federated.{name}: expected an integer >= 1, got {getattr(self, name)}")
+        require_whole("federated", self, 1, "rounds", "local_epochs", "quorum", "held_out_groups", "timeout_s")
+        for name in self.site_names or ():
+            require_component("federated.site_names", name)
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,40 @@
 """Configurations: one parent, overrides, and one exact line for every mistake."""
 
-import inspect
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sslmed_dist import config, plain_yaml
-from sslmed_dist.data.exams.episodes import Episodes
 
 SECTIONS = "data, views, method, run, optim, plan, driver, ray, evaluate, federated"
 PLAN = (
     "epochs, batch_size, micro_batch, steps_per_epoch, draws, precision, channels_last, compile, deterministic, clip, "
     "log_every, checkpoint_every, keep_last, keep_every, loader_threads, resident"
+)
+NUMBERS = "; a number has to be finite in float32, a whole number within 2^53"
+COMPONENT = (
+    "expected at most 100 letters, digits, spaces and . _ - + @ = , ( ) #, the first a letter, digit or _, the last no "
+    "space or full stop;"
+)
+NO_NAMES = (
+    "",
+    ".",
+    "..",
+    "../x",
+    "/x",
+    "a/b",
+    "a\\b",
+    "-v",
+    " a",
+    "a ",
+    "a.",
+    "a\nb",
+    "\x1b[0m",
+    "*",
+    "\udc80",
+    "x" * 101,
 )
 LEAVES: dict[str, Any] = {
     "data": {"name": "medmnist", "root": "somewhere.npz"},
@@ -111,7 +133,7 @@ def test_an_override_without_path_or_value(text: str) -> None:
 
 
 def test_an_override_that_is_no_yaml() -> None:
-    with pytest.raises(ValueError, match=r"^override 'a=\[1': the value is not valid YAML$"):
+    with pytest.raises(ValueError, match=r"^override 'a=\[1': the value is not valid YAML: line 1, "):
         config.parse_override("a=[1")
 
 
@@ -137,8 +159,29 @@ def refused(path: Path, message: str) -> None:
         ),
         ({"plan": None}, "plan: expected a mapping, got None"),
         ({"plan": [1]}, "plan: expected a mapping, got [1]"),
-        ({"run": {"threads": 0}}, "run.threads: expected an integer >= 1 or null, got 0"),
-        ({"run": {"name": 7}}, "run.name: expected str or null, got 7"),
+        ({"run": {"threads": 0}}, "run.threads: expected an integer from 1 to 1024 or null, got 0"),
+        ({"run": {"threads": 10**6}}, "run.threads: expected an integer from 1 to 1024 or null, got 1000000"),
+        ({"plan": {"loader_threads": 10**6}}, "plan.loader_threads: expected a number from 0 to 1024, got 1000000"),
+        ({"plan": {"loader_threads": -1}}, "plan.loader_threads: expected an integer >= 0, got -1"),
+        ({"plan": {"keep_every": -1}}, "plan.keep_every: expected an integer >= 0, got -1"),
+        ({"plan": {"clip": math.nan}}, f"plan.clip: expected float or null, got nan{NUMBERS}"),
+        ({"plan": {"epochs": 2**53 + 1}}, f"plan.epochs: expected int, got 9007199254740993{NUMBERS}"),
+        ({"ray": {"timeout_s": math.inf}}, f"ray.timeout_s: expected float, got inf{NUMBERS}"),
+        ({"ray": {"num_workers": -1}}, "ray.num_workers: expected an integer >= 0, got -1"),
+        ({"ray": {"cpus_per_worker": 0}}, "ray.cpus_per_worker: expected an integer >= 1, got 0"),
+        ({"ray": {"max_failures": -2}}, "ray.max_failures: expected an integer >= -1, got -2"),
+        ({"run": {"name": 7}}, "run.name: expected text or null, got 7; write it in quotes"),
+        ({"run": {"dir": True}}, "run.dir: expected text, got True; write it in quotes"),
+        *(({"run": {"name": name}}, f"run.name: {COMPONENT} got {name[:120]!r}") for name in NO_NAMES),
+        ({"federated": {"site_names": ["a", "../b"]}}, f"federated.site_names: {COMPONENT} got '../b'"),
+        (
+            {"evaluate": {"protocols": [{"name": "knn"}, {"k": 3}]}},
+            "evaluate.protocols[1]: expected a mapping with a 'name', such as {name: knn}, got {'k': 3}",
+        ),
+        (
+            {"evaluate": {"protocols": [{"name": None}]}},
+            "evaluate.protocols[0]: expected a mapping with a 'name', such as {name: knn}, got {'name': None}",
+        ),
         ({"optim": 3}, "optim: expected mapping, got 3"),
         ({"evaluate": {"protocols": "knn"}}, "evaluate.protocols: expected tuple[mapping, ...], got 'knn'"),
         ({"federated": {"quorum": 0}}, "federated.quorum: expected an integer >= 1, got 0"),
@@ -149,6 +192,30 @@ def refused(path: Path, message: str) -> None:
 def test_mistakes_in_a_section(tmp_path: Path, tree: dict[str, Any], message: str) -> None:
     path = write(tmp_path / "wrong.yaml", {**LEAVES, **tree})
     refused(path, f"{path}: {message}")
+
+
+@pytest.mark.parametrize("name", ["a", "_", "001", "2026-11-26", "MIOv3@0.2", "Läufe (2) #3, k=1+x", "学习", "x" * 100])
+def test_names_of_runs(tmp_path: Path, name: str) -> None:
+    settings = config.load(write(tmp_path / "a.yaml", {**LEAVES, "run": {"name": name}}))
+    assert settings.run.name == name and settings.folder == Path("runs").resolve() / name
+
+
+def test_a_tilde_is_the_home_folder_under_every_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    tree = {
+        **LEAVES,
+        "run": {"dir": "~/runs", "start_from": "~/old"},
+        "data": {"name": "episodes", "root": "~/data", "subset": {"name": "listed", "file": "~/list.txt"}},
+        "method": {"name": "contrastive", "encoder": {"name": "resnet", "weights": "~/a.pth"}},
+        "evaluate": {"data": {"cache": "~/cache"}},
+    }
+    settings = config.load(write(tmp_path / "a.yaml", tree), ["data.cache=~/c", "ray.address=a~/b"])
+    assert (settings.run.dir, settings.run.start_from) == ("/home/me/runs", "/home/me/old")
+    assert (settings.data["root"], settings.data["cache"]) == ("/home/me/data", "/home/me/c")
+    assert settings.data["subset"]["file"] == "/home/me/list.txt" and settings.ray.address == "a~/b"
+    assert settings.method["encoder"]["weights"] == "/home/me/a.pth"
+    assert settings.evaluate.data == {"cache": "/home/me/cache"}
+    assert config.parse_override("root=~/x") == {"root": "/home/me/x"}
 
 
 @pytest.mark.parametrize("section", ["data", "views", "method"])
@@ -172,98 +239,3 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
         with pytest.raises(ValueError) as caught:
             config.load(path)
         assert str(caught.value).startswith(f"{path}: not valid YAML: ") and "\n" not in str(caught.value)
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> config.Config:
-    """A configuration with every section stated."""
-    federated = {"rounds": 2, "partition": {"name": "dirichlet", "count": 4, "alpha": 0.5}, "site_names": ["a", "b"]}
-    views = {"mean": [0.5], "std": [1e-5]}
-    return loaded(tmp_path, {"federated": federated, "views": views, "run": {"name": "1e-3"}, "plan": {"clip": 1.5}})
-
-
-def test_the_tree_reads_back(settings: config.Config, tmp_path: Path) -> None:
-    assert config.from_tree(config.to_tree(settings), "test") == settings
-    (tmp_path / "again.yaml").write_text(config.dump(settings))
-    again = config.load(tmp_path / "again.yaml")
-    assert again == settings and again.run.name == "1e-3"
-    assert config.fingerprint(again) == config.fingerprint(settings)
-
-
-def test_replace_merges_and_leaves_the_original(settings: config.Config) -> None:
-    changed = config.replace(settings, plan={"epochs": 3}, run={"name": "other"})
-    assert (changed.plan.epochs, changed.plan.clip, changed.run.name, changed.run.seed) == (3, 1.5, "other", 0)
-    assert settings.plan.epochs == 200 and settings.run.name == "1e-3"
-    with pytest.raises(ValueError, match="^1e-3: plan.epochs: expected an integer >= 1, got 0$"):
-        config.replace(settings, plan={"epochs": 0})
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "data.root=elsewhere",
-        "run.name=other",
-        "run.dir=elsewhere",
-        "run.device=cpu",
-        "run.threads=2",
-        "driver=ray",
-        "ray.num_workers=7",
-        "evaluate.protocols=[]",
-        "plan.log_every=3",
-        "plan.checkpoint_every=3",
-        "plan.keep_last=5",
-        "plan.keep_every=5",
-        "plan.loader_threads=2",
-        "plan.resident=false",
-        "federated.runtime=in_process",
-        "federated.compare=[]",
-        "federated.timeout_s=1",
-        "federated.quorum=3",
-    ],
-)
-def test_the_fingerprint_is_blind_to_circumstances(settings: config.Config, override: str) -> None:
-    changed = config.replace(settings, **config.parse_override(override))
-    assert changed != settings and config.fingerprint(changed) == config.fingerprint(settings)
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "run.seed=1",
-        "optim.lr=0.07",
-        "method.loss.temperature=0.3",
-        "method.loss.name=mio_v3",
-        "views.size=13",
-        "views.mean=[0.51]",
-        "data.deduplicate=false",
-        "plan.batch_size=64",
-        "plan.epochs=3",
-        "plan.precision=bf16",
-        "plan.deterministic=true",
-        "federated.rounds=3",
-        "federated.partition.alpha=1.0",
-        "federated.keep_state=false",
-    ],
-)
-def test_the_fingerprint_sees_what_decides_the_numbers(settings: config.Config, override: str) -> None:
-    changed = config.replace(settings, **config.parse_override(override))
-    assert config.fingerprint(changed) != config.fingerprint(settings)
-
-
-def test_the_fingerprint_sees_that_there_are_first_weights_but_not_their_path(settings: config.Config) -> None:
-    """Ray makes paths absolute and another machine has others; the run is the same."""
-    for section, leaf in (("run", "start_from"), ("method", "encoder")):
-        trees = [{leaf: path} if section == "run" else {leaf: {"weights": path}} for path in (None, "a", "/b/a")]
-        none, relative, absolute = (config.fingerprint(config.replace(settings, **{section: tree})) for tree in trees)
-        assert none != relative == absolute
-
-
-def test_every_free_key_is_a_key(settings: config.Config) -> None:
-    """A key that was renamed would silently enter the fingerprint."""
-    tree = config.to_tree(settings)
-    of_datasets = {"data.root", "data.cache", "data.workers"}  # arguments of leaves
-    assert {f"data.{name}" for name in inspect.signature(Episodes).parameters} >= of_datasets
-    leaves = {path for path, freedom in config.FREEDOM.items() if freedom.resolved}  # arguments of methods and views
-    for path in config.FREEDOM.keys() - of_datasets - leaves:
-        *sections, last = path.split(".")
-        assert last in (tree[sections[0]] if sections else tree), path

@@ -1,5 +1,6 @@
 """Every mistake in a leaf of a configuration is one line that names the field and what is allowed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -7,10 +8,17 @@ import pytest
 
 from sslmed_dist import registry
 
+NUMBERS = "; a number has to be finite in float32, a whole number within 2^53"
+
 
 class Optimiser:
     def __init__(
-        self, lr: float, steps: int = 3, kind: Literal["cosine", "step"] = "cosine", nesterov: bool = False
+        self,
+        lr: float,
+        steps: int = 3,
+        kind: Literal["cosine", "step"] = "cosine",
+        nesterov: bool = False,
+        note: str | None = None,
     ) -> None:
         self.lr, self.steps, self.kind, self.nesterov = lr, steps, kind, nesterov
 
@@ -46,7 +54,7 @@ def test_what_the_caller_gives_is_passed_where_it_is_accepted() -> None:
         ({"name": None}, "optim.name: None is unknown; allowed: crop, plain, sgd"),
         ({"lr": 0.1}, "optim: expected a mapping with a 'name', one of ['crop', 'plain', 'sgd'], got {'lr': 0.1}"),
         (None, "optim: expected a mapping with a 'name', one of ['crop', 'plain', 'sgd'], got None"),
-        ({"name": "sgd", "rate": 1.0}, "optim.rate: unknown key; allowed: lr, steps, kind, nesterov"),
+        ({"name": "sgd", "rate": 1.0}, "optim.rate: unknown key; allowed: lr, steps, kind, nesterov, note"),
         ({"name": "sgd"}, "optim.lr: missing; it is required by optim"),
         ({"name": "sgd", "lr": "1e-3"}, "optim.lr: expected float, got '1e-3'"),
         ({"name": "sgd", "lr": True}, "optim.lr: expected float, got True"),
@@ -55,6 +63,19 @@ def test_what_the_caller_gives_is_passed_where_it_is_accepted() -> None:
         ({"name": "sgd", "lr": 1, "kind": "line"}, "optim.kind: expected one of 'cosine', 'step', got 'line'"),
         ({"name": "crop", "channels": 3, "scale": [0.1]}, "optim.scale: expected tuple[float, float], got [0.1]"),
         ({"name": "crop", "channels": 3, "mean": 0.5}, "optim.mean: expected tuple[float, ...] or null, got 0.5"),
+        ({"name": "sgd", "lr": math.nan}, f"optim.lr: expected float, got nan{NUMBERS}"),
+        ({"name": "sgd", "lr": -math.inf}, f"optim.lr: expected float, got -inf{NUMBERS}"),
+        ({"name": "sgd", "lr": 10**400}, f"optim.lr: expected float, got 1{'0' * 199}...{NUMBERS}"),
+        (
+            {"name": "sgd", "lr": 1, "steps": -(2**63) - 1},
+            f"optim.steps: expected int, got -9223372036854775809{NUMBERS}",
+        ),
+        (
+            {"name": "crop", "channels": 3, "mean": [0.1, math.nan]},
+            f"optim.mean: expected tuple[float, ...] or null, got [0.1, nan]{NUMBERS}",
+        ),
+        ({"name": "sgd", "lr": 1, "note": 3}, "optim.note: expected text or null, got 3; write it in quotes"),
+        ({"name": "sgd", "lr": 1, "note": [3]}, "optim.note: expected text or null, got [3]"),
         ({"name": "plain", "any": 1}, "optim.any: unknown key; allowed: none"),
     ],
 )
@@ -74,6 +95,13 @@ def test_what_the_caller_gives_may_not_stand_in_the_file() -> None:
     "value, hint, fits",
     [
         (1, float, True),
+        (-(2**53), int, True),
+        (math.nan, float, False),
+        (3.4e38, float, True),
+        (3.5e38, float, False),
+        (math.inf, float | None, False),
+        ([1.0, math.inf], list[float], False),
+        ({"a": math.nan}, Mapping[str, float], False),
         (1.5, int, False),
         (True, int, False),
         (None, int | None, True),

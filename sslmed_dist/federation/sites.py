@@ -120,6 +120,9 @@ def simulated_sites(settings: Config) -> list[Site]:
     the whole dataset."""
     fed = federated_section(settings)
     dataset = build.load_data(settings, fed.pool)
+    count = fed.partition.get("count")
+    if isinstance(count, int) and count > len(dataset):  # before a list is made of so many sites
+        raise ValueError(f"federated.partition.count: {count} sites for {len(dataset)} samples; allowed: fewer sites")
     parts = registry.build(
         PARTITIONS,
         fed.partition,

@@ -4,7 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslmed_dist.arguments import require_between
 from sslmed_dist.models.interfaces import Head
+
+MOST_LAYERS = 64  # of a projector: more would only be found out when the memory is full
 
 
 class Projection(Head):
@@ -29,6 +32,7 @@ class Projection(Head):
         for name, value in (("hidden", hidden), ("out", out), ("layers", layers)):
             if value < 1:
                 raise ValueError(f"method.head.{name}: expected an integer >= 1, got {value}")
+        require_between("method.head.layers", layers, 1, MOST_LAYERS)
         widths = [in_dim] + [hidden] * (layers - 1) + [out]  # before and after each linear layer
         modules: list[nn.Module] = []
         # Linear (- BatchNorm) - ReLU for each hidden layer; the last layer without ReLU.
@@ -107,6 +111,7 @@ class DinoHead(Head):
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"method.head.{name}: expected an integer >= 1, got {value}")
+        require_between("method.head.layers", layers, 1, MOST_LAYERS)
         widths = [in_dim] + [hidden] * (layers - 1)
         modules: list[nn.Module] = []
         for before, after in zip(widths[:-1], widths[1:], strict=True):

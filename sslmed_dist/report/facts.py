@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
+from sslmed_dist import plain_yaml
 from sslmed_dist.printable import without_folders
 from sslmed_dist.report.plots import Curve
 from sslmed_dist.report.runs import Experiment, Row, Tree
@@ -92,7 +91,7 @@ def software(environment: Tree) -> str:
 
 def config_text(config: Tree) -> str:
     """The configuration as YAML, with paths shortened."""
-    return yaml.safe_dump(without_folders(config), sort_keys=False, allow_unicode=True)
+    return plain_yaml.write(without_folders(config))
 
 
 def curve_lines(experiment: Experiment, name: str, arm: str | None = None) -> tuple[list[Curve], str]:

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sslmed_dist import config, run_folder
+from sslmed_dist import config, plain_yaml, run_folder
 from sslmed_dist.json_files import Fields, checked, read_object
 
 Row = dict[str, Any]
@@ -116,10 +114,7 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
 
 def read_config(path: Path) -> Tree:
     """The resolved configuration as a tree."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    tree = plain_yaml.read(path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected the sections of a configuration, got {type(tree).__name__}")
     return checked(tree, str(path), {}, SECTIONS)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sslmed_dist import registry
-from sslmed_dist.arguments import located
+from sslmed_dist.arguments import located, require_between
 from sslmed_dist.views.colour import Colour
 from sslmed_dist.views.draws import Draws, draw, word_keys
 from sslmed_dist.views.filters import Blur, Cutout, Noise, Solarise
@@ -129,8 +129,7 @@ class ContrastiveViews(nn.Module):
         ``ValueError`` naming the field for a value that is not allowed.
         """
         super().__init__()
-        if views < 1:
-            raise ValueError(f"views.views: expected at least 1, got {views}")
+        require_between("views.views", views, 1, 1000)  # a chain is built for each: a million would fill the memory
         if second is not None and views < 2:
             raise ValueError("views.second: needs at least 2 views")
         self.size = size

@@ -32,6 +32,11 @@ class Intensity(nn.Module):
         for field, values in (("mean", mean), ("std", std)):
             if len(values) != channels:
                 raise ValueError(f"{field}: expected {channels} numbers (one per channel), got {len(values)}")
+            # Bytes' mean and deviation are far larger, those of standardised volumes are not.
+            if max(map(abs, values)) > 3:
+                raise ValueError(
+                    f"{field}: expected numbers on the scale 0 to 1, got {list(values)}; divide them by 255"
+                )
         if min(std) <= 0:
             raise ValueError(f"std: expected positive numbers, got {list(std)}")
         self.channels, self.low, self.high = channels, float(value_range[0]), float(value_range[1])

@@ -168,14 +168,15 @@ def test_a_queue_is_filled_in_the_order_of_the_global_batch(gloo: GlooPool) -> N
         assert gloo.run(filled, world) == [expected] * world
 
 
+NUMBERS = "; a number has to be finite in float32, a whole number within 2^53"
 BAD_ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
     ("moco", {"queue": 0}, "method.queue: expected a number >= 1, got 0"),
     ("moco", {"momentum": 1.5}, "method.momentum: expected a number from 0 to 1, got 1.5"),
     ("moco", {"momentum_end": -0.1}, "method.momentum_end: expected a number from 0 to 1, got -0.1"),
     ("moco", {"temperature": 0.0}, "method.temperature: expected a finite number > 0, got 0.0"),
-    ("pirl", {"temperature": math.inf}, "method.temperature: expected a finite number > 0, got inf"),
+    ("pirl", {"temperature": math.inf}, f"method.temperature: expected float, got inf{NUMBERS}"),
     ("pirl", {"weight": 2.0}, "method.weight: expected a number from 0 to 1, got 2.0"),
-    ("byol", {"momentum": math.nan}, "method.momentum: expected a number from 0 to 1, got nan"),
+    ("byol", {"momentum": math.nan}, f"method.momentum: expected float, got nan{NUMBERS}"),
     (
         "byol",
         {"predictor": {"name": "projection", "out": 9}},

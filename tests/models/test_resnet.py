@@ -151,3 +151,6 @@ def test_heads() -> None:
     assert identity(x) is x and not list(identity.parameters())
     with pytest.raises(ValueError, match="^method.head.layers: expected an integer >= 1, got 0$"):
         registry.build(HEADS, {"name": "projection", "layers": 0}, "method.head", in_dim=6)
+    for head in ("projection", "dino"):
+        with pytest.raises(ValueError, match="^method.head.layers: expected a number from 1 to 64, got 1000000000$"):
+            registry.build(HEADS, {"name": head, "layers": 10**9}, "method.head", in_dim=6)

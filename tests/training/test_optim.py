@@ -252,7 +252,10 @@ def test_the_rate_scales_with_the_batch(scale: str, factor: float) -> None:
         ({"name": "adam", "lr": 1}, "optim.name: 'adam' is unknown; allowed: adamw, lars, rmsprop, sgd"),
         ({"name": "sgd"}, "optim.lr: missing; it is required by optim"),
         ({"name": "sgd", "lr": 0}, "optim.lr: expected a number > 0, got 0"),
-        ({"name": "sgd", "lr": math.nan}, "optim.lr: expected a number > 0, got nan"),
+        (
+            {"name": "sgd", "lr": math.nan},
+            "optim.lr: expected float, got nan; a number has to be finite in float32, a whole number within 2^53",
+        ),
         (
             {"name": "sgd", "lr": 1, "schdule": "cosine"},
             "optim.schdule: unknown key; allowed: lr, momentum, weight_decay, nesterov, schedule, exclude, scale",

@@ -150,7 +150,8 @@ def test_second_view_takes_overrides() -> None:
     "arguments, message",
     [
         ({"size": 0}, "views.size: expected a positive"),
-        ({"views": 0}, "views.views: expected at least 1"),
+        ({"views": 0}, "views.views: expected a number from 1 to 1000, got 0"),
+        ({"views": 10**9}, "views.views: expected a number from 1 to 1000, got 1000000000"),
         ({"crop_scale": (0.9, 0.1)}, "views.crop_scale: expected two numbers"),
         ({"crop_scale": (0.1, 1.5)}, "views.crop_scale"),
         ({"crop_ratio": (0.0, 1.0)}, "views.crop_ratio"),

@@ -57,6 +57,11 @@ def test_bits_do_not_depend_on_the_batch() -> None:
         ({"resize": 8}, r"views.resize: expected at least size \(16\), got 8"),
         ({"mean": (0.5, 0.5)}, "views.mean: expected 3 numbers"),
         ({"std": (-1.0, 1.0, 1.0)}, "views.std: expected positive"),
+        (
+            {"mean": (125.3, 123.0, 113.9)},
+            r"views.mean: expected numbers on the scale 0 to 1, got \[125.3, 123.0, 113.9\]; divide them by 255",
+        ),
+        ({"std": (63.0, 62.1, 66.7)}, "views.std: expected numbers on the scale 0 to 1"),
     ],
 )
 def test_refusals_name_the_field(arguments: dict[str, object], message: str) -> None:

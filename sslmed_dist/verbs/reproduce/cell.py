@@ -125,14 +125,15 @@ def evaluate(cell: Cell) -> None:
     """Write ``evaluate/last.json`` with the encoder's rows, and the similarities where the table asks for them.
 
     The random encoder and the floors, which ``sslmed evaluate`` adds, are left out: the raw pixels of large images
-    would take more memory than the table is worth. Protocols and data path are those of the cell, not those that the
-    checkpoint remembers.
+    would take more memory than the table is worth. The section ``evaluate`` and the data path are those of the cell,
+    not those that the checkpoint remembers.
     """
     settings, folder = cell.settings, cell.settings.folder
     trained = pretrained.load(folder)
-    protocols = config.to_tree(settings)["evaluate"]
     data_path = {"data": {"root": settings.data["root"]}} if "root" in settings.data else {}
-    trained = dataclasses.replace(trained, settings=config.replace(trained.settings, evaluate=protocols, **data_path))
+    # Whole, not merged: of the checkpoint's ``evaluate.data`` no key stays that the cell does not have.
+    measured_as = dataclasses.replace(config.replace(trained.settings, **data_path), evaluate=settings.evaluate)
+    trained = dataclasses.replace(trained, settings=measured_as)
     dataset, parts = evaluation_splits(trained.settings)
     predictions = own_predictions(trained, dataset, parts)
     if settings.evaluate.protocols:

@@ -5,8 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import sslmed_dist
 from sslmed_dist import config, plain_yaml, registry
 from sslmed_dist.verbs.reproduce.table import Column, Folds, Metric, Table, Tree
@@ -41,10 +39,7 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 def load(path: Path) -> Table:
     """Read the file of a table strictly. ``ValueError`` is one line: file, key, what is allowed."""
-    try:
-        tree = plain_yaml.parse(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    tree = plain_yaml.read(path)
     keys = ("title", "base", "metric", "rows", "columns", "published", "tolerance")
     allowed = (*keys, "note", "ours", "quoted", "not_ours", "start_from", "cells", "folds", "means", "measured")
     if not isinstance(tree, dict):
@@ -97,8 +92,7 @@ def load(path: Path) -> Table:
 
 def expect(path: Path, key: str, value: Any, kind: Any) -> Any:
     """``value`` if it is of ``kind`` (as ``registry.matches`` sees it), else ``ValueError``."""
-    if not registry.matches(value, kind):
-        raise ValueError(f"{path}: {key}: expected {registry.readable(kind)}, got {value!r}")
+    registry.require_match(f"{path}: {key}", value, kind)
     return value
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from sslmed_dist import cli
+from sslmed_dist import cli, plain_yaml
+from sslmed_dist.config import Config
 from sslmed_dist.drivers import local
 from sslmed_dist.training.precision import NonFinite
-from sslmed_dist.verbs.reproduce import run
+from sslmed_dist.verbs.reproduce import cell, run
 from tests import tiny
 
 Capture = pytest.CaptureFixture[str]
@@ -41,7 +42,7 @@ def path(tmp_path: Path) -> Path:
 def write(folder: Path, **changes: Any) -> Path:
     """``TABLE`` with changes as table-9.1.yaml."""
     file = folder / "table-9.1.yaml"
-    file.write_text(yaml.safe_dump({**TABLE, **changes}, sort_keys=False))
+    file.write_text(plain_yaml.write({**TABLE, **changes}))
     return file
 
 
@@ -271,3 +272,23 @@ def test_a_table_that_is_not_there(tmp_path: Path, capsys: Capture, monkeypatch:
     monkeypatch.setattr("sslmed_dist.__file__", str(tmp_path / "sslmed_dist" / "__init__.py"))
     assert reproduce("table-5.2") == 2
     assert "there is no folder configs/thesis here; run from a checkout or give a .yaml path" in capsys.readouterr().err
+
+
+def test_a_cell_is_measured_as_it_says_now(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with keys of ``evaluate.data`` that were there when it was trained and are gone."""
+    before = write(path.parent, columns={"tiny": {"plan.epochs": 1, "evaluate.data": {"deduplicate": False}}})
+    trained = run.cells(run.request(str(before), rows=["SimCLR"]))[0]
+    assert trained.settings.evaluate.data == {"deduplicate": False}
+    cell.train(trained)
+    now = run.cells(run.request(str(write(path.parent)), rows=["SimCLR"]))[0]
+    seen: list[Config] = []
+    splits = cell.evaluation_splits
+
+    def note(settings: Config) -> Any:
+        seen.append(settings)
+        return splits(settings)
+
+    monkeypatch.setattr(cell, "evaluation_splits", note)
+    cell.evaluate(now)
+    assert seen[0].evaluate == now.settings.evaluate and seen[0].evaluate.data == {}
+    assert seen[0].data["root"] == now.settings.data["root"] and seen[0].views["mean"] is not None

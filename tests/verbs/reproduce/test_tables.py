@@ -202,7 +202,7 @@ def test_the_ranges_that_the_thesis_contradicts_itself_with_are_printed_whole() 
             {"titel": "x"},
             "titel: unknown key; allowed: title, base, metric, rows, columns, published, tolerance, note,",
         ),
-        ({"title": 3}, "title: expected str, got 3"),
+        ({"title": 3}, "title: expected text, got 3; write it in quotes"),
         ({"tolerance": 0}, "tolerance: expected a number > 0, got 0"),
         ({"rows": {"a b": {}}}, "rows: 'a b': expected a name of letters, digits and"),
         ({"rows": {"a": 3}}, "rows.a: expected overrides such as plan.epochs: 3, got 3"),
@@ -245,7 +245,7 @@ def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_a_row_that_names_another_method_keeps_what_the_column_says_of_it(tmp_path: Path) -> None:
     found = load("table-5.2").settings("BYOL", "STL-10")
-    assert found.method["encoder"] == {"name": "resnet", "depth": 18, "stem": "imagenet"}
+    assert found.method["encoder"] == {"name": "resnet", "depth": 18, "stem": "imagenet", "width": 64}
     assert found.optim["lr"] == 0.0075 and found.views["size"] == 96
     assert "loss" not in found.method and "loss" in inspect.signature(METHODS["contrastive"]).parameters
     given = load("table-5.2").settings(
