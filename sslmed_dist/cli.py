@@ -94,7 +94,7 @@ def report(arguments: argparse.Namespace) -> int:
     from sslmed_dist.report import write_report
     from sslmed_dist.report.events import write_events
 
-    page, markdown = write_report(arguments.runs, arguments.out, pictures=arguments.pictures)
+    page, markdown = write_report(arguments.runs, arguments.out, pictures=arguments.pictures, force=arguments.force)
     if arguments.tensorboard is not None:
         write_events(arguments.runs, arguments.tensorboard)
     print(page, markdown, sep="\n")
@@ -105,7 +105,8 @@ def export(arguments: argparse.Namespace) -> int:
     """``sslmed export``."""
     from sslmed_dist.verbs.export import export_encoder
 
-    print(*export_encoder(arguments.run, arguments.out, arguments.which, arguments.part), sep="\n")
+    written = export_encoder(arguments.run, arguments.out, arguments.which, arguments.part, force=arguments.force)
+    print(*written, sep="\n")
     return 0
 
 
@@ -113,8 +114,19 @@ def embed(arguments: argparse.Namespace) -> int:
     """``sslmed embed``."""
     from sslmed_dist.verbs.embed import embed
 
-    count = embed(arguments.run, arguments.images, arguments.out, arguments.which, arguments.part)
-    print(f"{arguments.out}: {count} images")
+    done = embed(
+        arguments.run,
+        arguments.images,
+        arguments.out,
+        arguments.which,
+        arguments.part,
+        names=arguments.names,
+        skip_bad=arguments.skip_bad,
+        force=arguments.force,
+        note=say,
+    )
+    left_out = f", {done.skipped} left out that cannot be read" if done.skipped else ""
+    print(f"{arguments.out}: {done.images} images{left_out}")
     return 0
 
 
@@ -138,6 +150,7 @@ def segment(arguments: argparse.Namespace) -> int:
         quadrants=arguments.quadrants,
         dicom_seg=arguments.dicom_seg,
         device=arguments.device,
+        force=arguments.force,
     )
     print(*written, sep="\n")
     return 0
@@ -187,6 +200,7 @@ def data_pack(arguments: argparse.Namespace) -> int:
         rows=arguments.rows,
         workers=arguments.workers,
         note=say,
+        force=arguments.force,
     )
     print(packed)
     return 0

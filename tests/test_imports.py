@@ -19,6 +19,7 @@ FLOORS: tuple[set[str], ...] = (
     {
         *("__init__", "registry", "arguments", "atomic_files", "randomness", "distributed", "plain_yaml", "sections"),
         *("config", "checkpoint", "run_folder", "cli_parser", "user_cache"),
+        *("state_dicts", "weights", "outputs"),
     },
     {"data", "views", "losses", "models"},
     {"methods"},
@@ -30,7 +31,7 @@ FLOORS: tuple[set[str], ...] = (
     {"cli"},
 )
 # Parts that may not import all that is below them: they know no configuration, no run and no file but their own.
-NARROW = {"registry", "arguments", "atomic_files", "randomness", "distributed", "user_cache"}
+NARROW = {"registry", "arguments", "atomic_files", "randomness", "distributed", "user_cache", "weights", "outputs"}
 ALLOWED: dict[str, set[str]] = {
     **{part: NARROW for part in ("data", "views", "losses", "models")},
     "methods": NARROW | {"losses", "models"},
