@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sslmed_dist import distributed
 from sslmed_dist.losses import temperature as temperatures
-from sslmed_dist.losses.tiles import Similarity
+from sslmed_dist.losses.similarity import Similarity
 
 
 @dataclass(frozen=True)
