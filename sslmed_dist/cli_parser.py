@@ -99,7 +99,7 @@ def giving_away(verbs: Verbs) -> None:
     forcing(export, "an export")
 
     embed = verbs.add_parser("embed", help="features of a folder of images")
-    embed.add_argument("run", type=Path)
+    embed.add_argument("run", type=Path, help="run folder, checkpoint, or weights with their .json (sslmed export)")
     embed.add_argument("images", type=Path)
     embed.add_argument("--out", type=Path, default=Path("features.npz"))
     embed.add_argument("--which", default="last")

@@ -11,7 +11,8 @@ Leaf = Mapping[str, Any]
 @dataclass(frozen=True)
 class Run:
     """Where a run lives, on what it runs, and its seed. ``name``: null means the stem of the configuration file.
-    ``start_from``: a run folder or checkpoint file; the weights of its encoder are the first weights of this run's."""
+    ``start_from``: a run folder, a checkpoint, an export or another program's file of weights; the weights of its
+    encoder are the first weights of this run's."""
 
     name: str | None = None
     dir: str = "runs"
