@@ -29,8 +29,8 @@ from sslmed_dist.losses.similarity import Similarity
 # Most rows and columns of a tile, an even number: 1 MiB of float32 on a CPU, 256 MiB on a GPU.
 CPU_EDGE, GPU_EDGE = 512, 8192
 # Of ``row_logsumexp``, most bytes of e^logit that the forward pass keeps for the backward pass, which then need not
-# compute these tiles again: all of them up to some 4,000 pairs on a CPU. Beyond it memory grows with the batch alone.
-KEPT = 128 * 2**20
+# compute these tiles again: all of them up to some 3,500 pairs on a CPU. Beyond it memory grows with the batch alone.
+KEPT = 96 * 2**20
 
 
 @dataclass(frozen=True)
