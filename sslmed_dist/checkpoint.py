@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sslmed_dist.atomic_files import ENDING, write_atomically, writing
+from sslmed_dist.state_dicts import misfit
 
 FORMAT, VERSION = "sslmed-dist checkpoint", 1
 MAGIC = b"PK\x03\x04"  # how every zip archive, and so every torch.save file, starts
@@ -80,13 +81,25 @@ def verify(path: Path) -> None:
 
 
 def load_method(method: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load a state dict into ``method`` (any module). ``ValueError`` names the file and the first key that does not
-    fit."""
-    expected = method.state_dict()
-    for key in sorted(expected.keys() | state.keys()):
-        if key not in expected or key not in state or expected[key].shape != state[key].shape:
-            raise ValueError(f"{path}: {key} is missing, unknown or of another shape: another architecture")
+    """Load a state dict into ``method`` (any module). ``ValueError`` names the file and what does not fit: keys,
+    shapes, types of number, numbers that are not finite (``state_dicts.misfit``)."""
+    problem = misfit(method.state_dict(), state)
+    if problem:
+        raise ValueError(f"{path}: does not fit this architecture: {problem}")
     method.load_state_dict(state)
+
+
+def require_step(saved: Mapping[str, Any], path: Path, most: int | None) -> None:
+    """``ValueError`` unless the checkpoint of a run says one step, and one that a run of ``most`` steps (None: not
+    known) can have done. A run that is taken for finished would otherwise stand at a step it never reached."""
+    if saved["kind"] != "training":
+        return
+    told = saved.get("step")
+    done = saved["state"].get("step", told)
+    if type(done) is not int or done < 0 or told not in (done, None):
+        raise ValueError(f"{path}: contradicts itself: step {told!r} of the file, {done!r} of the training state")
+    if most is not None and done > most:
+        raise ValueError(f"{path}: contradicts its plan: step {done} of a run of {most} steps")
 
 
 class Checkpoints:

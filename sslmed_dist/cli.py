@@ -10,9 +10,9 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sslmed_dist.cli_answers import found, options, say, show
 from sslmed_dist.cli_parser import parse
-from sslmed_dist.endings import USER_ERROR, ending_of
-from sslmed_dist.printable import printable
+from sslmed_dist.endings import ending_of
 
 if TYPE_CHECKING:
     from sslmed_dist.config import Config
@@ -119,7 +119,7 @@ def report(arguments: argparse.Namespace) -> int:
         from sslmed_dist.verbs import pictures
 
         pictures.make_for_report(arguments.runs)
-    page, markdown = write_report(arguments.runs, arguments.out, pictures=arguments.pictures)
+    page, markdown = write_report(arguments.runs, arguments.out, pictures=arguments.pictures, force=arguments.force)
     if arguments.tensorboard is not None:
         write_events(arguments.runs, arguments.tensorboard)
     show(page, markdown)
@@ -130,7 +130,8 @@ def export(arguments: argparse.Namespace) -> int:
     """``sslmed export``."""
     from sslmed_dist.verbs.export import export_encoder
 
-    show(*export_encoder(arguments.run, arguments.out, arguments.which, arguments.part))
+    written = export_encoder(arguments.run, arguments.out, arguments.which, arguments.part, force=arguments.force)
+    show(*written)
     return 0
 
 
@@ -138,8 +139,19 @@ def embed(arguments: argparse.Namespace) -> int:
     """``sslmed embed``."""
     from sslmed_dist.verbs.embed import embed
 
-    count = embed(arguments.run, arguments.images, arguments.out, arguments.which, arguments.part)
-    show(f"{arguments.out}: {count} images")
+    done = embed(
+        arguments.run,
+        arguments.images,
+        arguments.out,
+        arguments.which,
+        arguments.part,
+        names=arguments.names,
+        skip_bad=arguments.skip_bad,
+        force=arguments.force,
+        note=say,
+    )
+    left_out = f", {done.skipped} left out that cannot be read" if done.skipped else ""
+    show(f"{arguments.out}: {done.images} images{left_out}")
     return 0
 
 
@@ -163,86 +175,17 @@ def segment(arguments: argparse.Namespace) -> int:
         quadrants=arguments.quadrants,
         dicom_seg=arguments.dicom_seg,
         device=arguments.device,
+        force=arguments.force,
     )
     show(*written)
     return 0
 
 
-def options(words: Sequence[str]) -> dict[str, object]:
-    """Words ``KEY=VALUE`` as one tree, the values read as YAML."""
-    from sslmed_dist import config
-
-    tree: dict[str, object] = {}
-    for word in words:
-        tree = config.merge(tree, config.parse_override(word))
-    return tree
-
-
 def data(arguments: argparse.Namespace) -> int:
     """``sslmed data``."""
+    from sslmed_dist.cli_data import DATA
+
     return DATA[arguments.action](arguments)
-
-
-def data_check(arguments: argparse.Namespace) -> int:
-    """``sslmed data check``."""
-    from sslmed_dist.data.check import inspect
-
-    return found(*inspect(arguments.path))
-
-
-def data_prepare(arguments: argparse.Namespace) -> int:
-    """``sslmed data prepare``."""
-    from sslmed_dist.data.prepare import PREPARATIONS
-
-    show(PREPARATIONS[arguments.kind](arguments.source, arguments.out, note=say))
-    return 0
-
-
-def data_pack(arguments: argparse.Namespace) -> int:
-    """``sslmed data pack``."""
-    from sslmed_dist.data.pack import pack_any
-
-    leaf = {"root": arguments.root, **options(arguments.overrides), "name": arguments.name}
-    packed = pack_any(
-        leaf,
-        arguments.out,
-        form=arguments.format,
-        short=arguments.short,
-        quality=arguments.quality,
-        rows=arguments.rows,
-        workers=arguments.workers,
-        note=say,
-    )
-    show(packed)
-    return 0
-
-
-def data_phantom(arguments: argparse.Namespace) -> int:
-    """``sslmed data phantom``."""
-    from sslmed_dist import registry
-    from sslmed_dist.data.phantom import PHANTOMS
-
-    leaf = {"name": arguments.kind, **options(arguments.options)}
-    registry.build(PHANTOMS, leaf, "phantom", root=arguments.out)
-    show(arguments.out)
-    return 0
-
-
-def show(*lines: object) -> None:
-    """The answer, one line each on stdout. What they name may hold control characters, which are escaped."""
-    for line in lines:
-        print(printable(str(line)))
-
-
-def say(line: str) -> None:
-    """One line for the person who waits."""
-    print(printable(line), file=sys.stderr)
-
-
-def found(lines: Sequence[str], problems: Sequence[str]) -> int:
-    """Print what an inspection says. Returns the exit code, which is that of a mistake where there are problems."""
-    show(*lines, *(f"problem: {problem}" for problem in problems))
-    return USER_ERROR if problems else 0
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -260,12 +203,6 @@ def doctor(arguments: argparse.Namespace) -> int:
     return found(*doctor.examine())
 
 
-DATA: dict[str, Callable[[argparse.Namespace], int]] = {
-    "check": data_check,
-    "prepare": data_prepare,
-    "pack": data_pack,
-    "phantom": data_phantom,
-}
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": train,
     "federate": federate,

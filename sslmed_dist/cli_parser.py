@@ -88,6 +88,7 @@ def measuring(verbs: Verbs) -> None:
     report.add_argument(
         "--pictures", action="store_true", help="draw each run's pictures and embed them: the page holds pixels"
     )
+    forcing(report, "a report that --out names")
     report.add_argument("--tensorboard", type=Path, help="also write the curves as TensorBoard events to this folder")
 
 
@@ -99,12 +100,19 @@ def giving_away(verbs: Verbs) -> None:
     export.add_argument("--which", default="last")
     export.add_argument("--part", choices=("encoder", "momentum"), default="encoder", help="or its slow copy")
 
+    forcing(export, "an export")
+
     embed = verbs.add_parser("embed", help="features of a folder of images")
-    embed.add_argument("run", type=Path)
+    embed.add_argument("run", type=Path, help="run folder, checkpoint, or weights with their .json (sslmed export)")
     embed.add_argument("images", type=Path)
     embed.add_argument("--out", type=Path, default=Path("features.npz"))
     embed.add_argument("--which", default="last")
     embed.add_argument("--part", choices=("encoder", "momentum"), default="encoder", help="or its slow copy")
+    embed.add_argument(
+        "--names", choices=("file", "anonymous"), default="anonymous", help="file: paths beside the rows"
+    )
+    embed.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and count them")
+    forcing(embed, "features")
 
 
 def segmenting(verbs: Verbs) -> None:
@@ -131,6 +139,7 @@ def segmenting(verbs: Verbs) -> None:
     )
     segment.add_argument("--quadrants", action="store_true", help="only in quadrants that the support's organ occupies")
     segment.add_argument("--dicom-seg", action="store_true", help="also write DICOM-SEG (needs the extra dicom)")
+    forcing(segment, "masks of an earlier run that nobody changed since")
     segment.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
@@ -154,10 +163,16 @@ def handling_data(verbs: Verbs) -> None:
     pack.add_argument("--quality", type=int, default=90, help="of the JPEG")
     pack.add_argument("--rows", type=int, default=8192, help="images a shard")
     pack.add_argument("--workers", type=int, default=2, help="processes")
+    forcing(pack, "another pack")
     ready = actions.add_parser("prepare", help="turn a published set as downloaded into NIfTI exams for training")
     ready.add_argument("kind", choices=("chaos", "abdomen-ct"))
     ready.add_argument("source", type=Path, metavar="SRC")
     ready.add_argument("out", type=Path, metavar="OUT")
+
+
+def forcing(verb: argparse.ArgumentParser, what: str) -> None:
+    """``--force``. What this program did not write is never written over, with or without it."""
+    verb.add_argument("--force", action="store_true", help=f"write over {what}")
 
 
 def configuration(verb: argparse.ArgumentParser) -> None:

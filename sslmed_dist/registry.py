@@ -145,7 +145,8 @@ def readable(hint: Any) -> str:
     if origin is typing.Literal:
         return "one of " + ", ".join(map(repr, arguments))
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(readable(argument) for argument in arguments)
+        # An abstract class is there for programs, which pass an object of it; no file can hold one.
+        return " or ".join(readable(argument) for argument in arguments if not inspect.isabstract(argument))
     if hint is type(None):
         return "null"
     if hint is str:

@@ -27,9 +27,10 @@ def require_whole(section: str, values: Any, least: int, *names: str) -> None:
 class Run:
     """Where a run lives, on what it runs, and its seed. ``name``: the run's folder, one plain part of a path (see
     ``require_component``); null means the stem of the configuration file.
-    ``start_from``: a run folder or checkpoint file; the weights of its encoder are the first weights of this run's.
-    ``continue_from``: the same, but all of its state is taken over (method, optimiser, queues); the schedule and the
-    epochs are this run's own, from the start.
+    ``start_from``: a run folder, a checkpoint, an export or another program's file of weights; the weights of its
+    encoder are the first weights of this run's.
+    ``continue_from``: a run folder or checkpoint of which the whole state is taken over (method, optimiser, queues);
+    the schedule and the epochs are this run's own, from the start.
     ``tensorboard``: the scalars are also written as TensorBoard events, to ``tensorboard/`` in the run folder."""
 
     name: str | None = None

@@ -186,14 +186,15 @@ def test_load_method_names_what_does_not_fit(tmp_path: Path) -> None:
     weight, bias = torch.ones(2, 3), torch.zeros(2)
     checkpoint.load_method(module, {"weight": weight, "bias": bias}, path)
     assert torch.equal(module.weight, weight)
-    for state, key in (
-        ({"weight": weight}, "bias"),
-        ({"weight": weight.T, "bias": bias}, "weight"),
-        ({"weight": weight, "bias": bias, "a": bias}, "a"),
+    for state, line in (
+        ({"weight": weight}, "1 missing (bias)"),
+        ({"weight": weight.T, "bias": bias}, "1 of another shape (weight (3, 2) in the file and (2, 3) here)"),
+        ({"weight": weight, "bias": bias, "a": bias}, "1 unexpected (a)"),
+        ({"weight": weight, "bias": bias / 0.0}, "1 not finite (bias)"),
     ):
         with pytest.raises(ValueError) as caught:
             checkpoint.load_method(module, state, path)
-        assert str(caught.value) == f"{path}: {key} is missing, unknown or of another shape: another architecture"
+        assert str(caught.value) == f"{path}: does not fit this architecture: {line}"
 
 
 def kept(folder: Path, steps: range, **arguments: Any) -> list[int]:

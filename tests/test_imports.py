@@ -20,6 +20,7 @@ FLOORS: tuple[set[str], ...] = (
         *("__init__", "registry", "arguments", "atomic_files", "randomness", "distributed", "plain_yaml", "sections"),
         *("config", "checkpoint", "run_folder", "cli_parser", "endings", "user_cache", "printable", "json_files"),
         *("curve_events", "strips"),
+        *("state_dicts", "weights", "outputs"),
     },
     {"data", "views", "losses", "models"},
     {"methods"},
@@ -28,10 +29,13 @@ FLOORS: tuple[set[str], ...] = (
     {"federation"},
     {"report", "drivers"},
     {"verbs"},
+    {"cli_answers"},
+    {"cli_data"},
     {"cli"},
 )
 # Parts that may not import all that is below them: they know no configuration, no run and no file but their own.
 NARROW = {"registry", "arguments", "atomic_files", "randomness", "distributed", "user_cache", "printable", "strips"}
+NARROW |= {"weights", "outputs"}
 ALLOWED: dict[str, set[str]] = {
     **{part: NARROW for part in ("data", "views", "losses", "models")},
     "methods": NARROW | {"losses", "models"},
@@ -43,6 +47,8 @@ LAZY = {"nibabel", "monai", "pydicom", "highdicom", "pandas", "matplotlib", "ski
 LAZY |= {"rich", "tensorboard", "safetensors"}
 NO_TORCH = (
     "cli",
+    "cli_answers",
+    "cli_data",
     "cli_parser",
     "endings",
     "config",

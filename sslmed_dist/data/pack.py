@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from inspect import signature
 from pathlib import Path
@@ -20,21 +21,30 @@ from sslmed_dist.data.images.files import ImageFiles
 from sslmed_dist.data.images.shards import SUMMARY, VERSION, Form, Shard, read_summary, write_shard
 from sslmed_dist.data.workers import in_processes
 
+SHARD = re.compile(r"shard-\d{5}\.(bin|npz)")
 # Sets that become one file instead of shards: name of the set -> the function that packs it.
 WHOLE: Mapping[str, Callable[..., Path]] = {"episodes": pack_episodes}
 
 
-def pack_any(leaf: Mapping[str, Any], out: Path, *, workers: int, note: Callable[[str], None], **form: Any) -> Path:
+def pack_any(
+    leaf: Mapping[str, Any],
+    out: Path,
+    *,
+    workers: int,
+    note: Callable[[str], None],
+    force: bool = False,
+    **form: Any,
+) -> Path:
     """Pack the dataset ``leaf`` in the way that suits it: image files as shards (``pack``), sets of exams as one file
     (``WHOLE``). ``ValueError`` as theirs, and for a setting of ``pack`` that is given for a set of exams."""
     if leaf["name"] not in WHOLE:
-        return pack(leaf, out, workers=workers, note=note, **form)
+        return pack(leaf, out, workers=workers, note=note, force=force, **form)
     # settings of image shards mean nothing for these sets: refuse any that is not at its default
     changed_settings = [name for name, value in form.items() if value != signature(pack).parameters[name].default]
     if changed_settings:
         names = ", ".join("format" if name == "form" else name for name in changed_settings)
         raise ValueError(f"pack: {names}: for sets of image files; {leaf['name']} is packed as it is stored")
-    packed_file: Path = registry.build(WHOLE, leaf, "pack", out=out, workers=workers, note=note)
+    packed_file: Path = registry.build(WHOLE, leaf, "pack", out=out, workers=workers, note=note, force=force)
     return packed_file
 
 
@@ -48,6 +58,7 @@ def pack(
     rows: int = 8192,
     workers: int = 1,
     note: Callable[[str], None] = lambda line: None,
+    force: bool = False,
 ) -> Path:
     """Pack all splits of the dataset ``leaf`` ({"name", "root", arguments}; a set of image files) into the folder
     ``out``, and return it. Images keep their ids, labels, groups and splits.
@@ -56,7 +67,8 @@ def pack(
     "jpeg" stores all of it at ``quality`` (libjpeg, 4:2:0 chroma); it is cut to the square when read. "raw" stores its
     middle square, ``channels x short x short`` bytes, bit-equal to the dataset's. A shard holds ``rows`` images;
     ``workers`` processes write shards side by side.
-    A run that was killed goes on with the first shard that is not complete and ends with the same files.
+    A run that was killed goes on with the first shard that is not complete and ends with the same files. ``force``
+    replaces another pack in ``out``.
     ``note`` is told of each finished shard.
     ``ValueError``: another dataset, an argument out of range, an image that cannot be read, a folder of something else.
     """
@@ -67,7 +79,7 @@ def pack(
         raise ValueError(f"pack: format must be jpeg or raw and workers at least 1, got {form!r} and {workers}")
     source = open_source(leaf, short)
     summary = describe(source, leaf, {"format": form, "short": short, "quality": quality, "rows": rows})
-    folder = prepare(Path(out), summary)
+    folder = prepare(Path(out), summary, force)
     if (folder / SUMMARY).exists():
         note(f"{folder}: is packed already")
         return folder
@@ -112,9 +124,9 @@ def readable(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def prepare(folder: Path, summary: Mapping[str, Any]) -> Path:
-    """Make the folder to write into, and delete the temporary files of a killed run. ``ValueError`` when it holds
-    another pack or anything else."""
+def prepare(folder: Path, summary: Mapping[str, Any], force: bool) -> Path:
+    """Make the folder to write into, and delete the temporary files of a killed run, or with ``force`` another pack.
+    ``ValueError`` when it holds another pack, or anything else."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: exists and is not a folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +138,15 @@ def prepare(folder: Path, summary: Mapping[str, Any]) -> Path:
             f"{folder}: holds {foreign_files[0]}, which is no part of a pack; give an empty or a new folder"
         )
     if (folder / SUMMARY).exists() and read_summary(folder)["fingerprint"] != summary["fingerprint"]:
-        raise ValueError(f"{folder / SUMMARY}: another pack; give an empty or a new folder")
+        if not force:
+            raise ValueError(
+                f"{folder / SUMMARY}: another pack; give an empty or a new folder, or --force to replace it"
+            )
+        # The summary goes first: without it a folder is no pack, whatever happens before the new one is complete.
+        (folder / SUMMARY).unlink()
+        for path in folder.iterdir():
+            if SHARD.fullmatch(path.name):
+                path.unlink()
     for path in folder.glob(".shard-*"):
         path.unlink()
     return folder

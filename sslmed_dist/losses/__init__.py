@@ -1,4 +1,7 @@
-"""Losses on the embeddings of two views: ``LOSSES[name](temperature=0.2)(z0, z1)`` -> scalar."""
+"""Losses on the embeddings of two views: ``LOSSES[name](temperature=0.2)(z0, z1)`` -> scalar.
+
+For one's own training loop each class can be imported from here: ``MIOv3(temperature=Dystress(0.07, 0.2))(z0, z1)``.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,10 +13,54 @@ from sslmed_dist.losses.barlow_twins import BarlowTwins
 from sslmed_dist.losses.contrastive import DCL, DCLW, MACL, Contr, NTXent
 from sslmed_dist.losses.logdet import LogDet
 from sslmed_dist.losses.mio import Binary, Combo, MIOv1, MIOv2, MIOv3
+from sslmed_dist.losses.pairs import PairLoss, advance
+from sslmed_dist.losses.temperature import (
+    TEMPERATURES,
+    Constant,
+    CosineSchedule,
+    Dystress,
+    DystressExponential,
+    DystressLinear,
+    DystressShifted,
+    Temperature,
+)
 from sslmed_dist.losses.vicreg import VICReg
 from sslmed_dist.losses.weighted import WeightedSum
 from sslmed_dist.losses.wmse import WMSE
 from sslmed_dist.losses.zero_cl import ZeroFCL, ZeroICL
+
+__all__ = [
+    "ARB",
+    "BarlowTwins",
+    "Binary",
+    "Combo",
+    "Constant",
+    "Contr",
+    "CosineSchedule",
+    "DCL",
+    "DCLW",
+    "Dystress",
+    "DystressExponential",
+    "DystressLinear",
+    "DystressShifted",
+    "LOSSES",
+    "LogDet",
+    "MACL",
+    "MIOv1",
+    "MIOv2",
+    "MIOv3",
+    "NTXent",
+    "PairLoss",
+    "TEMPERATURES",
+    "Temperature",
+    "VICReg",
+    "WMSE",
+    "WeightedSum",
+    "ZeroFCL",
+    "ZeroICL",
+    "advance",
+    "weighted_sum",
+]
 
 
 def weighted_sum(terms: Sequence[Mapping[str, Any]]) -> nn.Module:

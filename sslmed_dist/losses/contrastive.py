@@ -17,8 +17,9 @@ from torch import Tensor
 from sslmed_dist import distributed
 from sslmed_dist.arguments import require_positive
 from sslmed_dist.losses.pairs import PairLoss, Pairs
+from sslmed_dist.losses.similarity import Similarity
 from sslmed_dist.losses.temperature import Leaf
-from sslmed_dist.losses.tiles import Similarity, row_logsumexp
+from sslmed_dist.losses.tiles import row_logsumexp
 
 
 def nt_xent(pairs: Pairs, similarity: Similarity) -> Tensor:

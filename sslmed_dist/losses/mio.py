@@ -16,8 +16,9 @@ from torch import Tensor
 
 from sslmed_dist.losses.contrastive import nt_xent
 from sslmed_dist.losses.pairs import PairLoss, Pairs
+from sslmed_dist.losses.similarity import Similarity
 from sslmed_dist.losses.temperature import Constant, Leaf
-from sslmed_dist.losses.tiles import EXPONENTIAL, SOFTPLUS, Repel, Similarity, repulsion, softplus
+from sslmed_dist.losses.tiles import EXPONENTIAL, SOFTPLUS, Repel, repulsion, softplus
 
 
 def mean_repulsion(pairs: Pairs, similarity: Similarity, repel: Repel) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sslmed_dist import distributed
 from sslmed_dist.losses import temperature as temperatures
-from sslmed_dist.losses.tiles import Similarity
+from sslmed_dist.losses.similarity import Similarity
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class PairLoss(nn.Module, ABC):
 
     ``z0``, ``z1``: un-normalised embeddings (N, D) of this rank's two views. Every rank returns the mean over its own
     rows against the rows of all ranks, so the mean over ranks of the value and of the gradient is that of one process
-    with the whole batch. ``temperature`` is a number > 0 or an entry of ``TEMPERATURES``. ``ValueError`` for a
-    temperature out of range, embeddings that are not two equal finite floating-point (N, D), or a batch of 1 over all
-    ranks. Memory is linear in the batch (see ``losses.tiles``).
+    with the whole batch. ``temperature`` is a number > 0, an entry of ``TEMPERATURES`` or a ``Temperature``.
+    ``ValueError`` for a temperature out of range, embeddings that are not two equal finite floating-point (N, D), or a
+    batch of 1 over all ranks. Memory is linear in the batch (see ``losses.tiles``).
     """
 
     squared_distance = False

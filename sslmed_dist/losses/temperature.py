@@ -1,14 +1,16 @@
 """Temperatures of contrastive losses: a number, a schedule over epochs, or a function of the pair's cosine (DySTreSS).
 
 In a configuration, ``temperature: {name: ..., ...}`` of a loss names an entry of ``TEMPERATURES``; a plain number is
-``constant``. With c a pair's cosine and tau(c) its temperature, the pair's logit is c / tau(c). The gradient flows
-through tau as well (thesis Eq. 6.6-6.7): d(c/tau)/dc = (tau - c tau') / tau^2. With ``gradient: false`` tau is a
-constant in the backward pass, and d(c/tau)/dc = 1/tau.
+``constant``. A program may pass the object itself: ``MIOv3(temperature=Dystress(0.07, 0.2))``. With c a pair's cosine
+and tau(c) its temperature, the pair's logit is c / tau(c). The gradient flows through tau as well (thesis Eq. 6.6-6.7):
+d(c/tau)/dc = (tau - c tau') / tau^2. With ``gradient: false`` tau is a constant in the backward pass, and
+d(c/tau)/dc = 1/tau.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,8 +18,6 @@ from torch import Tensor
 
 from sslmed_dist import registry
 from sslmed_dist.arguments import require_positive
-
-Leaf = float | Mapping[str, Any]
 
 
 def check_range(low: float, high: float) -> tuple[float, float]:
@@ -49,6 +49,10 @@ class Temperature(ABC):
     @abstractmethod
     def slope(self, c: Tensor) -> Tensor | float:
         """d tau / dc at ``c`` (any shape), in that shape; one number when all have the same."""
+
+
+# What a loss takes as its temperature: a number, an entry of a configuration, or in a program the object itself.
+Leaf = float | Mapping[str, Any] | Temperature
 
 
 class Constant(Temperature):
@@ -187,8 +191,13 @@ TEMPERATURES: Mapping[str, Callable[..., Temperature]] = {
 
 
 def build(temperature: Leaf) -> Temperature:
-    """The ``Temperature`` that a number or an entry of ``TEMPERATURES`` describes. ``ValueError`` for a bad one."""
-    if isinstance(temperature, (int, float)):
-        return Constant(temperature)
+    """The ``Temperature`` that a number or an entry of ``TEMPERATURES`` describes, or the object itself. ``ValueError``
+    for a bad one."""
+    if isinstance(temperature, Temperature):
+        return temperature
+    if isinstance(temperature, float | int | Real):  # numpy's numbers are Real
+        if isinstance(temperature, bool):
+            raise ValueError(f"temperature: expected a number > 0, a mapping or a Temperature, got {temperature}")
+        return Constant(float(temperature))
     built: Temperature = registry.build(TEMPERATURES, temperature, "temperature")
     return built

@@ -4,9 +4,9 @@
 with some columns. Autograd through a loop over tiles would keep every tile for the backward pass. So the two sums that
 all contrastive losses are made of have closed-form gradients: ``repulsion`` (a sum over negative pairs; its gradient is
 ready after the forward pass) and ``row_logsumexp`` (the log of a row's softmax denominator; its gradient needs every
-row's denominator first, hence a second pass over the tiles). A pair of two own rows is computed once and counted for
-both. Where the gradient itself is differentiated again, both compute the dense matrix of all pairs, which autograd can
-differentiate any number of times; its memory is quadratic.
+row's denominator first, hence a second pass over the tiles; what fits into ``KEPT`` is not computed again). A pair of
+two own rows is computed once and counted for both. Where the gradient itself is differentiated again, both compute the
+dense matrix of all pairs, which autograd can differentiate any number of times; its memory is quadratic.
 
 Over ranks: the unit rows of all ranks are gathered, and for ``row_logsumexp`` also the denominators and their upstream
 gradients. Every rank then knows the gradient of *all* ranks' values in its own rows, so no gradient of an embedding is
@@ -24,64 +24,13 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from sslmed_dist import distributed
-from sslmed_dist.losses.temperature import Temperature
+from sslmed_dist.losses.similarity import Similarity
 
 # Most rows and columns of a tile, an even number: 1 MiB of float32 on a CPU, 256 MiB on a GPU.
 CPU_EDGE, GPU_EDGE = 512, 8192
-# e^logit and e^-lse stay in float32's range, with digits to spare, while no logit is larger than this.
-LARGEST_LOGIT = 60.0
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """A pair's logit as a function of its cosine: c / tau(c), or -|x - y|^2 / tau(c) = (2 c - 2) / tau(c) of unit rows.
-
-    ``scale`` multiplies the temperature (MACL's adaptation to the batch): a number or a 0-d tensor.
-    """
-
-    temperature: Temperature
-    squared_distance: bool = False
-    scale: Tensor | float = 1.0
-
-    def logits(self, c: Tensor) -> Tensor:
-        """The logits of cosines ``c`` of any shape, in that shape, by operations that autograd can follow."""
-        tau = self.temperature.tau(c if self.temperature.gradient else c.detach())
-        numerator = 2.0 * c - 2.0 if self.squared_distance else c
-        return numerator / (tau * self.scale)
-
-    def tile(self, rows: Tensor, columns: Tensor, out: Tensor) -> tuple[Tensor, Tensor | float | None]:
-        """Logits (R, C) of unit ``rows`` (R, D) with ``columns`` (C, D), and d logit / dc (R, C): None where it is
-        ``uniform_slope`` for all pairs. ``out`` (R, C) is overwritten: by the logits, or by the cosines where the
-        temperature depends on the pair."""
-        # A logit is (factor c + offset) / (scale tau).
-        factor, offset = (2.0, -2.0) if self.squared_distance else (1.0, 0.0)
-        tau = self.temperature.tau(rows)
-        if not isinstance(tau, Tensor):
-            inverse = 1.0 / (tau * self.scale)
-            logits = torch.mm(rows * (factor * inverse), columns.T, out=out)
-            return (logits.add_(offset * inverse) if offset else logits), None
-        cosines = torch.mm(rows, columns.T, out=out)
-        taus = self.temperature.tau(cosines)
-        assert isinstance(taus, Tensor)
-        taus.mul_(self.scale)
-        logits = (cosines * factor).add_(offset).div_(taus) if offset else cosines / taus
-        if not self.temperature.gradient:
-            return logits, taus.reciprocal_().mul_(factor)
-        # The quotient rule: d logit / dc = (factor - logit scale dtau/dc) / (scale tau).
-        tau_slope = self.temperature.slope(cosines)
-        assert isinstance(tau_slope, Tensor)
-        return logits, tau_slope.mul_(logits).mul_(-1.0 * self.scale).add_(factor).div_(taus)
-
-    def uniform_slope(self) -> Tensor | float:
-        """d logit / dc where the temperature is one number."""
-        tau = self.temperature.tau(torch.zeros(()))
-        return (2.0 if self.squared_distance else 1.0) / (tau * self.scale)
-
-    @property
-    def small(self) -> bool:
-        """Whether every |logit| stays below ``LARGEST_LOGIT``, so that its exponential needs no shift."""
-        bound = (4.0 if self.squared_distance else 1.0) / self.temperature.smallest
-        return isinstance(self.scale, float) and bound * max(1.0, 1.0 / self.scale) < LARGEST_LOGIT
+# Of ``row_logsumexp``, most bytes of e^logit that the forward pass keeps for the backward pass, which then need not
+# compute these tiles again: all of them up to some 3,500 pairs on a CPU. Beyond it memory grows with the batch alone.
+KEPT = 96 * 2**20
 
 
 @dataclass(frozen=True)
@@ -137,13 +86,15 @@ def tiles(row_count: int, column_count: int, edge: int) -> Iterator[Tile]:
             yield Tile(rows, columns, None, False)
 
 
-def work_through(rows: Tensor, columns: Tensor) -> Iterator[tuple[Tile, Tensor]]:
-    """The tiles, each with a buffer (R, C) for its similarities. All share one memory: use a tile before the next."""
+def work_through(rows: Tensor, columns: Tensor, fresh: int = 0) -> Iterator[tuple[Tile, Tensor]]:
+    """The tiles, each with a buffer (R, C) for its similarities. The first ``fresh`` have memory of their own, the
+    others share one: use such a tile before the next."""
     edge = GPU_EDGE if rows.is_cuda else CPU_EDGE
     buffer = rows.new_empty(min(edge, len(rows)) * min(edge, len(columns)))
     for tile in tiles(len(rows), len(columns), edge):
         height, width = tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start
-        yield tile, buffer[: height * width].view(height, width)
+        fresh -= 1
+        yield tile, rows.new_empty(height, width) if fresh >= 0 else buffer[: height * width].view(height, width)
 
 
 def mask_(matrix: Tensor, tile: Tile, partner: bool, value: float) -> Tensor:
@@ -226,29 +177,35 @@ class RowLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, rows: Tensor, similarity: Similarity, partner: bool) -> Tensor:
         columns = distributed.gather(rows)
-        lse = normalisers(rows, columns, similarity, partner)
-        ctx.save_for_backward(rows, columns, lse)
+        kept: list[Tensor] = []
+        needs_gradient = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
+        lse = normalisers(rows, columns, similarity, partner, kept if needs_gradient else None)
+        ctx.save_for_backward(rows, columns, lse, *kept)  # freed with the backward pass
         ctx.equation = (similarity, partner)  # type: ignore[attr-defined]
         return lse
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> Any:
-        rows, columns, lse = ctx.saved_tensors  # type: ignore[attr-defined]
+        rows, columns, lse, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
         similarity, partner = ctx.equation  # type: ignore[attr-defined]
         if torch.is_grad_enabled():
             values = dense(rows, similarity, partner).logsumexp(dim=1)
             return torch.autograd.grad(values, rows, grads[0], create_graph=True)[0], None, None
         all_upstream, all_lse = distributed.gather(torch.stack([grads[0], lse], dim=1)).unbind(1)  # two (2 W n,)
         gradient = torch.zeros_like(rows)
-        spare = None
+        spare, remaining = None, iter(kept)
         for tile, buffer in work_through(rows, columns):
-            logits, slope = similarity.tile(rows[tile.rows], columns[tile.columns], buffer)
+            exponentials = next(remaining, None)
+            if exponentials is None:
+                logits, slope = similarity.tile(rows[tile.rows], columns[tile.columns], buffer)
+            else:
+                slope = None if similarity.uniform else next(remaining)
             # The upstream gradient w and the log-normaliser lse of each row i, then of each column j.
             ends = (grads[0][tile.rows], lse[tile.rows], all_upstream[tile.columns], all_lse[tile.columns])
             if similarity.small:  # e^s_ij (w_i e^-lse_i + w_j e^-lse_j): one exponential per pair, not two
                 spare = torch.empty_like(buffer) if spare is None or spare.shape != buffer.shape else spare
                 factor = torch.add((ends[0] * (-ends[1]).exp())[:, None], ends[2] * (-ends[3]).exp(), out=spare)
-                weights = logits.exp_().mul_(factor)
+                weights = factor.mul_(logits.exp_() if exponentials is None else exponentials)
             else:
                 weights = softmax_both_ways(logits, *ends)
             mask_(weights, tile, partner, 0.0)
@@ -256,16 +213,24 @@ class RowLogSumExp(torch.autograd.Function):
         return gradient.mul_(similarity.uniform_slope()) if slope is None else gradient, None, None
 
 
-def normalisers(rows: Tensor, columns: Tensor, similarity: Similarity, partner: bool) -> Tensor:
-    """ln sum_j e^(logit_ij) of each own row i, (2 n,)."""
+def normalisers(
+    rows: Tensor, columns: Tensor, similarity: Similarity, partner: bool, kept: list[Tensor] | None
+) -> Tensor:
+    """ln sum_j e^(logit_ij) of each own row i, (2 n,). To ``kept`` are added, while no logit needs a shift, e^logit of
+    the first tiles, each followed by its slope d logit / dc unless that is uniform: as many as fit into ``KEPT``."""
     if similarity.small:
         sums = rows.new_zeros(len(rows))
-        for tile, buffer in work_through(rows, columns):
-            logits = similarity.tile(rows[tile.rows], columns[tile.columns], buffer)[0]
+        count = 0 if kept is None else tiles_kept(rows, columns, similarity)
+        # Logits of a uniform temperature are written into the buffer, others into new memory anyway.
+        fresh = count if similarity.uniform else 0
+        for number, (tile, buffer) in enumerate(work_through(rows, columns, fresh)):
+            logits, slope = similarity.tile(rows[tile.rows], columns[tile.columns], buffer)
             exponentials = mask_(logits.exp_(), tile, partner, 0.0)
             sums[tile.rows] += exponentials.sum(1)
             if tile.mirror is not None:
                 sums[tile.mirror] += exponentials.sum(0)
+            if kept is not None and number < count:
+                kept.extend([exponentials, slope] if isinstance(slope, Tensor) else [exponentials])
         return sums.log_()
     lse = rows.new_full((len(rows),), -math.inf)
     for tile, buffer in work_through(rows, columns):
@@ -274,6 +239,13 @@ def normalisers(rows: Tensor, columns: Tensor, similarity: Similarity, partner: 
         if tile.mirror is not None:
             lse[tile.mirror] = torch.logaddexp(lse[tile.mirror], logits.logsumexp(0))
     return lse
+
+
+def tiles_kept(rows: Tensor, columns: Tensor, similarity: Similarity) -> int:
+    """How many tiles fit into ``KEPT``, with their slopes where these are not uniform."""
+    edge = GPU_EDGE if rows.is_cuda else CPU_EDGE
+    size = min(edge, len(rows)) * min(edge, len(columns)) * rows.element_size()
+    return KEPT // (size * (1 if similarity.uniform else 2))
 
 
 def softmax_both_ways(logits: Tensor, row_w: Tensor, row_lse: Tensor, column_w: Tensor, column_lse: Tensor) -> Tensor:

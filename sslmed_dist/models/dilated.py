@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sslmed_dist.models.interfaces import DenseEncoder
+from sslmed_dist.models.interfaces import DenseEncoder, load_weights
 from sslmed_dist.models.resnet import ResNet
 
 # Total stride of the network with the usual stem -> the stages whose stride is replaced.
@@ -46,8 +46,10 @@ class DilatedResNet(DenseEncoder):
     ``backbone`` is a ResNet of this ``depth``, ``stem`` and ``width``, ``project`` a 1x1 convolution to ``out``
     channels without bias. ``stride`` 8 is the published one; 4 gives slices of 128 pixels the published grid of 32 x
     32. Images of one channel are repeated to three, as published, so that weights learned on colour images fit.
-    ``weights`` is a local file of a torchvision ResNet or DeepLabV3; classifiers are left out, and the 1x1 convolution
-    starts from random weights all the same. ``feature_dim`` is ``out``. ``ValueError`` for an ``out`` below 1.
+    ``weights`` is a local file of a torchvision ResNet or DeepLabV3, in whatever wrapper (``weights.find``):
+    classifiers are left out, and the 1x1 convolution starts from random weights. Of a file of this network itself the
+    1x1 convolution is loaded too. ``feature_dim`` is ``out``. ``ValueError`` for an ``out`` below 1, or weights that do
+    not fit.
     """
 
     def __init__(
@@ -64,9 +66,11 @@ class DilatedResNet(DenseEncoder):
         super().__init__()
         if out < 1:
             raise ValueError(f"method.encoder.out: expected an integer >= 1, got {out}")
-        self.backbone = dilate(ResNet(depth, stem, width, weights, channels=3 if channels == 1 else channels), stride)
+        self.backbone = dilate(ResNet(depth, stem, width, channels=3 if channels == 1 else channels), stride)
         self.project = nn.Conv2d(self.backbone.feature_dim, out, 1, bias=False)
         self.feature_dim = out
+        if weights is not None:
+            load_weights(self, weights, body=self.backbone)
 
     def maps(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) -> feature maps (N, out, H / stride, W / stride), sizes rounded up."""

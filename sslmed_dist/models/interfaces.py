@@ -1,14 +1,33 @@
 """What an encoder and a head are to everything that builds on them."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 from torch import Tensor, nn
+
+from sslmed_dist import weights
 
 
 class Encoder(nn.Module):
     """Images (N, C, H, W) -> features (N, ``feature_dim``)."""
 
     feature_dim: int
+    taken: str | None = None  # of the file that ``weights`` names: what was loaded and what was left aside
+
+
+def load_weights(encoder: Encoder, path: str, body: nn.Module | None = None) -> None:
+    """Load the weights of ``encoder`` from a local file of any program (``weights.find``), and note in
+    ``encoder.taken`` what was taken. Where the file does not hold all of the encoder, its ``body`` (None: there is no
+    such part) is looked for instead. ``ValueError``: a file that cannot be read, or that holds neither."""
+    where = f"method.encoder.weights: {path}"
+    tensors = weights.read(Path(path).expanduser(), where)
+    if body is not None and not weights.complete(tensors, encoder.state_dict()):
+        found = weights.find(tensors, body.state_dict(), where)
+        body.load_state_dict(found.state)
+    else:
+        found = weights.find(tensors, encoder.state_dict(), where)
+        encoder.load_state_dict(found.state)
+    encoder.taken = f"method.encoder.weights: {found}"
 
 
 class DenseEncoder(Encoder, ABC):

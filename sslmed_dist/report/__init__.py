@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from sslmed_dist import outputs
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.report import markdown, page
 from sslmed_dist.report.runs import group, read_run
@@ -10,13 +11,17 @@ from sslmed_dist.report.runs import group, read_run
 __all__ = ["write_report"]
 
 
-def write_report(runs: Sequence[Path], out: Path | None = None, *, pictures: bool = False) -> tuple[Path, Path]:
+def write_report(
+    runs: Sequence[Path], out: Path | None = None, *, pictures: bool = False, force: bool = False
+) -> tuple[Path, Path]:
     """Write the report of ``runs`` and return the paths of the HTML page and the Markdown file.
 
     Runs that differ only in their seed are put together as mean and standard deviation; others stand one under the
     other. ``out`` is the page's path (``.html``) or a folder; by default ``report.html`` in the only run's folder, or
     in the folder that holds all runs. ``pictures`` embeds the run folders' pictures: they hold pixels, so only the
-    site that owns the images may ask for it. ``ValueError`` names a folder that is no run folder and what it lacks.
+    site that owns the images may ask for it. A report at the default place is written anew; one that ``out`` names only
+    with ``force``. ``ValueError`` names a folder that is no run folder and what it lacks, and what is there already and
+    must stay (``outputs.require_writable``).
     """
     if not runs:
         raise ValueError("report: name at least one run folder")
@@ -25,6 +30,8 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, pictures: boo
     experiments = group(read)
     title = ", ".join(dict.fromkeys(experiment.name for experiment in experiments))
     twin = target.with_suffix(".md")
+    parts = [(target, outputs.is_page), (twin, outputs.is_text)]
+    outputs.require_writable(parts, force=force or out is None)
     write_atomically(twin, markdown.text(title, experiments).encode())
     write_atomically(target, page.html(title, experiments, pictures=pictures).encode())
     return target, twin

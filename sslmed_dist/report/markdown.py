@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sslmed_dist.outputs import TEXT_END
 from sslmed_dist.printable import as_markdown
 from sslmed_dist.report import facts, tables, wording
 from sslmed_dist.report.runs import Experiment, is_phantom
@@ -15,8 +16,7 @@ def text(title: str, experiments: Sequence[Experiment]) -> str:
         parts.append("**PHANTOM DATA: generated pictures, no patients. The numbers show that the software works.**")
     for experiment in experiments:
         parts += section(experiment, alone=len(experiments) == 1)
-    parts.append("Research use only, not a medical device.")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, TEXT_END])
 
 
 def section(experiment: Experiment, *, alone: bool) -> list[str]:

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Sequence
 
+from sslmed_dist.outputs import PAGE_BEGIN
 from sslmed_dist.printable import as_html
 from sslmed_dist.report import facts, plots, tables, wording
 from sslmed_dist.report.plots import Dot
@@ -31,7 +32,7 @@ def html(title: str, experiments: Sequence[Experiment], *, pictures: bool) -> st
         body.append(section(experiment, index, alone=len(experiments) == 1, pictures=pictures))
     body.append("</main><footer><p>Research use only, not a medical device.</p></footer>")
     return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        f"{PAGE_BEGIN}"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         "<meta name='color-scheme' content='light dark'>"
         f"<title>{as_html(title)}</title><style>{STYLE}</style></head>\n<body>{''.join(body)}</body></html>\n"

@@ -56,6 +56,7 @@ class Job:
         saved = checkpoint.load(path)
         if saved["kind"] != "training" or saved["fingerprint"] != fingerprint(self.settings):
             raise ValueError(f"{path}: checkpoint of another run (configuration fingerprint differs)")
+        checkpoint.require_step(saved, path, total(self))
         checkpoint.load_method(self.method, saved["method"], path)
         self.state.load_state_dict(saved["state"])
         return saved

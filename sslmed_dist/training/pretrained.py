@@ -1,16 +1,20 @@
-"""Loading a pretrained encoder from a run folder or a checkpoint file, and exporting it for other programs."""
+"""Loading a pretrained encoder: from a run folder, a checkpoint file, an export, or weights of another program."""
 
+import json
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from sslmed_dist import checkpoint, config
+from sslmed_dist import checkpoint, config, distributed, registry, weights
 from sslmed_dist.atomic_files import sha256
 from sslmed_dist.config import Config
 from sslmed_dist.methods import Method
+from sslmed_dist.models import ENCODERS
 from sslmed_dist.models.interfaces import Encoder
 from sslmed_dist.training import build
 from sslmed_dist.training.build import build_method
@@ -27,6 +31,7 @@ class Pretrained:
     settings: Config
     file: Path
     sha256: str
+    taken: str | None = None  # of a file of weights: what was loaded and what was left aside
 
 
 def find(source: Path, which: str = "last") -> Path:
@@ -58,11 +63,15 @@ def untrained(settings: Config) -> Encoder:
 
 def load(source: Path, which: str = "last", device: torch.device | str = "cpu", part: Part = "encoder") -> Pretrained:
     """Build the encoder that the checkpoint describes, in float32 and evaluation mode, and load its weights. ``part``
-    ``momentum`` loads those of its slow copy, the momentum encoder. ``ValueError`` where the weights do not fit, or the
-    checkpoint has no such copy."""
+    ``momentum`` loads those of its slow copy, the momentum encoder. A file that is no checkpoint is read as
+    ``load_described`` says. ``ValueError`` where the weights do not fit, or the checkpoint has no such copy."""
     path = find(source, which)
+    if source.is_file() and not weights.is_checkpoint(source):
+        return load_described(source, device, part)
     saved = checkpoint.load(path)
     settings = config.from_tree(saved["config"], str(path))
+    per_epoch = settings.plan.steps_per_epoch  # null: as many as the data gives
+    checkpoint.require_step(saved, path, None if per_epoch is None else per_epoch * settings.plan.epochs)
     encoder = untrained(settings)
     fresh_state, prefix = encoder.state_dict(), PREFIXES[part]
     # Of the method's state only this part, under the names that the encoder itself uses.
@@ -75,13 +84,75 @@ def load(source: Path, which: str = "last", device: torch.device | str = "cpu", 
     return Pretrained(encoder.to(device).eval(), settings, path, sha256(path))
 
 
+def load_described(file: Path, device: torch.device | str = "cpu", part: Part = "encoder") -> Pretrained:
+    """An encoder from a file of weights (any program's, ``weights.find``), which the JSON file beside it describes:
+    ``sslmed export`` writes both. ``ValueError``: no description, one that lacks something, or weights that do not fit.
+
+    Of the description are read ``architecture`` (a leaf of ``ENCODERS``), ``channels``, ``input`` (``size``, ``mean``,
+    ``std``), and where they are there ``method`` and ``part``.
+    """
+    card = file.with_suffix(".json")
+    tensors = weights.read(file, str(file))
+    facts = read_card(card, file)
+    made_of = facts.get("part", part)
+    if made_of != part:
+        raise ValueError(f"{card}: holds the part {made_of}, asked for {part}; allowed here: {made_of}")
+    architecture = {key: value for key, value in facts["architecture"].items() if key != "weights"}
+    encoder: Encoder = registry.build(ENCODERS, architecture, f"{card}: architecture", channels=facts["channels"])
+    found = weights.find(tensors, encoder.state_dict(), str(file))
+    encoder.load_state_dict(found.state)
+    method = {**facts.get("method", {"name": "unknown"}), "encoder": architecture, "channels": facts["channels"]}
+    settings = Config(data={}, views=facts["input"], method=method)
+    return Pretrained(encoder.float().to(device).eval(), settings, file, sha256(file), str(found))
+
+
+def read_card(card: Path, file: Path) -> dict[str, Any]:
+    """The description of the weights in ``file``. ``ValueError`` names what is missing or of the wrong type."""
+    wanted = "architecture, channels and input (size, mean, std)"
+    if not card.is_file():
+        raise ValueError(
+            f"{file}: neither a checkpoint of this program nor described: {card.name} beside it would have to say "
+            f"{wanted}, as sslmed export writes it"
+        )
+    try:
+        facts = json.loads(card.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{card}: not readable JSON ({error})") from None
+    if not isinstance(facts, dict) or not isinstance(facts.get("input"), dict):
+        raise ValueError(f"{card}: expected a mapping with {wanted}")
+    channels, scale = facts.get("channels"), facts["input"]
+    for name, value in (("channels", channels), ("input.size", scale.get("size"))):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{card}: {name}: expected an integer >= 1, got {value!r}")
+    for name in ("mean", "std"):
+        values = scale.get(name)
+        numbers = registry.matches(values, tuple[float, ...]) and all(map(math.isfinite, values))
+        if not numbers or len(values) != channels or (name == "std" and min(values) <= 0):
+            raise ValueError(
+                f"{card}: input.{name}: expected {channels} finite numbers, one per channel, got {values!r}"
+            )
+    for name in ("architecture", "method"):
+        if not isinstance(facts.get(name, {} if name == "method" else None), dict):
+            raise ValueError(f"{card}: {name}: expected a mapping, got {facts.get(name)!r}")
+    return facts
+
+
 def first_method(settings: Config) -> Method:
     """The method before its first step. Its weights are drawn (``build_method``), but where ``run.start_from`` names a
-    run or file, the encoder's are loaded from there. ``ValueError`` names a checkpoint of another architecture."""
+    run or file, the encoder's are loaded from there: of this program, or of another one (``weights.find``). What is
+    taken of a file of weights is said on standard error. ``ValueError`` names a file of another architecture."""
     method = build_method(settings)
+    said = method.encoder.taken
     if settings.run.start_from is not None:
-        from sslmed_dist.training import pretrained  # it builds its methods here
-
-        start = pretrained.load(Path(settings.run.start_from))
-        checkpoint.load_method(method.encoder, start.encoder.state_dict(), start.file)
+        source = Path(settings.run.start_from).expanduser()
+        if source.is_file() and not weights.is_checkpoint(source):
+            where = f"run.start_from: {source}"
+            found = weights.find(weights.read(source, where), method.encoder.state_dict(), where)
+            method.encoder.load_state_dict(found.state)
+            said = f"run.start_from: {found}"
+        else:
+            start = load(source)
+            checkpoint.load_method(method.encoder, start.encoder.state_dict(), start.file)
+    if said is not None and distributed.rank() == 0:
+        print(said, file=sys.stderr)  # counts and prefixes, no name of a file: a site's log may be read elsewhere
     return method

@@ -63,6 +63,6 @@ def run(out: Path, quick: bool = False) -> Path:
 
     say("4/4 the report")
     pictures.make_for_report([second.folder, first.folder])
-    page, _ = write_report([second.folder, first.folder], out / "demo.html", pictures=True)
+    page, _ = write_report([second.folder, first.folder], out / "demo.html", pictures=True, force=True)
     say(f"done in {(time.monotonic() - started) / 60:.1f} min; open this page:")
     return page

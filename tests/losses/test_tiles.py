@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sslmed_dist import distributed
 from sslmed_dist.losses import LOSSES, tiles
+from sslmed_dist.losses.similarity import Similarity
 from tests.gloo import GlooPool
 from tests.losses.golden import embeddings
 
@@ -37,6 +38,34 @@ def test_small_tiles_equal_one_tile(name: str, leaf: Any, monkeypatch: pytest.Mo
     parts = value_and_gradient(name, leaf, z0, z1)
     assert parts[0] == pytest.approx(whole[0], rel=1e-13)
     assert near(parts[1], whole[1], 1e-10 if leaf == 0.02 else 1e-12)  # e^(1/0.02) leaves fewer digits
+
+
+@pytest.mark.parametrize("name", ["nt_xent", "contr", "dclw", "macl"])
+@pytest.mark.parametrize("leaf", [0.2, {"name": "dystress"}, {"name": "dystress", "gradient": False}], ids=str)
+@pytest.mark.parametrize("kept", [3, 7, 1000])  # tiles of 32 x 32; there are ten
+def test_what_is_kept_of_the_forward_pass_changes_no_bit(
+    name: str, leaf: Any, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z0, z1 = (z.float() for z in embeddings(51, 6, "blocks"))
+    monkeypatch.setattr(tiles, "CPU_EDGE", 32)
+    monkeypatch.setattr(tiles, "KEPT", 0)
+    nothing = value_and_gradient(name, leaf, z0, z1)
+    computed: list[int] = []
+    plain = Similarity.tile
+    monkeypatch.setattr(Similarity, "tile", lambda self, *given: (computed.append(1), plain(self, *given))[1])
+    monkeypatch.setattr(tiles, "KEPT", kept * 32 * 32 * 4)
+    value, gradient = value_and_gradient(name, leaf, z0, z1)
+    assert value == nothing[0] and torch.equal(gradient, nothing[1])
+    # MACL's scale is a tensor whose size is not known, so its logits may need a shift and nothing is kept.
+    stored = 0 if name == "macl" else min(10, kept if leaf == 0.2 else kept // 2)
+    assert len(computed) == 10 + 10 - stored
+
+
+def test_the_backward_pass_may_be_taken_twice() -> None:
+    z0, z1 = (z.requires_grad_() for z in embeddings(20, 6, "dense"))
+    value = LOSSES["nt_xent"](temperature={"name": "dystress"})(z0, z1)
+    first, second = (torch.autograd.grad(value, z0, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
 
 
 @every_loss

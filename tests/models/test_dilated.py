@@ -95,9 +95,9 @@ def test_weights_of_a_resnet_and_of_a_deeplab(tmp_path: Path) -> None:
         found = DilatedResNet(50, weights=str(path), channels=1).backbone.state_dict()
         assert found.keys() == body.keys() and all(torch.equal(found[key], body[key]) for key in body)
     torch.save({key: value for key, value in whole.items() if key != "backbone.bn1.weight"}, path)
-    assert refused(path) == "bn1.weight is missing, unknown or of another shape"
-    torch.save({**whole, "decoder.weight": torch.ones(1)}, path)
-    assert refused(path) == "decoder.weight is missing, unknown or of another shape"
+    assert refused(path) == "does not fit this encoder (looked under 'backbone.'): 1 missing (bn1.weight)"
+    torch.save({**whole, "backbone.layer5.weight": torch.ones(1), "backbone.layer4.x": torch.ones(1)}, path)
+    assert refused(path) == "does not fit this encoder (looked under 'backbone.'): 1 unexpected (layer4.x)"
     assert refused(tmp_path / "gone.pth") == "no such file"
 
 

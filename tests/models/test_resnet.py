@@ -99,19 +99,20 @@ def test_a_local_weights_file(tmp_path: Path) -> None:
     torch.save({key: value for key, value in original.items() if "num_batches_tracked" not in key}, path)
     assert torch.equal(ResNet(18, weights=str(path)).conv1.weight, original["conv1.weight"])
     torch.save({key: value for key, value in original.items() if key != "bn1.weight"}, path)
-    assert refused(path) == "bn1.weight is missing, unknown or of another shape"
+    assert refused(path) == "does not fit this encoder: 1 missing (bn1.weight)"
     torch.save({**original, "conv1.weight": torch.ones(64, 1, 7, 7)}, path)
-    assert refused(path) == "conv1.weight is missing, unknown or of another shape"
-    torch.save({**original, "module.x": torch.ones(1)}, path)
-    assert refused(path) == "module.x is missing, unknown or of another shape"
+    shapes = "conv1.weight (64, 1, 7, 7) in the file and (64, 3, 7, 7) here"
+    assert refused(path) == f"does not fit this encoder: 1 of another shape ({shapes})"
+    torch.save({**original, "layer1.x": torch.ones(1)}, path)
+    assert refused(path) == "does not fit this encoder: 1 unexpected (layer1.x)"
 
 
 def test_a_file_that_holds_no_weights(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save({"model": {"a": torch.ones(1)}}, path)
-    assert refused(path) == "expected a state dict of tensors, got dict"
+    assert refused(path) == "does not fit this encoder: 100 missing (bn1.bias, bn1.running_mean, bn1.running_var, ...)"
     torch.save([1, 2], path)
-    assert refused(path) == "expected a state dict of tensors, got list"
+    assert refused(path) == "expected a state dict of tensors, got list without any"
     path.write_bytes(b"no weights at all")
     assert refused(path).startswith("not a state dict that torch can read (")
     torch.save({"a": Path("x")}, path)

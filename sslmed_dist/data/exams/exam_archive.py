@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslmed_dist import outputs
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.data.exams.abdominal import ORGANS, list_exams, require_slices
 from sslmed_dist.data.exams.exam_folder import ExamFolder, Organs, UprightExam, read_upright_exam
@@ -161,6 +162,11 @@ def read_head(path: Path) -> dict[str, Any]:
     return head
 
 
+def is_packed(path: Path) -> bool:
+    """Whether a file is a set of packed episodes. ``ValueError`` for one that cannot be read."""
+    return bool(read_head(path))
+
+
 def read_entry(stored: Mapping[str, Any]) -> Entry:
     """One exam's entry of the head. ``ValueError``, ``KeyError`` or ``TypeError`` unless ``store`` made it."""
     row, column, between = field(stored, "spacing_mm", list, "an exam")
@@ -187,19 +193,19 @@ def pack_episodes(
     cache: str | None = None,
     workers: int = 1,
     note: Callable[[str], None] = lambda line: None,
+    force: bool = False,
 ) -> Path:
     """Write all exams of the folder ``root``, with their masks where there are any, into the new file ``out``
     (``.npz``), and return it. Arguments are those of ``Episodes``; ``note`` is told of each exam. The same exams give
     the same bytes.
 
-    ``out`` is written completely or not at all. ``ValueError``: what ``Episodes`` says of a file, a mask without an
-    image, ``out`` that exists or has another suffix.
+    ``out`` is written completely or not at all; over a set that was packed before only with ``force``. ``ValueError``:
+    what ``Episodes`` says of a file, a mask without an image, ``out`` that must stay or has another suffix.
     """
     out, folder = Path(out), Path(root)
     if out.suffix != ".npz":
         raise ValueError(f"{out}: episodes are packed into one file; give a name that ends in .npz")
-    if out.exists():
-        raise ValueError(f"{out}: is there already; remove it or give a new name")
+    outputs.require_writable([(out, is_packed)], force=force)
     recipe = Recipe(float(scale), float(sigma), int(min_size), float(body_threshold))
     source, scans = ExamFolder(folder, False, ""), read_all(folder, organs)
     sites = source.sites(source.numbers)

@@ -44,13 +44,18 @@ def image_folder(
     more than 20 GiB would have to be read), left out of training, ids unchanged (``drop``), or an error (``refuse``).
     ``ValueError``: no image, a class without one, a bad fraction, or a first image that cannot be decoded.
     """
-    root_folder = Path(root)
     if size < 1 or val_fraction < 0 or test_fraction < 0 or val_fraction + test_fraction >= 1:
         raise ValueError(f"{root}: size must be at least 1, val_fraction + test_fraction at least 0 and below 1")
+    listing = list_folder(Path(root), val_fraction, test_fraction, seed)
+    return ImageFiles(listing, split, size=size, channels=channels, bits=bits, workers=workers, duplicates=duplicates)
+
+
+def list_folder(root_folder: Path, val_fraction: float = 0.0, test_fraction: float = 0.0, seed: int = 0) -> Listing:
+    """The images of ``image_folder`` before any is opened; arguments and ``ValueError`` are its own."""
     split_names = split_folders(root_folder)
     if split_names and (val_fraction or test_fraction):
         raise ValueError(
-            f"{root}: has folders {', '.join(split_names.values())}; val_fraction and test_fraction must be 0"
+            f"{root_folder}: has folders {', '.join(split_names.values())}; val_fraction and test_fraction must be 0"
         )
     trees, aside = read_trees(root_folder, split_names)
     files, classes = list_files(root_folder, trees)
@@ -60,8 +65,7 @@ def image_folder(
     codes = {kind: code for code, kind in enumerate(classes)} | {"": -1}
     labels = [codes[kind] for _, kind, _ in files]
     notices = [f"left aside: {said(aside)}"] if aside else []
-    listing = Listing(root_folder.name, root_folder, names, labels, splits, classes, notices=notices)
-    return ImageFiles(listing, split, size=size, channels=channels, bits=bits, workers=workers, duplicates=duplicates)
+    return Listing(root_folder.name, root_folder, names, labels, splits, classes, notices=notices)
 
 
 def split_folders(root: Path) -> dict[str, str]:

@@ -6,11 +6,13 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from sslmed_dist.atomic_files import arriving, write_atomically
+from sslmed_dist import outputs
+from sslmed_dist.atomic_files import arriving, sha256, write_atomically
 from sslmed_dist.data.exams.abdominal import NAME
 from sslmed_dist.data.scans.nifti import SUFFIXES
 from sslmed_dist.data.scans.scan import stem
 
+SEGMENT = "sslmed segment"  # the mark of ``run.json``
 VOLUMES, RECORD = "volumes.csv", "run.json"
 LABELS, PROBABILITY, OVERLAY = "_labels.nii.gz", "_probability.nii.gz", "_overlay.png"
 COLOURS, DICOM_SEG = ".ctbl", "_seg.dcm"
@@ -72,11 +74,21 @@ def targets(out: Path, names: Sequence[str], *, dicom_seg: Sequence[str] = ()) -
     return [*per_query, *(out / f"{name}{DICOM_SEG}" for name in dicom_seg), out / VOLUMES, out / RECORD]
 
 
-def refuse_existing(files: Sequence[Path]) -> None:
-    """``ValueError`` naming the first file that is there already."""
-    for path in files:
-        if path.exists():
-            raise ValueError(f"{path}: exists already and is not written over; choose another --out")
+def require_writable(files: Sequence[Path], *, force: bool) -> None:
+    """``ValueError`` naming the first file that is there already and must stay (``outputs.require_writable``). With
+    ``force`` a mask that a person has corrected since stays all the same: ``run.json`` has the hash of each file."""
+    outputs.require_writable([(path, is_ours) for path in files], force=force)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether the ``run.json`` beside a file is one of this program and says that it wrote these very bytes."""
+    record = outputs.read_mapping(path.with_name(RECORD))
+    if record.get(outputs.MARK) != SEGMENT:
+        return False
+    if path.name in (RECORD, VOLUMES):
+        return path.name == RECORD or path.read_text(encoding="utf-8").startswith(",".join(COLUMNS))
+    hashes = {name: digest for query in record["queries"] for name, digest in query.get("files", {}).items()}
+    return hashes.get(path.name) == sha256(path)
 
 
 def write_all(out: Path, name: str, contents: Mapping[str, bytes | Callable[[Path], None]]) -> list[Path]:

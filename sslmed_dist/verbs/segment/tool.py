@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sslmed_dist import outputs
 from sslmed_dist.atomic_files import sha256, write_atomically
 from sslmed_dist.data.scans.dicom_seg import require_highdicom, write_dicom_seg
 from sslmed_dist.data.scans.grid import from_model, same_grid
@@ -67,6 +68,7 @@ def segment(
     quadrants: bool = False,
     dicom_seg: bool = False,
     device: Device = "auto",
+    force: bool = False,
 ) -> list[Path]:
     """Segment the scans that ``query`` means (``files.find_queries``) by one annotated support. Returns the files.
 
@@ -75,7 +77,7 @@ def segment(
     grid, any ids. ``labels``: the ids to look for (default: all of the mask). ``quadrants``: nothing is found in a
     quarter of the body that the support's organ leaves empty; refused where a file does not say how the patient lay.
 
-    Writes for each query NAME into ``out``, which must not hold these files yet: ``NAME_labels.nii.gz`` (ids of the
+    Writes for each query NAME into ``out`` (``force``: ``files.require_writable``) ``NAME_labels.nii.gz`` (ids of the
     mask), ``NAME_probability.nii.gz`` (foreground softmax, uncalibrated, float32, a fourth axis for several labels; 0
     outside the slices where the organ is taken to be), ``NAME_overlay.png``, ``NAME.ctbl``, with ``dicom_seg``
     ``NAME_seg.dcm``; and once ``volumes.csv`` and ``run.json``. ``ValueError``: one line that names what is wrong.
@@ -89,7 +91,7 @@ def segment(
         if not path.is_dir():
             raise ValueError(f"{path}: --dicom-seg refers to DICOM files; allowed: queries that are DICOM folders")
     names = [stem(path) for path in paths]
-    files.refuse_existing(files.targets(out, names, dicom_seg=names if dicom_seg else ()))
+    files.require_writable(files.targets(out, names, dicom_seg=names if dicom_seg else ()), force=force)
     model = load_model(run, which=which, part=part, head=head, pixel_mm=pixel_mm, device=device)
     organs, support_record = read_support(model, support, support_mask, labels, settings)
     return segment_all(model, organs, support_record, paths, out, settings)
@@ -209,8 +211,9 @@ def segment_one(
         )
     rows = [row(scan, finding, values, margins) for finding in findings]
     slice_ranges = {str(finding.label): asdict(finding.estimate) for finding in findings}
-    query_record = {"query": scan.name, "intensity": clipping, "slices": slice_ranges}
-    return files.write_all(out, scan.name, contents), rows, query_record
+    written = files.write_all(out, scan.name, contents)
+    hashes = {file.name: sha256(file) for file in written}
+    return written, rows, {"query": scan.name, "intensity": clipping, "slices": slice_ranges, "files": hashes}
 
 
 def native(
@@ -276,6 +279,7 @@ def record(
 ) -> dict[str, Any]:
     """``run.json``."""
     return {
+        outputs.MARK: files.SEGMENT,
         "use": USE,
         "model": {"file": model.file.name, "sha256": model.sha256, "method": model.method},
         "head": model.head,

@@ -144,7 +144,7 @@ def test_what_is_wrong_is_one_line(root: Path, packed: Path, tmp_path: Path) -> 
 
 def test_nothing_is_overwritten(root: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "pack", "episodes", str(root), str(packed)]) == 2
-    assert "set.npz: is there already" in capsys.readouterr().err
+    assert "set.npz: exists already; give another name, or --force" in capsys.readouterr().err
     assert cli.main(["data", "pack", "episodes", str(root), str(tmp_path / "x")]) == 2
     assert "give a name that ends in .npz" in capsys.readouterr().err
     assert cli.main(["data", "pack", "episodes", str(root), str(tmp_path / "x.npz"), "sizes=3"]) == 2

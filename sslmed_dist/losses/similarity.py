@@ -1,0 +1,68 @@
+"""From cosines to logits under a temperature: a pair's logit, and a tile of them with their slopes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sslmed_dist.losses.temperature import Temperature
+
+# e^logit and e^-lse stay in float32's range, with digits to spare, while no logit is larger than this.
+LARGEST_LOGIT = 60.0
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """A pair's logit as a function of its cosine: c / tau(c), or -|x - y|^2 / tau(c) = (2 c - 2) / tau(c) of unit rows.
+
+    ``scale`` multiplies the temperature (MACL's adaptation to the batch): a number or a 0-d tensor.
+    """
+
+    temperature: Temperature
+    squared_distance: bool = False
+    scale: Tensor | float = 1.0
+
+    def logits(self, c: Tensor) -> Tensor:
+        """The logits of cosines ``c`` of any shape, in that shape, by operations that autograd can follow."""
+        tau = self.temperature.tau(c if self.temperature.gradient else c.detach())
+        numerator = 2.0 * c - 2.0 if self.squared_distance else c
+        return numerator / (tau * self.scale)
+
+    def tile(self, rows: Tensor, columns: Tensor, out: Tensor) -> tuple[Tensor, Tensor | float | None]:
+        """Logits (R, C) of unit ``rows`` (R, D) with ``columns`` (C, D), and d logit / dc (R, C): None where it is
+        ``uniform_slope`` for all pairs. ``out`` (R, C) is overwritten: by the logits, or by the cosines where the
+        temperature depends on the pair."""
+        # A logit is (factor c + offset) / (scale tau).
+        factor, offset = (2.0, -2.0) if self.squared_distance else (1.0, 0.0)
+        tau = self.temperature.tau(rows[:1, :1])  # one entry is enough to learn whether it is one number
+        if not isinstance(tau, Tensor):
+            inverse = 1.0 / (tau * self.scale)
+            logits = torch.mm(rows * (factor * inverse), columns.T, out=out)
+            return (logits.add_(offset * inverse) if offset else logits), None
+        cosines = torch.mm(rows, columns.T, out=out)
+        taus = self.temperature.tau(cosines)
+        assert isinstance(taus, Tensor)
+        taus.mul_(self.scale)
+        logits = (cosines * factor).add_(offset).div_(taus) if offset else cosines / taus
+        if not self.temperature.gradient:
+            return logits, taus.reciprocal_().mul_(factor)
+        # The quotient rule: d logit / dc = (factor - logit scale dtau/dc) / (scale tau).
+        tau_slope = self.temperature.slope(cosines)
+        assert isinstance(tau_slope, Tensor)
+        return logits, tau_slope.mul_(logits).mul_(-1.0 * self.scale).add_(factor).div_(taus)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether the temperature is one number for all pairs."""
+        return not isinstance(self.temperature.tau(torch.zeros(1)), Tensor)
+
+    def uniform_slope(self) -> Tensor | float:
+        """d logit / dc where the temperature is one number."""
+        tau = self.temperature.tau(torch.zeros(()))
+        return (2.0 if self.squared_distance else 1.0) / (tau * self.scale)
+
+    @property
+    def small(self) -> bool:
+        """Whether every |logit| stays below ``LARGEST_LOGIT``, so that its exponential needs no shift."""
+        bound = (4.0 if self.squared_distance else 1.0) / self.temperature.smallest
+        return isinstance(self.scale, float) and bound * max(1.0, 1.0 / self.scale) < LARGEST_LOGIT

@@ -1,0 +1,90 @@
+"""What a verb may write over: nothing that this program did not write, and of its own only what ``--force`` allows.
+
+One rule for every verb with an output path (``require_writable``). A file is known by what is in it, never by its name:
+a mark that its writer puts there, of the same kind as what is to be written. So the features of ``embed`` cannot land
+on a checkpoint or an image, nor a description of ``export`` on the results of ``evaluate``.
+"""
+
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+# What the marks are called and say: a key of JSON and of a safetensors header, a member of an .npz.
+MARK, EXPORT, FEATURES = "written_by", "sslmed export", "sslmed embed"
+# How a report begins and ends.
+PAGE_BEGIN = "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+TEXT_END = "Research use only, not a medical device.\n"
+LARGEST_HEADER = 100 * 2**20  # bytes; the limit of safetensors' own reader
+
+Recogniser = Callable[[Path], bool]
+
+
+def require_writable(outputs: Iterable[tuple[Path, Recogniser]], *, force: bool) -> None:
+    """``ValueError`` naming the first path that holds something which must stay: a link or folder, what its recogniser
+    does not know as this program's output of that kind, or such an output without ``force``."""
+    for path, is_ours in outputs:
+        if not path.is_symlink() and not path.exists():
+            continue
+        if path.is_symlink() or not path.is_file():
+            kind = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "no ordinary file"
+            raise ValueError(f"{path}: is {kind} and is not written over; give another name")
+        if not known(path, is_ours):
+            raise ValueError(
+                f"{path}: exists and is not what this command writes there, so it is not written over, --force or not; "
+                "give another name"
+            )
+        if not force:
+            raise ValueError(f"{path}: exists already; give another name, or --force to write over it")
+
+
+def known(path: Path, is_ours: Recogniser) -> bool:
+    """``is_ours(path)``; a file that cannot be read is not ours."""
+    try:
+        return is_ours(path)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, RecursionError):
+        return False
+
+
+def read_mapping(path: Path) -> Mapping[str, Any]:
+    """A JSON file's mapping; empty for any other content."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
+
+
+def is_description(path: Path) -> bool:
+    """The JSON file of an export."""
+    return read_mapping(path).get(MARK) == EXPORT
+
+
+def is_export(path: Path) -> bool:
+    """The safetensors file of an export: its header has the mark."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length)) if length <= min(path.stat().st_size, LARGEST_HEADER) else {}
+    return isinstance(header, dict) and (header.get("__metadata__") or {}).get(MARK) == EXPORT
+
+
+def is_features(path: Path) -> bool:
+    """The features of ``embed``: an .npz with the mark."""
+    import numpy as np
+
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo(f"{MARK}.npy")
+        if member.file_size > 1024:
+            return False
+        with archive.open(member) as stream:
+            array = np.lib.format.read_array(stream, allow_pickle=False)
+    return str(array) == FEATURES
+
+
+def is_page(path: Path) -> bool:
+    """The HTML page of a report."""
+    with path.open("rb") as file:
+        return file.read(len(PAGE_BEGIN)) == PAGE_BEGIN.encode()
+
+
+def is_text(path: Path) -> bool:
+    """The Markdown file of a report."""
+    return path.read_bytes().endswith(b"\n\n" + TEXT_END.encode())

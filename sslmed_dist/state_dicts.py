@@ -1,0 +1,61 @@
+"""Whether a state dict fits a module: the same names, the same shapes, finite numbers. One line says what does not."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+SHOWN = 3  # examples of each kind of misfit; their number is always said
+COUNTER = ".num_batches_tracked"  # of batch norm; absent from files older than torch 0.4.1, idle in evaluation
+
+
+def misfit(expected: Mapping[str, Tensor], state: Mapping[str, object]) -> str | None:
+    """What keeps ``state`` from being loaded where ``expected`` is: keys that are missing or unexpected, other shapes
+    (theirs and ours), other types of number, and numbers that are not finite. None where it fits."""
+    missing = [key for key in sorted(expected) if key not in state]
+    unexpected = [key for key in sorted(state) if key not in expected]
+    shared = [key for key in sorted(expected) if key in state]
+    tensors = {key: value for key in shared if isinstance(value := state[key], Tensor)}
+    reshaped = [
+        f"{key} {tuple(theirs.shape)} in the file and {tuple(expected[key].shape)} here"
+        for key, theirs in tensors.items()
+        if theirs.shape != expected[key].shape
+    ]
+    retyped = [
+        f"{key} {getattr(state[key], 'dtype', type(state[key]).__name__)} in the file and {expected[key].dtype} here"
+        for key in shared
+        if key not in tensors or not same_kind(tensors[key], expected[key])
+    ]
+    # A tensor of another kind is reported as such; only one of the right kind is looked into.
+    infinite = [key for key, theirs in tensors.items() if same_kind(theirs, expected[key]) and not finite(theirs)]
+    parts = (
+        listed("missing", missing),
+        listed("unexpected", unexpected),
+        listed("of another shape", reshaped),
+        listed("of another type", retyped),
+        listed("not finite", infinite),
+    )
+    return "; ".join(part for part in parts if part) or None
+
+
+def same_kind(theirs: Tensor, ours: Tensor) -> bool:
+    """Whether both are dense and both floating-point or both not. Precision may differ: it is converted."""
+    dense = theirs.layout == torch.strided and not theirs.is_quantized and not theirs.is_complex()
+    return dense and theirs.is_floating_point() == ours.is_floating_point()
+
+
+def finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    return not values.is_floating_point() or bool(values.isfinite().all())
+
+
+def listed(kind: str, names: Sequence[str]) -> str:
+    """``2 missing (a, b)``: how many and the first few; empty for none."""
+    if not names:
+        return ""
+    return f"{len(names)} {kind} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+
+
+def counters(expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The counters of batch norm among ``expected``."""
+    return {key: value for key, value in expected.items() if key.endswith(COUNTER)}
