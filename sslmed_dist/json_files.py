@@ -58,7 +58,8 @@ def checked(value: Any, where: str, required: Fields, optional: Fields = NONE) -
     if absent:
         raise ValueError(f"{where}: has no {', '.join(absent)}")
     for name, hint in (*required.items(), *optional.items()):
-        if name in value and not matches(value[name], hint):
+        # A diverged run has metrics that are not finite: that is for the reader of the file to say.
+        if name in value and not matches(0.0 if isinstance(value[name], float) else value[name], hint):
             raise ValueError(f"{where}: {name}: expected {readable(hint)}, got {brief(value[name])}")
     return value
 

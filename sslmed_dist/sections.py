@@ -1,7 +1,7 @@
 """The sections of a configuration and their defaults: what may stand in a file. ``config`` reads them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +15,13 @@ PATHS = (*(f"{section}.{key}" for section in ("data", "evaluate.data") for key i
 MOST_THREADS = 1024  # no machine has so many cores to spare, and a process with a million threads is killed
 
 
-def require_whole(section: str, values: Any, least: int, *names: str) -> None:
+def require_least(section: str, values: Any, least: int, *names: str) -> None:
     """``ValueError`` unless the fields ``names`` of the dataclass ``values`` are at least ``least``, or null."""
+    kinds = {item.name: "a number" if item.type is float else "an integer" for item in fields(values)}
     for name in names:
         value = getattr(values, name)
         if value is not None and value < least:
-            raise ValueError(f"{section}.{name}: expected an integer >= {least}, got {value}")
+            raise ValueError(f"{section}.{name}: expected {kinds[name]} >= {least}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_size", "micro_batch", "steps_per_epoch", "draws")
-        require_whole("plan", self, 1, *counts, "log_every", "checkpoint_every", "keep_last")
-        require_whole("plan", self, 0, "keep_every", "loader_threads")
+        require_least("plan", self, 1, *counts, "log_every", "checkpoint_every", "keep_last")
+        require_least("plan", self, 0, "keep_every", "loader_threads")
         require_between("plan.loader_threads", self.loader_threads, 0, MOST_THREADS)
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"plan.clip: expected a norm > 0 or null, got {self.clip}")
@@ -99,9 +100,9 @@ class Ray:
     wait_s: float = 900.0
 
     def __post_init__(self) -> None:
-        require_whole("ray", self, 0, "num_workers", "gpus_per_worker", "wait_s")
-        require_whole("ray", self, 1, "cpus_per_worker", "timeout_s")
-        require_whole("ray", self, -1, "max_failures")  # -1: without end
+        require_least("ray", self, 0, "num_workers", "cpus_per_worker", "gpus_per_worker", "wait_s")
+        require_least("ray", self, 1, "timeout_s")
+        require_least("ray", self, -1, "max_failures")  # -1: without end
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,9 @@ class Federated:
     compare: tuple[Literal["raw_pixels", "copy_mask", "random", "local", "pooled"], ...] = ("random", "local", "pooled")
 
     def __post_init__(self) -> None:
-        require_whole("federated", self, 1, "rounds", "local_epochs", "quorum", "held_out_groups", "timeout_s")
+        require_least("federated", self, 1, "rounds", "local_epochs", "quorum", "held_out_groups")
+        if self.timeout_s <= 0:
+            raise ValueError(f"federated.timeout_s: expected a number > 0, got {self.timeout_s}")
         for name in self.site_names or ():
             require_component("federated.site_names", name)
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
-from sslmed_dist import checkpoint, cli
+from sslmed_dist import checkpoint, cli, plain_yaml
 from sslmed_dist.training import job
 from tests import tiny
 
@@ -19,7 +18,7 @@ Capture = pytest.CaptureFixture[str]
 def configuration(folder: Path, **sections: Any) -> Path:
     """tiny.yaml with ``sections`` merged over it."""
     path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tiny.tree(folder, **sections)))
+    path.write_text(plain_yaml.write(tiny.tree(folder, **sections)))
     return path
 
 

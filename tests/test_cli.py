@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-from sslmed_dist import checkpoint, cli
+from sslmed_dist import checkpoint, cli, plain_yaml
 from sslmed_dist.atomic_files import sha256
 from sslmed_dist.models.resnet import ResNet
 from sslmed_dist.run_folder import Metrics
@@ -23,7 +23,7 @@ from tests import tiny
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tiny.yaml and a run trained from it."""
     folder = tmp_path_factory.mktemp("cli")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny.tree(folder, plan={"keep_last": 9})))
+    (folder / "tiny.yaml").write_text(plain_yaml.write(tiny.tree(folder, plan={"keep_last": 9})))
     assert cli.main(["train", str(folder / "tiny.yaml")]) == 0
     return folder
 

@@ -168,7 +168,7 @@ def refused(path: Path, message: str) -> None:
         ({"plan": {"epochs": 2**53 + 1}}, f"plan.epochs: expected int, got 9007199254740993{NUMBERS}"),
         ({"ray": {"timeout_s": math.inf}}, f"ray.timeout_s: expected float, got inf{NUMBERS}"),
         ({"ray": {"num_workers": -1}}, "ray.num_workers: expected an integer >= 0, got -1"),
-        ({"ray": {"cpus_per_worker": 0}}, "ray.cpus_per_worker: expected an integer >= 1, got 0"),
+        ({"ray": {"cpus_per_worker": -1}}, "ray.cpus_per_worker: expected an integer >= 0, got -1"),
         ({"ray": {"max_failures": -2}}, "ray.max_failures: expected an integer >= -1, got -2"),
         ({"run": {"name": 7}}, "run.name: expected text or null, got 7; write it in quotes"),
         ({"run": {"dir": True}}, "run.dir: expected text, got True; write it in quotes"),

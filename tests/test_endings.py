@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from sslmed_dist import cli
+from sslmed_dist import cli, plain_yaml
 from sslmed_dist.endings import Stopped, line_of
 from sslmed_dist.printable import printable
 from sslmed_dist.training.stopping import finish
@@ -164,11 +163,11 @@ def test_the_shell_sees_the_same(tmp_path: Path) -> None:
 
 def test_more_threads_than_cores_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "tiny.yaml"
-    file.write_text(yaml.safe_dump(tiny.tree(tmp_path)))
-    arguments = cli.parse(["train", str(file), "run.threads=4096"])
-    assert cli.configured(arguments).run.threads == 4096
+    file.write_text(plain_yaml.write(tiny.tree(tmp_path)))
+    arguments = cli.parse(["train", str(file), "run.threads=1024"])
+    assert cli.configured(arguments).run.threads == 1024
     cores = len(os.sched_getaffinity(0))
-    line = f"warning: run.threads: 4096 threads on {cores} cores take turns, which is slower than {cores}\n"
+    line = f"warning: run.threads: 1024 threads on {cores} cores take turns, which is slower than {cores}\n"
     assert capsys.readouterr().err == line
     cli.configured(cli.parse(["train", str(file), f"run.threads={cores}"]))
     assert capsys.readouterr().err == ""

@@ -21,7 +21,7 @@ OPTIONAL: dict[str, Any] = {"step": int | None}
         ('{"name": "a", "value": null}', "value: expected float, got None"),
         ('{"name": "a", "value": true}', "value: expected float, got True"),
         ('{"name": "a", "value": NaN}', "not valid JSON: NaN is not a number of JSON"),
-        ('{"name": ["a"], "value": 1}', "name: expected str, got ['a']"),
+        ('{"name": ["a"], "value": 1}', "name: expected text, got ['a']"),
         ('{"name": "a", "value": 1, "step": "1"}', "step: expected int or null, got '1'"),
         ('{"name": "a", "value": 1, "step": "' + "x" * 99 + '"}', "step: expected int or null, got 'xxx"),
         (b'{"name": "\xff"}', "not valid JSON: 'utf-8' codec can't decode byte 0xff"),

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
-from sslmed_dist import cli, outputs
+from sslmed_dist import cli, outputs, plain_yaml
 from sslmed_dist.data.images.shards import SUMMARY
 from sslmed_dist.data.phantom.abdomen import write_abdomen
 from tests import tiny
@@ -25,7 +24,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A trained and evaluated run, a folder of images (one that cannot be read), scans, and a run that segments."""
     folder = tmp_path_factory.mktemp("given")
     plan = {"epochs": 1, "steps_per_epoch": 1}
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny.tree(folder, plan=plan, evaluate={"pictures": False})))
+    (folder / "tiny.yaml").write_text(plain_yaml.write(tiny.tree(folder, plan=plan, evaluate={"pictures": False})))
     assert cli.main(["train", str(folder / "tiny.yaml")]) == 0
     assert cli.main(["evaluate", str(folder / "runs" / "tiny")]) == 0
     for number in range(4):

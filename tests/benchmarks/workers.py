@@ -17,8 +17,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import yaml
 
+from sslmed_dist import plain_yaml
 from sslmed_dist.models import ENCODERS
 from sslmed_dist.run_folder import Metrics
 from sslmed_dist.training.allocation import keep_freed_memory
@@ -99,7 +99,7 @@ def main() -> None:
         )
         tree["plan"]["checkpoint_every"] = 100000
         path = folder / "run.yaml"
-        path.write_text(yaml.safe_dump(tree))
+        path.write_text(plain_yaml.write(tree))
         rates = trained(folder, path, options.batch)
     ratio = rates["two Ray workers"] / rates["one process"]
     print(f"ratio: {ratio:.2f}x (target >= 1.7x; ResNet-18 width {options.width}, global batch {options.batch}, 32 px)")

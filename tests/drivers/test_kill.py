@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from sslmed_dist import checkpoint
+from sslmed_dist import checkpoint, plain_yaml
 from tests import tiny
 from tests.drivers import family
 
@@ -58,7 +57,7 @@ def configuration(folder: Path) -> Path:
     """A run of 60 short steps that saves every second one."""
     tree = tiny.tree(folder, plan={"epochs": 20, "checkpoint_every": 2, "log_every": 5}, run={"threads": 1})
     path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tree))
+    path.write_text(plain_yaml.write(tree))
     return path
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from sslmed_dist import checkpoint, config
+from sslmed_dist import checkpoint, config, plain_yaml
 from sslmed_dist.training import job
 from tests import tiny
 from tests.drivers import family
@@ -84,7 +83,7 @@ def write(folder: Path, workers: int, **plan: object) -> Path:
     ray = {"num_workers": workers, "max_failures": 2}
     tree = tiny.tree(folder, plan={"precision": "float64", "checkpoint_every": 2, **plan}, ray=ray)
     path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tree | {"driver": "ray"}))
+    path.write_text(plain_yaml.write(tree | {"driver": "ray"}))
     return path
 
 

@@ -82,7 +82,7 @@ def test_room_is_counted_node_by_node(
         (["ray.address=https://head:8265"], "head:6379", "ray.address=https://head:8265: jobs are submitted there"),
         ([], "http://head:8265", "RAY_ADDRESS=http://head:8265: jobs are submitted there"),
         (["ray.wait_s=-1"], None, "ray.wait_s: expected a number >= 0, got -1"),
-        (["ray.num_workers=-1"], None, "ray.num_workers: expected a number >= 0, got -1"),
+        (["ray.num_workers=-1"], None, "ray.num_workers: expected an integer >= 0, got -1"),
         (
             ["run.dir=/tmp/ray/session/runtime_resources/working_dir_files/_ray_pkg_0a1b/runs"],
             "head:6379",

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from sslmed_dist import plain_yaml
 from sslmed_dist.report.contact_sheets import neighbours_picture, views_picture
 
 SITES = ("site-0", "site-1", "site-10")
@@ -62,7 +62,7 @@ def rows(arm: str, seed: int) -> list[dict[str, Any]]:
 def fabricate(folder: Path, seed: int = 0, *, arms: tuple[str, ...] = tuple(LEVEL), **data: Any) -> Path:
     """A run folder of a federation of three sites, with invented numbers."""
     (folder / "evaluate").mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config(seed, **data)))
+    (folder / "config.yaml").write_text(plain_yaml.write(config(seed, **data)))
     environment = {"sslmed_dist": "0.1.0", "python": "3.11.9", "processor": "Invented CPU", "cores": 2, "gpu": None}
     environment |= {"packages": {"torch": "2.12.0", "flwr": "1.41.0", "ray": None}, "date": "2031-02-03"}
     (folder / "environment.json").write_text(json.dumps(environment))

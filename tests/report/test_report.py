@@ -141,7 +141,7 @@ def broken(run: Path, name: str, text: str) -> None:
         ("evaluate/similarity.json", '{"bins": []}', "similarity.json: has no alignment, counts, means, n"),
         ("environment.json", '{"packages": [1]}', r"environment.json: packages: expected mapping, got \[1\]"),
         ("config.yaml", "run: 3", "config.yaml: run: expected mapping or null, got 3"),
-        ("metrics.jsonl", '{"name": 3, "value": 1}\n', "metrics.jsonl:1: name: expected str, got 3"),
+        ("metrics.jsonl", '{"name": 3, "value": 1}\n', "metrics.jsonl:1: name: expected text, got 3"),
         ("metrics.jsonl", '{"name": "loss", "value": "low"}\n', "metrics.jsonl:1: value: expected float, got 'low'"),
         ("metrics.jsonl", '{"name": "loss", "va\n{"name": "loss", "value": 1}\n', "metrics.jsonl:1: not valid JSON"),
         ("evaluate/local.json", "{}", "local.json: has no rows"),

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
+from sslmed_dist import plain_yaml
 from sslmed_dist.report import plots, write_report
 from sslmed_dist.report.runs import PNG
 
@@ -13,7 +13,7 @@ from sslmed_dist.report.runs import PNG
 def fabricate(folder: Path, seed: int) -> Path:
     """A run folder with one row."""
     (folder / "evaluate").mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"run": {"name": "fabricated", "seed": seed}}))
+    (folder / "config.yaml").write_text(plain_yaml.write({"run": {"name": "fabricated", "seed": seed}}))
     row = {"arm": "encoder", "site": "all", "evaluator": "representation", "metric": "uniformity", "value": -2.5}
     row |= {"low": None, "high": None, "n": 3, "groups": 3, "note": ""}
     (folder / "evaluate" / "last.json").write_text(json.dumps({"rows": [row]}))

@@ -71,7 +71,7 @@ def test_it_is_another_run_that_resumes_from_itself(tmp_path: Path, first: Path)
             {"optim": {"name": "adamw", "lr": 0.001}},
             "run.continue_from: optim is sgd there and adamw here; they must agree",
         ),
-        ({"method": {"queue": 64}}, "queue.ids is missing, unknown or of another shape"),
+        ({"method": {"queue": 64}}, "2 of another shape (queue.ids (32,) in the file and (64,) here"),
         ({"optim": {"exclude": ["bias"]}}, "optim: groups of "),
     ],
 )

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from sslmed_dist import cli, config
+from sslmed_dist import cli, config, plain_yaml
 from sslmed_dist.data.phantom import PHANTOMS
 from sslmed_dist.downstream import OneShot
 from sslmed_dist.training import build
@@ -42,7 +41,7 @@ def tree(root: Path, folder: Path, **protocol: Any) -> dict[str, Any]:
 
 
 def write(path: Path, content: dict[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    path.write_text(plain_yaml.write(content))
     return path
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from sslmed_dist import cli, plain_yaml
 from sslmed_dist.config import Config
@@ -35,7 +34,7 @@ def path(tmp_path: Path) -> Path:
     """A table file, its base and its data in one folder."""
     recipe = tiny.tree(tmp_path)
     del recipe["run"]["name"]
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "tiny.yaml").write_text(plain_yaml.write(recipe))
     return write(tmp_path)
 
 
