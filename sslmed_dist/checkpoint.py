@@ -21,7 +21,7 @@ from sslmed_dist.state_dicts import misfit
 
 FORMAT, VERSION = "sslmed-dist checkpoint", 1
 MAGIC = b"PK\x03\x04"  # how every zip archive, and so every torch.save file, starts
-NAME = re.compile(r"step_(\d{9})\.pt")
+NAME = re.compile(r"step_(\d{9,18})\.pt")
 
 
 def save(path: Path, *, kind: str, config: Mapping[str, Any], fingerprint: str, **content: Any) -> Path:

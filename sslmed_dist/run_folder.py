@@ -62,11 +62,11 @@ class RunFolder:
     def told_apart(self, before: config.Config) -> str:
         """In words, what makes the run of the settings ``before`` another one than this."""
         paths = differences(config.essential(before), config.essential(self.config))
-        changed = ", ".join(paths)
-        if all(config.may(path, "resolved") for path in paths):
+        changed = ", ".join(paths) or "keys that are null in one and not there in the other"
+        if paths and all(config.may(path, "resolved") for path in paths):
             come = "come from the data and differ" if len(paths) > 1 else "comes from the data and differs"
             return f"holds a run on other data ({changed} {come}); allowed: the same data, or another run.name"
-        only_length = all(path == "plan.epochs" or path.startswith("optim.") for path in paths)
+        only_length = bool(paths) and all(path == "plan.epochs" or path.startswith("optim.") for path in paths)
         longer = "; to train on, give the new run run.continue_from=RUN" if only_length else ""
         return f"holds another run (different: {changed}); choose another run.name{longer}"
 

@@ -30,7 +30,7 @@ def section(experiment: Experiment, *, alone: bool) -> list[str]:
     main = [sites[0]] if sites and sites[0].title == wording.ALL_SITES else []
     ordered = [*main, *([mean] if mean else []), *sites[len(main) :]]
     differences = tables.difference_table(experiment)
-    for table in [*ordered, *([differences] if differences else [])]:
+    for table in [*ordered, *([differences] if differences else []), *tables.other_tables(experiment)]:
         parts += table_text(table)
     for label, run in zip(experiment.labels, experiment.runs, strict=True):
         if run.similarity is not None:

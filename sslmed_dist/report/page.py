@@ -46,7 +46,7 @@ def section(experiment: Experiment, index: int, *, alone: bool, pictures: bool) 
     sites = tables.site_tables(experiment)
     # each part is a block with an anchor for ``navigation``
     parts = {
-        "results": headline(sites) + evaluation(experiment, sites) + similarity(experiment),
+        "results": headline(sites) + evaluation(experiment, sites) + otherwise(experiment) + similarity(experiment),
         "training": training(experiment),
         "pictures": sheets(experiment, pictures),
         "notes": small_print(experiment, sites),
@@ -116,6 +116,11 @@ def evaluation(experiment: Experiment, sites: Sequence[Table]) -> str:
         plotted = (forest(per_site, column, zero=True) for column in tables.plotted_columns(differences.columns))
         parts.append(f"<div class='figures'>{''.join(plotted)}</div>{table_html(differences)}")
     return "".join(parts)
+
+
+def otherwise(experiment: Experiment) -> str:
+    """The tables of other questions than the run's own: another dataset, another protocol. Nothing without any."""
+    return "".join(table_html(table) for table in tables.other_tables(experiment))
 
 
 def forest(sites: Sequence[Table], column: Column, *, zero: bool = False) -> str:

@@ -39,7 +39,9 @@ PNG = b"\x89PNG\r\n\x1a\n"
 @dataclass(frozen=True)
 class Run:
     """What a run folder holds. Where a piece is not there, ``environment`` is None and the lists are empty.
-    ``remarks`` says what was left out while reading, ``pictures_there`` how many pictures there are, read or not."""
+    ``remarks`` says what was left out while reading the data or the folder, ``pictures_there`` how many pictures there
+    are, read or not. ``others`` are rows that answer another question than the run's own (another dataset, another k):
+    they are in no table beside its own, but each in one that says what was measured."""
 
     folder: Path
     config: Tree
@@ -50,6 +52,7 @@ class Run:
     pictures_there: int
     remarks: list[str] = field(default_factory=list)
     similarity: Tree | None = None
+    others: Mapping[str, list[Row]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -96,7 +99,7 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
         missing.append("metrics.jsonl or evaluate/*.json")
     if missing:
         raise ValueError(f"{folder}: not a run folder: it has no {' and no '.join(missing)}")
-    remarks: list[str] = []
+    remarks = read_notices(folder / "notices.txt")
     drawn = sorted(folder.glob("pictures/*.png"))
     environment = folder / "environment.json"
     return Run(
@@ -104,12 +107,35 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
         config=read_config(folder / "config.yaml"),
         environment=read_object(environment, optional=ENVIRONMENT) if environment.is_file() else None,
         metrics=[row for path in metrics for row in read_metrics(path, remarks)],
-        rows=[row for path in evaluations for row in read_rows(path)],
+        rows=[row for path in evaluations if not is_other(path) for row in read_rows(path)],
         pictures=read_pictures(folder / "pictures", drawn) if pictures else [],
         pictures_there=len(drawn),
         remarks=remarks,
         similarity=read_similarity(folder / "evaluate" / SIMILARITY),
+        others={other_title(path): read_rows(path) for path in evaluations if is_other(path)},
     )
+
+
+def is_other(path: Path) -> bool:
+    """Whether a file of results answers another question than the run's own settings ask (``sslmed evaluate RUN
+    KEY=VALUE``)."""
+    return "@" in path.stem
+
+
+def other_title(path: Path) -> str:
+    """What such a file was measured on, as the title of a table."""
+    measured = read_object(path, {"measured_on": dict[str, Any]})["measured_on"]
+    where = f"{path}: measured_on"
+    data = checked(measured.get("data"), f"{where}: data", {"name": str})
+    samples = checked(measured.get("samples"), f"{where}: samples", {"test": int})
+    return f"measured otherwise, on {data['name']} ({samples['test']} test samples): {path.name}"
+
+
+def read_notices(path: Path) -> list[str]:
+    """What reading the data left aside, guessed or replaced, as the run wrote it down; nothing where it did not."""
+    if not path.is_file():
+        return []
+    return [f"data: {line}" for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
 
 
 def read_config(path: Path) -> Tree:

@@ -4,7 +4,7 @@ several seeds a cell holds the mean and the standard deviation."""
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sslmed_dist.downstream.coverage import remarks_in
@@ -117,6 +117,17 @@ def site_tables(experiment: Experiment, *, difference: bool = False) -> list[Tab
         Table(site, arms, columns, {(arm, c): cell for (s, arm, c), cell in cells.items() if s == site}, difference)
         for site in sites
     ]
+
+
+def other_tables(experiment: Experiment) -> list[Table]:
+    """The tables of what was measured otherwise (``Run.others``), each under its own title."""
+    made = []
+    for title in sorted({title for run in experiment.runs for title in run.others}, key=natural):
+        runs = tuple(replace(run, rows=run.others.get(title, [])) for run in experiment.runs)
+        for table in site_tables(replace(experiment, runs=runs)):
+            site = "" if table.title == ALL_SITES else f", {table.title}"
+            made.append(replace(table, title=f"{title}{site}"))
+    return made
 
 
 def collect(experiment: Experiment, difference: bool) -> dict[tuple[str, str, Column], Cell]:
