@@ -1,9 +1,12 @@
 """``--check``: everything is built and two steps are tried; nothing is written."""
 
+import functools
 import resource
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,29 +47,82 @@ def check_training(settings: Config, dataset: Dataset | None = None) -> Summary:
         work.inherit(Path(settings.run.continue_from).expanduser())
     if settings.evaluate.every is not None:
         Monitor(work.settings, work.dataset)
-    seconds = seconds_per_step(work)
+    parts = seconds_per_step(work)
     resolved = replace(work.settings, plan=left_out)
-    return Summary(resolved, work.dataset, describe(work, resolved, seconds))
+    return Summary(resolved, work.dataset, describe(work, resolved, parts))
 
 
-def seconds_per_step(work: job.Job) -> float:
-    """Wall time in seconds of the second of two steps: the first one warms up."""
+class Parts:
+    """Wall time in seconds that the forward passes of some modules take, by name."""
+
+    def __init__(self, device: torch.device, modules: Mapping[str, nn.Module]) -> None:
+        self.device, self.seconds, self.started = device, dict.fromkeys(modules, 0.0), dict.fromkeys(modules, 0.0)
+        self.hooks = []
+        for name, module in modules.items():
+            self.hooks.append(module.register_forward_pre_hook(functools.partial(self.begin, name)))
+            self.hooks.append(module.register_forward_hook(functools.partial(self.end, name)))
+
+    def now(self) -> float:
+        """The time, when all that was asked of the device is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def begin(self, name: str, *_: Any) -> None:
+        """A forward pass of a module begins."""
+        self.started[name] = self.now()
+
+    def end(self, name: str, *_: Any) -> None:
+        """It ends."""
+        self.seconds[name] += self.now() - self.started[name]
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for hook in self.hooks:
+            hook.remove()
+
+
+def seconds_per_step(work: job.Job) -> dict[str, float]:
+    """Wall time in seconds of the parts of the second of two steps (the first one warms up): reading the data, the
+    views, the encoder's forward pass, and the rest: heads, loss, backward pass and optimiser."""
     plan, batches = work.settings.plan, work.batches
     average = distributed.leave_gradients  # one process: there is nothing to average over
     stepper = Stepper(work.method, work.views, plan, batches, work.state, average, None)
-    seconds = 0.0
+    device = build.choose_device(work.settings)
+    seconds: dict[str, float] = {}
     with deterministic_kernels(plan):
         for _ in range(2):
-            started = time.perf_counter()
-            stepper.step(next(iter(batches.epoch(0))), 0, False)
-            seconds = time.perf_counter() - started
+            parts = Parts(device, {"views": work.views, "encoder": work.method.encoder})
+            started = parts.now()
+            batch = next(iter(batches.epoch(0)))
+            read = parts.now()
+            stepper.step(batch, 0, False)
+            ended = parts.now()
+            parts.remove()
+            rest = ended - read - sum(parts.seconds.values())
+            seconds = {"data": read - started, **parts.seconds, "loss, backward and optimiser": rest}
     return seconds
 
 
-def describe(work: job.Job, settings: Config, seconds: float) -> list[str]:
-    """One line each: run, data, method, plan, device, memory, time."""
+def shares(seconds: Mapping[str, float]) -> str:
+    """Each part's share of a step in percent, the slowest first."""
+    whole = sum(seconds.values())
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {100 * value / whole:.0f} %" for name, value in ordered)
+
+
+def duration(seconds: float) -> str:
+    """A span in the unit that a person would use: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 120 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def describe(work: job.Job, settings: Config, parts: Mapping[str, float]) -> list[str]:
+    """One line each: run, data, method, plan, device, memory, time, slowest. ``parts`` are ``seconds_per_step``."""
     data, plan, steps = work.dataset, settings.plan, job.total(work)
     device = build.choose_device(settings)
+    seconds = sum(parts.values())
     weights = sum(p.numel() for p in work.method.parameters() if p.requires_grad)
     return [
         f"run       {settings.folder.name}, seed {settings.run.seed}, fingerprint {fingerprint(settings)[:12]}",
@@ -75,7 +131,8 @@ def describe(work: job.Job, settings: Config, seconds: float) -> list[str]:
         f"plan      {plan.epochs} epochs x {work.batches.steps} steps = {steps} steps of {plan.batch_size}",
         f"device    {device}, {torch.get_num_threads()} thread(s), {plan.precision}",
         f"memory    {peak_memory(device) / 2**20:.0f} MiB at the peak of one step, data included",
-        f"time      {seconds:.2f} s a step here: about {steps * seconds / 60:.0f} min in one process",
+        f"time      {seconds:.2f} s a step here: about {duration(steps * seconds)} in one process",
+        f"slowest   {shares(parts)}",
     ]
 
 
