@@ -11,6 +11,7 @@ elsewhere, and a link in it would make us write to, empty or delete what lies ou
 import hashlib
 import itertools
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -22,6 +23,7 @@ from typing import IO
 
 LINK = "is a link; in a run folder nothing is written or deleted through one"
 ENDING = ".tmp"  # of every temporary name, so that what a killed process left can be found
+UNFINISHED = re.compile(r"\..+\.\d+-\d+\.tmp")  # such a name as a whole: of the file, the process and a number
 NUMBERS = itertools.count()
 
 

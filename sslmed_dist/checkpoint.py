@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslmed_dist.atomic_files import ENDING, write_atomically, writing
+from sslmed_dist.atomic_files import ENDING, UNFINISHED, write_atomically, writing
 from sslmed_dist.state_dicts import misfit
 
 FORMAT, VERSION = "sslmed-dist checkpoint", 1
 MAGIC = b"PK\x03\x04"  # how every zip archive, and so every torch.save file, starts
+KINDS = ("training", "encoder", "site")
 NAME = re.compile(r"step_(\d{9,18})\.pt")
 
 
@@ -57,10 +58,39 @@ def load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: damaged, or not a checkpoint of this program ({type(error).__name__})") from None
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise ValueError(f"{path}: not a checkpoint of this program")
+    require_fields(payload, path)
     if payload["version"] > VERSION:
         raise ValueError(f"{path}: written by a newer version (format {payload['version']}, this one reads {VERSION})")
-    payload["config"] = json.loads(payload["config"])
+    try:
+        payload["config"] = json.loads(payload["config"])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: config: not valid JSON: {error}") from None
+    named = NAME.fullmatch(path.name)
+    if named and payload.get("step", int(named[1])) != int(named[1]):
+        raise ValueError(f"{path}: contradicts its name: it holds step {payload['step']!r:.40}")
     return payload
+
+
+def require_fields(payload: Mapping[str, Any], path: Path) -> None:
+    """``ValueError`` naming the first field of a checkpoint that is missing or of another type."""
+    expected: dict[str, tuple[type, str]] = {
+        "version": (int, "a whole number"),
+        "kind": (str, "text"),
+        "config": (str, "text"),
+        "fingerprint": (str, "text"),
+        "method": (Mapping, "tensors by name"),
+    }
+    if payload.get("kind") != "encoder":
+        expected["state"] = (Mapping, "the training state")
+    for name, (kind, words) in expected.items():
+        if name not in payload or not isinstance(payload[name], kind) or isinstance(payload[name], bool):
+            found = type(payload[name]).__name__ if name in payload else "nothing"
+            raise ValueError(f"{path}: {name}: expected {words}, got {found}: damaged, or written by another program")
+    if payload["kind"] not in KINDS:
+        raise ValueError(f"{path}: kind: expected one of {', '.join(KINDS)}, got {payload['kind']!r:.80}")
+    for key, value in payload["method"].items():
+        if not isinstance(key, str) or not isinstance(value, Tensor) or value.is_meta:
+            raise ValueError(f"{path}: method: {key!r:.80} is no tensor with a name and values")
 
 
 def verify(path: Path) -> None:
@@ -73,11 +103,19 @@ def verify(path: Path) -> None:
         raise ValueError(f"{path}: not a checkpoint of this program")
     try:
         with zipfile.ZipFile(path) as archive:
+            # torch stores its members as they are; a member that has to be inflated may be of any size
+            if not all(plain_member(member, path) for member in archive.infolist()):
+                raise ValueError(f"{path}: not a checkpoint of this program (a compressed archive)")
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: torn or damaged checkpoint ({str(error) or 'it ends too early'})") from None
     if damaged is not None:
         raise ValueError(f"{path}: torn or damaged checkpoint (checksum of {damaged})")
+
+
+def plain_member(member: zipfile.ZipInfo, path: Path) -> bool:
+    """Whether a member of the archive ``path`` is stored as it is, and so no larger than the archive."""
+    return member.compress_type == zipfile.ZIP_STORED and member.file_size <= path.stat().st_size
 
 
 def load_method(method: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -116,23 +154,26 @@ class Checkpoints:
         """Steps that have a checkpoint file, ascending."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(match[1]) for file in self.folder.iterdir() if (match := NAME.fullmatch(file.name)))
+        matches = ((file, NAME.fullmatch(file.name)) for file in self.folder.iterdir())
+        return sorted(int(match[1]) for file, match in matches if match and self.path(int(match[1])).name == file.name)
 
     def save(self, step: int, **content: Any) -> Path:
         """Write the checkpoint of ``step``, name it in ``latest.json``, and delete older ones (``prune``)."""
         path = save(self.path(step), kind="training", step=step, **content)
         latest = {"file": path.name, "step": step}
         write_atomically(self.folder / "latest.json", (json.dumps(latest) + "\n").encode())
-        self.prune()
+        self.prune(step)
         return path
 
-    def prune(self) -> None:
-        """Delete all checkpoints but the newest ``keep_last`` and those of every ``keep_every``-th step."""
-        for step in self.steps()[: -self.keep_last]:
+    def prune(self, written: int) -> None:
+        """Delete all checkpoints before that of step ``written`` but the newest and those of every ``keep_every``-th
+        step; ``keep_last`` are left, that of ``written`` among them."""
+        for step in [step for step in self.steps() if step <= written][: -self.keep_last]:
             if not (self.keep_every and step % self.keep_every == 0):
                 self.path(step).unlink(missing_ok=True)
-        for unfinished in self.folder.glob(f"*{ENDING}"):
-            unfinished.unlink(missing_ok=True)  # left by a process that was killed while writing
+        for unfinished in self.folder.glob(f".*{ENDING}"):
+            if UNFINISHED.fullmatch(unfinished.name):
+                unfinished.unlink(missing_ok=True)  # left by a process that was killed while writing
 
     def latest(self) -> Path | None:
         """The newest checkpoint, or None. It may be newer than the one that ``latest.json`` names, if the process died

@@ -39,6 +39,13 @@ def require_writable(outputs: Iterable[tuple[Path, Recogniser]], *, force: bool)
             raise ValueError(f"{path}: exists already; give another name, or --force to write over it")
 
 
+def require_ours(path: Path, is_ours: Recogniser) -> None:
+    """``ValueError`` where ``path`` holds something else than this program's output of that kind, which alone may be
+    written anew without being asked."""
+    if (path.is_symlink() or path.exists()) and not (path.is_file() and known(path, is_ours)):
+        raise ValueError(f"{path}: exists and is not what this command writes there; move it away")
+
+
 def known(path: Path, is_ours: Recogniser) -> bool:
     """``is_ours(path)``; a file that cannot be read is not ours."""
     try:
@@ -56,6 +63,12 @@ def read_mapping(path: Path) -> Mapping[str, Any]:
 def is_description(path: Path) -> bool:
     """The JSON file of an export."""
     return read_mapping(path).get(MARK) == EXPORT
+
+
+def is_results(path: Path) -> bool:
+    """The results of ``evaluate``."""
+    content = read_mapping(path)
+    return isinstance(content.get("rows"), list) and isinstance(content.get("encoder"), dict)
 
 
 def is_export(path: Path) -> bool:

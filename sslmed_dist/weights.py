@@ -45,8 +45,10 @@ def is_checkpoint(path: Path) -> bool:
             return False
     try:
         with zipfile.ZipFile(path) as archive:
-            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            return any(checkpoint.FORMAT.encode() in archive.read(name) for name in pickles)
+            pickles = [member for member in archive.infolist() if member.filename.endswith("/data.pkl")]
+            if not all(checkpoint.plain_member(member, path) for member in pickles):
+                return True
+            return any(checkpoint.FORMAT.encode() in archive.read(member) for member in pickles)
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError):
         return True  # ``checkpoint.load`` says what is wrong with it
 

@@ -229,7 +229,8 @@ def test_latest_is_the_newest_whole_file(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_is_cleared_and_never_read(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, **content())
-    left = [tmp_path / "step_000000002.pt.4711.tmp", tmp_path / "latest.json.4711.tmp"]
+    left = [tmp_path / ".step_000000002.pt.4711-0.tmp", tmp_path / ".latest.json.4711-12.tmp"]
+    (tmp_path / "mine.tmp").write_text("not ours")
     for path in left:
         path.write_bytes(b"PK\x03\x04 torn")
     assert checkpoints.latest() == checkpoints.path(1)
@@ -237,6 +238,7 @@ def test_what_a_killed_process_left_is_cleared_and_never_read(tmp_path: Path) ->
     assert not any(path.exists() for path in left)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "latest.json",
+        "mine.tmp",
         "step_000000001.pt",
         "step_000000002.pt",
     ]

@@ -9,9 +9,10 @@ bytes, once its type is one of ``TYPES`` and its shape fits their number.
 
 import math
 import pickle
+import pickletools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,6 +145,14 @@ class Reader(pickle.Unpickler):
         raise pickle.UnpicklingError("it refers to something outside the file")
 
 
+def require_memo(file: IO[bytes], size: int) -> None:
+    """``UnpicklingError`` for a place in the memo beyond the ``size`` of the file: Python makes room for all places
+    below it, so eight bytes could ask for gigabytes."""
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument is not None and int(argument) > size:
+            raise pickle.UnpicklingError(f"place {argument} of the memo in a file of {size} bytes")
+
+
 def read_pickle(path: Path) -> Any:
     """What the file holds: containers, text, bytes, numbers, and ``PickledArray`` for arrays (see ``as_array``).
 
@@ -154,6 +163,8 @@ def read_pickle(path: Path) -> Any:
         raise ValueError(f"{path}: no such file")
     try:
         with path.open("rb") as file:
+            require_memo(file, path.stat().st_size)
+            file.seek(0)
             return Reader(file, encoding="latin1").load()
     except FAILURES as error:
         raise ValueError(

@@ -58,7 +58,11 @@ class Job:
             raise ValueError(f"{path}: checkpoint of another run (configuration fingerprint differs)")
         checkpoint.require_step(saved, path, total(self))
         checkpoint.load_method(self.method, saved["method"], path)
-        self.state.load_state_dict(saved["state"])
+        try:
+            self.state.load_state_dict(saved["state"])
+        except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path}: its training state is damaged: {type(error).__name__}: {reason}") from None
         return saved
 
     def inherit(self, source: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,7 +44,11 @@ def find(source: Path, which: str = "last") -> Path:
     folder = source / "checkpoints"
     if not folder.is_dir():
         raise ValueError(f"{source}: neither a checkpoint file nor a run folder with checkpoints")
-    steps, rounds = sorted(folder.glob("step_*.pt")), sorted(folder.glob("round_*.pt"))
+    names = re.compile(r"(?:step_\d{9,18}|round_\d{5,})\.pt")
+    steps, rounds = (
+        sorted(path for path in folder.glob(pattern) if names.fullmatch(path.name))
+        for pattern in ("step_*.pt", "round_*.pt")
+    )
     # By name without leading zeros: step_000000120.pt is "step_120".
     by_name = {f"{path.stem.split('_')[0]}_{int(path.stem.split('_')[1])}": path for path in steps + rounds}
     if which == "last" and by_name:

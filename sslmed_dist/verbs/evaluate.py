@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sslmed_dist import checkpoint, config, registry
+from sslmed_dist import checkpoint, config, outputs, registry
 from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.downstream import (
@@ -89,9 +89,10 @@ def evaluate_run(
     measured = measured_on(settings, dataset, parts)
     known = checkpoint.load(trained.file).get("samples")
     ending = suffix(trained.settings, settings, known, measured)
-    rows, predictions = all_rows(trained, settings, dataset, parts, part)
     stem = which if part == "encoder" else f"{which}-{part}"
     out = folder / "evaluate" / f"{stem}{ending}.json"
+    outputs.require_ours(out, outputs.is_results)
+    rows, predictions = all_rows(trained, settings, dataset, parts, part)
     write_cases(out.with_name(f"{out.stem}-cases.csv"), predictions)
     source = {"file": trained.file.name, "sha256": trained.sha256}
     write_rows(out, rows, encoder=source, part=part, measured_on=measured)
