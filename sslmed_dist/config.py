@@ -87,6 +87,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read ``path``, merge it over its ``base:`` parent, apply ``section.key=value`` overrides, and check the types."""
     path = Path(path)
     tree = read(path)
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"{key}: stands on the command line {keys.count(key)} times; give it once")
     for override in overrides:
         tree = merge(tree, parse_override(override))
     run = tree.setdefault("run", {})

@@ -27,6 +27,10 @@ METRIC_KEYS: Fields = {
 PACKAGES = ("torch", "torchvision", "numpy", "ray", "flwr")
 
 
+class OtherData(ValueError):
+    """The folder's run differs from this one in nothing but what came from its data."""
+
+
 class RunFolder:
     """One run's files. ``open`` makes the folder, or accepts a folder of the same run, and locks it against a second
     writer. ``describe`` writes ``config.yaml`` and ``environment.json``."""
@@ -49,7 +53,8 @@ class RunFolder:
         if existing.exists():
             before = config.load(existing)
             if config.fingerprint(before) != config.fingerprint(self.config):
-                raise ValueError(f"{self.path}: {self.told_apart(before)}")
+                kind = OtherData if self.only_data(before) else ValueError
+                raise kind(f"{self.path}: {self.told_apart(before)}")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = open_itself(self.path / ".lock", os.O_RDWR | os.O_CREAT)  # what it holds stays as it is
@@ -59,11 +64,16 @@ class RunFolder:
         except OSError as error:
             raise ValueError(f"{self.path}: cannot be written: {error.strerror}") from None
 
+    def only_data(self, before: config.Config) -> bool:
+        """Whether the run of the settings ``before`` differs in nothing but what came from its data."""
+        paths = differences(config.essential(before), config.essential(self.config))
+        return bool(paths) and all(config.may(path, "resolved") for path in paths)
+
     def told_apart(self, before: config.Config) -> str:
         """In words, what makes the run of the settings ``before`` another one than this."""
         paths = differences(config.essential(before), config.essential(self.config))
         changed = ", ".join(paths) or "keys that are null in one and not there in the other"
-        if paths and all(config.may(path, "resolved") for path in paths):
+        if self.only_data(before):
             come = "come from the data and differ" if len(paths) > 1 else "comes from the data and differs"
             return f"holds a run on other data ({changed} {come}); allowed: the same data, or another run.name"
         only_length = bool(paths) and all(path == "plan.epochs" or path.startswith("optim.") for path in paths)

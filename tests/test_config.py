@@ -239,3 +239,9 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
         with pytest.raises(ValueError) as caught:
             config.load(path)
         assert str(caught.value).startswith(f"{path}: not valid YAML: ") and "\n" not in str(caught.value)
+
+
+def test_a_key_that_stands_twice_on_the_command_line_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", LEAVES)
+    with pytest.raises(ValueError, match="^plan.epochs: stands on the command line 2 times; give it once$"):
+        config.load(path, ["plan.epochs=1", "run.seed=2", "plan.epochs=2"])

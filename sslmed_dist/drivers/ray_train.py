@@ -20,16 +20,15 @@ from typing import Any
 
 import torch
 
-from sslmed_dist import checkpoint, config, run_folder
+from sslmed_dist import config, run_folder
 from sslmed_dist.atomic_files import appending
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.endings import Stopped
-from sslmed_dist.training import job
+from sslmed_dist.training import job, same_data
 from sslmed_dist.training.allocation import ONE_ARENA
 from sslmed_dist.training.build import resolve_auto
 from sslmed_dist.training.check import check_training
 from sslmed_dist.training.precision import NonFinite
-from sslmed_dist.training.same_data import recognise
 from sslmed_dist.training.stopping import Stop
 
 NEWS = "ray.json"  # in the run folder, from the workers: {"state": "working", "stopped" or "not finite", "line": ...}
@@ -108,10 +107,9 @@ def open_folder(settings: config.Config, dataset: Dataset, resume: str) -> None:
     """Make or accept the run folder, as ``RunFolder.open`` does, and delete what an earlier start left for this one.
     ``ValueError`` where the folder's run was trained on other samples than those of ``dataset``."""
     folder = run_folder.RunFolder(settings.folder, settings)
-    folder.open(resume)
+    same_data.open_folder(folder, dataset, resume)
     try:
-        latest = folder.checkpoints.latest()
-        recognise(settings.folder, dataset, None if latest is None else checkpoint.load(latest).get("samples"))
+        same_data.recognise(settings.folder, dataset, same_data.known_of(folder))
     finally:
         folder.close()
     for name in (NEWS, "stop"):

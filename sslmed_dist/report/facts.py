@@ -37,6 +37,10 @@ def facts(experiment: Experiment) -> list[tuple[str, str]]:
             ("Federation", f"{shown}, {words(federated.get('strategy'))}; {words(federated.get('partition'))}")
         )
     lines.append(("Runs", ", ".join(experiment.labels)))
+    files = {name for run in experiment.runs for name in run.measured}
+    known = {name: {run.measured[name] for run in experiment.runs if run.measured.get(name)} for name in files}
+    if any(len(hashes) > 1 for hashes in known.values()):
+        lines.append(("Caution", "the runs were measured on different samples: a mean over them answers no question"))
     if environment is None:
         return [*lines, ("Machine", "not recorded (no environment.json)")]
     lines.append(("Machine", machine(environment)))

@@ -53,6 +53,7 @@ class Run:
     remarks: list[str] = field(default_factory=list)
     similarity: Tree | None = None
     others: Mapping[str, list[Row]] = field(default_factory=dict)
+    measured: Mapping[str, str] = field(default_factory=dict)  # by file of rows, the hash of the samples
 
     @property
     def name(self) -> str:
@@ -112,8 +113,15 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
         pictures_there=len(drawn),
         remarks=remarks,
         similarity=read_similarity(folder / "evaluate" / SIMILARITY),
+        measured={path.stem: hash_of_samples(path) for path in evaluations if not is_other(path)},
         others={other_title(path): read_rows(path) for path in evaluations if is_other(path)},
     )
+
+
+def hash_of_samples(path: Path) -> str:
+    """The hash of the samples that a file of rows was measured on; empty in files from before it was there."""
+    measured = read_object(path).get("measured_on")
+    return str(measured.get("sha256", "")) if isinstance(measured, dict) else ""
 
 
 def is_other(path: Path) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -31,14 +32,16 @@ def evaluation_splits(settings: Config) -> tuple[Dataset, dict[str, Tensor]]:
     if taken is not None and train.channels != taken:
         raise ValueError(f"data: {train.name} has images of {train.channels} channel(s), the encoder takes {taken}")
     dataset = Joined([train, test])  # train comes first, so its positions are those in ``dataset`` too
-    rest, val = hold_out(
-        labels=train.labels,
-        groups=train.groups,
-        ids=train.ids,
-        fraction=settings.evaluate.val_fraction,
-        groups_per_site=None,
-        seed=randomness.key(settings.run.seed, "validation"),
-    )
+    try:
+        rest, val = hold_out(
+            labels=train.labels,
+            groups=train.groups,
+            ids=train.ids,
+            fraction=settings.evaluate.val_fraction,
+            seed=randomness.key(settings.run.seed, "validation"),
+        )
+    except ValueError as error:
+        raise ValueError(f"evaluate.val_fraction: {train.name}: {error}") from None
     return dataset, {"train": rest, "val": val, "test": dataset.positions(1)}
 
 
@@ -59,11 +62,12 @@ def overridden(settings: Config, overrides: Sequence[str]) -> Config:
 
 
 def measured_on(settings: Config, dataset: Dataset, parts: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a result was measured on, without a path: the data's settings, how many samples each part has, and a hash of
-    all its samples."""
+    """What a result was measured on: the data's settings, the last name of its path, how many samples each part has,
+    and a hash of all its samples."""
     leaf = {key: value for key, value in merge(settings.data, settings.evaluate.data).items() if key != "subset"}
     return {
         "data": {key: leaf[key] for key in leaf if not may(f"data.{key}", "run") and f"data.{key}" not in PATHS},
+        "folder": Path(str(leaf.get("root", ""))).expanduser().name or None,
         "samples": {name: len(positions) for name, positions in parts.items()},
         "sha256": describe(dataset).digest,
     }
@@ -73,15 +77,15 @@ def suffix(run: Config, now: Config, known: Mapping[str, Any] | None, measured: 
     """What the name of a result gets: nothing where ``now`` measures what the settings of the ``run`` say, on whatever
     device; else ``@`` and a hash of what it measures, so that no result overwrites the answer to another question.
 
-    The data may have moved, if its training samples are those that the checkpoint has ``known``.
+    The data may have moved, if its training samples are those that the checkpoint has ``known``. Where it lies in its
+    place and holds others, that is another question, too.
     """
     differing = differences(to_tree(run), to_tree(now))
     changed = [path for path in differing if path == "data.root" or not (may(path, "run") and may(path, "experiment"))]
-    if not changed:
+    same_samples = None if known is None else describe_train(now, known) == known["digest"]
+    if changed in ([], ["data.root"]) and (same_samples or (same_samples is None and not changed)):
         return ""
-    if changed == ["data.root"] and known is not None and describe_train(now, known) == known["digest"]:
-        return ""
-    said = json.dumps([measured, to_tree(now)["evaluate"]], sort_keys=True)
+    said = json.dumps([{**measured, "folder": None}, to_tree(now)["evaluate"]], sort_keys=True)
     return f"@{hashlib.sha256(said.encode()).hexdigest()[:12]}"
 
 

@@ -24,7 +24,7 @@ from sslmed_dist.training.build import build_views, choose_device, compile_encod
 from sslmed_dist.training.monitor import Monitor
 from sslmed_dist.training.pretrained import find, first_method
 from sslmed_dist.training.progress import Progress
-from sslmed_dist.training.same_data import recognise, write_down
+from sslmed_dist.training.same_data import open_folder, recognise, write_down
 from sslmed_dist.training.state import TrainState, begin
 from sslmed_dist.training.stopping import Stop
 
@@ -158,7 +158,7 @@ def take_over(job: Job, run: RunFolder, resume: str) -> None:
     The settings are written down where training goes on; a run that is finished stays as it is.
     """
     if distributed.rank() == 0:
-        run.open(resume)
+        open_folder(run, job.dataset, resume)
     distributed.barrier()  # the folder is checked before any rank reads it
     latest, other = run.checkpoints.latest(), job.settings.run.continue_from
     saved = None if latest is None else job.restore(latest)
@@ -174,17 +174,19 @@ def take_over(job: Job, run: RunFolder, resume: str) -> None:
 def go_on(job: Job, run: RunFolder, saved: Mapping[str, Any] | None) -> None:
     """What rank 0 does before training begins, or goes on from ``saved``, the content of a checkpoint."""
     before = job.settings if saved is None else from_tree(saved["config"], str(run.path))
-    changed = ", ".join(differences(to_tree(before), to_tree(job.settings)))
-    finished = saved is not None and job.state.step >= total(job)
-    if finished:
-        say(f"{run.path.name} is finished (step {job.state.step}): nothing is trained")
-        if changed:
-            say(f"not taken, because the run is finished: {changed}; sslmed evaluate RUN KEY=VALUE may take them")
-        return
+    paths = differences(to_tree(before), to_tree(job.settings))
     known = None if saved is None else saved.get("samples")
     job.samples = recognise(run.path, job.dataset, known)
+    if saved is not None and job.state.step >= total(job):
+        say(f"{run.path.name} is finished (step {job.state.step}): nothing is trained")
+        if paths:
+            say(f"not taken, because the run is finished: {', '.join(paths)}")
+        if any(path.startswith(("data.", "evaluate.")) for path in paths):
+            say("sslmed evaluate RUN KEY=VALUE measures a run on other data or by other protocols")
+        return
     if saved is not None and known is None:
         say("this checkpoint is of an older version: whether the samples are still those of the run is not known")
+    changed = ", ".join(paths)
     # Scalars and a stop request that are newer than the checkpoint belong to the interrupted attempt.
     run.metrics.cut(job.state.step)
     (run.path / "stop").unlink(missing_ok=True)

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sslmed_dist import checkpoint
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.data.samples import Samples, describe, first_difference
+from sslmed_dist.run_folder import OtherData, RunFolder
 
 LIST, NOTICES = "samples.jsonl", "notices.txt"
 
@@ -32,6 +34,22 @@ def recognise(folder: Path, dataset: Dataset, known: Mapping[str, Any] | None) -
         f"data: {dataset.name} holds other samples than {folder} was trained on ({counts}"
         f"{'; ' + first if first else ''}); allowed: the same data, or another run.name to start a new run"
     )
+
+
+def open_folder(run: RunFolder, dataset: Dataset, resume: str) -> None:
+    """``run.open(resume)``. Where the folder's run differs only in what came from its data, the ``ValueError`` says in
+    which samples, if its newest checkpoint knows them."""
+    try:
+        run.open(resume)
+    except OtherData:
+        recognise(run.path, dataset, known_of(run))
+        raise
+
+
+def known_of(run: RunFolder) -> Mapping[str, Any] | None:
+    """What the newest checkpoint of ``run`` holds of its samples; None where there is none, or it is of before."""
+    latest = run.checkpoints.latest()
+    return None if latest is None else checkpoint.load(latest).get("samples")
 
 
 def read_list(path: Path) -> Sequence[str]:

@@ -69,6 +69,11 @@ def own_predictions(
     return {CLASSIFIER: predictions}
 
 
+def note(line: str) -> None:
+    """A line for the person who asked."""
+    print(f"note: {line}", file=sys.stderr)
+
+
 def evaluate_run(
     folder: Path, which: str = "last", part: pretrained.Part = "encoder", overrides: Sequence[str] = ()
 ) -> Path:
@@ -85,17 +90,23 @@ def evaluate_run(
         raise ValueError(f"{folder}: expected a run folder; the results go into it")
     trained = pretrained.load(folder, which, part=part)
     settings = overridden(trained.settings, overrides)
+    if not settings.evaluate.protocols:
+        raise ValueError("evaluate.protocols: is empty, so there is nothing to measure; allowed: [{name: knn}], say")
     dataset, parts = evaluation_splits(settings)
     measured = measured_on(settings, dataset, parts)
     known = checkpoint.load(trained.file).get("samples")
     ending = suffix(trained.settings, settings, known, measured)
+    if ending and not overrides:
+        note(f"{dataset.name} holds other samples than the run was trained on: the result gets a file of its own")
+    for line in dataset.notices:
+        note(f"data: {line}")
     stem = which if part == "encoder" else f"{which}-{part}"
     out = folder / "evaluate" / f"{stem}{ending}.json"
     outputs.require_ours(out, outputs.is_results)
     rows, predictions = all_rows(trained, settings, dataset, parts, part)
     write_cases(out.with_name(f"{out.stem}-cases.csv"), predictions)
     source = {"file": trained.file.name, "sha256": trained.sha256}
-    write_rows(out, rows, encoder=source, part=part, measured_on=measured)
+    write_rows(out, rows, encoder=source, part=part, measured_on=measured, notices=list(dataset.notices))
     return out
 
 
@@ -116,7 +127,7 @@ def all_rows(
         classifier_predictions = own_predictions(trained, dataset, parts)
         rows += rows_of(classifier_predictions, arm=part, site=ALL_SITES, seed=settings.run.seed)
     elif settings.method.get("classes") is not None:
-        print(f"note: {dataset.name} has other classes: the run's own classifier is not measured", file=sys.stderr)
+        note(f"{dataset.name} has other classes: the run's own classifier is not measured")
     predictions: dict[str, dict[str, Predictions]] = {}  # by arm, then by the protocol's title
     for arm, network in arms.items():
         predictions[arm] = arm_predictions(settings, network, dataset, parts, arm)

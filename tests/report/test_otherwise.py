@@ -49,3 +49,17 @@ def test_a_result_that_does_not_say_what_it_measured_is_named(run: Path, tmp_pat
     with pytest.raises(ValueError, match="last@0123456789ab.json: has no measured_on"):
         read_run(run)
     file.unlink()
+
+
+def test_seeds_that_were_measured_on_different_samples_are_told(tmp_path: Path) -> None:
+    runs = []
+    for seed in (0, 1):
+        tiny.write_images(tmp_path / "tiny.npz", test=24 + 2 * seed)
+        settings = tiny.settings(tmp_path, run={"name": f"seed-{seed}", "seed": seed})
+        runs.append(job.train(settings).settings.folder)
+        evaluate_run(runs[-1])
+    caution = "the runs were measured on different samples"
+    for text in (path.read_text() for path in write_report(runs, tmp_path / "both.html")):
+        assert text.count(caution) == 1
+    for text in (path.read_text() for path in write_report(runs[:1], tmp_path / "one.html")):
+        assert caution not in text

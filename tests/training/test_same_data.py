@@ -61,16 +61,31 @@ def test_other_samples_are_refused_and_nothing_changes(tmp_path: Path, counts: d
     assert files(run) == before
 
 
-def test_other_data_is_told_apart_by_the_normalisation_that_comes_from_it(tmp_path: Path) -> None:
+def test_samples_are_named_where_the_normalisation_that_comes_from_them_differs(tmp_path: Path) -> None:
     run = job.train(tiny.settings(tmp_path)).settings.folder
     before = files(run)
     other_images(tmp_path / "tiny.npz", train=50)
+    with pytest.raises(
+        ValueError, match=r"other samples than .* \(48 then, 50 now; sample 48 is only in one of them\)"
+    ):
+        job.train(tiny.settings(tmp_path))
+    assert files(run) == before
+    for path in (run / "checkpoints").glob("*.pt"):
+        without(path, "samples")
     with pytest.raises(ValueError) as caught:
         job.train(tiny.settings(tmp_path))
     assert str(caught.value) == (
         f"{run}: holds a run on other data (views.mean, views.std come from the data and differ); allowed: the same "
         "data, or another run.name"
     )
+
+
+def test_a_finished_run_on_other_samples_is_refused_like_any_other(tmp_path: Path) -> None:
+    run = job.train(settings_of(tmp_path)).settings.folder
+    before = files(run)
+    other_images(tmp_path / "tiny.npz")
+    with pytest.raises(ValueError, match="sample 7 has another content"):
+        job.train(settings_of(tmp_path))
     assert files(run) == before
 
 

@@ -117,7 +117,11 @@ def pretraining(folder: Path) -> Path:
 def test_a_result_says_what_it_was_measured_on(tmp_path: Path) -> None:
     tree = json.loads(evaluate_run(pretraining(tmp_path)).read_text())
     measured = tree["measured_on"]
-    assert measured["data"] == {"name": "medmnist"} and measured["samples"] == {"train": 43, "val": 5, "test": 24}
+    assert (
+        measured["data"] == {"name": "medmnist"}
+        and measured["folder"] == "tiny.npz"
+        and measured["samples"] == {"train": 43, "val": 5, "test": 24}
+    )
     assert len(measured["sha256"]) == 64 and str(tmp_path) not in json.dumps(tree)
 
 
@@ -184,3 +188,38 @@ def test_check_tries_what_the_evaluation_will_need(tmp_path: Path, section: dict
     with pytest.raises(ValueError, match=line):
         check_evaluation(tiny.settings(tmp_path, **section))
     assert check_evaluation(tiny.settings(tmp_path)) == ["evaluate  knn: 43 train, 5 val, 24 test"]
+
+
+def test_other_samples_in_the_old_place_are_another_question(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = pretraining(tmp_path)
+    own = evaluate_run(run)
+    before = own.read_bytes()
+    tiny.write_images(tmp_path / "tiny.npz", train=46)
+    out = evaluate_run(run)
+    assert out != own and out.name.startswith("last@") and own.read_bytes() == before
+    assert "tiny holds other samples than the run was trained on" in capsys.readouterr().err
+
+
+def test_what_reading_left_aside_stands_beside_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    run = pretraining(tmp_path)
+    for split, count in (("train", 12), ("test", 6)):
+        for number in range(count):
+            path = tmp_path / "set" / split / "xy"[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.effect_noise((12, 12), 20 * (1 + number % 2)).save(path)
+    (tmp_path / "set" / "test" / "x" / "0.png").write_bytes((tmp_path / "set" / "train" / "x" / "0.png").read_bytes())
+    overrides = ["data.name=image_folder", f"data.root={tmp_path / 'set'}", "data.size=12", "data.channels=1"]
+    notices = json.loads(evaluate_run(run, overrides=overrides).read_text())["notices"]
+    assert len(notices) == 1 and "1 training images are copies" in notices[0]
+    assert f"note: data: {notices[0]}" in capsys.readouterr().err
+
+
+def test_nothing_to_measure_is_no_result(tmp_path: Path) -> None:
+    run = pretraining(tmp_path)
+    with pytest.raises(ValueError, match="evaluate.protocols: is empty, so there is nothing to measure"):
+        evaluate_run(run, overrides=["evaluate.protocols=[]"])
+    assert not (run / "evaluate").exists()

@@ -16,7 +16,7 @@ from sslmed_dist.data.images.walk import HIDDEN, hidden, said, walk
 # What the folder of a split may be called, in small letters.
 SYNONYMS = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 Tree = dict[str, list[Path]]  # class folder, "" for none -> image files
