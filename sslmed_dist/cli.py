@@ -5,6 +5,7 @@ neither torch nor ray.
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
@@ -225,7 +226,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a name that is no text of this terminal
     arguments = parse(argv)
     traceback = arguments.traceback or bool(os.environ.get("SSLMED_TRACEBACK"))
-    return ending_of(lambda: VERBS[arguments.verb](arguments), arguments.verb, subject(arguments), traceback)
+    with warnings.catch_warnings():
+        warnings.showwarning = warn
+        return ending_of(lambda: VERBS[arguments.verb](arguments), arguments.verb, subject(arguments), traceback)
+
+
+def warn(message: Warning | str, *_: object, **__: object) -> None:
+    """A library's warning as one line of ours: it may quote a file, control characters and all."""
+    say(f"warning: {' '.join(str(message).split())}")
 
 
 def subject(arguments: argparse.Namespace) -> Path | None:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -185,3 +186,16 @@ def test_exit_codes_stand_in_the_documents() -> None:
     text = (ROOT / "docs" / "troubleshooting.md").read_text()
     rows = re.findall(r"^\| (\d+) \|", text, flags=re.MULTILINE)
     assert rows == ["0", "1", "2", str(128 + signal.SIGINT), str(128 + signal.SIGPIPE)]
+
+
+def test_a_warning_of_a_library_is_one_line_without_control_characters(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warns(arguments: object) -> int:
+        warnings.warn("unknown encoding\n  '\x1b[31mred'", UserWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setitem(cli.VERBS, "doctor", warns)
+    shown = warnings.showwarning
+    assert cli.main(["doctor"]) == 0 and warnings.showwarning is shown
+    assert capsys.readouterr().err == "warning: unknown encoding '\\x1b[31mred'\n"

@@ -2,8 +2,8 @@
 
 Read is every file whose suffix is one of ``SUFFIXES``, in the folder and at any depth below it, through links to
 folders as well (each real folder once, so a link to a folder above ends). Left aside, counted, are hidden files and
-folders, folders of caches and previews that programs leave behind, files of another kind, and TIFF files of several
-pages, for which page is meant is not known.
+folders, folders of caches and previews that programs leave behind, files of another kind, links that lead nowhere, and
+TIFF files of several pages, for which page is meant is not known.
 """
 
 import os
@@ -20,6 +20,7 @@ LEFT_BEHIND = {
 }
 TIFF = (".tif", ".tiff")
 HIDDEN, PAGES = "hidden files and folders", "TIFF files of several pages"
+BROKEN = "links that lead nowhere"  # of a disk that is not mounted, say
 
 
 @dataclass
@@ -54,6 +55,8 @@ def walk(folder: Path, deep: bool = True) -> Walk:
                     waiting.append(place / entry.name)
             elif entry.is_file():
                 sort_in(result, place / entry.name)
+            else:
+                result.aside[BROKEN if entry.is_symlink() else "pipes, sockets and devices"] += 1
     result.files.sort()
     return result
 

@@ -116,3 +116,14 @@ def test_a_name_that_is_no_text_is_read(tmp_path: Path) -> None:
     data = folder(tmp_path)
     batch = data.fetch(torch.tensor([0]), seed=0, epoch=0, draw=torch.tensor([0]))
     assert len(data) == 1 and int(batch["images"].max()) == 5
+
+
+def test_links_that_lead_nowhere_are_counted_a_whole_class_included(tmp_path: Path) -> None:
+    for name in ("a/0.png", "b/1.png"):
+        path = tmp_path / name
+        path.parent.mkdir()
+        Image.new("L", (16, 16), 5).save(path)
+    (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "unmounted" / "x.png")
+    (tmp_path / "c").symlink_to(tmp_path / "unmounted")
+    dataset = DATASETS["image_folder"](tmp_path, "all", size=16)
+    assert len(dataset) == 2 and dataset.notices == ("left aside: 2 links that lead nowhere",)
