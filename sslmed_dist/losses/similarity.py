@@ -28,17 +28,16 @@ class Similarity:
         numerator = 2.0 * c - 2.0 if self.squared_distance else c
         return numerator / (tau * self.scale)
 
-    def tile(self, rows: Tensor, columns: Tensor, out: Tensor) -> tuple[Tensor, Tensor | float | None]:
+    def tile(self, rows: Tensor, columns: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits (R, C) of unit ``rows`` (R, D) with ``columns`` (C, D), and d logit / dc (R, C): None where it is
         ``uniform_slope`` for all pairs. ``out`` (R, C) is overwritten: by the logits, or by the cosines where the
         temperature depends on the pair."""
+        uniform = self.uniform_slope()
+        if uniform is not None:
+            logits = torch.mm(rows * uniform, columns.T, out=out)
+            return (logits.sub_(uniform) if self.squared_distance else logits), None  # slope (c - 1), or slope c
         # A logit is (factor c + offset) / (scale tau).
         factor, offset = (2.0, -2.0) if self.squared_distance else (1.0, 0.0)
-        tau = self.temperature.tau(rows[:1, :1])  # one entry is enough to learn whether it is one number
-        if not isinstance(tau, Tensor):
-            inverse = 1.0 / (tau * self.scale)
-            logits = torch.mm(rows * (factor * inverse), columns.T, out=out)
-            return (logits.add_(offset * inverse) if offset else logits), None
         cosines = torch.mm(rows, columns.T, out=out)
         taus = self.temperature.tau(cosines)
         assert isinstance(taus, Tensor)
@@ -51,15 +50,10 @@ class Similarity:
         assert isinstance(tau_slope, Tensor)
         return logits, tau_slope.mul_(logits).mul_(-1.0 * self.scale).add_(factor).div_(taus)
 
-    @property
-    def uniform(self) -> bool:
-        """Whether the temperature is one number for all pairs."""
-        return not isinstance(self.temperature.tau(torch.zeros(1)), Tensor)
-
-    def uniform_slope(self) -> Tensor | float:
-        """d logit / dc where the temperature is one number."""
-        tau = self.temperature.tau(torch.zeros(()))
-        return (2.0 if self.squared_distance else 1.0) / (tau * self.scale)
+    def uniform_slope(self) -> Tensor | float | None:
+        """d logit / dc where the temperature is one number for all pairs, None where it depends on the pair."""
+        tau = self.temperature.tau(torch.zeros(()))  # any cosine tells which of the two it is
+        return None if isinstance(tau, Tensor) else (2.0 if self.squared_distance else 1.0) / (tau * self.scale)
 
     @property
     def small(self) -> bool:

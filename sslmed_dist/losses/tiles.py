@@ -134,6 +134,7 @@ class Repulsion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, rows: Tensor, similarity: Similarity, repel: Repel) -> Tensor:
         columns = distributed.gather(rows)  # (2 W n, D)
+        uniform = similarity.uniform_slope()
         needs_gradient = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
         gradient = torch.zeros_like(rows) if needs_gradient else rows.new_empty(0)
         totals = []
@@ -148,8 +149,8 @@ class Repulsion(torch.autograd.Function):
                 add_products(gradient, weights, tile, rows, columns)
         if needs_gradient:
             gradient.mul_(2.0)  # each unordered pair counts from both of its ends
-            if slope is None:
-                gradient.mul_(similarity.uniform_slope())
+            if uniform is not None:
+                gradient.mul_(uniform)
         ctx.save_for_backward(rows, gradient)
         ctx.equation = (similarity, repel)  # type: ignore[attr-defined]
         return torch.stack(totals).sum()
@@ -177,10 +178,9 @@ class RowLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, rows: Tensor, similarity: Similarity, partner: bool) -> Tensor:
         columns = distributed.gather(rows)
-        kept: list[Tensor] = []
         needs_gradient = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
-        lse = normalisers(rows, columns, similarity, partner, kept if needs_gradient else None)
-        ctx.save_for_backward(rows, columns, lse, *kept)  # freed with the backward pass
+        lse, kept = normalisers(rows, columns, similarity, partner, keep=needs_gradient)
+        ctx.save_for_backward(rows, columns, lse, *kept)  # type: ignore[arg-type]  # freed with the backward pass
         ctx.equation = (similarity, partner)  # type: ignore[attr-defined]
         return lse
 
@@ -192,14 +192,12 @@ class RowLogSumExp(torch.autograd.Function):
             values = dense(rows, similarity, partner).logsumexp(dim=1)
             return torch.autograd.grad(values, rows, grads[0], create_graph=True)[0], None, None
         all_upstream, all_lse = distributed.gather(torch.stack([grads[0], lse], dim=1)).unbind(1)  # two (2 W n,)
-        gradient = torch.zeros_like(rows)
+        gradient, uniform = torch.zeros_like(rows), similarity.uniform_slope()
         spare, remaining = None, iter(kept)
         for tile, buffer in work_through(rows, columns):
-            exponentials = next(remaining, None)
+            exponentials, slope = next(remaining, None), next(remaining, None)
             if exponentials is None:
                 logits, slope = similarity.tile(rows[tile.rows], columns[tile.columns], buffer)
-            else:
-                slope = None if similarity.uniform else next(remaining)
             # The upstream gradient w and the log-normaliser lse of each row i, then of each column j.
             ends = (grads[0][tile.rows], lse[tile.rows], all_upstream[tile.columns], all_lse[tile.columns])
             if similarity.small:  # e^s_ij (w_i e^-lse_i + w_j e^-lse_j): one exponential per pair, not two
@@ -210,42 +208,44 @@ class RowLogSumExp(torch.autograd.Function):
                 weights = softmax_both_ways(logits, *ends)
             mask_(weights, tile, partner, 0.0)
             add_products(gradient, weights if slope is None else weights.mul_(slope), tile, rows, columns)
-        return gradient.mul_(similarity.uniform_slope()) if slope is None else gradient, None, None
+        return gradient if uniform is None else gradient.mul_(uniform), None, None
 
 
 def normalisers(
-    rows: Tensor, columns: Tensor, similarity: Similarity, partner: bool, kept: list[Tensor] | None
-) -> Tensor:
-    """ln sum_j e^(logit_ij) of each own row i, (2 n,). To ``kept`` are added, while no logit needs a shift, e^logit of
-    the first tiles, each followed by its slope d logit / dc unless that is uniform: as many as fit into ``KEPT``."""
+    rows: Tensor, columns: Tensor, similarity: Similarity, partner: bool, keep: bool
+) -> tuple[Tensor, list[Tensor | None]]:
+    """ln sum_j e^(logit_ij) of each own row i, (2 n,). If ``keep``, and where no logit needs a shift, also e^logit of
+    the first tiles, each followed by its slope as ``Similarity.tile`` gives it: as many as fit into ``KEPT``."""
+    kept: list[Tensor | None] = []
     if similarity.small:
         sums = rows.new_zeros(len(rows))
-        count = 0 if kept is None else tiles_kept(rows, columns, similarity)
+        uniform = similarity.uniform_slope() is not None
+        count = tiles_kept(rows, columns, uniform) if keep else 0
         # Logits of a uniform temperature are written into the buffer, others into new memory anyway.
-        fresh = count if similarity.uniform else 0
+        fresh = count if uniform else 0
         for number, (tile, buffer) in enumerate(work_through(rows, columns, fresh)):
             logits, slope = similarity.tile(rows[tile.rows], columns[tile.columns], buffer)
             exponentials = mask_(logits.exp_(), tile, partner, 0.0)
             sums[tile.rows] += exponentials.sum(1)
             if tile.mirror is not None:
                 sums[tile.mirror] += exponentials.sum(0)
-            if kept is not None and number < count:
-                kept.extend([exponentials, slope] if isinstance(slope, Tensor) else [exponentials])
-        return sums.log_()
+            if number < count:
+                kept += (exponentials, slope)
+        return sums.log_(), kept
     lse = rows.new_full((len(rows),), -math.inf)
     for tile, buffer in work_through(rows, columns):
         logits = mask_(similarity.tile(rows[tile.rows], columns[tile.columns], buffer)[0], tile, partner, -math.inf)
         lse[tile.rows] = torch.logaddexp(lse[tile.rows], logits.logsumexp(1))
         if tile.mirror is not None:
             lse[tile.mirror] = torch.logaddexp(lse[tile.mirror], logits.logsumexp(0))
-    return lse
+    return lse, kept
 
 
-def tiles_kept(rows: Tensor, columns: Tensor, similarity: Similarity) -> int:
-    """How many tiles fit into ``KEPT``, with their slopes where these are not uniform."""
+def tiles_kept(rows: Tensor, columns: Tensor, uniform: bool) -> int:
+    """How many tiles fit into ``KEPT``, with their slopes where these are not ``uniform``."""
     edge = GPU_EDGE if rows.is_cuda else CPU_EDGE
     size = min(edge, len(rows)) * min(edge, len(columns)) * rows.element_size()
-    return KEPT // (size * (1 if similarity.uniform else 2))
+    return KEPT // (size * (1 if uniform else 2))
 
 
 def softmax_both_ways(logits: Tensor, row_w: Tensor, row_lse: Tensor, column_w: Tensor, column_lse: Tensor) -> Tensor:
