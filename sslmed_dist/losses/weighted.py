@@ -1,6 +1,5 @@
 """A weighted sum of losses, put together in a configuration."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,7 +32,7 @@ class WeightedSum(nn.Module):
         for index, term in enumerate(terms):
             leaf = dict(term)
             weight = leaf.pop("weight", 1.0)
-            if not registry.matches(weight, float) or not math.isfinite(weight):
+            if not registry.matches(weight, float):
                 raise ValueError(f"method.loss.terms[{index}].weight: expected a finite number, got {weight!r}")
             self.losses.append(registry.build(losses, leaf, f"method.loss.terms[{index}]"))
             self.weights.append(float(weight))

@@ -1,5 +1,6 @@
 """Block by block equals dense: any block size, any temperature, any number of ranks, and good float32."""
 
+import math
 from typing import Any
 
 import pytest
@@ -151,7 +152,10 @@ def local_weights() -> float:
         ("macl", {"alpha": 1.5}, "alpha: expected a number that keeps 1 + alpha (A - threshold) > 0"),
         ("combo", {"contr_temperature": -1.0}, "temperature: expected a finite number > 0, got -1.0"),
         ("sum", {"terms": []}, "method.loss.terms: expected at least one loss, got none"),
-        ("sum", {"terms": [{"name": "nt_xent", "weight": "x"}]}, "method.loss.terms[0].weight: expected a finite"),
+        *(
+            ("sum", {"terms": [{"name": "nt_xent", "weight": bad}]}, "method.loss.terms[0].weight: expected a finite")
+            for bad in ("x", math.inf, math.nan)
+        ),
         ("sum", {"terms": [{"name": "nt"}]}, "method.loss.terms[0].name: 'nt' is unknown; allowed: "),
     ],
 )
