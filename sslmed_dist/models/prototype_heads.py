@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslmed_dist.arguments import require_positive
+
 EPS = 1e-4  # shorter vectors are divided by this, not by their length (as in ALPNet's code), and stay shorter than 1
 
 
@@ -273,5 +275,4 @@ def check_head(window: int, level: float, temperature: float) -> None:
         raise ValueError(f"head.window: expected an integer >= 1, got {window}")
     if not 0 <= level < 1:
         raise ValueError(f"head.level: expected a number in [0, 1), got {level}")
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"head.temperature: expected a finite number > 0, got {temperature}")
+    require_positive("head.temperature", temperature)
