@@ -7,7 +7,15 @@ from torch import Tensor, nn
 from sslmed_dist.arguments import require_between
 from sslmed_dist.models.interfaces import Head
 
-MOST_LAYERS = 64  # of a projector: more would only be found out when the memory is full
+MOST_LAYERS = 64  # of a head: more would only be found out when the memory is full
+
+
+def require_sizes(layers: int, **sizes: int) -> None:
+    """``ValueError`` unless all ``sizes`` (by field) and ``layers`` are at least 1, and ``layers`` at most 64."""
+    for name, value in {**sizes, "layers": layers}.items():
+        if value < 1:
+            raise ValueError(f"method.head.{name}: expected an integer >= 1, got {value}")
+    require_between("method.head.layers", layers, 1, MOST_LAYERS)
 
 
 class Projection(Head):
@@ -29,10 +37,7 @@ class Projection(Head):
         in_dim: int,
     ) -> None:
         super().__init__()
-        for name, value in (("hidden", hidden), ("out", out), ("layers", layers)):
-            if value < 1:
-                raise ValueError(f"method.head.{name}: expected an integer >= 1, got {value}")
-        require_between("method.head.layers", layers, 1, MOST_LAYERS)
+        require_sizes(layers, hidden=hidden, out=out)
         widths = [in_dim] + [hidden] * (layers - 1) + [out]  # before and after each linear layer
         modules: list[nn.Module] = []
         # Linear (- BatchNorm) - ReLU for each hidden layer; the last layer without ReLU.
@@ -105,13 +110,9 @@ class DinoHead(Head):
         *,
         in_dim: int,
     ) -> None:
-        """``ValueError`` for a size below 1."""
+        """``ValueError`` for a size below 1 or more than 64 layers."""
         super().__init__()
-        sizes = {"hidden": hidden, "bottleneck": bottleneck, "out": out, "layers": layers}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"method.head.{name}: expected an integer >= 1, got {value}")
-        require_between("method.head.layers", layers, 1, MOST_LAYERS)
+        require_sizes(layers, hidden=hidden, bottleneck=bottleneck, out=out)
         widths = [in_dim] + [hidden] * (layers - 1)
         modules: list[nn.Module] = []
         for before, after in zip(widths[:-1], widths[1:], strict=True):
