@@ -37,6 +37,17 @@ def check(table: Table, leaf: Leaf, where: str, given: Sequence[str] = (), also:
     ``ValueError`` for an unknown name, an unknown or missing argument, or a value of the wrong type.
     """
     constructor, arguments = split(table, leaf, where)
+    check_arguments(constructor, arguments, where, given, also)
+
+
+def check_arguments(
+    constructor: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    where: str,
+    given: Sequence[str] = (),
+    also: Sequence[str] = (),
+) -> None:
+    """``check`` of a mapping that names no constructor, because there is only one: ``arguments`` are its own."""
     parameters, hints = schema(constructor)
     allowed = [name for name in parameters if name not in given]
     for key, value in arguments.items():

@@ -138,7 +138,7 @@ class ContrastiveViews(nn.Module):
             self.intensity = Intensity(channels, value_range, mean, std)
             chains = [View(size, self.intensity, first)] * views  # one module serves all views that have its chain
         if second is not None:
-            registry.check({"view": Chain}, {**second, "name": "view"}, "views.second")
+            registry.check_arguments(Chain, second, "views.second")
             with located("views.second"):
                 chains[1] = View(size, self.intensity, replace(first, **second))
         self.chains = nn.ModuleList(chains)

@@ -180,6 +180,7 @@ def test_second_view_takes_overrides() -> None:
         ({"mean": (0.5,)}, "views.mean: expected 3 numbers .one per channel., got 1"),
         ({"std": (0.5, 0.5, 0.0)}, "views.std: expected positive"),
         ({"second": {"size": 3}}, "views.second.size: unknown key; allowed: crop_scale, crop_ratio, flip"),
+        ({"second": {"name": "view"}}, "views.second.name: unknown key; allowed: crop_scale, crop_ratio, flip"),
         ({"second": {"blur": "often"}}, "views.second.blur: expected float, got 'often'"),
         ({"second": {"blur": 2.0}}, "views.second.blur: expected a number from 0 to 1"),
         ({"second": {}, "views": 1}, "views.second: needs at least 2 views"),
