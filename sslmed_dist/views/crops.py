@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from sslmed_dist import randomness, registry
 from sslmed_dist.views.contrastive import ContrastiveViews
 
-TABLE = {"contrastive": ContrastiveViews}
 SIDE = 3  # the puzzle has SIDE x SIDE cells
 
 Arguments = Mapping[str, Any]
@@ -29,16 +28,13 @@ def inside(where: str) -> Iterator[None]:
         raise ValueError(str(error).replace("views.", f"views.{where}.", 1)) from None
 
 
-def crops(arguments: Arguments, where: str, fixed: dict[str, Any], required: tuple[str, ...] = ()) -> ContrastiveViews:
+def crops(arguments: Arguments, where: str, fixed: dict[str, Any]) -> ContrastiveViews:
     """``ContrastiveViews`` from the ``arguments`` of a configuration and those it may not set (``fixed``).
 
-    ``ValueError`` names the field of ``views.WHERE`` that is wrong, or is missing though ``required``."""
-    for name in required:
-        if name not in arguments:
-            raise ValueError(f"views.{where}.{name}: missing; it is required by views.{where}")
+    ``ValueError`` names the field of ``views.WHERE`` that is wrong or missing."""
+    registry.check_arguments(ContrastiveViews, arguments, f"views.{where}", tuple(fixed))
     with inside(where):
-        views: ContrastiveViews = registry.build(TABLE, {**arguments, "name": "contrastive"}, "views", **fixed)
-    return views
+        return ContrastiveViews(**arguments, **fixed)
 
 
 class MultiCropViews(nn.Module):
@@ -70,7 +66,7 @@ class MultiCropViews(nn.Module):
         if small is not None:
             same = {name: value for name, value in large.items() if name != "second"}
             leaf = {"views": 6, **same, "crop_scale": (0.05, 0.4), **small}
-            self.small = crops(leaf, "small", shared, ("size",))
+            self.small = crops(leaf, "small", shared)
 
     @torch.no_grad()
     def forward(self, batch: Mapping[str, Tensor], *, seed: int, epoch: int) -> dict[str, Tensor]:

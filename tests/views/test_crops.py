@@ -107,6 +107,7 @@ def test_default_sizes_of_cells_and_patches() -> None:
     ("leaf", "message"),
     [
         ({**MULTI, "small": {"views": 2}}, "views.small.size: missing; it is required by views.small"),
+        ({**MULTI, "large": {**GREY, "name": "x"}}, "views.large.name: unknown key; allowed: second, crop_scale"),
         ({**MULTI, "large": {"size": 9}}, "views.large.size: unknown key; allowed: second, crop_scale"),
         ({**MULTI, "large": {**GREY, "flip": 2.0}}, "views.large.flip: expected a number from 0 to 1, got 2.0"),
         (
