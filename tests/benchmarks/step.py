@@ -44,7 +44,7 @@ def main() -> None:
         stepper.step(next(iter(work.batches.epoch(0))), 0, False)
 
     def alone() -> None:
-        encoder(pair).sum().backward()  # type: ignore[operator]
+        encoder(pair).sum().backward()
         work.method.zero_grad(set_to_none=True)
 
     times: dict[str, list[float]] = {"whole": [], "alone": []}

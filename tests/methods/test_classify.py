@@ -134,8 +134,8 @@ def test_a_frozen_encoder_stays_as_it_was_and_starts_from_a_run(tmp_path: Path) 
     start = job.train(tiny.settings(tmp_path))
     source = {"run": {"name": "fine", "start_from": str(start.settings.folder)}, "method": {"freeze": True}}
     done = job.train(config.from_tree(tree(tmp_path, **source), "fine"))
-    encoder = start.method.encoder.state_dict()  # type: ignore[union-attr]
-    own = done.method.encoder.state_dict()  # type: ignore[union-attr]
+    encoder = start.method.encoder.state_dict()
+    own = done.method.encoder.state_dict()
     assert all(torch.equal(own[key], value) for key, value in encoder.items())
     untouched = pretrained.first_method(done.settings).state_dict()
     assert not torch.equal(done.method.state_dict()["head.weight"], untouched["head.weight"])
@@ -149,7 +149,7 @@ def test_fine_tuning_moves_the_encoder_and_learns(tmp_path: Path) -> None:
     batch = next(iter(done.batches.epoch(0)))
     views = build.standard_views(done.settings, done.dataset)(batch, seed=0, epoch=0)
     done.method.eval()
-    assert done.method.objective(done.method.embed(views), views)["accuracy"] > 0.9  # type: ignore[operator]
+    assert done.method.objective(done.method.embed(views), views)["accuracy"] > 0.9
 
 
 @pytest.mark.parametrize("case", CASES)

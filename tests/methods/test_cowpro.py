@@ -226,9 +226,9 @@ def test_it_starts_from_a_contrastive_encoder(tmp_path: Path) -> None:
     found = pretrained.load(start.settings.folder)
     method = build().float()
     checkpoint.load_method(method.encoder, found.encoder.state_dict(), found.file)
-    own, other = method.encoder.state_dict(), start.method.encoder.state_dict()  # type: ignore[union-attr]
+    own, other = method.encoder.state_dict(), start.method.encoder.state_dict()
     assert own.keys() == other.keys() and all(torch.equal(own[key], other[key]) for key in own)
-    assert start.method.encoder(torch.ones(2, 1, SIZE, SIZE)).shape == (2, 8)  # type: ignore[operator]
+    assert start.method.encoder(torch.ones(2, 1, SIZE, SIZE)).shape == (2, 8)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_an_encoder_to_start_from_and_one_to_go_on_with(tree: dict[str, Any], tm
     start = job.train(tiny.settings(tmp_path, method={"encoder": ENCODER}, plan={"epochs": 1}))
     later = config.merge(tree, {"run": {"name": "later", "start_from": str(start.settings.folder)}})
     method = pretrained.first_method(config.from_tree(config.merge(later, {"method": {"channels": 1}}), "test"))
-    own, other = method.encoder.state_dict(), start.method.encoder.state_dict()  # type: ignore[union-attr]
+    own, other = method.encoder.state_dict(), start.method.encoder.state_dict()
     assert own.keys() == other.keys() and all(torch.equal(own[key].float(), other[key].float()) for key in own)
     assert len(episode_norm.layers(method)) == sum(key.endswith("running_mean") for key in own)
     state = trained(later, "later")

@@ -117,7 +117,7 @@ def test_a_federation_shares_the_encoder_and_starts_the_copies_from_it(walked: W
     with torch.no_grad():
         for key in shared:
             work.method.state_dict()[key].copy_(walked.states[1][0][key])
-    work.method.step_begin(1.0, 0.5)  # type: ignore[operator]
+    work.method.step_begin(1.0, 0.5)
     if walked.name != "simsiam":
         own = work.method.state_dict()
         assert all(torch.equal(own[f"momentum_{key}"], walked.states[1][0][key]) for key in shared)
