@@ -5,16 +5,19 @@ The hash goes into checkpoints. The list names files, so it stays in the run fol
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sslmed_dist.data.dataset import Dataset, Stored
 
 MOST_CONTENT = 2 * 2**30  # bytes of files in all, up to which their content is part of the hash
-READERS = 8  # files read at a time
+READERS = 8  # threads, each with one file at a time
+TURNS, MOST_AT_ONCE = 16, 256  # how often a reader gets new work, if that is not more samples than these
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -38,21 +41,30 @@ class Samples:
 def describe(dataset: Dataset, content: bool | None = None) -> Samples:
     """The samples of ``dataset``. ``content`` None: files are read if they have ``MOST_CONTENT`` bytes in all or less.
     What is in memory anyway is always read. ``ValueError`` for a file that is not there or cannot be read."""
-    with ThreadPoolExecutor(READERS) as pool:
-        kept = list(pool.map(dataset.stored, range(len(dataset))))
-        once = {id(entry): entry for entry in kept}  # several slices may be kept in one file
-        if content is None:
-            content = sum(entry.size for entry in once.values()) <= MOST_CONTENT
-        to_read = {key: entry for key, entry in once.items() if content or entry.file is None}
-        digests = dict(zip(to_read, pool.map(lambda entry: entry.digest(), to_read.values()), strict=True))
-    lines = []
+    kept = by_readers(dataset.stored, range(len(dataset)))
+    once = {id(entry): entry for entry in kept}  # several slices may be kept in one file
+    if content is None:
+        content = sum(entry.size for entry in once.values()) <= MOST_CONTENT
+    to_read = {key: entry for key, entry in once.items() if content or entry.file is None}
+    digests = dict(zip(to_read, by_readers(lambda entry: entry.digest(), list(to_read.values())), strict=True))
+    ids, labels, lines = dataset.ids.tolist(), dataset.labels.tolist(), []
     for position in dataset.ids.argsort().tolist():
         entry = kept[position]
-        line: dict[str, Any] = {"id": int(dataset.ids[position]), "label": dataset.labels[position].tolist()}
+        line: dict[str, Any] = {"id": ids[position], "label": labels[position]}
         line |= {} if entry.file is None else {"file": entry.file, "size": entry.size}
         line |= {"content": digests[id(entry)]} if id(entry) in digests else {}
         lines.append(json.dumps(line))
     return Samples(hashlib.sha256("\n".join(lines).encode()).hexdigest(), content, lines)
+
+
+def by_readers(work: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Result]:
+    """``work`` of every job, in the order of the jobs, by ``READERS`` threads; the first error is raised."""
+    # several jobs at a time: to hand over one takes longer than to hash a small image
+    size = min(1 + len(jobs) // (TURNS * READERS), MOST_AT_ONCE)
+    blocks = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+    with ThreadPoolExecutor(READERS) as pool:
+        done = pool.map(lambda block: [work(job) for job in block], blocks)
+        return [result for block in done for result in block]
 
 
 def first_difference(before: Sequence[str], now: Sequence[str]) -> str:

@@ -8,16 +8,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from sslmed_dist.atomic_files import write_atomically
-from sslmed_dist.data.samples import hash_of
+from sslmed_dist.data.samples import by_readers, hash_of
 from sslmed_dist.user_cache import user_cache
 
 MOST_UNASKED = 20 * 2**30  # bytes that are read without being asked to
-READERS = 8  # files read at a time
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,7 @@ def hashes(root: Path, names: Sequence[str], candidates: Sequence[tuple[int, int
     known = read_cache(file)
     keys = {i: f"{short_hash(os.fsencode(names[i]))} {size} {changed}" for i, size, changed in candidates}
     missing = [i for i, _, _ in candidates if keys[i] not in known]
-    with ThreadPoolExecutor(READERS) as pool:
-        fresh = dict(zip(missing, pool.map(lambda i: hash_of(root / names[i]), missing), strict=True))
+    fresh = dict(zip(missing, by_readers(lambda i: hash_of(root / names[i]), missing), strict=True))
     found = {i: fresh[i] if i in fresh else known[keys[i]] for i, _, _ in candidates}
     if missing:
         write_cache(file, {keys[i]: digest for i, digest in found.items()})
