@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sslmed_dist.data.damage import damage_named
 from sslmed_dist.printable import excerpt
 
 LARGEST = 2**30  # bytes of a text file; the lists of ImageNet's 1.3 million files take 0.1 GB
@@ -84,12 +85,11 @@ def parse_json(text: str, path: Path) -> Any:
             add_once(table, key, value, str(path))
         return table
 
-    try:
-        return json.loads(text, object_pairs_hook=once)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    except RecursionError:
-        raise ValueError(f"{path}: not JSON that can be read: nested too deeply") from None
+    with damage_named(path, "not JSON"):
+        try:
+            return json.loads(text, object_pairs_hook=once)
+        except RecursionError:
+            raise ValueError(f"{path}: not JSON that can be read: nested too deeply") from None
 
 
 def add_once(table: dict[Any, Any], key: Any, value: Any, where: str) -> None:

@@ -231,6 +231,8 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
         (lambda path: read_table(path, ["a"]), 'a\n"x\n', "line 2: not a row of a table"),
         (read_json, '{"label": 0, "label": 1}', "'label' stands in it twice"),
         (read_json, "[" * 100000, "nested too deeply"),
+        (read_json, f'{{"label": {"9" * 5000}}}', "not JSON: .*4300 digits"),
+        (read_json, '{"label": 0', "not JSON: Expecting ',' delimiter: line 1 column 12"),
     ],
 )
 def test_what_stands_twice_or_is_no_row_is_refused(tmp_path: Path, read, content: str, message: str) -> None:
