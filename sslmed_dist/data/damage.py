@@ -18,5 +18,9 @@ def damage_named(path: Path, what: str) -> Iterator[None]:
     except Exception as error:  # parsers of damaged bytes raise what they like, MemoryError and TypeError included
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
-        reason = " ".join(str(error).split())[:MOST_WORDS] or type(error).__name__
-        raise ValueError(f"{path}: {what}: {reason}") from error
+        raise ValueError(f"{path}: {what}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """A parser's own message in one line, not too long; the name of the error where it has none."""
+    return " ".join(str(error).split())[:MOST_WORDS] or type(error).__name__

@@ -17,16 +17,13 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sslmed_dist.data.damage import damage_named
 from sslmed_dist.printable import excerpt
 
 # Types by the names that pickles give them, without the byte order.
 TYPES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 ORDERS = {"|", "<", ">", "="}
 MOST_DIMENSIONS = 32
-FAILURES = (
-    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError, OverflowError),
-    *(MemoryError, RecursionError, ImportError, UnicodeDecodeError),
-)
 
 
 class StandIn:
@@ -161,15 +158,10 @@ def read_pickle(path: Path) -> Any:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    try:
-        with path.open("rb") as file:
-            require_memo(file, path.stat().st_size)
-            file.seek(0)
-            return Reader(file, encoding="latin1").load()
-    except FAILURES as error:
-        raise ValueError(
-            f"{path}: not a readable pickle of plain arrays: {' '.join(str(error).split())[:200]}"
-        ) from None
+    with damage_named(path, "not a readable pickle of plain arrays"), path.open("rb") as file:
+        require_memo(file, path.stat().st_size)
+        file.seek(0)
+        return Reader(file, encoding="latin1").load()
 
 
 def as_array(value: Any, path: Path, name: str) -> NDArray[Any]:

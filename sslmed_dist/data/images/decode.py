@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslmed_dist.data.damage import reason
 from sslmed_dist.strips import middle_of_strip
 
 MOST_PIXELS = 178_956_970  # of an image: where Pillow refuses to read on, 13,377 x 13,377
@@ -46,8 +47,7 @@ def open_picture(path: Path) -> tuple[Any, bool]:
     except Image.DecompressionBombError:
         raise ValueError(f"{path}: an image of more pixels than are read; allowed: at most {MOST_PIXELS:,}") from None
     except Exception as error:  # Pillow's parsers raise what they like
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{path} is corrupt or no image: {reason}") from error
+        raise ValueError(f"{path} is corrupt or no image: {reason(error)}") from error
     sixteen_bit = picture.mode.startswith("I;16") or (picture.mode == "I" and ";16" in raw_mode)
     if not sixteen_bit and (picture.mode in ("I", "F") or ";16" in raw_mode):
         kind = "16-bit colour" if ";16" in raw_mode else f"kind {picture.mode}"

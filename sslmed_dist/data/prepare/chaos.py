@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sslmed_dist.data.damage import reason
 from sslmed_dist.data.exams.abdominal import ORGANS
 from sslmed_dist.data.prepare.orientation import arrangement_scores
 from sslmed_dist.data.prepare.prepared_set import Note, PreparedExam, numbered, require_raw, silent, write_set
@@ -128,7 +129,7 @@ def read_mask(path: Path, size: tuple[int, ...]) -> Labels:
     try:
         pixels = read_image(str(path), ImageReadMode.UNCHANGED).numpy()
     except RuntimeError as error:
-        raise ValueError(f"{path}: corrupt or no PNG: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"{path}: corrupt or no PNG: {reason(error)}") from error
     if pixels.shape[0] != 1 or pixels.dtype != np.uint8:
         raise ValueError(f"{path}: expected 8-bit grey, got {pixels.shape[0]} channel(s) of {pixels.dtype}")
     columns, rows = size

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sslmed_dist.data.damage import damage_named
+from sslmed_dist.data.damage import damage_named, reason
 
 MOST_PIXELS = 2**28  # of a slice, 16,384 x 16,384
 MEASURED = ("CT", "PT", "NM")  # modalities whose values are a measure, whatever is shown bright
@@ -190,8 +190,7 @@ def stored_pixels(path: Path, header: Any) -> NDArray[Any]:
     except Exception as error:  # each decoder raises what it likes
         syntax = getattr(getattr(header, "file_meta", None), "TransferSyntaxUID", None)
         coding = getattr(syntax, "name", "unknown coding")
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: pixels ({coding}) cannot be decoded: {reason}") from error
+        raise ValueError(f"{path}: pixels ({coding}) cannot be decoded: {reason(error)}") from error
     if stored.ndim != 2:
         raise ValueError(f"{path}: expected one image of rows x columns, got shape {stored.shape}")
     return stored
