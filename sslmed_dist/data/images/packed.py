@@ -79,11 +79,10 @@ class Packed(Dataset):
         return (0.0, 255.0)
 
     def stored(self, position: int) -> Stored:
-        start, end = self.spans[position].tolist()
-        blob = self.blobs[int(self.shard[position])]
+        (start, end), shard = self.spans[position].tolist(), int(self.shard[position])
 
         def digest() -> str:
-            return content_hash(torch.from_numpy(np.memmap(blob, np.uint8, "r")[start:end].copy())).hex()
+            return content_hash(image_bytes(self.blob(shard), start, end)).hex()
 
         return Stored(digest, self.records[position]["file"], end - start)
 
@@ -103,13 +102,15 @@ class Packed(Dataset):
             images[start : start + CHUNK] = self.read(rows).to(device)
         return images
 
+    def blob(self, shard_number: int) -> "np.memmap[Any, np.dtype[np.uint8]]":
+        """The bytes of a shard's images, mapped when they are asked for the first time."""
+        if shard_number not in self.maps:
+            self.maps[shard_number] = np.memmap(self.blobs[shard_number], np.uint8, "r")
+        return self.maps[shard_number]
+
     def read(self, positions: Tensor) -> Tensor:
         """The images at ``positions`` (int64 (B,)) from the disk, uint8 (B, channels, size, size). ``ValueError`` names
         the shard and the image that cannot be decoded."""
-        # open the shards that are touched for the first time
-        for shard_number in set(self.shard[positions].tolist()) - self.maps.keys():
-            self.maps[shard_number] = np.memmap(self.blobs[shard_number], np.uint8, "r")
-        maps = self.maps
         # (position, shard, (first byte, end)) of each image of the batch
         rows = list(
             zip(positions.tolist(), self.shard[positions].tolist(), self.spans[positions].tolist(), strict=True)
@@ -117,11 +118,11 @@ class Packed(Dataset):
         if self.form == "raw":
             stored = torch.empty(len(rows), self.channels, self.short, self.short, dtype=torch.uint8)  # (B, C, H, W)
             for image, (_, shard, (start, end)) in zip(stored, rows, strict=True):
-                image.view(-1).numpy()[...] = maps[shard][start:end]
+                image.view(-1).numpy()[...] = self.blob(shard)[start:end]
             return fit(stored, self.size)
         # what an error calls each image, and its JPEG file, uint8 (bytes,)
         where = [f"{self.blobs[shard]}: image {int(self.ids[position])}" for position, shard, _ in rows]
-        jpeg_files = [image_bytes(maps[shard], *span) for _, shard, span in rows]
+        jpeg_files = [image_bytes(self.blob(shard), *span) for _, shard, span in rows]
         if self.decode_on.type == "cuda":
             return torch.stack([fit(image, self.size) for image in decode_on_gpu(jpeg_files, self.channels, where[0])])
 
