@@ -123,8 +123,7 @@ def read_index(path: Path) -> Arrays:
     """The arrays of an index. ``ValueError`` naming the file when it is damaged or their lengths disagree."""
     arrays = read_archive(path, KEYS)
     for key in KEYS[:-2]:
-        kinds, dimensions = ("u", 1) if key == "names" else ("iu", 1)
-        if arrays[key].ndim != dimensions or arrays[key].dtype.kind not in kinds:
+        if arrays[key].ndim != 1 or arrays[key].dtype.kind not in ("u" if key == "names" else "iu"):
             raise ValueError(f"{path}: {key}: expected whole numbers (n,), got {arrays[key].dtype} {arrays[key].shape}")
     for key in KEYS[-2:]:
         if arrays[key].ndim or arrays[key].dtype.kind != "U":
@@ -132,8 +131,9 @@ def read_index(path: Path) -> Arrays:
     count, offsets = len(arrays["ids"]), arrays["offsets"]
     if any(len(arrays[key]) != count for key in COLUMNS) or len(offsets) != count + 1:
         raise ValueError(f"{path}: its arrays differ in length; the file is damaged")
-    if len(read_names(arrays)) != max(count, 1):
-        raise ValueError(f"{path}: {len(read_names(arrays))} names for {count} images; the file is damaged")
+    names = len(read_names(arrays))
+    if names != max(count, 1):
+        raise ValueError(f"{path}: {names} names for {count} images; the file is damaged")
     if offsets[0] != 0 or bool((offsets[1:] < offsets[:-1]).any()):
         raise ValueError(f"{path}: offsets that do not ascend from 0; the file is damaged")
     return arrays

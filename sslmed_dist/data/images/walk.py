@@ -25,9 +25,8 @@ BROKEN = "links that lead nowhere"  # of a disk that is not mounted, say
 
 @dataclass
 class Walk:
-    """``files``: the images below ``folder``, sorted by path; ``aside``: how many files were left aside, by reason."""
+    """``files``: the images found, sorted by path; ``aside``: how many files were left aside, by reason."""
 
-    folder: Path
     files: list[Path] = field(default_factory=list)
     aside: Counter[str] = field(default_factory=Counter)
 
@@ -35,7 +34,7 @@ class Walk:
 def walk(folder: Path, deep: bool = True) -> Walk:
     """The images in ``folder`` and, where ``deep``, at any depth below it. ``ValueError`` naming a folder that cannot
     be listed."""
-    result = Walk(folder)
+    result = Walk()
     waiting, seen = [folder], set()
     while waiting:
         place = waiting.pop()
