@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from inspect import signature
 from pathlib import Path
@@ -18,10 +17,9 @@ from sslmed_dist.data import DATASETS
 from sslmed_dist.data.dataset import SPLITS
 from sslmed_dist.data.exams.exam_archive import pack_episodes
 from sslmed_dist.data.images.files import ImageFiles
-from sslmed_dist.data.images.shards import SUMMARY, VERSION, Form, Shard, read_summary, write_shard
+from sslmed_dist.data.images.shards import SHARD, SUMMARY, VERSION, Form, Shard, read_summary, write_shard
 from sslmed_dist.data.workers import in_processes
 
-SHARD = re.compile(r"shard-\d{5}\.(bin|npz)")
 # Sets that become one file instead of shards: name of the set -> the function that packs it.
 WHOLE: Mapping[str, Callable[..., Path]] = {"episodes": pack_episodes}
 
@@ -145,7 +143,7 @@ def prepare(folder: Path, summary: Mapping[str, Any], force: bool) -> Path:
         # The summary goes first: without it a folder is no pack, whatever happens before the new one is complete.
         (folder / SUMMARY).unlink()
         for path in folder.iterdir():
-            if SHARD.fullmatch(path.name):
+            if SHARD.fullmatch(path.stem) and path.suffix in (".bin", ".npz"):
                 path.unlink()
     for path in folder.glob(".shard-*"):
         path.unlink()

@@ -144,6 +144,14 @@ def test_torn_and_foreign_files_are_refused_by_name(
     assert any(name in problem for problem in check.inspect(folder)[1])
 
 
+def test_forced_packing_leaves_no_shard_of_another_pack(source: Path, tmp_path: Path) -> None:
+    folder = packing.pack(leaf(source), tmp_path / "out", **KNOBS)
+    (folder / "shard-100000.bin").write_bytes(b"of a pack of more shards")
+    changed = {**KNOBS, "quality": 30}
+    packing.pack(leaf(source), folder, force=True, **changed)
+    assert contents(folder) == contents(packing.pack(leaf(source), tmp_path / "new", **changed))
+
+
 def test_shards_of_another_pack_are_refused(source: Path, tmp_path: Path) -> None:
     first = packing.pack(leaf(source), tmp_path / "first", **KNOBS)
     other = packing.pack(leaf(source), tmp_path / "other", **{**KNOBS, "quality": 30})
