@@ -123,8 +123,8 @@ class Episodes(Dataset):
         return item | {"mask": (maps == chosen.to(self.device)[:, None, None]).to(torch.uint8)}
 
     def value_range(self) -> tuple[float, float]:
-        """(0, 1), a placeholder: standardised images have no black and white. Nothing that clamps to this range may be
-        used on them (``EpisodeViews`` does not)."""
+        """(0, 1): standardised images have no black and white. Nothing that clamps to this range may be used on them
+        (``EpisodeViews`` does not)."""
         return (0.0, 1.0)
 
     def stored(self, position: int) -> Stored:
