@@ -43,7 +43,7 @@ def find_copies(root: Path, names: Sequence[str], splits: Sequence[str], asked: 
 
 def same_sizes(root: Path, names: Sequence[str], splits: Sequence[str]) -> list[tuple[int, int, int]]:
     """(position, size, time of change) of every file whose size occurs both in train and elsewhere."""
-    facts = {i: stat for i, stat in enumerate(map(sizes_and_times(root), names)) if stat is not None}
+    facts = {i: stat for i, stat in enumerate(by_readers(sizes_and_times(root), names)) if stat is not None}
     sides: dict[int, set[bool]] = {}
     for i, (size, _) in facts.items():
         sides.setdefault(size, set()).add(splits[i] == "train")
