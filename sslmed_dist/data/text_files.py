@@ -13,9 +13,11 @@ LARGEST = 2**30  # bytes of a text file; the lists of ImageNet's 1.3 million fil
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, UTF-8. ``ValueError`` when it is missing, not text, or above 1 GiB."""
+    """The text of a file, UTF-8. ``ValueError`` when it is missing, not text, above 1 GiB, or a pipe or device."""
     try:
         size = path.stat().st_size
+        if not path.is_file() and not path.is_dir():  # a pipe would be waited for
+            raise ValueError(f"{path}: not a regular file")
         if size > LARGEST:
             raise ValueError(f"{path}: {size:,} bytes, allowed for a text file: {LARGEST:,}")
         return path.read_text(encoding="utf-8-sig")

@@ -218,6 +218,14 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
         read_mhist(tmp_path)
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "annotations.csv")
+    with pytest.raises(ValueError, match="annotations.csv: not a regular file"):
+        read_mhist(tmp_path)
+    with pytest.raises(ValueError, match="not a text file: Is a directory"):
+        read_lines(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("read", "content", "message"),
     [
