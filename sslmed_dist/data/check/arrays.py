@@ -145,7 +145,7 @@ def inspect_medmnist(path: Path, findings: Findings) -> None:
     start = 0
     # the dataset holds its splits one after another; ``dropped`` names those that the file has
     for split in (name for name in SPLITS if name in dataset.dropped):
-        count = len(read_archive(path, (f"{split}_images",))[f"{split}_images"])
+        count = len(read_archive(path, (f"{split}_labels",))[f"{split}_labels"])  # as many as images
         rows = slice(start, start + count)
         digests[split] = inspect_array(findings, split, dataset.images[rows], dataset.labels[rows], dataset.classes)
         start += count
