@@ -8,7 +8,6 @@ position), the resolved configuration and its fingerprint. It is one ``torch.sav
 import json
 import re
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ FORMAT, VERSION = "sslmed-dist checkpoint", 1
 MAGIC = b"PK\x03\x04"  # how every zip archive, and so every torch.save file, starts
 KINDS = ("training", "encoder", "site")
 NAME = re.compile(r"step_(\d{9,18})\.pt")
+# What zipfile raises on a damaged archive: also an encrypted member (RuntimeError) or an impossible place (ValueError).
+UNREADABLE = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError)
 
 
 def save(path: Path, *, kind: str, config: Mapping[str, Any], fingerprint: str, **content: Any) -> Path:
@@ -104,11 +105,12 @@ def verify(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             # torch stores its members as they are; a member that has to be inflated may be of any size
-            if not all(plain_member(member, path) for member in archive.infolist()):
-                raise ValueError(f"{path}: not a checkpoint of this program (a compressed archive)")
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, UnicodeDecodeError) as error:
+            plain = all(plain_member(member, path) for member in archive.infolist())
+            damaged = archive.testzip() if plain else None
+    except UNREADABLE as error:
         raise ValueError(f"{path}: torn or damaged checkpoint ({str(error) or 'it ends too early'})") from None
+    if not plain:
+        raise ValueError(f"{path}: not a checkpoint of this program (a compressed archive)")
     if damaged is not None:
         raise ValueError(f"{path}: torn or damaged checkpoint (checksum of {damaged})")
 

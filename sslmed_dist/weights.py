@@ -40,17 +40,22 @@ class Found:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether the file is a checkpoint of this program, or a torn archive that may be one."""
-    with path.open("rb") as file:
-        if file.read(len(checkpoint.MAGIC)) != checkpoint.MAGIC:
-            return False
+    if not is_archive(path):
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
             pickles = [member for member in archive.infolist() if member.filename.endswith("/data.pkl")]
             if not all(checkpoint.plain_member(member, path) for member in pickles):
                 return True
             return any(checkpoint.FORMAT.encode() in archive.read(member) for member in pickles)
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError):
+    except checkpoint.UNREADABLE:
         return True  # ``checkpoint.load`` says what is wrong with it
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the file begins as archives of ``torch.save`` do."""
+    with path.open("rb") as file:
+        return file.read(len(checkpoint.MAGIC)) == checkpoint.MAGIC
 
 
 def is_safetensors(path: Path) -> bool:
@@ -79,9 +84,7 @@ def read(path: Path, where: str) -> dict[str, Tensor]:
 
 def read_torch(path: Path, where: str) -> object:
     """What ``torch.save`` wrote. ``ValueError`` where that needs more than tensors and plain data."""
-    with path.open("rb") as file:
-        archive = file.read(len(checkpoint.MAGIC)) == checkpoint.MAGIC
-    if archive:
+    if is_archive(path):
         checkpoint.verify(path)  # files from before torch 1.6 are no archives and have no checksums
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

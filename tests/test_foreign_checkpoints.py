@@ -78,6 +78,18 @@ def test_an_archive_that_has_to_be_inflated_is_refused_unread(file: Path) -> Non
             read(file)
 
 
+@pytest.mark.parametrize("flag", [0x01, 0x20, 0x40])
+def test_an_archive_that_zipfile_cannot_open_is_named(file: Path, flag: int) -> None:
+    """A flipped bit says that a member is encrypted, a patch, or strongly encrypted."""
+    content = bytearray(file.read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(mark) + place] |= flag
+    file.write_bytes(content)
+    for read in (checkpoint.load, pretrained.load):
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(file))}: torn or damaged checkpoint \("):
+            read(file)
+
+
 def test_a_checkpoint_under_a_false_name_costs_the_run_nothing(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     shutil.copytree(run / "checkpoints", folder)
