@@ -33,6 +33,7 @@ class Pretrained:
     file: Path
     sha256: str
     taken: str | None = None  # of a file of weights: what was loaded and what was left aside
+    samples: Mapping[str, Any] | None = None  # what the checkpoint knows of those that it was trained on
 
 
 def find(source: Path, which: str = "last") -> Path:
@@ -86,7 +87,7 @@ def load(source: Path, which: str = "last", device: torch.device | str = "cpu", 
     # A federation leaves integer counters at the sites; in evaluation they play no part.
     counters = {key: value for key, value in fresh_state.items() if not value.is_floating_point()}
     checkpoint.load_method(encoder, {**counters, **state}, path)
-    return Pretrained(encoder.to(device).eval(), settings, path, sha256(path))
+    return Pretrained(encoder.to(device).eval(), settings, path, sha256(path), samples=saved.get("samples"))
 
 
 def load_described(file: Path, device: torch.device | str = "cpu", part: Part = "encoder") -> Pretrained:

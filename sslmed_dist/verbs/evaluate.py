@@ -49,10 +49,12 @@ def own_predictions(
 ) -> dict[str, Predictions]:
     """Test predictions of the run's method itself where it is a classifier (``downstream.classifier``); else an empty
     mapping. The checkpoint of a federation's round has no classifier: that stays at the sites."""
-    settings, saved = trained.settings, checkpoint.load(trained.file)
+    settings = trained.settings
     constructor, _ = registry.split(METHODS, settings.method, "method")
-    # A checkpoint of kind "encoder" is one of a federation's rounds.
-    if not hasattr(constructor, "predict") or saved["kind"] != "training":
+    if not hasattr(constructor, "predict"):
+        return {}
+    saved = checkpoint.load(trained.file)
+    if saved["kind"] != "training":  # "encoder" is one of a federation's rounds
         return {}
     check(dataset, parts)
     leaf = settings.method.get("encoder")
@@ -94,8 +96,7 @@ def evaluate_run(
         raise ValueError("evaluate.protocols: is empty, so there is nothing to measure; allowed: [{name: knn}], say")
     dataset, parts = evaluation_splits(settings)
     measured = measured_on(settings, dataset, parts)
-    known = checkpoint.load(trained.file).get("samples")
-    ending = suffix(trained.settings, settings, known, measured)
+    ending = suffix(trained.settings, settings, trained.samples, measured)
     if ending and not overrides:
         note(f"{dataset.name} holds other samples than the run was trained on: the result gets a file of its own")
     for line in dataset.notices:
