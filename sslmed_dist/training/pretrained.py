@@ -11,13 +11,12 @@ from typing import Any, Literal
 
 import torch
 
-from sslmed_dist import checkpoint, config, distributed, registry, weights
+from sslmed_dist import checkpoint, config, distributed, registry, state_dicts, weights
 from sslmed_dist.atomic_files import sha256
 from sslmed_dist.config import Config
 from sslmed_dist.methods import Method
 from sslmed_dist.models import ENCODERS
 from sslmed_dist.models.interfaces import Encoder
-from sslmed_dist.training import build
 from sslmed_dist.training.build import build_method
 
 Part = Literal["encoder", "momentum"]
@@ -59,12 +58,17 @@ def find(source: Path, which: str = "last") -> Path:
     return by_name[which]
 
 
-def untrained(settings: Config) -> Encoder:
-    """A float32 encoder of the run's architecture with random weights: no ``weights`` file is read."""
+def untrained_method(settings: Config) -> Method:
+    """The run's method in float32 with random weights: no ``weights`` file is read."""
     leaf = settings.method.get("encoder")
     if isinstance(leaf, Mapping) and "weights" in leaf:
         settings = config.replace(settings, method={"encoder": {"weights": None}})
-    return build.build_method(settings).encoder.float()
+    return build_method(settings).float()
+
+
+def untrained(settings: Config) -> Encoder:
+    """The encoder of ``untrained_method``."""
+    return untrained_method(settings).encoder
 
 
 def load(source: Path, which: str = "last", device: torch.device | str = "cpu", part: Part = "encoder") -> Pretrained:
@@ -85,8 +89,7 @@ def load(source: Path, which: str = "last", device: torch.device | str = "cpu", 
     if part == "momentum" and not state:
         raise ValueError(f"{path}: has no momentum encoder (method {settings.method['name']}); allowed part: encoder")
     # A federation leaves integer counters at the sites; in evaluation they play no part.
-    counters = {key: value for key, value in fresh_state.items() if not value.is_floating_point()}
-    checkpoint.load_method(encoder, {**counters, **state}, path)
+    checkpoint.load_method(encoder, {**state_dicts.counters(fresh_state), **state}, path)
     return Pretrained(encoder.to(device).eval(), settings, path, sha256(path), samples=saved.get("samples"))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sslmed_dist import checkpoint, config, outputs, registry
+from sslmed_dist import checkpoint, outputs, registry
 from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.downstream import (
@@ -57,10 +57,7 @@ def own_predictions(
     if saved["kind"] != "training":  # "encoder" is one of a federation's rounds
         return {}
     check(dataset, parts)
-    leaf = settings.method.get("encoder")
-    if isinstance(leaf, Mapping) and "weights" in leaf:  # the checkpoint has them all
-        settings = config.replace(settings, method={"encoder": {"weights": None}})
-    method = build.build_method(settings).float()
+    method = pretrained.untrained_method(settings)
     checkpoint.load_method(method, saved["method"], trained.file)
     device = build.choose_device(settings)
     views = build.standard_views(settings, dataset).to(device)
