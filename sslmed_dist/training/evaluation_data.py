@@ -22,7 +22,7 @@ from sslmed_dist.training import build
 FREE = ("data", "evaluate", "run.device", "run.threads")  # what an evaluation may set otherwise than the run
 
 
-def evaluation_splits(settings: Config) -> tuple[Dataset, dict[str, Tensor]]:
+def evaluation_splits(settings: Config) -> tuple[Joined, dict[str, Tensor]]:
     """The evaluation data of a run that is no federation, and the int64 positions in it of train, val and test.
     ``evaluate.val_fraction`` of the train split is held out as val; test is the split ``evaluate.test``. ``ValueError``
     where its images have another number of channels than the run's method takes."""
@@ -73,25 +73,31 @@ def measured_on(settings: Config, dataset: Dataset, parts: Mapping[str, Tensor])
     }
 
 
-def suffix(run: Config, now: Config, known: Mapping[str, Any] | None, measured: Mapping[str, Any]) -> str:
+def suffix(
+    run: Config, now: Config, known: Mapping[str, Any] | None, measured: Mapping[str, Any], dataset: Joined
+) -> str:
     """What the name of a result gets: nothing where ``now`` measures what the settings of the ``run`` say, on whatever
     device; else ``@`` and a hash of what it measures, so that no result overwrites the answer to another question.
+    ``dataset`` is that of ``evaluation_splits(now)``.
 
     The data may have moved, if its training samples are those that the checkpoint has ``known``. Where it lies in its
     place and holds others, that is another question, too.
     """
     differing = differences(to_tree(run), to_tree(now))
     changed = [path for path in differing if path == "data.root" or not (may(path, "run") and may(path, "experiment"))]
-    same_samples = None if known is None else describe_train(now, known) == known["digest"]
-    if changed in ([], ["data.root"]) and (same_samples or (same_samples is None and not changed)):
+    # The training samples are looked at only where the answer depends on them: elsewhere they need not be at hand.
+    in_question = changed in ([], ["data.root"])
+    if in_question and (not changed if known is None else describe_train(now, dataset, known) == known["digest"]):
         return ""
     said = json.dumps([{**measured, "folder": None}, to_tree(now)["evaluate"]], sort_keys=True)
     return f"@{hashlib.sha256(said.encode()).hexdigest()[:12]}"
 
 
-def describe_train(settings: Config, known: Mapping[str, Any]) -> str:
-    """The hash of the training samples, made as the one that the checkpoint has ``known``."""
-    return describe(build.load_data(settings, "train"), bool(known["content"])).digest
+def describe_train(settings: Config, dataset: Joined, known: Mapping[str, Any]) -> str:
+    """The hash of the training samples, made as the one that the checkpoint has ``known``. They are the first part of
+    the evaluation's ``dataset``, unless ``evaluate.data`` makes that another one."""
+    train = build.load_data(settings, "train") if settings.evaluate.data else dataset.parts[0]
+    return describe(train, bool(known["content"])).digest
 
 
 def check_evaluation(settings: Config) -> list[str]:

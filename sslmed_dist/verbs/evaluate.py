@@ -93,7 +93,7 @@ def evaluate_run(
         raise ValueError("evaluate.protocols: is empty, so there is nothing to measure; allowed: [{name: knn}], say")
     dataset, parts = evaluation_splits(settings)
     measured = measured_on(settings, dataset, parts)
-    ending = suffix(trained.settings, settings, trained.samples, measured)
+    ending = suffix(trained.settings, settings, trained.samples, measured, dataset)
     if ending and not overrides:
         note(f"{dataset.name} holds other samples than the run was trained on: the result gets a file of its own")
     for line in dataset.notices:

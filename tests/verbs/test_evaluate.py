@@ -202,6 +202,12 @@ def test_other_samples_in_the_old_place_are_another_question(
     assert "tiny holds other samples than the run was trained on" in capsys.readouterr().err
 
 
+def test_other_data_is_measured_where_the_training_samples_are_not_at_hand(tmp_path: Path) -> None:
+    run = pretraining(tmp_path)
+    other = (tmp_path / "tiny.npz").rename(tmp_path / "other.npz")
+    assert evaluate_run(run, overrides=[f"evaluate.data.root={other}"]).name.startswith("last@")
+
+
 def test_what_reading_left_aside_stands_beside_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
