@@ -28,7 +28,4 @@ def options(words: Sequence[str]) -> dict[str, object]:
     """Words ``KEY=VALUE`` as one tree, the values read as YAML."""
     from sslmed_dist import config
 
-    tree: dict[str, object] = {}
-    for word in words:
-        tree = config.merge(tree, config.parse_override(word))
-    return tree
+    return config.overridden({}, words)

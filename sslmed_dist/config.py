@@ -35,6 +35,7 @@ __all__ = [
     "merge",
     "below",
     "nested",
+    "overridden",
     "parse_override",
     "paths",
     "replace",
@@ -86,13 +87,7 @@ def may(path: str, what: str) -> bool:
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read ``path``, merge it over its ``base:`` parent, apply ``section.key=value`` overrides, and check the types."""
     path = Path(path)
-    tree = read(path)
-    keys = [override.partition("=")[0].strip() for override in overrides]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"{key}: stands on the command line {keys.count(key)} times; give it once")
-    for override in overrides:
-        tree = merge(tree, parse_override(override))
+    tree = overridden(read(path), overrides)
     run = tree.setdefault("run", {})
     if isinstance(run, dict) and run.get("name") is None:
         run["name"] = path.stem
@@ -142,6 +137,18 @@ def replaces(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 class NameAlone(dict[str, Any]):
     """The leaf ``{"name": ...}`` of an override that ends in ``.name``: it changes the name and keeps the arguments."""
+
+
+def overridden(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The tree with the overrides of a command line merged over it, one after another. ``ValueError`` for a key that
+    comes twice, or an override that is none."""
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"{key}: stands on the command line {keys.count(key)} times; give it once")
+    for override in overrides:
+        tree = merge(tree, parse_override(override))
+    return dict(tree)
 
 
 def parse_override(text: str) -> dict[str, Any]:

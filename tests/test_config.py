@@ -1,12 +1,15 @@
 """Configurations: one parent, overrides, and one exact line for every mistake."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sslmed_dist import config, plain_yaml
+from sslmed_dist.cli_answers import options
+from sslmed_dist.training.evaluation_data import overridden
 
 SECTIONS = "data, views, method, run, optim, plan, driver, ray, evaluate, federated"
 PLAN = (
@@ -245,3 +248,6 @@ def test_a_key_that_stands_twice_on_the_command_line_is_refused(tmp_path: Path) 
     path = write(tmp_path / "a.yaml", LEAVES)
     with pytest.raises(ValueError, match="^plan.epochs: stands on the command line 2 times; give it once$"):
         config.load(path, ["plan.epochs=1", "run.seed=2", "plan.epochs=2"])
+    for read in (options, partial(overridden, config.from_tree(LEAVES, "run"))):  # of `data pack`, of `evaluate`
+        with pytest.raises(ValueError, match="^data.root: stands on the command line 2 times; give it once$"):
+            read(["data.root=a", "data.root=b"])

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sslmed_dist import randomness
-from sslmed_dist.config import PATHS, Config, from_tree, may, merge, parse_override, to_tree
+from sslmed_dist import config, randomness
+from sslmed_dist.config import PATHS, Config, from_tree, may, merge, to_tree
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.data.joined import Joined
 from sslmed_dist.data.partition import hold_out
@@ -48,9 +48,7 @@ def evaluation_splits(settings: Config) -> tuple[Joined, dict[str, Tensor]]:
 def overridden(settings: Config, overrides: Sequence[str]) -> Config:
     """The settings of a run with ``SECTION.KEY=VALUE`` overrides of what an evaluation may set. A ``data.name`` that
     names another dataset replaces the whole section. ``ValueError`` for a key that the checkpoint decides."""
-    asked: dict[str, Any] = {}
-    for override in overrides:
-        asked = merge(asked, parse_override(override))
+    asked = config.overridden({}, overrides)
     tree = to_tree(settings)
     if asked.get("data", {}).get("name") not in (None, settings.data["name"]):
         asked["data"] = dict(asked["data"])  # no longer a name alone, which would keep the arguments of the other set
