@@ -11,9 +11,10 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sslmed_dist.cli_answers import found, options, say, show
+from sslmed_dist.cli_answers import found, options, show
 from sslmed_dist.cli_parser import parse
 from sslmed_dist.endings import ending_of
+from sslmed_dist.printable import say
 
 if TYPE_CHECKING:
     from sslmed_dist.config import Config

@@ -1,6 +1,5 @@
 """What a command line prints, and the words ``KEY=VALUE`` that it is given."""
 
-import sys
 from collections.abc import Sequence
 
 from sslmed_dist.endings import USER_ERROR
@@ -11,11 +10,6 @@ def show(*lines: object) -> None:
     """The answer, one line each on stdout. What they name may hold control characters, which are escaped."""
     for line in lines:
         print(printable(str(line)))
-
-
-def say(line: str) -> None:
-    """One line for the person who waits."""
-    print(printable(line), file=sys.stderr)
 
 
 def found(lines: Sequence[str], problems: Sequence[str]) -> int:

@@ -3,7 +3,8 @@
 import argparse
 from collections.abc import Callable
 
-from sslmed_dist.cli_answers import found, options, say, show
+from sslmed_dist.cli_answers import found, options, show
+from sslmed_dist.printable import say
 
 
 def data_check(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import html
 import re
+import sys
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,16 @@ def printable(text: str) -> str:
     r"""``text`` without control characters: line breaks, terminal codes, marks that turn the direction of writing and
     bytes that are no UTF-8 stand as escapes (``\n``, ``\x1b``, ``\u202e``, ``\udc80``). All else stays as it is."""
     return "".join(letter if shows(letter) else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def say(line: str) -> None:
+    """One line on standard error for the person who waits."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def note(line: str) -> None:
+    """``say`` for what is worth knowing and no mistake."""
+    say(f"note: {line}")
 
 
 def excerpt(text: str, most: int = 80) -> str:

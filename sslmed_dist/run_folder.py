@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import sys
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from sslmed_dist.atomic_files import appending, open_itself, refuse_links, write
 from sslmed_dist.checkpoint import Checkpoints
 from sslmed_dist.curve_events import LiveCurves
 from sslmed_dist.json_files import Fields, read_lines
+from sslmed_dist.printable import say
 
 # The keys that a line of metrics may have beside its name and value.
 METRIC_KEYS: Fields = {
@@ -140,7 +140,7 @@ class Metrics:
         if self.path.exists():
             rows, torn = read_metrics(self.path)
             if torn:
-                print(f"{self.path}: the last line is torn and was left out", file=sys.stderr, flush=True)
+                say(f"{self.path}: the last line is torn and was left out")
             lines = [json.dumps(row) + "\n" for row in rows if (row.get("step") or 0) <= step]
             write_atomically(self.path, "".join(lines).encode())
 

@@ -13,7 +13,7 @@ import pytest
 
 from sslmed_dist import cli, plain_yaml
 from sslmed_dist.endings import Stopped, line_of
-from sslmed_dist.printable import printable
+from sslmed_dist.printable import printable, say
 from sslmed_dist.training.stopping import finish
 from tests import tiny
 
@@ -137,7 +137,7 @@ PRINTED = {
 def test_control_characters_are_escaped(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert printable(text) == PRINTED[text]
     cli.show(text)
-    cli.say(text)
+    say(text)
     assert capsys.readouterr() == (PRINTED[text] + "\n", PRINTED[text] + "\n")
     line = line_of(OSError(errno.ENOENT, "gone", text), "train")[0]
     assert line == f"sslmed train: {PRINTED[text]}: gone"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sslmed_dist.printable import as_html, as_markdown, printable, without_folders
+from sslmed_dist.printable import as_html, as_markdown, note, printable, say, without_folders
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,12 @@ from sslmed_dist.printable import as_html, as_markdown, printable, without_folde
 def test_control_characters_are_written_out(text: str, shown: str) -> None:
     assert printable(text) == shown
     assert printable(shown) == shown
+
+
+def test_what_is_said_is_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    say("sent\x1b[2J\nsslmed: done")
+    note("data: a\rb")
+    assert capsys.readouterr() == ("", "sent\\x1b[2J\\nsslmed: done\nnote: data: a\\rb\n")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ holds the first weights), ``federation.log``, and ``federation.json``, which alo
 
 import importlib.util
 import os
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +33,7 @@ from sslmed_dist.federation.sites import (
     training_settings,
 )
 from sslmed_dist.json_files import read_object
-from sslmed_dist.printable import printable
+from sslmed_dist.printable import say
 from sslmed_dist.run_folder import RunFolder
 from sslmed_dist.training.stopping import Stop
 
@@ -149,8 +148,3 @@ def follow(runtime: flower_programs.Workplace, main: Popen[bytes], stop: Stop, p
     if ending.status != "finished":
         error_class = ValueError if ending.kind in ("ValueError", "SiteError") else RuntimeError
         raise error_class(f"the federation failed: {ending.reason} (details at the sites: errors.log)")
-
-
-def say(line: str) -> None:
-    """One line for the person who waits."""
-    print(printable(line), file=sys.stderr, flush=True)

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import stat
-import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from typing import Any, Self
 
 from sslmed_dist.atomic_files import open_itself
 from sslmed_dist.drivers.processes import Processes
-from sslmed_dist.printable import printable
+from sslmed_dist.printable import say
 from sslmed_dist.run_folder import write_json
 from sslmed_dist.training.stopping import started_at
 
@@ -89,8 +88,7 @@ def clear_remains(run: Path) -> None:
             Processes(mark.token, mark.since).stop()
             shutil.rmtree(folder, ignore_errors=True)
     except (ValueError, OSError) as error:
-        line = f"{note}: not of a former start here, nothing was ended or removed ({error})"
-        print(printable(line), file=sys.stderr)
+        say(f"{note}: not of a former start here, nothing was ended or removed ({error})")
     if note.is_dir() and not note.is_symlink():
         raise ValueError(f"{note}: is a folder; a file of this name is ours")
     note.unlink()

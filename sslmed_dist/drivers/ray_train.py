@@ -10,7 +10,6 @@ import importlib.util
 import json
 import math
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from sslmed_dist import config, run_folder
 from sslmed_dist.atomic_files import appending
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.endings import Stopped
+from sslmed_dist.printable import say
 from sslmed_dist.training import job, same_data
 from sslmed_dist.training.allocation import ONE_ARENA
 from sslmed_dist.training.build import resolve_auto
@@ -54,20 +54,20 @@ def worker(tree: dict[str, Any]) -> None:
 
     settings = config.from_tree(tree, "ray worker")
 
-    def say(state: str, line: str = "") -> None:
+    def tell(state: str, line: str = "") -> None:
         if distributed.rank() == 0:
             run_folder.write_json(settings.folder / NEWS, {"state": state, "line": line})
 
-    say("working")
+    tell("working")
     try:
         ended_job = job.train(settings)
     except NonFinite as error:
         # Every rank meets it at the same step and a restart would meet it again, so it must not look like a failure
         # that Ray answers with one.
-        say("not finite", str(error))
+        tell("not finite", str(error))
         return
     if ended_job.state.stopped:
-        say("stopped", f"stopped at step {ended_job.state.step}; run the same command again to go on")
+        tell("stopped", f"stopped at step {ended_job.state.step}; run the same command again to go on")
     # A barrier that also tells Ray's dashboard how far we came; checkpoints are ours.
     ray.train.report({"step": ended_job.state.step, "stopped": float(ended_job.state.stopped)})
 
@@ -99,7 +99,7 @@ def train(settings: config.Config, resume: str = "auto") -> bool:
     if told.get("state") == "not finite":
         raise NonFinite(told["line"])
     if told.get("state") == "stopped":
-        print(told["line"], file=sys.stderr)
+        say(told["line"])
     return told.get("state") == "stopped"
 
 
@@ -228,7 +228,7 @@ def require_room(options: config.Ray, stop: Stop) -> None:
         if stop.asked:  # by a signal; the file may be of an earlier start
             raise Stopped("stopped before the cluster had room; run the same command again")
         if not asked:
-            print(f"{line}; waiting up to {options.wait_s:g} s for more nodes", file=sys.stderr)
+            say(f"{line}; waiting up to {options.wait_s:g} s for more nodes")
             request_resources(bundles=[bundle(options)] * options.num_workers)
             asked = True
         time.sleep(0.5)

@@ -1,6 +1,5 @@
 """From a configuration to a trained method: what every driver does, wherever it runs."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from sslmed_dist.data.samples import Samples
 from sslmed_dist.downstream import EVALUATORS
 from sslmed_dist.methods import Method
 from sslmed_dist.models.normalization import synchronise
+from sslmed_dist.printable import note
 from sslmed_dist.run_folder import RunFolder, differences
 from sslmed_dist.training import engine, optim
 from sslmed_dist.training.allocation import keep_freed_memory
@@ -165,7 +165,7 @@ def take_over(job: Job, run: RunFolder, resume: str) -> None:
     if saved is None and other is not None:
         job.inherit(Path(other).expanduser())
         if distributed.rank() == 0:
-            say(f"goes on from {other}; the same run.seed would draw its order and views of images once more")
+            note(f"goes on from {other}; the same run.seed would draw its order and views of images once more")
     if distributed.rank() == 0:
         go_on(job, run, saved)
     distributed.barrier()
@@ -178,28 +178,23 @@ def go_on(job: Job, run: RunFolder, saved: Mapping[str, Any] | None) -> None:
     known = None if saved is None else saved.get("samples")
     job.samples = recognise(run.path, job.dataset, known)
     if saved is not None and job.state.step >= total(job):
-        say(f"{run.path.name} is finished (step {job.state.step}): nothing is trained")
+        note(f"{run.path.name} is finished (step {job.state.step}): nothing is trained")
         if paths:
-            say(f"not taken, because the run is finished: {', '.join(paths)}")
+            note(f"not taken, because the run is finished: {', '.join(paths)}")
         if any(path.startswith(("data.", "evaluate.")) for path in paths):
-            say("sslmed evaluate RUN KEY=VALUE measures a run on other data or by other protocols")
+            note("sslmed evaluate RUN KEY=VALUE measures a run on other data or by other protocols")
         return
     if saved is not None and known is None:
-        say("this checkpoint is of an older version: whether the samples are still those of the run is not known")
+        note("this checkpoint is of an older version: whether the samples are still those of the run is not known")
     changed = ", ".join(paths)
     # Scalars and a stop request that are newer than the checkpoint belong to the interrupted attempt.
     run.metrics.cut(job.state.step)
     (run.path / "stop").unlink(missing_ok=True)
     if changed:  # so that the checkpoint and ``config.yaml`` never contradict each other
-        say(f"changed since the last checkpoint: {changed}")
+        note(f"changed since the last checkpoint: {changed}")
         run.checkpoints.save(job.state.step, **job.content())
     run.describe()
     write_down(run.path, job.samples, job.dataset.notices)
-
-
-def say(line: str) -> None:
-    """A line for the person who started the run."""
-    print(f"note: {line}", file=sys.stderr)
 
 
 def total(job: Job) -> int:
@@ -228,7 +223,7 @@ def run_fit(job: Job, run: RunFolder, stop: Stop, bar: Progress) -> None:
         if monitor is not None and every is not None and state.epoch % every == 0:
             values = monitor.measure(job.method)
             run.metrics.write(values, step=state.step, epoch=state.epoch - 1, split="train")
-            say(f"epoch {state.epoch}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
+            note(f"epoch {state.epoch}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
 
     average = distributed.average_gradients if distributed.active() else distributed.leave_gradients
     engine.fit(

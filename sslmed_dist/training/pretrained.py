@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from sslmed_dist.config import Config
 from sslmed_dist.methods import Method
 from sslmed_dist.models import ENCODERS
 from sslmed_dist.models.interfaces import Encoder
+from sslmed_dist.printable import say
 from sslmed_dist.training.build import build_method
 
 Part = Literal["encoder", "momentum"]
@@ -163,5 +163,5 @@ def first_method(settings: Config) -> Method:
             start = load(source)
             checkpoint.load_method(method.encoder, start.encoder.state_dict(), start.file)
     if said is not None and distributed.rank() == 0:
-        print(said, file=sys.stderr)  # counts and prefixes, no name of a file: a site's log may be read elsewhere
+        say(said)  # counts and prefixes, no name of a file: a site's log may be read elsewhere
     return method

@@ -4,7 +4,6 @@ The checkpoint holds a hash of the samples, ``samples.jsonl`` in the run folder 
 moved; it may not have changed, because the epochs and the learning rates of a run follow from its samples.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from sslmed_dist import checkpoint
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.data.samples import Samples, describe, first_difference
+from sslmed_dist.printable import note
 from sslmed_dist.run_folder import OtherData, RunFolder
 
 LIST, NOTICES = "samples.jsonl", "notices.txt"
@@ -69,4 +69,4 @@ def write_down(folder: Path, samples: Samples, notices: Sequence[str]) -> None:
     else:
         (folder / NOTICES).unlink(missing_ok=True)
     for line in notices:
-        print(f"note: data: {line}", file=sys.stderr)
+        note(f"data: {line}")

@@ -1,6 +1,5 @@
 """``sslmed evaluate``: a run's encoder is measured, and beside it a random encoder of the same shape and the floors."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from sslmed_dist.downstream.features import check
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.downstream.rows import write_cases
 from sslmed_dist.methods import METHODS
+from sslmed_dist.printable import note
 from sslmed_dist.training import build, pretrained
 from sslmed_dist.training.build import build_evaluators
 from sslmed_dist.training.evaluation_data import evaluation_splits, measured_on, overridden, suffix
@@ -66,11 +66,6 @@ def own_predictions(
         method, dataset, parts["test"], views=views, device=device, seed=seed, trained_on=trained_on
     )
     return {CLASSIFIER: predictions}
-
-
-def note(line: str) -> None:
-    """A line for the person who asked."""
-    print(f"note: {line}", file=sys.stderr)
 
 
 def evaluate_run(

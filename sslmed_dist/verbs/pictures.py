@@ -4,7 +4,6 @@ They hold pixels and stay in the run folder of whoever owns the images; a report
 shown follows from the run's seed alone, so the same checkpoint gives the same pictures.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.downstream import OneShot, extract
 from sslmed_dist.downstream.knn import neighbours_of
-from sslmed_dist.printable import printable
+from sslmed_dist.printable import say
 from sslmed_dist.report.contact_sheets import neighbours_picture, views_picture
 from sslmed_dist.report.outlines import FOUND, GIVEN, TRUE, Panel, sheet
 from sslmed_dist.report.runs import read_captions
@@ -86,7 +85,7 @@ def make_for_report(runs: Sequence[Path]) -> None:
         try:
             make(folder)
         except ValueError as error:
-            print(f"{printable(folder.name)}: no new pictures: {printable(str(error))}", file=sys.stderr, flush=True)
+            say(f"{folder.name}: no new pictures: {error}")
 
 
 def neighbour_samples(settings: Config, train: Dataset, order: Tensor) -> tuple[Samples, Samples, str]:
@@ -95,7 +94,7 @@ def neighbour_samples(settings: Config, train: Dataset, order: Tensor) -> tuple[
     try:
         dataset, parts = evaluation_splits(settings)
     except ValueError as error:  # no test split, say: the encoder has a space all the same
-        print(f"pictures: neighbours of training images, not of test: {printable(str(error))}", file=sys.stderr)
+        say(f"pictures: neighbours of training images, not of test: {error}")
         return Samples(train, order[:SHOWN]), Samples(train, order[SHOWN:][:LIMIT]), "Training images"
     queries, candidates = (
         parts[name][randomness.order(dataset.ids[parts[name]], settings.run.seed, "pictures")][:count]
