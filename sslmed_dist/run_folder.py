@@ -53,8 +53,7 @@ class RunFolder:
         if existing.exists():
             before = config.load(existing)
             if config.fingerprint(before) != config.fingerprint(self.config):
-                kind = OtherData if self.only_data(before) else ValueError
-                raise kind(f"{self.path}: {self.told_apart(before)}")
+                raise self.told_apart(before)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = open_itself(self.path / ".lock", os.O_RDWR | os.O_CREAT)  # what it holds stays as it is
@@ -64,21 +63,18 @@ class RunFolder:
         except OSError as error:
             raise ValueError(f"{self.path}: cannot be written: {error.strerror}") from None
 
-    def only_data(self, before: config.Config) -> bool:
-        """Whether the run of the settings ``before`` differs in nothing but what came from its data."""
-        paths = differences(config.essential(before), config.essential(self.config))
-        return bool(paths) and all(config.may(path, "resolved") for path in paths)
-
-    def told_apart(self, before: config.Config) -> str:
-        """In words, what makes the run of the settings ``before`` another one than this."""
+    def told_apart(self, before: config.Config) -> ValueError:
+        """The error that says what makes the run of the settings ``before`` another one than this: ``OtherData`` where
+        that is nothing but what came from its data."""
         paths = differences(config.essential(before), config.essential(self.config))
         changed = ", ".join(paths) or "keys that are null in one and not there in the other"
-        if self.only_data(before):
+        if paths and all(config.may(path, "resolved") for path in paths):
             come = "come from the data and differ" if len(paths) > 1 else "comes from the data and differs"
-            return f"holds a run on other data ({changed} {come}); allowed: the same data, or another run.name"
+            said = f"holds a run on other data ({changed} {come}); allowed: the same data, or another run.name"
+            return OtherData(f"{self.path}: {said}")
         only_length = bool(paths) and all(path == "plan.epochs" or path.startswith("optim.") for path in paths)
         longer = "; to train on, give the new run run.continue_from=RUN" if only_length else ""
-        return f"holds another run (different: {changed}); choose another run.name{longer}"
+        return ValueError(f"{self.path}: holds another run (different: {changed}); choose another run.name{longer}")
 
     def describe(self) -> None:
         """Write down the settings and what they run on."""
