@@ -8,7 +8,8 @@ position), the resolved configuration and its fingerprint. It is one ``torch.sav
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,17 @@ def load_method(method: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
     if problem:
         raise ValueError(f"{path}: does not fit this architecture: {problem}")
     method.load_state_dict(state)
+
+
+@contextmanager
+def state_of(path: Path) -> Iterator[None]:
+    """For a block that takes over the training state of the checkpoint ``path``: ``ValueError`` names the file where
+    the state lacks something, or holds something of another kind."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: its training state is damaged: {type(error).__name__}: {reason}") from None
 
 
 def require_step(saved: Mapping[str, Any], path: Path, most: int | None) -> None:

@@ -66,8 +66,10 @@ def test_a_damaged_training_state_names_the_checkpoint(tmp_path: Path) -> None:
     (folder / "step_000000006.pt").unlink()
     state = torch.load(folder / "step_000000005.pt", weights_only=True)["state"]
     rewritten(folder / "step_000000005.pt", {"state": {**state, "optimizer": {}}})
-    with pytest.raises(ValueError, match=r"step_000000005\.pt: its training state is damaged: KeyError"):
-        job.train(settings)
+    other = tiny.settings(tmp_path, run={"name": "other", "continue_from": str(folder.parent)})
+    for attempt in (settings, other):
+        with pytest.raises(ValueError, match=r"step_000000005\.pt: its training state is damaged: KeyError"):
+            job.train(attempt)
 
 
 def test_an_archive_that_has_to_be_inflated_is_refused_unread(file: Path) -> None:

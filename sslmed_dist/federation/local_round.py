@@ -99,5 +99,6 @@ def restore_site(work: job.Job, site: str, round_number: int, folder: Path) -> i
     if saved["kind"] != "site" or saved["fingerprint"] != fingerprint(work.settings):
         raise SiteError(f"{site}: the state for round {round_number} belongs to another run")
     checkpoint.load_method(work.method, saved["method"], path)
-    work.state.load_state_dict(saved["state"])
+    with checkpoint.state_of(path):
+        work.state.load_state_dict(saved["state"])
     return round_number - max(usable)

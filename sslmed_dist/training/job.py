@@ -58,11 +58,8 @@ class Job:
             raise ValueError(f"{path}: checkpoint of another run (configuration fingerprint differs)")
         checkpoint.require_step(saved, path, total(self))
         checkpoint.load_method(self.method, saved["method"], path)
-        try:
+        with checkpoint.state_of(path):
             self.state.load_state_dict(saved["state"])
-        except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{path}: its training state is damaged: {type(error).__name__}: {reason}") from None
         return saved
 
     def inherit(self, source: Path) -> None:
@@ -80,10 +77,11 @@ class Job:
                     f"{path}: run.continue_from: {leaf} is {theirs} there and {ours} here; they must agree"
                 )
         checkpoint.load_method(self.method, saved["method"], path)
-        try:
-            self.state.inherit(saved["state"])
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        with checkpoint.state_of(path):
+            try:
+                self.state.inherit(saved["state"])
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
 
 
 def assemble(settings: Config, dataset: Dataset | None = None) -> Job:
