@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from sslmed_dist.atomic_files import ENDING, UNFINISHED, write_atomically, writing
+from sslmed_dist.json_files import Fields, checked
 from sslmed_dist.state_dicts import misfit
 
 FORMAT, VERSION = "sslmed-dist checkpoint", 1
 MAGIC = b"PK\x03\x04"  # how every zip archive, and so every torch.save file, starts
 KINDS = ("training", "encoder", "site")
 NAME = re.compile(r"step_(\d{9,18})\.pt")
+SAMPLES: Fields = {"digest": str, "content": bool, "count": int}  # what a run's checkpoint may know of its samples
 # What zipfile raises on a damaged archive: also an encrypted member (RuntimeError) or an impossible place (ValueError).
 UNREADABLE = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError)
 
@@ -90,6 +92,8 @@ def require_fields(payload: Mapping[str, Any], path: Path) -> None:
             raise ValueError(f"{path}: {name}: expected {words}, got {found}: damaged, or written by another program")
     if payload["kind"] not in KINDS:
         raise ValueError(f"{path}: kind: expected one of {', '.join(KINDS)}, got {payload['kind']!r:.80}")
+    if payload.get("samples") is not None:
+        checked(payload["samples"], f"{path}: samples", SAMPLES)
     for key, value in payload["method"].items():
         if not isinstance(key, str) or not isinstance(value, Tensor) or value.is_meta:
             raise ValueError(f"{path}: method: {key!r:.80} is no tensor with a name and values")

@@ -51,6 +51,9 @@ def rewritten(path: Path, change: dict[str, Any]) -> None:
         ({"method": [1]}, "method: expected tensors by name, got list"),
         ({"method": {3: torch.zeros(1)}}, "method: 3 is no tensor"),
         ({"method": {"a": torch.zeros(1, device="meta")}}, "method: 'a' is no tensor"),
+        ({"samples": "all"}, "samples: expected an object, got str"),
+        ({"samples": {"content": True, "count": 48}}, "samples: has no digest"),
+        ({"samples": {"content": 1, "count": 48, "digest": "a"}}, "samples: content: expected bool, got 1"),
         ({"step": 7}, "contradicts its name: it holds step 7"),
     ],
 )
