@@ -25,6 +25,18 @@ def fine_tuned(folder: Path, **sections: dict[str, Any]) -> job.Job:
     return job.train(config.from_tree(config.merge(tree, sections), "fine"))
 
 
+def noise(root: Path, classes: str) -> list[str]:
+    """A folder of images, 12 to train on and 6 to test on, the classes in turn; returns the overrides that name it."""
+    from PIL import Image
+
+    for split, count in (("train", 12), ("test", 6)):
+        for number in range(count):
+            path = root / split / classes[number % len(classes)] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.effect_noise((12, 12), 20 * (1 + number % len(classes))).save(path)
+    return ["data.name=image_folder", f"data.root={root}", "data.size=12"]
+
+
 def rows_of(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
     return rows
@@ -149,15 +161,8 @@ def test_another_question_gets_a_file_of_its_own(tmp_path: Path) -> None:
 
 
 def test_another_dataset_replaces_the_section_and_keeps_the_run_s_normalisation(tmp_path: Path) -> None:
-    from PIL import Image
-
     run = pretraining(tmp_path)
-    for split, count in (("train", 12), ("test", 6)):
-        for number in range(count):
-            path = tmp_path / "set" / split / "xyz"[number % 3] / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.effect_noise((12, 12), 20 * (1 + number % 3)).save(path)
-    overrides = ["data.name=image_folder", f"data.root={tmp_path / 'set'}", "data.size=12"]
+    overrides = noise(tmp_path / "set", "xyz")
     with pytest.raises(ValueError, match=r"set has images of 3 channel\(s\), the encoder takes 1"):
         evaluate_run(run, overrides=overrides)
     out = evaluate_run(run, overrides=[*overrides, "data.channels=1"])
@@ -209,17 +214,10 @@ def test_other_data_is_measured_where_the_training_samples_are_not_at_hand(tmp_p
 
 
 def test_what_reading_left_aside_stands_beside_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from PIL import Image
-
     run = pretraining(tmp_path)
-    for split, count in (("train", 12), ("test", 6)):
-        for number in range(count):
-            path = tmp_path / "set" / split / "xy"[number % 2] / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.effect_noise((12, 12), 20 * (1 + number % 2)).save(path)
+    overrides = noise(tmp_path / "set", "xy")
     (tmp_path / "set" / "test" / "x" / "0.png").write_bytes((tmp_path / "set" / "train" / "x" / "0.png").read_bytes())
-    overrides = ["data.name=image_folder", f"data.root={tmp_path / 'set'}", "data.size=12", "data.channels=1"]
-    notices = json.loads(evaluate_run(run, overrides=overrides).read_text())["notices"]
+    notices = json.loads(evaluate_run(run, overrides=[*overrides, "data.channels=1"]).read_text())["notices"]
     assert len(notices) == 1 and "1 training images are copies" in notices[0]
     assert f"note: data: {notices[0]}" in capsys.readouterr().err
 
