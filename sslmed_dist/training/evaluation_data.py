@@ -50,7 +50,7 @@ def overridden(settings: Config, overrides: Sequence[str]) -> Config:
     names another dataset replaces the whole section. ``ValueError`` for a key that the checkpoint decides."""
     asked = config.overridden({}, overrides)
     tree = to_tree(settings)
-    if asked.get("data", {}).get("name") not in (None, settings.data["name"]):
+    if config.below(asked, ("data", "name")) not in (None, settings.data["name"]):
         asked["data"] = dict(asked["data"])  # no longer a name alone, which would keep the arguments of the other set
     changed = from_tree(merge(tree, asked), "evaluate")
     for path in differences(tree, to_tree(changed)):

@@ -9,7 +9,7 @@ import torch
 
 from sslmed_dist import cli, config
 from sslmed_dist.training import build, job, pretrained
-from sslmed_dist.training.evaluation_data import evaluation_splits
+from sslmed_dist.training.evaluation_data import evaluation_splits, overridden
 from sslmed_dist.verbs.evaluate import evaluate_run, own_predictions
 from sslmed_dist.verbs.similarities import similarities
 from tests import tiny
@@ -168,6 +168,12 @@ def test_another_dataset_replaces_the_section_and_keeps_the_run_s_normalisation(
     out = evaluate_run(run, overrides=[*overrides, "data.channels=1"])
     assert json.loads(out.read_text())["measured_on"]["data"] == {"name": "image_folder", "size": 12, "channels": 1}
     assert rows_of(out)[0]["n"] == 6 and out.name.startswith("last@")
+
+
+@pytest.mark.parametrize("override", ["data=3", "data=null", "data=[1]"])
+def test_data_that_is_no_section_is_refused(override: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="^evaluate: data: expected mapping, got "):
+        overridden(tiny.settings(tmp_path), [override])
 
 
 @pytest.mark.parametrize("override", ["method.loss.temperature=0.5", "views.size=8", "plan.epochs=3", "run.name=x"])
