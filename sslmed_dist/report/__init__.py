@@ -6,6 +6,7 @@ from pathlib import Path
 from sslmed_dist import outputs
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.report import markdown, page
+from sslmed_dist.report.results import results_of
 from sslmed_dist.report.runs import group, read_run
 
 __all__ = ["write_report"]
@@ -32,8 +33,9 @@ def write_report(
     twin = target.with_suffix(".md")
     parts = [(target, outputs.is_page), (twin, outputs.is_text)]
     outputs.require_writable(parts, force=force or out is None)
-    write_atomically(twin, markdown.text(title, experiments).encode())
-    write_atomically(target, page.html(title, experiments, pictures=pictures).encode())
+    results = [results_of(experiment) for experiment in experiments]
+    write_atomically(twin, markdown.text(title, experiments, results).encode())
+    write_atomically(target, page.html(title, experiments, results, pictures=pictures).encode())
     return target, twin
 
 

@@ -5,37 +5,34 @@ from collections.abc import Sequence
 from sslmed_dist.outputs import TEXT_END
 from sslmed_dist.printable import as_markdown
 from sslmed_dist.report import facts, tables, wording
+from sslmed_dist.report.results import Results
 from sslmed_dist.report.runs import Experiment, is_phantom
 from sslmed_dist.report.tables import Table
 
 
-def text(title: str, experiments: Sequence[Experiment]) -> str:
-    """The whole document."""
+def text(title: str, experiments: Sequence[Experiment], results: Sequence[Results]) -> str:
+    """The whole document; ``results`` are those of each of the experiments."""
     parts = [f"# {as_markdown(title)}"]
     if any(is_phantom(run.config, run.environment) for it in experiments for run in it.runs):
         parts.append("**PHANTOM DATA: generated pictures, no patients. The numbers show that the software works.**")
-    for experiment in experiments:
-        parts += section(experiment, alone=len(experiments) == 1)
+    for experiment, found in zip(experiments, results, strict=True):
+        parts += section(experiment, found, alone=len(experiments) == 1)
     return "\n\n".join([*parts, TEXT_END])
 
 
-def section(experiment: Experiment, *, alone: bool) -> list[str]:
+def section(experiment: Experiment, results: Results, *, alone: bool) -> list[str]:
     """One experiment: what was run, tables, curves' last values, notes."""
     parts = [] if alone else [f"## {as_markdown(experiment.name)}"]
     parts.append("\n".join(f"- {name}: {as_markdown(value)}" for name, value in facts.facts(experiment)))
-    sites = tables.site_tables(experiment)
-    if not sites:
+    if not results.sites:
         parts.append("Evaluation: not run.")
-    mean = tables.mean_over_sites(sites)
-    main = [sites[0]] if sites and sites[0].title == wording.ALL_SITES else []
-    ordered = [*main, *([mean] if mean else []), *sites[len(main) :]]
-    differences = tables.difference_table(experiment)
-    for table in [*ordered, *([differences] if differences else []), *tables.other_tables(experiment)]:
+    differences = [results.differences] if results.differences else []
+    for table in [*results.own, *differences, *results.others]:
         parts += table_text(table)
     for label, run in zip(experiment.labels, experiment.runs, strict=True):
         if run.similarity is not None:
             parts.append(f"{as_markdown(wording.similarity(run.similarity))} ({as_markdown(label)}).")
-    for note, places in tables.notes(sites).items():
+    for note, places in tables.notes(results.sites).items():
         parts.append(f"- {as_markdown(note)}: {as_markdown('; '.join(places))}")
     last = facts.last_values(experiment)
     if last:

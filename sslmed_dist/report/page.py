@@ -7,6 +7,7 @@ from sslmed_dist.outputs import PAGE_BEGIN
 from sslmed_dist.printable import as_html
 from sslmed_dist.report import facts, plots, tables, wording
 from sslmed_dist.report.plots import Dot
+from sslmed_dist.report.results import Results
 from sslmed_dist.report.runs import Experiment, is_phantom
 from sslmed_dist.report.style import STYLE
 from sslmed_dist.report.table_html import css, table_html
@@ -17,8 +18,8 @@ INTERVAL = "value [5 %, 95 %]: percentile bootstrap over patients, over samples 
 OVER_SEEDS = "mean \N{PLUS-MINUS SIGN} standard deviation over runs; small strokes are single runs"
 
 
-def html(title: str, experiments: Sequence[Experiment], *, pictures: bool) -> str:
-    """The whole page."""
+def html(title: str, experiments: Sequence[Experiment], results: Sequence[Results], *, pictures: bool) -> str:
+    """The whole page; ``results`` are those of each of the experiments."""
     phantom = any(is_phantom(run.config, run.environment) for it in experiments for run in it.runs)
     body = [f"<header><p class='kicker'>sslmed-dist report</p><h1>{as_html(title)}</h1>"]
     if phantom:
@@ -28,8 +29,8 @@ def html(title: str, experiments: Sequence[Experiment], *, pictures: bool) -> st
         )
     body.append(f"<nav>{navigation(experiments)}</nav>")
     body.append("</header><main>")
-    for index, experiment in enumerate(experiments):
-        body.append(section(experiment, index, alone=len(experiments) == 1, pictures=pictures))
+    for index, (experiment, found) in enumerate(zip(experiments, results, strict=True)):
+        body.append(section(experiment, found, index, alone=len(experiments) == 1, pictures=pictures))
     body.append("</main><footer><p>Research use only, not a medical device.</p></footer>")
     return (
         f"{PAGE_BEGIN}"
@@ -39,17 +40,18 @@ def html(title: str, experiments: Sequence[Experiment], *, pictures: bool) -> st
     )
 
 
-def section(experiment: Experiment, index: int, *, alone: bool, pictures: bool) -> str:
+def section(experiment: Experiment, results: Results, index: int, *, alone: bool, pictures: bool) -> str:
     """One experiment."""
     heading = "" if alone else f"<h2 class='experiment'>{as_html(experiment.name)}</h2>"
     lines = "".join(f"<dt>{as_html(k)}</dt><dd>{as_html(v)}</dd>" for k, v in facts.facts(experiment))
-    sites = tables.site_tables(experiment)
+    several = len(experiment.runs) > 1
+    others = "".join(table_html(table) for table in results.others)
     # each part is a block with an anchor for ``navigation``
     parts = {
-        "results": headline(sites) + evaluation(experiment, sites) + otherwise(experiment) + similarity(experiment),
+        "results": headline(results) + evaluation(results, several) + others + similarity(experiment),
         "training": training(experiment),
         "pictures": sheets(experiment, pictures),
-        "notes": small_print(experiment, sites),
+        "notes": small_print(experiment, results),
     }
     divided = "".join(f"<div id='{name}-{index}'>{part}</div>" for name, part in parts.items())
     return f"<section id='experiment-{index}'>{heading}<dl class='facts'>{lines}</dl>{divided}</section>"
@@ -65,16 +67,9 @@ def navigation(experiments: Sequence[Experiment]) -> str:
     return "".join(f"<a href='#{name}-0'>{text}</a>" for name, text in parts.items())
 
 
-def leading(sites: Sequence[Table]) -> Table | None:
-    """The table to be shown first: that of all sites together, else the mean over sites, else the first one."""
-    if sites and sites[0].title == wording.ALL_SITES:
-        return sites[0]
-    return tables.mean_over_sites(sites) or (sites[0] if sites else None)
-
-
-def headline(sites: Sequence[Table]) -> str:
+def headline(results: Results) -> str:
     """One tile per arm with its value in the first measure that is plotted; nothing without one."""
-    table = leading(sites)
+    table = results.own[0] if results.own else None
     columns = tables.plotted_columns(table.columns) if table else ()
     if table is None or not columns:
         return ""
@@ -96,31 +91,21 @@ def headline(sites: Sequence[Table]) -> str:
     return f"<h2>At a glance</h2><p class='lead'>{as_html(where)}</p><ul class='tiles'>{''.join(tiles)}</ul>"
 
 
-def evaluation(experiment: Experiment, sites: Sequence[Table]) -> str:
-    """Forest plots, then the tables (all sites and the mean first, then each site), then the differences of arms."""
-    if not sites:
+def evaluation(results: Results, several: bool) -> str:
+    """Forest plots, then the tables, then the differences of arms. ``several``: the runs are more than one."""
+    if not results.sites:
         return "<h2>Evaluation</h2><p class='absent'>Evaluation: not run.</p>"
-    several = len(experiment.runs) > 1
     parts = ["<h2>What the encoders are worth</h2>", "<div class='figures'>"]
-    for column in tables.plotted_columns(sites[0].columns):
-        parts.append(forest(sites, column))
+    for column in tables.plotted_columns(results.sites[0].columns):
+        parts.append(forest(results.sites, column))
     parts.append(f"</div><p class='hint'>{OVER_SEEDS if several else INTERVAL}.</p>")
-    # from the general to the single: all sites together, their mean, each site
-    mean = tables.mean_over_sites(sites)
-    all_sites = [table for table in sites if table.title == wording.ALL_SITES]
-    parts += [table_html(table) for table in [*all_sites, *([mean] if mean else [])]]
-    parts += [table_html(table) for table in sites if table.title != wording.ALL_SITES]
-    differences = tables.difference_table(experiment)
+    parts += [table_html(table) for table in results.own]
+    differences = results.differences
     if differences:
-        per_site = tables.site_tables(experiment, difference=True)
-        plotted = (forest(per_site, column, zero=True) for column in tables.plotted_columns(differences.columns))
+        columns = tables.plotted_columns(differences.columns)
+        plotted = (forest(results.site_differences, column, zero=True) for column in columns)
         parts.append(f"<div class='figures'>{''.join(plotted)}</div>{table_html(differences)}")
     return "".join(parts)
-
-
-def otherwise(experiment: Experiment) -> str:
-    """The tables of other questions than the run's own: another dataset, another protocol. Nothing without any."""
-    return "".join(table_html(table) for table in tables.other_tables(experiment))
 
 
 def forest(sites: Sequence[Table], column: Column, *, zero: bool = False) -> str:
@@ -225,10 +210,10 @@ def sheets(experiment: Experiment, pictures: bool) -> str:
     return f"<h2>Pictures</h2>{warning}{''.join(shown)}"
 
 
-def small_print(experiment: Experiment, sites: Sequence[Table]) -> str:
+def small_print(experiment: Experiment, results: Results) -> str:
     """Notes, remarks and the configuration, folded away."""
     parts = ["<h2>Notes and configuration</h2>"]
-    notes = tables.notes([*sites, *tables.site_tables(experiment, difference=True)])
+    notes = tables.notes([*results.sites, *results.site_differences])
     if notes:
         items = (f"<li><b>{as_html(note)}</b>: {as_html('; '.join(places))}</li>" for note, places in notes.items())
         parts.append(f"<details><summary>Notes of the evaluators</summary><ul>{''.join(items)}</ul></details>")

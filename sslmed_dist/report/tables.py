@@ -4,7 +4,7 @@ several seeds a cell holds the mean and the standard deviation."""
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from sslmed_dist.downstream.coverage import remarks_in
@@ -119,17 +119,6 @@ def site_tables(experiment: Experiment, *, difference: bool = False) -> list[Tab
     ]
 
 
-def other_tables(experiment: Experiment) -> list[Table]:
-    """The tables of what was measured otherwise (``Run.others``), each under its own title."""
-    made = []
-    for title in sorted({title for run in experiment.runs for title in run.others}, key=natural):
-        runs = tuple(replace(run, rows=run.others.get(title, [])) for run in experiment.runs)
-        for table in site_tables(replace(experiment, runs=runs)):
-            site = "" if table.title == ALL_SITES else f", {table.title}"
-            made.append(replace(table, title=f"{title}{site}"))
-    return made
-
-
 def collect(experiment: Experiment, difference: bool) -> dict[tuple[str, str, Column], Cell]:
     """Cells by (site, arm, column). Two files of a run may measure the same thing with different results (say, of the
     last and of the best encoder); then the name of the later file is added to the arm. ``ValueError`` where one file
@@ -168,57 +157,6 @@ def summarise(each: Sequence[tuple[str, Row]]) -> Cell:
     # over several runs the spread of the runs takes the place of the single runs' intervals
     mean = math.fsum(values) / len(values) if values else None
     return Cell(mean, statistics.stdev(values) if len(values) > 1 else None, None, None, tuple(each))
-
-
-def mean_over_sites(tables: Sequence[Table]) -> Table | None:
-    """Every site counts once: per run the mean over sites, then mean and standard deviation over runs.
-
-    None with fewer than two sites. Sites where a measure is undefined are left out of its mean, and counted.
-    """
-    sites = [table for table in tables if table.title != ALL_SITES]
-    if len(sites) < 2:
-        return None
-    # for each cell: a run's rows of all sites, averaged; then the runs as in any other table
-    cells = {}
-    keys = dict.fromkeys(key for table in sites for key in table.cells)
-    for key in keys:
-        rows_by_run: dict[str, list[Row]] = {}
-        for table in sites:
-            for label, row in table.cells[key].each if key in table.cells else ():
-                rows_by_run.setdefault(label, []).append(row)
-        cells[key] = summarise([(label, averaged(rows, len(sites))) for label, rows in rows_by_run.items()])
-    hint = "every site counts once; no interval"
-    return Table("mean over sites", sites[0].arms, sites[0].columns, cells, hint=hint)
-
-
-def difference_table(experiment: Experiment) -> Table | None:
-    """The paired differences of all sites in one table, a row per site and pair of arms; None without any."""
-    sites = site_tables(experiment, difference=True)
-    if not sites:
-        return None
-    # an arm of this table is a site and a pair of arms
-    cells, names = {}, {}
-    for table in sites:
-        for (arm, column), cell in table.cells.items():
-            names[f"{table.title}: {arm}"] = f"{site_name(table.title)}: {arm_name(arm)}"
-            cells[f"{table.title}: {arm}", column] = cell
-    hint = "paired over the same test samples; bold: the interval leaves out 0"
-    return Table("differences between arms", tuple(names), sites[0].columns, cells, True, names, hint)
-
-
-def averaged(rows: Sequence[Row], sites: int) -> Row:
-    """The mean of one run's ``rows`` over its ``sites`` (their number), as a row without an interval."""
-    values = [float(row["value"]) for row in rows if row["value"] is not None]
-    # sites where the measure is undefined are not in the mean, and the note says so
-    note = "" if len(values) == sites else f"over {len(values)} of {sites} sites"
-    return {
-        "value": math.fsum(values) / len(values) if values else None,
-        "low": None,
-        "high": None,
-        "n": sum(int(row["n"]) for row in rows),
-        "groups": sum(int(row.get("groups") or row["n"]) for row in rows),
-        "note": note,
-    }
 
 
 def expected_arms(config: Tree) -> tuple[str, ...]:

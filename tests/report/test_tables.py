@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from sslmed_dist.report import facts, tables, wording
+from sslmed_dist.report.results import mean_over_sites
 from sslmed_dist.report.runs import Experiment, Run, is_phantom
 
 
@@ -34,12 +35,12 @@ def test_mean_over_sites_weighs_sites_alike_and_counts_the_undefined() -> None:
         experiment([row("a", 0.5, n=1000), row("b", 0.9, n=10), row("c", None), row("all", 0.1)])
     )
     assert [table.title for table in found] == ["all", "a", "b", "c"]
-    mean = tables.mean_over_sites(found)
+    mean = mean_over_sites(found)
     assert mean is not None
     cell = mean.cells["local", ("knn", "accuracy")]
     assert cell.value == pytest.approx(0.7) and cell.samples == (1210, 1210)
     assert cell.each[0][1]["note"] == "over 2 of 3 sites"
-    assert tables.mean_over_sites(found[:2]) is None
+    assert mean_over_sites(found[:2]) is None
 
 
 def test_arms_and_sites_come_in_a_sensible_order() -> None:
