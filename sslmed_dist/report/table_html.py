@@ -67,7 +67,7 @@ def undefined(table: Table) -> str:
         f"{wording.column_name(column)}: {note}"
         for (_, column), cell in table.cells.items()
         for _, row in cell.each
-        for note in str(row.get("note") or "").split("; ")
+        for note in tables.notes_of(row)
         if row["value"] is None and note.startswith("undefined")
     }
     return "".join(f"<p class='hint'>{as_html(reason)}</p>" for reason in sorted(reasons))

@@ -81,7 +81,7 @@ class Table:
     def coverage(self) -> list[str]:
         """Which classes lack samples, in the words of the rows' notes, each remark once."""
         rows = (row for cell in self.cells.values() for _, row in cell.each)
-        return list(dict.fromkeys(remark for row in rows for remark in remarks_in(str(row.get("note") or ""))))
+        return list(dict.fromkeys(note for row in rows for note in notes_of(row) if remarks_in(note)))
 
     def counts(self) -> str:
         """Test samples and patients (where the data know them), as ranges where cells or runs differ."""
@@ -220,19 +220,21 @@ def cell_text(cell: Cell | None, metric: str, *, signed: bool = False) -> tuple[
 def notes(tables: Sequence[Table]) -> dict[str, list[str]]:
     """Each note of the rows once, with the places (site, arm, measure, run) it belongs to. A note about the learning
     rate holds for all measures of a probe, so its place is the evaluator."""
-    places_of: dict[str, list[str]] = {}
+    places_of: dict[str, dict[str, None]] = {}  # in order, each place once
     for table in tables:
         for (arm, column), cell in table.cells.items():
             for label, row in cell.each:
-                # a row's note is a list of notes, joined by semicolons
-                text = str(row.get("note") or "")
-                # classes that lack samples are said beside each table
-                for note in (part for part in text.split("; ") if part and part not in remarks_in(text)):
+                for note in notes_of(row):
+                    if remarks_in(note):  # classes that lack samples are said beside each table
+                        continue
                     rate = note.startswith("learning rate")
                     what = evaluator_name(column[0]) if rate else column_name(column).removesuffix(", %")
                     run = [label] if len(cell.each) > 1 else []
                     where = ", ".join([site_name(table.title), table.name(arm), what, *run])
-                    places = places_of.setdefault(note, [])
-                    if where not in places:
-                        places.append(where)
-    return places_of
+                    places_of.setdefault(note, {})[where] = None
+    return {note: list(places) for note, places in places_of.items()}
+
+
+def notes_of(row: Row) -> list[str]:
+    """The notes of a row. They stand in one text, joined by semicolons."""
+    return [note for note in str(row.get("note") or "").split("; ") if note]
