@@ -88,4 +88,4 @@ def single_runs(table: Table) -> str:
 
 def css(arm: str) -> str:
     """The class that gives an arm its colour; only known names, for arms come from files."""
-    return f"arm-{arm.replace('_', '-')}" if arm in tables.ARMS else "arm-other"
+    return f"arm-{arm.replace('_', '-')}" if arm in wording.ARM_NAMES else "arm-other"

@@ -11,6 +11,7 @@ from sslmed_dist.downstream.coverage import remarks_in
 from sslmed_dist.report.runs import Experiment, Row, Tree
 from sslmed_dist.report.wording import (
     ALL_SITES,
+    ARM_NAMES,
     METRIC_NAMES,
     Column,
     arm_name,
@@ -20,7 +21,6 @@ from sslmed_dist.report.wording import (
     site_name,
 )
 
-ARMS = ("raw_pixels", "copy_mask", "random", "local", "federated", "pooled", "encoder", "momentum")
 FEW_PATIENTS, FEW_SAMPLES = 30, 100  # below either, a table carries a caution
 
 
@@ -169,8 +169,9 @@ def expected_arms(config: Tree) -> tuple[str, ...]:
 
 
 def arm_order(arm: str) -> tuple[int, str]:
-    """Sort key: known arms in the order of ``ARMS``, then the others by name."""
-    return (ARMS.index(arm) if arm in ARMS else len(ARMS), arm)
+    """Sort key: known arms in the order of ``ARM_NAMES``, then the others by name."""
+    known = list(ARM_NAMES)
+    return (known.index(arm) if arm in known else len(known), arm)
 
 
 def natural(text: str) -> list[tuple[int, Any]]:
