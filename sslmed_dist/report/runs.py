@@ -103,24 +103,26 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
     remarks = read_notices(folder / "notices.txt")
     drawn = sorted(folder.glob("pictures/*.png"))
     environment = folder / "environment.json"
+    results = {path: read_object(path) for path in evaluations}
+    own = {path: tree for path, tree in results.items() if not is_other(path)}
     return Run(
         folder=folder,
         config=read_config(folder / "config.yaml"),
         environment=read_object(environment, optional=ENVIRONMENT) if environment.is_file() else None,
         metrics=[row for path in metrics for row in read_metrics(path, remarks)],
-        rows=[row for path in evaluations if not is_other(path) for row in read_rows(path)],
+        rows=[row for path, tree in own.items() for row in rows_in(tree, path)],
         pictures=read_pictures(folder / "pictures", drawn) if pictures else [],
         pictures_there=len(drawn),
         remarks=remarks,
         similarity=read_similarity(folder / "evaluate" / SIMILARITY),
-        measured={path.stem: hash_of_samples(path) for path in evaluations if not is_other(path)},
-        others={other_title(path): read_rows(path) for path in evaluations if is_other(path)},
+        measured={path.stem: hash_of_samples(tree) for path, tree in own.items()},
+        others={other_title(tree, path): rows_in(tree, path) for path, tree in results.items() if path not in own},
     )
 
 
-def hash_of_samples(path: Path) -> str:
+def hash_of_samples(tree: Tree) -> str:
     """The hash of the samples that a file of rows was measured on; empty in files from before it was there."""
-    measured = read_object(path).get("measured_on")
+    measured = tree.get("measured_on")
     return str(measured.get("sha256", "")) if isinstance(measured, dict) else ""
 
 
@@ -130,9 +132,9 @@ def is_other(path: Path) -> bool:
     return "@" in path.stem
 
 
-def other_title(path: Path) -> str:
+def other_title(tree: Tree, path: Path) -> str:
     """What such a file was measured on, as the title of a table."""
-    measured = read_object(path, {"measured_on": dict[str, Any]})["measured_on"]
+    measured = checked(tree, str(path), {"measured_on": dict[str, Any]})["measured_on"]
     where = f"{path}: measured_on"
     data = checked(measured.get("data"), f"{where}: data", {"name": str})
     samples = checked(measured.get("samples"), f"{where}: samples", {"test": int})
@@ -156,7 +158,12 @@ def read_config(path: Path) -> Tree:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of one evaluation file, each with the file's name; ``ValueError`` names a row and its field."""
-    rows = read_object(path, {"rows": list[dict[str, Any]]})["rows"]
+    return rows_in(read_object(path), path)
+
+
+def rows_in(tree: Tree, path: Path) -> list[Row]:
+    """``read_rows`` of what the file at ``path`` holds."""
+    rows = checked(tree, str(path), {"rows": list[dict[str, Any]]})["rows"]
     for row_number, row in enumerate(rows):
         checked(row, f"{path}: rows[{row_number}]", ROW, ROW_OPTIONAL)
     return [{**row, "file": path.stem} for row in rows]
