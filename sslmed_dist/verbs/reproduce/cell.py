@@ -14,7 +14,7 @@ from sslmed_dist.downstream import ALL_SITES, rows_of, write_rows
 from sslmed_dist.downstream.rows import write_cases
 from sslmed_dist.drivers import local, ray_train
 from sslmed_dist.json_files import read_object
-from sslmed_dist.report.runs import read_rows
+from sslmed_dist.report.runs import SIMILARITY, read_rows
 from sslmed_dist.training import build, pretrained
 from sslmed_dist.training.build import AUTO
 from sslmed_dist.training.evaluation_data import evaluation_splits
@@ -70,9 +70,13 @@ def complete(folder: Path) -> bool:
 
 def results(cell: Cell) -> set[Path]:
     """The files that the cell's figures are read from."""
-    names = {metric.evaluator["name"] for metric in cell.metrics.values()}
-    files = {"similarity.json" if name == "similarity" else "last.json" for name in names}
-    return {cell.settings.folder / "evaluate" / file for file in files}
+    return {file_of(cell, metric) for metric in cell.metrics.values()}
+
+
+def file_of(cell: Cell, metric: Metric) -> Path:
+    """The file that a figure of the cell is read from."""
+    name = SIMILARITY if metric.evaluator["name"] == "similarity" else "last.json"
+    return cell.settings.folder / "evaluate" / name
 
 
 def changes(before: Config, now: Config) -> list[str]:
@@ -148,16 +152,16 @@ def evaluate(cell: Cell) -> None:
 
 def measured(cell: Cell, metric: Metric) -> float | None:
     """The encoder's figure in the cell's ``evaluate`` folder, times 100 where it is a per cent; None if not there."""
-    kind, folder = metric.evaluator["name"], cell.settings.folder / "evaluate"
-    file = folder / ("similarity.json" if kind == "similarity" else "last.json")
+    file, value = file_of(cell, metric), None
     if not file.is_file():
         return None
-    # The similarities stand at the top of their file; all else is a row.
-    value = read_object(file, optional={metric.name: float | None}).get(metric.name) if kind == "similarity" else None
-    title = title_of(cell, metric)
-    for row in () if kind == "similarity" else read_rows(file):
-        if (row["arm"], row["evaluator"], row["metric"]) == ("encoder", title, metric.name):
-            value = row["value"]
+    if file.name == SIMILARITY:  # the figure stands at the top of the file; all else is a row
+        value = read_object(file, optional={metric.name: float | None}).get(metric.name)
+    else:
+        title = title_of(cell, metric)
+        for row in read_rows(file):
+            if (row["arm"], row["evaluator"], row["metric"]) == ("encoder", title, metric.name):
+                value = row["value"]
     return None if value is None else float(value) * (100 if metric.percent else 1)
 
 

@@ -7,6 +7,7 @@ encoder's stem) still holds. No torch.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ class Column:
     base: Path
     overrides: Mapping[str, Any]
     metrics: Mapping[str, Metric]
+
+    @cached_property
+    def recipe(self) -> Tree:
+        """The base recipe as a tree, read once for all rows, folds and seeds. ``config.merge`` leaves it as it is."""
+        return config.read(self.base)
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ class Table:
         definition = self.columns[column]
         if not definition.base.is_file():
             raise ValueError(f"{self.path}: columns.{column}: base: {definition.base}: no such recipe")
-        tree = config.read(definition.base)
+        tree = definition.recipe
         data_path = {"data": {"root": root}} if root else {}
         folder = self.folder(row, column)
         if self.folds is not None:
