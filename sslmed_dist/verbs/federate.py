@@ -64,10 +64,10 @@ def run(settings: Config, resume: str = "auto") -> Path:
     train_arms(resolved, sites)
     measure(resolved, sites)
     if resolved.evaluate.pictures:  # of the first site's images only
-        pictures.draw(resolved, sites[0].pretrain, resolved.folder)
+        network = encoder_of("federated", sites[0].name, resolved)
+        pictures.draw(resolved, sites[0].pretrain, network, resolved.folder)
         dataset = evaluation_data(resolved, sites)
         test = parts_of(sites[0], dataset, not resolved.evaluate.data)["test"]
-        network = encoder_of("federated", sites[0].name, resolved)
         pictures.draw_segmented(resolved, network, dataset, test, resolved.folder)
     return resolved.folder
 

@@ -40,28 +40,29 @@ class Samples:
     dataset: Dataset
     positions: Tensor
 
+    def batch(self, seed: int) -> dict[str, Tensor]:
+        """What the first epoch gets of them; of an exam a slice that the seed picks."""
+        return self.dataset.fetch(self.positions, seed=seed, epoch=0, draw=torch.zeros_like(self.positions))
+
     def images(self, seed: int) -> Tensor:
-        """(N, C, H, W) as stored; of an exam a slice that the seed picks."""
-        draw = torch.zeros_like(self.positions)
-        return self.dataset.fetch(self.positions, seed=seed, epoch=0, draw=draw)["images"].cpu()
+        """(N, C, H, W) as stored, of ``batch``."""
+        return self.batch(seed)["images"].cpu()
 
 
-def make(folder: Path, which: str = "last") -> None:
-    """Draw whatever pictures the run in ``folder`` can have, from its checkpoint and its data. The pictures of episodes
-    and of federations, which ``evaluate`` and ``federate`` draw, are left as they are where they are there.
+def make(folder: Path) -> None:
+    """Draw whatever pictures the run in ``folder`` can have, from its last checkpoint and its data. The pictures of
+    episodes and of federations, which ``evaluate`` and ``federate`` draw, are left as they are where they are there.
 
     ``ValueError`` where the checkpoint or the data is not there."""
-    trained = pretrained.load(folder, which)
+    trained = pretrained.load(folder)
     settings = with_data_of(folder, trained.settings)
     there = any((folder / "pictures").glob("*.png"))
     if settings.federated is not None:
         if not there:
-            draw(settings, build.load_data(settings, settings.federated.pool), folder)
+            draw(settings, build.load_data(settings, settings.federated.pool), trained.encoder, folder)
     elif settings.views["name"] == "episode":
         if not there:
-            dataset, parts = evaluation_splits(settings)
-            draw(settings, build.load_data(settings, "train"), folder)
-            draw_segmented(settings, trained.encoder, dataset, parts["test"], folder)
+            draw_episodes(settings, trained.encoder, folder)
     else:
         train = build.load_data(settings, "train")
         order = randomness.order(train.ids, settings.run.seed, "pictures")
@@ -103,16 +104,17 @@ def neighbour_samples(settings: Config, train: Dataset, order: Tensor) -> tuple[
     return Samples(dataset, queries), Samples(dataset, candidates), "Test images"
 
 
-def draw(settings: Config, dataset: Dataset, folder: Path) -> None:
+def draw(settings: Config, dataset: Dataset, network: nn.Module, folder: Path) -> None:
     """Write ``pictures/views.png``, ``pictures/neighbours.png`` and their captions into ``folder``, all of ``dataset``,
-    which is what was pretrained on. A run that trains on episodes gets ``pictures/episodes.png`` in their place."""
+    which is what was pretrained on, ``network`` being its encoder. A run that trains on episodes gets
+    ``pictures/episodes.png`` in their place."""
     if settings.views["name"] == "episode":
         write_atomically(folder / "pictures" / "episodes.png", episodes_sheet(settings, dataset))
         return describe(folder, {"episodes.png": EPISODES})
     order = randomness.order(dataset.ids, settings.run.seed, "pictures")
     shown, others = Samples(dataset, order[:SHOWN]), Samples(dataset, order[SHOWN:][:LIMIT])
     draw_views(settings, shown, folder)
-    draw_neighbours(settings, pretrained.load(folder).encoder, shown, others, "Images", folder)
+    draw_neighbours(settings, network, shown, others, "Images", folder)
 
 
 def draw_views(settings: Config, shown: Samples, folder: Path) -> None:
@@ -142,7 +144,7 @@ def describe(folder: Path, captions: dict[str, str]) -> None:
 def episodes_sheet(settings: Config, dataset: Dataset) -> bytes:
     """PNG: supports and queries with their masks, as the first epoch draws them."""
     positions = randomness.order(dataset.ids, settings.run.seed, "pictures")[:SHOWN]
-    batch = dataset.fetch(positions, seed=settings.run.seed, epoch=0, draw=torch.zeros_like(positions))
+    batch = Samples(dataset, positions).batch(settings.run.seed)
     # Images (B, C, H, W) under "support" and "query", masks (B, H, W) under "support_mask" and "query_mask".
     episodes = build.build_views(settings, dataset)(batch, seed=settings.run.seed, epoch=0)
     pairs = [
@@ -160,9 +162,14 @@ def of_run(folder: Path, which: str = "last", part: pretrained.Part = "encoder",
     trained = pretrained.load(folder, which, part=part)
     settings = overridden(trained.settings, overrides)
     if settings.evaluate.pictures and settings.views["name"] == "episode":
-        dataset, parts = evaluation_splits(settings)
-        draw(settings, build.load_data(settings, "train"), folder)
-        draw_segmented(settings, trained.encoder, dataset, parts["test"], folder)
+        draw_episodes(settings, trained.encoder, folder)
+
+
+def draw_episodes(settings: Config, network: nn.Module, folder: Path) -> None:
+    """The pictures of a run that trains on episodes: ``draw`` of its training data, ``draw_segmented`` of its test."""
+    dataset, parts = evaluation_splits(settings)
+    draw(settings, build.load_data(settings, "train"), network, folder)
+    draw_segmented(settings, network, dataset, parts["test"], folder)
 
 
 def draw_segmented(
@@ -189,7 +196,7 @@ def draw_segmented(
 def views_sheet(settings: Config, shown: Samples) -> bytes:
     """PNG: images beside their training views, on one grey scale: the views' normalisation is taken back."""
     seed, dataset = settings.run.seed, shown.dataset
-    batch = dataset.fetch(shown.positions, seed=seed, epoch=0, draw=torch.zeros_like(shown.positions))
+    batch = shown.batch(seed)
     stored = batch["images"].cpu()
     low, high = scale_of(stored, dataset)
     outputs = build.build_views(settings, dataset)(batch, seed=seed, epoch=0)
