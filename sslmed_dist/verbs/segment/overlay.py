@@ -1,31 +1,15 @@
 """The overlay of one query: for every label, support slices with their mask beside query slices with what was found."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from sslmed_dist.report import outlines
+from sslmed_dist.report.outlines import Panel, sheet
 from sslmed_dist.verbs.segment.files import colour
+from sslmed_dist.verbs.segment.model import Found, Organ
 
 NOTE = "Research use only, not a medical device. Left half: the patient's right."
-
-
-@dataclass(frozen=True)
-class MaskedSlice:
-    """A standardised slice (H, W), the mask bool (H, W) whose outline is drawn on it, and the line above it."""
-
-    image: Tensor
-    mask: Tensor
-    title: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """One label: pairs of a support slice and a query slice that was segmented by it."""
-
-    label: int
-    pairs: tuple[tuple[MaskedSlice, MaskedSlice], ...]
 
 
 def require_matplotlib() -> None:
@@ -36,11 +20,25 @@ def require_matplotlib() -> None:
         raise ValueError("the overlay needs matplotlib: pip install 'sslmed-dist[report]'") from None
 
 
-def montage(rows: Sequence[Row], name: str) -> bytes:
-    """PNG: a row per label, pairs of support and query from inferior to superior, outlines in the label's colour."""
-    panels = []
-    for label_index, row in enumerate(rows):
+def montage(organs: Sequence[Organ], findings: Sequence[Found], stack: Tensor, name: str) -> bytes:
+    """PNG in the model's pixels: a row per label, outlines in the label's colour. In it, for each part of the label
+    from inferior to superior, its support slice, and the middle one of the query slices that belong to this part, with
+    the mask found there. ``stack`` (S, 1, size, size) is the query, called ``name``."""
+    best = torch.stack([finding.margins for finding in findings]).amax(0)  # (S, size, size)
+    rows = []
+    for label_index, (organ, finding) in enumerate(zip(organs, findings, strict=True)):
         shade = tuple(channel / 255 for channel in colour(label_index))
-        tiles = [tile for pair in row.pairs for tile in pair]
-        panels.append([outlines.Panel(tile.image, {shade: tile.mask}, tile.title) for tile in tiles])
-    return outlines.sheet(panels, f"{name}: support and query in turn. {NOTE}")
+        mask = (finding.margins > 0) & (finding.margins == best)
+        row = []
+        for part, z in enumerate(organ.shown.slices):
+            in_part = [s for s in range(finding.estimate.first, finding.estimate.last + 1) if finding.part(s) == part]
+            if not in_part:
+                continue
+            middle = in_part[len(in_part) // 2]
+            title = f"query, slice {middle}" + ("" if finding.estimate.seen else ", a guess")
+            title += "" if mask[middle].any() else ": nothing found"
+            support_title = f"support, label {organ.label}, slice {z}"
+            row.append(Panel(organ.images[part], {shade: organ.masks[part]}, support_title))
+            row.append(Panel(stack[middle, 0], {shade: mask[middle]}, title))
+        rows.append(row)
+    return sheet(rows, f"{name}: support and query in turn. {NOTE}")

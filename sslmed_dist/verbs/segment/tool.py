@@ -35,7 +35,7 @@ from sslmed_dist.verbs.segment.model import (
     search,
     standardised,
 )
-from sslmed_dist.verbs.segment.overlay import MaskedSlice, Row, montage, require_matplotlib
+from sslmed_dist.verbs.segment.overlay import montage, require_matplotlib
 
 USE = "Research use only, not a medical device."
 Volumes = list[dict[str, Any]]  # lines of volumes.csv
@@ -200,7 +200,7 @@ def segment_one(
     values, probability, margins = native(findings, scan)
     contents: dict[str, Any] = {
         files.PROBABILITY: nifti_like(probability, scan.affine, scan.header),
-        files.OVERLAY: montage(overlay(organs, findings, stack), scan.name),
+        files.OVERLAY: montage(organs, findings, stack, scan.name),
         files.COLOURS: files.colour_table([organ.label for organ in organs]),
         files.LABELS: nifti_like(values, scan.affine, scan.header),
     }
@@ -251,27 +251,6 @@ def row(
         "volume_ml": round(millilitres, 4),
         "mean_margin": round(float(margins[inside].mean()), 4) if count else "",
     }
-
-
-def overlay(organs: Sequence[Organ], findings: Sequence[Found], stack: torch.Tensor) -> list[Row]:
-    """The picture's rows, in the model's pixels: for each part of a label its support slice, and the middle one of the
-    query slices that belong to this part, with the mask found there. ``stack`` (S, 1, size, size) is the query."""
-    best = torch.stack([finding.margins for finding in findings]).amax(0)  # (S, size, size)
-    rows = []
-    for organ, finding in zip(organs, findings, strict=True):
-        mask = (finding.margins > 0) & (finding.margins == best)
-        pairs = []
-        for part, z in enumerate(organ.shown.slices):
-            in_part = [s for s in range(finding.estimate.first, finding.estimate.last + 1) if finding.part(s) == part]
-            if not in_part:
-                continue
-            middle = in_part[len(in_part) // 2]
-            title = f"query, slice {middle}" + ("" if finding.estimate.seen else ", a guess")
-            title += "" if mask[middle].any() else ": nothing found"
-            support = MaskedSlice(organ.images[part], organ.masks[part], f"support, label {organ.label}, slice {z}")
-            pairs.append((support, MaskedSlice(stack[middle, 0], mask[middle], title)))
-        rows.append(Row(organ.label, tuple(pairs)))
-    return rows
 
 
 def record(
