@@ -221,9 +221,15 @@ def valid_only(of: Prototypes) -> Prototypes:
 def predicted(margins: Tensor, first: int, last: int) -> Tensor:
     """The mask bool (S, H, W) of an organ that is in slices ``first`` ... ``last`` (inclusive), by margins (U, S, H,
     W). Each of these slices takes the margins of the part that it belongs to; all other slices are empty."""
+    mask = torch.zeros(margins.shape[1:], dtype=torch.bool, device=margins.device)
+    mask[first : last + 1] = by_part(margins, first, last) > 0
+    return mask
+
+
+def by_part(margins: Tensor, first: int, last: int) -> Tensor:
+    """Of the margins (U, S, H, W) by every part, those of slices ``first`` ... ``last`` (inclusive) by the part that
+    each slice belongs to: (last - first + 1, H, W)."""
     parts = parts_of(first, last, len(margins)).to(margins.device)
     slices = torch.arange(first, last + 1, device=margins.device)
-    mask = torch.zeros(margins.shape[1:], dtype=torch.bool, device=margins.device)
-    # pairs (part, slice) pick one map of margins for each slice of the range, (last - first + 1, H, W)
-    mask[first : last + 1] = margins[parts, slices] > 0
-    return mask
+    # pairs (part, slice) pick one map of margins for each slice of the range
+    return margins[parts, slices]

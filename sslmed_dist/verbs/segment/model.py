@@ -17,7 +17,7 @@ from sslmed_dist.data.scans.scan import StoredScan
 from sslmed_dist.downstream.oneshot import protocol
 from sslmed_dist.downstream.oneshot.evaluator import at_test, head_over
 from sslmed_dist.downstream.oneshot.quadrants import body_centre
-from sslmed_dist.downstream.oneshot.segmenter import Segmenter, Shown
+from sslmed_dist.downstream.oneshot.segmenter import Segmenter, Shown, by_part
 from sslmed_dist.downstream.oneshot.slice_range import Estimate
 from sslmed_dist.models import PROTOTYPE_HEADS
 from sslmed_dist.training import build, pretrained
@@ -206,10 +206,8 @@ def search(model: Model, organs: Sequence[Organ], stack: Tensor, placement: Plac
     for organ in organs:
         result = model.segmenter.find(organ.shown, maps, (model.size, model.size), spacing(placement), centre)
         first, last = result.estimate.first, result.estimate.last
-        # Of the margins (U, S, size, size) by every part, those by the part that each slice belongs to.
         margins = torch.full(tuple(result.margins.shape[1:]), OUTSIDE)  # (S, size, size)
-        for z in range(first, last + 1):
-            margins[z] = result.margins[protocol.part_of(z, first, last), z].cpu()
+        margins[first : last + 1] = by_part(result.margins, first, last).cpu()
         findings.append(Found(organ.label, margins, result.estimate, placement))
     return findings
 
