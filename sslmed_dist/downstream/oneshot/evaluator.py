@@ -132,15 +132,10 @@ class OneShot:
                 continue
             prediction = predicted(self.find(segmenter, shown, query).margins, *organ_range).cpu()
             for part, support_slice in enumerate(shown.slices):
-                # the query's slices that are segmented with this support slice
-                served = [
-                    slice_number
-                    for slice_number in range(organ_range[0], organ_range[1] + 1)
-                    if protocol.part_of(slice_number, *organ_range) == part
-                ]
-                if not served:
+                # of the query's slices that are segmented with this support slice
+                query_slice = protocol.middle_of(part, *organ_range)
+                if query_slice is None:
                     continue
-                query_slice = served[len(served) // 2]
                 mask = (support.organs[support_slice] == organ_value).cpu()
                 origin = (organ, part, support.scan.number, support_slice, query.scan.number, query_slice)
                 views = (

@@ -50,6 +50,12 @@ def parts_of(first: int, last: int, parts: int = PARTS) -> Tensor:
     return torch.tensor([part_of(z, first, last, parts) for z in range(first, last + 1)])
 
 
+def middle_of(part: int, first: int, last: int) -> int | None:
+    """The middle one of the slices of the range that belong to ``part``, as shown in pictures; None without any."""
+    slices = [z for z in range(first, last + 1) if part_of(z, first, last) == part]
+    return slices[len(slices) // 2] if slices else None
+
+
 def true_range(mask: Tensor) -> tuple[int, int] | None:
     """The first and the last slice of a mask (S, H, W) that hold a voxel; None for an empty mask."""
     organ_slices = torch.nonzero(mask.flatten(1).any(dim=1))[:, 0].tolist()

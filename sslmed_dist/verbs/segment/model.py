@@ -14,7 +14,6 @@ from torch import Tensor
 from sslmed_dist import config, registry
 from sslmed_dist.data.scans.grid import PixelAxis, Placement, place, to_model, upright
 from sslmed_dist.data.scans.scan import StoredScan
-from sslmed_dist.downstream.oneshot import protocol
 from sslmed_dist.downstream.oneshot.evaluator import at_test, head_over
 from sslmed_dist.downstream.oneshot.quadrants import body_centre
 from sslmed_dist.downstream.oneshot.segmenter import Segmenter, Shown, by_part
@@ -64,10 +63,6 @@ class Found:
     margins: Tensor
     estimate: Estimate
     placement: Placement
-
-    def part(self, z: int) -> int:
-        """The part of the organ that slice ``z`` of the range belongs to, and so the support slice that serves it."""
-        return protocol.part_of(z, self.estimate.first, self.estimate.last)
 
 
 def load_model(

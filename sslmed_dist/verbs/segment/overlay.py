@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sslmed_dist.downstream.oneshot.protocol import middle_of
 from sslmed_dist.report.outlines import Panel, sheet
 from sslmed_dist.verbs.segment.files import colour
 from sslmed_dist.verbs.segment.model import Found, Organ
@@ -31,10 +32,9 @@ def montage(organs: Sequence[Organ], findings: Sequence[Found], stack: Tensor, n
         mask = (finding.margins > 0) & (finding.margins == best)
         row = []
         for part, z in enumerate(organ.shown.slices):
-            in_part = [s for s in range(finding.estimate.first, finding.estimate.last + 1) if finding.part(s) == part]
-            if not in_part:
+            middle = middle_of(part, finding.estimate.first, finding.estimate.last)
+            if middle is None:
                 continue
-            middle = in_part[len(in_part) // 2]
             title = f"query, slice {middle}" + ("" if finding.estimate.seen else ", a guess")
             title += "" if mask[middle].any() else ": nothing found"
             support_title = f"support, label {organ.label}, slice {z}"
