@@ -1,6 +1,5 @@
 """Sheets of slices with outlines drawn on them. They hold pixels, so they stay at the site that made them."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sslmed_dist.report.plots import new_figure
+from sslmed_dist.report.plots import new_figure, png
 
 SIDE, DPI = 2.0, 110  # inches along a side of a panel, pixels per inch
 TRUE, FOUND, GIVEN = "#3ddc84", "#ff5a5f", "#ffd166"
@@ -35,9 +34,7 @@ def sheet(rows: Sequence[Sequence[Panel]], heading: str) -> bytes:
             if column < len(row):
                 draw(axes, row[column])
     figure.suptitle(heading, color="white", fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="black", metadata={"Software": None})
-    return buffer.getvalue()
+    return png(figure, DPI, transparent=False)
 
 
 def draw(axes: Any, panel: Panel) -> None:

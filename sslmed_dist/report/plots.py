@@ -93,10 +93,11 @@ def new_figure(size: tuple[float, float]) -> Any:
     return figure
 
 
-def png(figure: Any, dpi: int) -> bytes:
-    """PNG bytes, the same for the same picture: no date, no version inside."""
+def png(figure: Any, dpi: int, *, transparent: bool = True) -> bytes:
+    """PNG bytes, the same for the same picture: no date, no version inside. ``transparent``: without the figure's own
+    background."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, transparent=True, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, transparent=transparent, metadata={"Software": None})
     return buffer.getvalue()
 
 
