@@ -177,8 +177,8 @@ def arm_order(arm: str) -> tuple[int, str]:
 def natural(text: str) -> list[tuple[int, Any]]:
     """Sort key in which site-10 comes after site-2."""
     # numbers are compared as numbers, after the text without digits
-    digits = "".join(letter if letter.isdigit() else " " for letter in text).split()
-    return [(0, "".join(letter for letter in text if not letter.isdigit())), *((1, int(part)) for part in digits)]
+    digits = "".join(letter if letter.isdecimal() else " " for letter in text).split()
+    return [(0, "".join(letter for letter in text if not letter.isdecimal())), *((1, int(part)) for part in digits)]
 
 
 def ordered_columns(columns: Iterable[Column]) -> tuple[Column, ...]:

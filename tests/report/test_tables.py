@@ -50,6 +50,11 @@ def test_arms_and_sites_come_in_a_sensible_order() -> None:
     assert found[0].arms == ("raw_pixels", "random", "local", "federated", "pooled", "encoder", "zebra")
 
 
+def test_a_raised_number_in_a_name_is_a_letter() -> None:
+    found = tables.site_tables(experiment([row(site, 0.5) for site in ("m² 10", "m² 2", "²")]))
+    assert [table.title for table in found] == ["m² 2", "m² 10", "²"]
+
+
 def test_caution_counts_patients_and_samples() -> None:
     assert tables.site_tables(experiment([row("a", 0.5)]))[0].caution() is None
     few = tables.site_tables(experiment([row("a", 0.5) | {"groups": 8}]))[0]

@@ -34,7 +34,7 @@ def find(text: str) -> Path:
 
 def natural(text: str) -> list[tuple[int, str]]:
     """Sort key in which table-5.10 comes after table-5.9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def load(path: Path) -> Table:
