@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from sslmed_dist import plain_yaml
-from sslmed_dist.report import plots, write_report
-from sslmed_dist.report.runs import PNG
+from sslmed_dist.report import write_report
 
 
 def fabricate(folder: Path, seed: int) -> Path:
@@ -20,12 +19,7 @@ def fabricate(folder: Path, seed: int) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes seconds; the plots have their own tests."""
-    monkeypatch.setattr(plots, "render", lambda draw, size, theme: PNG)
-
-
+@pytest.mark.usefixtures("undrawn")
 def test_similarities_are_shown_where_they_were_measured(tmp_path: Path) -> None:
     runs = [fabricate(tmp_path / f"seed-{seed}", seed) for seed in range(2)]
     assert "Similarity of pairs" not in write_report(runs)[0].read_text()
