@@ -13,6 +13,7 @@ from sslmed_dist.downstream.classifier import classified
 from sslmed_dist.downstream.coverage import coverage, remarks_in
 from sslmed_dist.downstream.predictions import pool
 from sslmed_dist.downstream.rows import write_rows
+from tests.downstream.scale import Scale
 
 CLASSES = ("cat", "dog", "frog", "ship; ferry", "yak\n")
 LABELS = torch.tensor([0, 0, 0, 1, 3, 3] + [0, 3] + [0, 0, 1, 2, 2])
@@ -60,11 +61,6 @@ def test_of_many_classes_the_first_are_named() -> None:
     assert said == (
         "classes only in test, always scored as wrong: c1, c2, c3, c4, c5 and 3 more (16 of 18 test samples)",
     )
-
-
-class Scale(nn.Module):
-    def forward(self, batch: dict[str, Tensor], *, seed: int, epoch: int) -> dict[str, Tensor]:
-        return {"views_0": batch["images"].float() / 255}
 
 
 class Guess(nn.Module):

@@ -9,14 +9,7 @@ from torch import Tensor, nn
 from sslmed_dist.data.dataset import ArrayDataset
 from sslmed_dist.downstream import RawPixels, extract, extract_splits, predict
 from sslmed_dist.downstream.features import occurrences
-
-
-class Scale(nn.Module):
-    """The evaluation view of these tests: uint8 to [0, 1]."""
-
-    def forward(self, batch: dict[str, Tensor], *, seed: int, epoch: int) -> dict[str, Tensor]:
-        kept = {name: tensor for name, tensor in batch.items() if name != "images"}
-        return kept | {"views_0": batch["images"].float() / 255}
+from tests.downstream.scale import Scale
 
 
 def made_up(n: int = 40, multi: bool = False, groups: Tensor | None = None) -> ArrayDataset:

@@ -23,13 +23,7 @@ from sslmed_dist.downstream import (
 from sslmed_dist.downstream.metrics import Score
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.downstream.rows import Row, write_rows
-
-
-class Scale(nn.Module):
-    """The evaluation view of these tests."""
-
-    def forward(self, batch: dict[str, Tensor], *, seed: int, epoch: int) -> dict[str, Tensor]:
-        return {"views_0": batch["images"].float() / 255, "labels": batch["labels"]}
+from tests.downstream.scale import Scale
 
 
 def made_up() -> ArrayDataset:
