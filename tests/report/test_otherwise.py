@@ -11,6 +11,8 @@ from sslmed_dist.training import job
 from sslmed_dist.verbs.evaluate import evaluate_run
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
