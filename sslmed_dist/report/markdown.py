@@ -6,14 +6,14 @@ from sslmed_dist.outputs import TEXT_END
 from sslmed_dist.printable import as_markdown
 from sslmed_dist.report import facts, tables, wording
 from sslmed_dist.report.results import Results
-from sslmed_dist.report.runs import Experiment, is_phantom
+from sslmed_dist.report.runs import Experiment
 from sslmed_dist.report.tables import Table
 
 
 def text(title: str, experiments: Sequence[Experiment], results: Sequence[Results]) -> str:
     """The whole document; ``results`` are those of each of the experiments."""
     parts = [f"# {as_markdown(title)}"]
-    if any(is_phantom(run.config, run.environment) for it in experiments for run in it.runs):
+    if any(experiment.phantom for experiment in experiments):
         parts.append("**PHANTOM DATA: generated pictures, no patients. The numbers show that the software works.**")
     for experiment, found in zip(experiments, results, strict=True):
         parts += section(experiment, found, alone=len(experiments) == 1)

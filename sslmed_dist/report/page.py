@@ -8,7 +8,7 @@ from sslmed_dist.printable import as_html
 from sslmed_dist.report import facts, plots, tables, wording
 from sslmed_dist.report.plots import Dot
 from sslmed_dist.report.results import Results
-from sslmed_dist.report.runs import Experiment, is_phantom
+from sslmed_dist.report.runs import Experiment
 from sslmed_dist.report.style import STYLE
 from sslmed_dist.report.table_html import css, table_html
 from sslmed_dist.report.tables import Table
@@ -20,9 +20,8 @@ OVER_SEEDS = "mean \N{PLUS-MINUS SIGN} standard deviation over runs; small strok
 
 def html(title: str, experiments: Sequence[Experiment], results: Sequence[Results], *, pictures: bool) -> str:
     """The whole page; ``results`` are those of each of the experiments."""
-    phantom = any(is_phantom(run.config, run.environment) for it in experiments for run in it.runs)
     body = [f"<header><p class='kicker'>sslmed-dist report</p><h1>{as_html(title)}</h1>"]
-    if phantom:
+    if any(experiment.phantom for experiment in experiments):
         body.append(
             "<p class='banner phantom'><strong>Phantom data.</strong> Generated pictures, no patients. "
             "The numbers show that the software works, nothing more.</p>"

@@ -80,6 +80,11 @@ class Experiment:
         """The configuration of the first run; the others differ only in seed and place."""
         return self.runs[0].config
 
+    @property
+    def phantom(self) -> bool:
+        """Whether the data of any of its runs were phantoms."""
+        return any(is_phantom(run.config, run.environment) for run in self.runs)
+
 
 def read_run(folder: Path, *, pictures: bool = False) -> Run:
     """Read one run folder. ``ValueError`` names the folder and what is missing, or the file that cannot be read.
