@@ -57,8 +57,8 @@ def state(cell: Cell) -> str:
             )
         if complete(folder) and all(file.is_file() for file in results(cell)):
             return FINISHED
-    status = BEGUN if (folder / "config.yaml").is_file() else MISSING
-    return status if needs(cell) is None else f"{status}: {needs(cell)}"
+    status, missing = BEGUN if (folder / "config.yaml").is_file() else MISSING, needs(cell)
+    return status if missing is None else f"{status}: {missing}"
 
 
 def complete(folder: Path) -> bool:
