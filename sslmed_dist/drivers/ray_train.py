@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from sslmed_dist import config, run_folder
+from sslmed_dist import config, distributed, run_folder
 from sslmed_dist.atomic_files import appending
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.endings import Stopped
@@ -49,8 +49,6 @@ def worker(tree: dict[str, Any]) -> None:
     """What every Ray worker runs. ``tree`` is the configuration with absolute paths. It resumes from the newest
     checkpoint of the run folder, where there is one."""
     import ray.train
-
-    from sslmed_dist import distributed
 
     settings = config.from_tree(tree, "ray worker")
 
@@ -93,7 +91,8 @@ def train(settings: config.Config, resume: str = "auto") -> bool:
     resolved = checked.settings
     with cluster(options), Stop(settings.folder) as stop:
         require_room(options, stop)
-        open_folder(resolved, checked.dataset, resume)
+        if options.num_workers > 0 or distributed.environment_rank() == 0:  # ranks of torchrun share one folder
+            open_folder(resolved, checked.dataset, resume)
         launch(absolute_paths(resolved), stop)  # workers run in folders of Ray's
     told = news(settings.folder)
     if told.get("state") == "not finite":

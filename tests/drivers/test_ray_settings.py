@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sslmed_dist import config
+from sslmed_dist import config, run_folder
 from sslmed_dist.cli import main
 from sslmed_dist.drivers import ray_train
 from tests import tiny
@@ -119,3 +119,21 @@ def test_more_gpus_than_this_machine_has_are_refused_before_ray_starts(
     chosen = tiny.settings(tmp_path, ray={"num_workers": 2, "gpus_per_worker": 1.0})
     with pytest.raises(ValueError, match="2 workers of 1 CPUs and 1 GPUs each; there are 1 GPUs, room for 1; smaller"):
         ray_train.train(chosen)
+
+
+def test_under_torchrun_rank_0_alone_opens_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others would meet its lock, which is held while the samples are compared."""
+    pytest.importorskip("ray")
+    monkeypatch.setattr(ray_train, "launch", lambda *_: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    chosen = tiny.settings(tmp_path, ray={"num_workers": 0})
+    held = run_folder.RunFolder(chosen.folder, chosen)
+    held.open("auto")
+    try:
+        monkeypatch.setenv("RANK", "1")
+        ray_train.train(chosen)
+        monkeypatch.setenv("RANK", "0")
+        with pytest.raises(ValueError, match="another process is writing this run"):
+            ray_train.train(chosen)
+    finally:
+        held.close()
