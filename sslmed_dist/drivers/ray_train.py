@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from sslmed_dist import config, distributed, run_folder
 from sslmed_dist.atomic_files import appending
 from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.drivers.ray_room import bundle, refuse_too_little, too_little
 from sslmed_dist.endings import Stopped
 from sslmed_dist.printable import say
 from sslmed_dist.training import job, same_data
@@ -179,36 +180,6 @@ def cluster(options: config.Ray) -> Iterator[None]:
         ray.shutdown()
 
 
-def bundle(options: config.Ray) -> dict[str, float]:
-    """What one worker asks for."""
-    asked = {"CPU": float(options.cpus_per_worker), "GPU": float(options.gpus_per_worker)}
-    return {key: need for key, need in asked.items() if need}
-
-
-def too_little(options: config.Ray, nodes: Sequence[Mapping[str, Any]]) -> str | None:
-    """What the living ``nodes`` (as of ``ray.nodes``) lack, in words, even if nothing else ran on them; None where the
-    workers fit. A worker is on one node as a whole."""
-    resources = [node["Resources"] for node in nodes if node["Alive"]]
-    workers = 0.0
-    for node in resources:
-        # The small term keeps 1 GPU at ten workers of 0.1.
-        fits = [(node.get(key, 0) / need + 1e-9) // 1 for key, need in bundle(options).items()]
-        workers += min([float(options.num_workers), *fits])
-    if workers >= options.num_workers:
-        return None
-    cpus, gpus = (sum(node.get(key, 0) for node in resources) for key in ("CPU", "GPU"))
-    each = f"{options.cpus_per_worker} CPUs and {options.gpus_per_worker:g} GPUs"
-    present = f"{cpus:g} CPUs and {gpus:g} GPUs" if cpus < math.inf else f"{gpus:g} GPUs"
-    return f"ray.num_workers: {options.num_workers} workers of {each} each; there are {present}, room for {workers:g}"
-
-
-def refuse_too_little(options: config.Ray, nodes: Sequence[Mapping[str, Any]]) -> None:
-    """``ValueError`` where the workers do not fit on ``nodes``."""
-    line = too_little(options, nodes)
-    if line is not None:
-        raise ValueError(f"{line}; smaller numbers, or more nodes (`ray status` shows them)")
-
-
 def require_room(options: config.Ray, stop: Stop) -> None:
     """``ValueError`` where the cluster can never hold the workers; Ray itself would wait for ever. Where an autoscaler
     may add nodes they are asked for, and waited for ``ray.wait_s`` seconds at most. ``Stopped`` where a stop is asked
@@ -241,9 +212,6 @@ def trainer_of(settings: config.Config) -> Any:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     options = settings.ray
-    resources: dict[str, float] = {"CPU": options.cpus_per_worker}
-    if options.gpus_per_worker:
-        resources["GPU"] = options.gpus_per_worker
     return TorchTrainer(
         worker,
         train_loop_config=config.to_tree(settings),
@@ -251,7 +219,7 @@ def trainer_of(settings: config.Config) -> Any:
         scaling_config=ScalingConfig(
             num_workers=options.num_workers,
             use_gpu=options.gpus_per_worker > 0,
-            resources_per_worker=resources,
+            resources_per_worker=bundle(options),
         ),
         run_config=RunConfig(
             # A new name each time: under a known one Ray would look for checkpoints of its own; the truth is ours.

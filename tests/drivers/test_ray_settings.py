@@ -9,7 +9,7 @@ import pytest
 
 from sslmed_dist import config, run_folder
 from sslmed_dist.cli import main
-from sslmed_dist.drivers import ray_train
+from sslmed_dist.drivers import ray_room, ray_train
 from tests import tiny
 
 
@@ -73,7 +73,7 @@ def test_room_is_counted_node_by_node(
     workers: int, cpus: int, gpus: float, nodes: list[dict[str, Any]], lacks: str | None
 ) -> None:
     options = config.Ray(num_workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
-    assert ray_train.too_little(options, nodes) == (None if lacks is None else f"ray.num_workers: {lacks}")
+    assert ray_room.too_little(options, nodes) == (None if lacks is None else f"ray.num_workers: {lacks}")
 
 
 @pytest.mark.parametrize(
