@@ -29,14 +29,18 @@ def train(arguments: argparse.Namespace) -> int:
 
         show(*check_training(settings).lines, *check_evaluation(settings))
         return 0
+    from sslmed_dist import distributed
+
     if settings.driver == "ray":
         from sslmed_dist.drivers import ray_train
 
-        ray_train.train(settings, arguments.resume)
+        stopped_at = ray_train.train(settings, arguments.resume)
     else:
         from sslmed_dist.drivers import local
 
-        local.train(settings, arguments.resume)
+        stopped_at = local.train(settings, arguments.resume)
+    if stopped_at is not None and distributed.environment_rank() == 0:
+        say(f"stopped at step {stopped_at}; run the same command again to go on")
     show(settings.folder)
     return 0
 

@@ -32,7 +32,7 @@ from sslmed_dist.training.check import check_training
 from sslmed_dist.training.precision import NonFinite
 from sslmed_dist.training.stopping import Stop
 
-NEWS = "ray.json"  # in the run folder, from the workers: {"state": "working", "stopped" or "not finite", "line": ...}
+NEWS = "ray.json"  # in the run folder, from the workers: {"state": "working"}, or how they ended, see ``worker``
 PACKAGE = "_ray_pkg_"  # begins the name of the temporary folder to which Ray copies a job's working directory
 GROUP = "ray.io/node-group"  # Ray's label of nodes that an autoscaler may add to
 ENVIRONMENT = {
@@ -53,9 +53,9 @@ def worker(tree: dict[str, Any]) -> None:
 
     settings = config.from_tree(tree, "ray worker")
 
-    def tell(state: str, line: str = "") -> None:
+    def tell(state: str, **details: Any) -> None:
         if distributed.rank() == 0:
-            run_folder.write_json(settings.folder / NEWS, {"state": state, "line": line})
+            run_folder.write_json(settings.folder / NEWS, {"state": state, **details})
 
     tell("working")
     try:
@@ -63,19 +63,20 @@ def worker(tree: dict[str, Any]) -> None:
     except NonFinite as error:
         # Every rank meets it at the same step and a restart would meet it again, so it must not look like a failure
         # that Ray answers with one.
-        tell("not finite", str(error))
+        tell("not finite", line=str(error))
         return
     if ended_job.state.stopped:
-        tell("stopped", f"stopped at step {ended_job.state.step}; run the same command again to go on")
+        tell("stopped", step=ended_job.state.step)
     # A barrier that also tells Ray's dashboard how far we came; checkpoints are ours.
     ray.train.report({"step": ended_job.state.step, "stopped": float(ended_job.state.stopped)})
 
 
-def train(settings: config.Config, resume: str = "auto") -> bool:
-    """Run ``settings`` on ``ray.num_workers`` workers. Returns whether the run was stopped before its end, by a signal
-    or the file ``stop`` in the run folder; ``Stopped`` where that happened before a worker was there. ``ValueError``
-    when ray is missing, a setting does not fit, or the cluster cannot have that many workers. ``RuntimeError`` when the
-    workers failed more often than ``ray.max_failures``. ``NonFinite`` when a loss or gradient was not finite."""
+def train(settings: config.Config, resume: str = "auto") -> int | None:
+    """Run ``settings`` on ``ray.num_workers`` workers. Returns the step at which the run was stopped, by a signal or
+    the file ``stop`` in the run folder; None where it reached its end. ``Stopped`` where that happened before a worker
+    was there. ``ValueError`` when ray is missing, a setting does not fit, or the cluster cannot have that many workers.
+    ``RuntimeError`` when the workers failed more often than ``ray.max_failures``. ``NonFinite`` when a loss or gradient
+    was not finite."""
     if importlib.util.find_spec("ray") is None:
         raise ValueError("driver: ray is not installed: pip install 'sslmed-dist[ray]'; allowed here: local")
     os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
@@ -98,9 +99,7 @@ def train(settings: config.Config, resume: str = "auto") -> bool:
     told = news(settings.folder)
     if told.get("state") == "not finite":
         raise NonFinite(told["line"])
-    if told.get("state") == "stopped":
-        say(told["line"])
-    return told.get("state") == "stopped"
+    return int(told["step"]) if told.get("state") == "stopped" else None
 
 
 def open_folder(settings: config.Config, dataset: Dataset, resume: str) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslmed_dist import checkpoint, plain_yaml
+from sslmed_dist import checkpoint, cli, plain_yaml
+from sslmed_dist.drivers import local
 from tests import tiny
 from tests.drivers import family
 
@@ -102,3 +103,17 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path: Path) -> None:
     finish(start(config, "run.name=whole"))
     whole, stopped = final(tmp_path / "runs" / "whole"), final(tmp_path / "runs" / "stopped")
     assert all(torch.equal(whole[key], stopped[key]) for key in whole)
+
+
+STOPPED = "stopped at step 7; run the same command again to go on\n"
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", STOPPED), ("1", "")])
+def test_one_rank_says_where_the_run_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, said: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(local, "train", lambda *_: 7)
+    assert cli.main(["train", str(configuration(tmp_path))]) == 0
+    assert capsys.readouterr() == (f"{tmp_path / 'runs' / 'tiny'}\n", said)

@@ -122,7 +122,7 @@ def needs(cell: Cell) -> str | None:
 def train(cell: Cell) -> None:
     """Train one cell to its end by its own driver. ``Stopped`` if it was stopped before."""
     settings = cell.settings
-    finish(ray_train.train(settings) if settings.driver == "ray" else local.train(settings).state.stopped)
+    finish((ray_train if settings.driver == "ray" else local).train(settings) is not None)
 
 
 def evaluate(cell: Cell) -> None:

@@ -113,6 +113,7 @@ def test_an_interrupted_cell_goes_on(path: Path, capsys: Capture, monkeypatch: p
     assert reproduce(path, "--rows", "SimCLR") == 0  # a stop is no failure
     said = capsys.readouterr()
     assert said.out == "" and said.err.endswith("stopped; run the same command again to go on\n")
+    assert said.err.count("run the same command again") == 1
     assert not (settings.folder / "evaluate").exists()
     monkeypatch.undo()
     assert reproduce(path, "--rows", "SimCLR", "--dry-run") == 0
