@@ -137,20 +137,25 @@ def simulated_sites(settings: Config) -> list[Site]:
     return [split_site(name, Subset(dataset, part), settings) for name, part in zip(names, parts, strict=True)]
 
 
-def resolve_for_all(settings: Config, sites: Sequence[Site]) -> Config:
-    """``training.build.resolve`` on what all sites pretrain on together; no held-out sample plays a part in it."""
+def everything(sites: Sequence[Site]) -> Subset:
+    """What all simulated sites pretrain on, together: the pooled arm's data."""
     parts = [site.pretrain for site in sites]
     # The simulated sites are parts of one dataset, in which ``positions`` count.
     dataset, positions = parts[0].dataset, torch.cat([part.positions for part in parts])
-    return build.resolve(settings, Subset(dataset, positions.sort().values))
+    return Subset(dataset, positions.sort().values)
+
+
+def resolve_for_all(settings: Config, sites: Sequence[Site]) -> Config:
+    """``training.build.resolve`` on what all sites pretrain on together; no held-out sample plays a part in it."""
+    return build.resolve(settings, everything(sites))
 
 
 def own_site(settings: Config, name: str) -> Site:
     """The data of one real hospital, read from its own disk as the section ``data`` says. Random numbers are keyed by
     sample id, so the ids get a prefix made from the site's name: two hospitals' samples should not share them."""
     dataset = build.load_data(settings, federated_section(settings).pool)
-    everything = torch.arange(len(dataset))
-    return split_site(name, Subset(prefixed(dataset, name), everything), settings)
+    own = Subset(prefixed(dataset, name), torch.arange(len(dataset)))
+    return split_site(name, own, settings)
 
 
 def prefixed(dataset: Dataset, name: str) -> Dataset:

@@ -12,12 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from sslmed_dist.config import Config
-from sslmed_dist.data.dataset import Dataset, Subset
+from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.downstream import ALL_SITES, FLOORS, Row, compared_rows, pooled, pooled_rows, rows_of, write_rows
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.downstream.rows import write_cases
 from sslmed_dist.drivers import launcher
-from sslmed_dist.federation.sites import Site, federated_section, simulated_sites, training_settings
+from sslmed_dist.federation.sites import (
+    Site,
+    everything,
+    federated_section,
+    resolve_for_all,
+    simulated_sites,
+    training_settings,
+)
 from sslmed_dist.training import build, job, pretrained
 from sslmed_dist.training.check import check_training
 from sslmed_dist.training.stopping import finish
@@ -31,14 +38,7 @@ def prepare(settings: Config) -> tuple[Config, list[Site]]:
     """Training settings in which the values that the data decides are filled in, and the simulated sites."""
     settings = training_settings(settings)
     sites = simulated_sites(settings)
-    return build.resolve(settings, everything(sites)), sites
-
-
-def everything(sites: list[Site]) -> Subset:
-    """What all sites pretrain on, together: the pooled arm's data."""
-    # The sites are parts of one dataset, in which ``positions`` count.
-    dataset, positions = sites[0].pretrain.dataset, [site.pretrain.positions for site in sites]
-    return Subset(dataset, torch.cat(positions).sort().values)
+    return resolve_for_all(settings, sites), sites
 
 
 def check(settings: Config) -> list[str]:
