@@ -97,11 +97,6 @@ class Hello:
         """As a record of Flower's."""
         return asdict(self)
 
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """What ``to_record`` wrote. ``KeyError`` where a field is missing."""
-        return cls(str(record["version"]))
-
 
 @dataclass(frozen=True)
 class Greeting:
