@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from server.roll_call import LIFE_S, Known, Sites, failure
+from server.roll_call import LIFE_S, Sites, failure
 from sslmed_dist.config import Config
 from sslmed_dist.federation.messages import ARRAYS, METRICS, ORDER, SITE, Account, Order
 from sslmed_dist.federation.replies import Reply, screen
@@ -36,7 +36,7 @@ class Guarded(Strategy):  # type: ignore[misc]
         self.settings, self.sites, self.folder, self.metrics = settings, sites, folder, metrics
         self.first, self.rounds, self.quorum = first, fed.rounds, fed.quorum
         self.timeout_s, self.steps = fed.timeout_s, fed.local_epochs * steps  # steps of a site in one round
-        self.asked: dict[int, Known] = {}  # the sites of this round, by node
+        self.asked: dict[int, str] = {}  # the names of the sites of this round, by node
         self.reference: Arrays = {}  # the shared tensors that the sites of this round were sent
         self.started = 0.0
 
@@ -95,18 +95,18 @@ class Guarded(Strategy):  # type: ignore[misc]
         """Of the replies by node: (the good ones sorted by site name, scalars by the name of a good site, why each
         other site is left out by its name)."""
         good, scalars, bad = [], {}, {}
-        for node, site in self.asked.items():
+        for node, name in self.asked.items():
             if node not in replies:
-                bad[site.name] = f"no reply within {self.timeout_s:g} s"
+                bad[name] = f"no reply within {self.timeout_s:g} s"
             elif replies[node].has_error():
-                bad[site.name] = failure(replies[node])
+                bad[name] = failure(replies[node])
             else:
-                reply, reported, reason = self.read(site.name, replies[node])
+                reply, reported, reason = self.read(name, replies[node])
                 if reply is None or reason is not None:
-                    bad[site.name] = str(reason)
+                    bad[name] = str(reason)
                 else:
                     good.append(reply)
-                    scalars[site.name] = reported
+                    scalars[name] = reported
         return good, scalars, bad
 
     def read(self, name: str, message: Message) -> tuple[Reply | None, Scalars, str | None]:

@@ -5,7 +5,6 @@ import math
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -27,14 +26,6 @@ FAILURES = {
 }
 
 
-@dataclass(frozen=True)
-class Known:
-    """A site that answered the greeting."""
-
-    name: str
-    samples: int
-
-
 def failure(reply: Message) -> str:
     """What an error reply says, in one short printable line without anything that names the site's files."""
     reason = str(reply.error.reason or "")
@@ -49,12 +40,12 @@ class Sites:
 
     def __init__(self, expected: int, quorum: int, timeout_s: float, channels: int) -> None:
         self.expected, self.quorum, self.timeout_s, self.channels = expected, quorum, timeout_s, channels
-        self.known: dict[int, Known] = {}  # by node
+        self.known: dict[int, str] = {}  # by node, the name of a site that passed the greeting
         self.refused: dict[int, str] = {}  # by node, why it may not take part in this round
         self.wanted = expected
 
-    def ready(self, grid: Grid) -> dict[int, Known]:
-        """The sites that are online and passed the greeting, by node, sorted by name.
+    def ready(self, grid: Grid) -> dict[int, str]:
+        """The names of the sites that are online and passed the greeting, by node, sorted by name.
 
         It waits until enough of them are there, until every expected site has answered, or until ``timeout_s`` have
         passed. ``RuntimeError`` if fewer than the quorum are usable then: it says how many were online, how many are
@@ -64,7 +55,7 @@ class Sites:
         end = time.monotonic() + self.timeout_s
         while True:
             online = set(grid.get_node_ids())
-            present = {node: site for node, site in self.known.items() if node in online}
+            present = {node: name for node, name in self.known.items() if node in online}
             strangers = sorted(online - present.keys() - self.refused.keys())
             if strangers:
                 self.greet(grid, strangers, online, max(end - time.monotonic(), 1.0))
@@ -84,7 +75,7 @@ class Sites:
         if self.wanted == self.expected and len(present) < self.expected:
             log.warning("going on with %d of %d sites", len(present), self.expected)
         self.wanted = self.quorum
-        return dict(sorted(present.items(), key=lambda item: item[1].name))
+        return dict(sorted(present.items(), key=lambda item: item[1]))
 
     def greet(self, grid: Grid, nodes: Iterable[int], online: set[int], timeout: float) -> None:
         """Send "hello" to ``nodes`` and sort them into known and refused; ``online`` are the ids of all nodes."""
@@ -109,7 +100,7 @@ class Sites:
             self.refused[node] = f"node {node}: its greeting is not one of this program"
             return
         name = greeting.site
-        namesakes = [other for other, site in self.known.items() if site.name == name and other != node]
+        namesakes = [other for other, known in self.known.items() if known == name and other != node]
         if not NAME.fullmatch(name):
             self.refused[node] = f"node {node}: its name is not made of letters, digits, '_', '.' and '-'"
         elif greeting.version != __version__:
@@ -122,5 +113,5 @@ class Sites:
         else:
             for other in namesakes:  # the site was started again and came back as another node
                 del self.known[other]
-            self.known[node] = Known(name, greeting.samples)
+            self.known[node] = name
             log.info("%s has joined with %d samples", name, greeting.samples)
