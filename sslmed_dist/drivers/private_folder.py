@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from sslmed_dist.atomic_files import open_itself
 from sslmed_dist.drivers.processes import Processes
+from sslmed_dist.json_files import Fields, checked
 from sslmed_dist.printable import say
 from sslmed_dist.run_folder import write_json
 from sslmed_dist.training.stopping import started_at
@@ -46,10 +47,9 @@ class Mark:
         state = folder.lstat()
         if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o077:
             raise ValueError(f"{folder}: not a folder of this user alone")
-        tree = read_json(folder / MARK)
         types = {"token": str, "since": int, "folder": list, "run": list}
-        typed = tree.keys() == types.keys() and all(isinstance(tree[key], kind) for key, kind in types.items())
-        if not typed or not tree["token"]:
+        tree = read_json(folder / MARK, types)
+        if tree.keys() != types.keys() or not tree["token"]:
             raise ValueError(f"{folder / MARK}: not a mark")
         if tree["folder"] != identity(folder):
             raise ValueError(f"{folder / MARK}: the mark of another folder")
@@ -80,7 +80,7 @@ def clear_remains(run: Path) -> None:
     if not os.path.lexists(note):
         return
     try:
-        folder = Path(str(read_json(note).get("folder", "")))
+        folder = Path(read_json(note, {"folder": str})["folder"])
         if os.path.lexists(folder):
             mark = Mark.read(folder)
             if mark.run != identity(run):
@@ -94,17 +94,15 @@ def clear_remains(run: Path) -> None:
     note.unlink()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a small file of our own. ``ValueError`` for a link, and for what is none."""
+def read_json(path: Path, fields: Fields) -> dict[str, Any]:
+    """The mapping in a small file of our own, with these fields. ``ValueError`` for a link, and for what is none."""
     with open(open_itself(path, os.O_RDONLY), "rb") as file:
         content = file.read(LONGEST_NOTE)
     try:
         tree = json.loads(content)
     except (ValueError, RecursionError):
         raise ValueError(f"{path}: not JSON") from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: expected a mapping")
-    return tree
+    return checked(tree, str(path), fields)
 
 
 def temporary() -> Path:
