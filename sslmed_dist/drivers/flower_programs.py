@@ -69,9 +69,9 @@ class Workplace:
         same in all runtimes."""
         threads = str(self.settings.run.threads or 1)
         private = {"FLWR_HOME": str(home), "RAY_TMPDIR": str(self.folder), "OMP_NUM_THREADS": threads}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH", PORT)}
-        return {**inherited, **QUIET, **private, "PATH": path, LAUNCHER: f"{os.getpid()} {started_at(os.getpid())}"}
+        launcher = f"{os.getpid()} {started_at(os.getpid())}"
+        return {**inherited, **QUIET, **private, "PATH": search_path(), LAUNCHER: launcher}
 
     def site_environment(self) -> dict[str, str]:
         """Where simulated sites find the data and keep their state: from the launcher, never from a message."""
@@ -94,10 +94,14 @@ class Workplace:
         return expected_sites(federated_section(self.settings))
 
 
+def search_path() -> str:
+    """Where programs are looked for: first beside this Python, whose environment need not be the active one."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
 def program(name: str) -> str:
     """The path of one of Flower's programs. ``ValueError`` when it is not installed."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    executable = shutil.which(name, path=path)
+    executable = shutil.which(name, path=search_path())
     if executable is None:
         raise ValueError(f"{name}: no such program; pip install 'sslmed-dist[flower]'")
     return executable
