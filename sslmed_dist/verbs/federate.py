@@ -62,11 +62,11 @@ def run(settings: Config, resume: str = "auto") -> Path:
     check_training(resolved, everything(sites))  # what cannot work should end here, not at every site
     launcher.run(resolved, resume)
     train_arms(resolved, sites)
-    measure(resolved, sites)
+    dataset = evaluation_data(resolved, sites)
+    measure(resolved, sites, dataset)
     if resolved.evaluate.pictures:  # of the first site's images only
         network = encoder_of("federated", sites[0].name, resolved)
         pictures.draw(resolved, sites[0].pretrain, network, resolved.folder)
-        dataset = evaluation_data(resolved, sites)
         test = parts_of(sites[0], dataset, not resolved.evaluate.data)["test"]
         pictures.draw_segmented(resolved, network, dataset, test, resolved.folder)
     return resolved.folder
@@ -120,21 +120,21 @@ def evaluation_data(settings: Config, sites: list[Site]) -> Dataset:
     return build.load_data(settings, federated_section(settings).pool, overrides)
 
 
-def measure(settings: Config, sites: list[Site]) -> Path:
+def measure(settings: Config, sites: list[Site], dataset: Dataset) -> Path:
     """Write ``evaluate/sites.json`` and return the file. Its rows are, in this order: every arm at every site, measured
-    on the site's own held-out part; every arm over the samples of all sites; and the paired differences of the
-    federated encoder with each other arm, over all sites. Single cases go to ``evaluate/sites-cases.csv``."""
+    on the site's own held-out part of the evaluation data ``dataset``; every arm over the samples of all sites; and the
+    paired differences of the federated encoder with each other arm, over all sites. Single cases go to
+    ``evaluate/sites-cases.csv``."""
     fed, seed = federated_section(settings), settings.run.seed
-    overrides, dataset = settings.evaluate.data, evaluation_data(settings, sites)
     arms = [*(arm for arm in (*FLOORS, *BASELINES) if arm in fed.compare), "federated"]
     rows: list[Row] = []
     # By arm: for each site, in the order of ``sites``, the test predictions of every evaluator.
     predictions: dict[str, list[dict[str, Predictions]]] = {arm: [] for arm in arms}
+    parts = {site.name: parts_of(site, dataset, not settings.evaluate.data) for site in sites}
     for site in sites:
-        parts = parts_of(site, dataset, not overrides)
         for arm in arms:
             network = encoder_of(arm, site.name, settings)
-            predictions[arm].append(arm_predictions(settings, network, dataset, parts, arm))
+            predictions[arm].append(arm_predictions(settings, network, dataset, parts[site.name], arm))
             rows += rows_of(predictions[arm][-1], arm=arm, site=site.name, seed=seed)
     for arm in arms:
         rows += pooled_rows(predictions[arm], arm=arm, seed=seed)
@@ -142,7 +142,7 @@ def measure(settings: Config, sites: list[Site]) -> Path:
         pair = (pooled(predictions["federated"]), pooled(predictions[arm]))
         rows += compared_rows(*pair, arms=("federated", arm), site=ALL_SITES, seed=seed)
     # How many samples of the evaluation data each part of each site has, for the reader of the file.
-    sizes = {site.name: {name: len(p) for name, p in parts_of(site, dataset, not overrides).items()} for site in sites}
+    sizes = {site: {name: len(positions) for name, positions in own.items()} for site, own in parts.items()}
     out = settings.folder / "evaluate" / "sites.json"
     by_arm_and_site = {
         f"{arm}, {site.name}": site_predictions
