@@ -98,7 +98,5 @@ def restore_site(work: job.Job, site: str, round_number: int, folder: Path) -> i
     saved = checkpoint.load(path)
     if saved["kind"] != "site" or saved["fingerprint"] != fingerprint(work.settings):
         raise SiteError(f"{site}: the state for round {round_number} belongs to another run")
-    checkpoint.load_method(work.method, saved["method"], path)
-    with checkpoint.state_of(path):
-        work.state.load_state_dict(saved["state"])
+    work.load(saved, path)
     return round_number - max(usable)

@@ -57,10 +57,15 @@ class Job:
         if saved["kind"] != "training" or saved["fingerprint"] != fingerprint(self.settings):
             raise ValueError(f"{path}: checkpoint of another run (configuration fingerprint differs)")
         checkpoint.require_step(saved, path, total(self))
+        self.load(saved, path)
+        return saved
+
+    def load(self, saved: Mapping[str, Any], path: Path) -> None:
+        """Take over the method and the training state of ``saved``, the content of the checkpoint ``path``.
+        ``ValueError`` names the file and what does not fit or is damaged."""
         checkpoint.load_method(self.method, saved["method"], path)
         with checkpoint.state_of(path):
             self.state.load_state_dict(saved["state"])
-        return saved
 
     def inherit(self, source: Path) -> None:
         """Begin with the whole state of the run folder or checkpoint file ``source``: method, optimiser, queues.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from sslmed_dist import __version__, config
+from sslmed_dist import __version__, checkpoint, config
 from sslmed_dist.federation import messages
 from sslmed_dist.federation.local_round import initial_arrays, local_update, site_states
 from sslmed_dist.federation.round_files import save_round
@@ -104,6 +104,21 @@ def test_a_repeated_round_gives_the_same_reply_and_two_states_are_kept(tmp_path:
     assert sorted(site_states(folder)) == [2, 3]
     local_update(chosen, site.name, site.pretrain, 0, initial_arrays(chosen), folder)
     assert sorted(site_states(folder)) == [1]
+
+
+def test_a_damaged_state_of_a_site_is_named(tmp_path: Path) -> None:
+    chosen = tiny.settings(tmp_path)
+    site = simulated_sites(chosen)[0]
+    arrays, _ = local_update(chosen, site.name, site.pretrain, 0, initial_arrays(chosen), tmp_path / "state")
+    path = site_states(tmp_path / "state")[1]
+    saved = checkpoint.load(path)
+    del saved["state"]["optimizer"]
+    content = {key: value for key, value in saved.items() if key not in ("format", "version")}
+    checkpoint.save(path, **content)
+    with pytest.raises(
+        ValueError, match=f"^{re.escape(str(path))}: its training state is damaged: KeyError: 'optimizer'$"
+    ):
+        local_update(chosen, site.name, site.pretrain, 1, arrays, tmp_path / "state")
 
 
 def test_rounds_are_pruned_like_steps_and_the_first_weights_stay(tmp_path: Path) -> None:
