@@ -10,6 +10,7 @@ from sslmed_dist import checkpoint
 from sslmed_dist.config import Config, fingerprint
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.federation.messages import SiteError
+from sslmed_dist.federation.round_files import numbered
 from sslmed_dist.federation.shared import Arrays, load_shared, shared_keys
 from sslmed_dist.federation.sites import federated_section
 from sslmed_dist.training import engine, job, pretrained
@@ -72,7 +73,7 @@ def state_path(folder: Path, round_number: int) -> Path:
 
 def site_states(folder: Path) -> dict[int, Path]:
     """The files of the site's own states, by the round that each was kept for."""
-    return {int(path.stem.rsplit("_", 1)[1]): path for path in sorted(folder.glob("state_round_*.pt"))}
+    return numbered(folder, "state_round")
 
 
 def save_site(work: job.Job, round_number: int, folder: Path) -> None:

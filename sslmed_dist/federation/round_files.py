@@ -1,5 +1,6 @@
 """The shared tensors of every round in the run folder: ``checkpoints/round_NNNNN.pt``."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +9,13 @@ from torch import Tensor
 from sslmed_dist import checkpoint
 from sslmed_dist.config import Config, fingerprint, to_tree
 from sslmed_dist.federation.shared import Arrays
+
+
+def numbered(folder: Path, prefix: str) -> dict[int, Path]:
+    """The files ``PREFIX_NNNNN.pt`` of ``folder`` by their number, ascending. A file of another name (a copy that
+    somebody made) is none of them."""
+    matches = ((re.fullmatch(rf"{prefix}_(\d{{5,18}})\.pt", path.name), path) for path in folder.glob(f"{prefix}_*.pt"))
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
 def save_round(folder: Path, rounds_done: int, arrays: Mapping[str, Tensor], settings: Config) -> Path:
@@ -21,8 +29,7 @@ def save_round(folder: Path, rounds_done: int, arrays: Mapping[str, Tensor], set
     checkpoint.save(
         path, kind="encoder", config=tree, fingerprint=run_fingerprint, round=rounds_done, method=dict(arrays)
     )
-    for old_file in sorted(path.parent.glob("round_*.pt"))[: -settings.plan.keep_last]:
-        old_round = int(old_file.stem.rsplit("_", 1)[1])
+    for old_round, old_file in list(numbered(path.parent, "round").items())[: -settings.plan.keep_last]:
         if old_round and not (settings.plan.keep_every and old_round % settings.plan.keep_every == 0):
             old_file.unlink(missing_ok=True)
     return path
@@ -31,10 +38,11 @@ def save_round(folder: Path, rounds_done: int, arrays: Mapping[str, Tensor], set
 def last_round(folder: Path, settings: Config) -> tuple[int, Arrays] | None:
     """(number of rounds done, shared tensors) of the newest round checkpoint, or None where there is none.
     ``ValueError`` names a file of another run."""
-    files = sorted((folder / "checkpoints").glob("round_*.pt"))
+    files = numbered(folder / "checkpoints", "round")
     if not files:
         return None
-    saved = checkpoint.load(files[-1])
+    path = files[max(files)]
+    saved = checkpoint.load(path)
     if saved["fingerprint"] != fingerprint(settings):
-        raise ValueError(f"{files[-1]}: belongs to another run (configuration fingerprint differs)")
+        raise ValueError(f"{path}: belongs to another run (configuration fingerprint differs)")
     return int(saved["round"]), dict(saved["method"])
