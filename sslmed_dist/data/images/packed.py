@@ -27,7 +27,7 @@ class Packed(Dataset):
     images are copied out of the memory map. ``to`` a GPU (``plan.resident``, the default) moves all raw images there,
     so they have to fit. JPEG files, and everything on a CPU, stay in the memory map, and the device gets the batch.
     ``decode`` "cuda" decodes JPEG on the GPU (torchvision's nvJPEG, whose bits differ from the CPU's by rounding);
-    without ``plan.resident`` the batch goes back to the CPU. GPU decoding has not been run yet.
+    without ``plan.resident`` the batch goes back to the CPU.
     """
 
     def __init__(
