@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sslmed_dist import randomness, registry
 from sslmed_dist.config import Config, load, merge, replace
 from sslmed_dist.data import DATASETS, SUBSETS
-from sslmed_dist.data.dataset import Dataset, Subset
+from sslmed_dist.data.dataset import Dataset, Item, Subset
 from sslmed_dist.downstream import (
     EVALUATORS,
 )
@@ -118,7 +118,8 @@ def moments(dataset: Dataset, seed: int, samples: int = 1000) -> tuple[list[floa
     # Row 0: sums of the pixels, row 1: sums of their squares, a column for each channel. ``count``: pixels per channel.
     sums, count = torch.zeros(2, dataset.channels, dtype=torch.float64), 0
     for part in torch.split(positions, 64):  # a thousand large images in float64 would be gigabytes
-        images = dataset.fetch(part, seed=seed, epoch=0, draw=torch.zeros_like(part))["images"].to(torch.float64)
+        batch = dataset.fetch(part, seed=seed, epoch=0, draw=torch.zeros_like(part))
+        images = single_images(batch).to(torch.float64)
         images = (images - low) / (high - low)  # (B, C, H, W)
         sums += torch.stack([images.sum((0, 2, 3)), images.square().sum((0, 2, 3))]).cpu()  # (2, C)
         count += images.numel() // images.shape[1]
@@ -126,6 +127,15 @@ def moments(dataset: Dataset, seed: int, samples: int = 1000) -> tuple[list[floa
     # The unbiased variance: E[x^2] - E[x]^2, times n / (n - 1). Rounding can make the difference negative.
     std = ((sums[1] / count - mean.square()).clamp_min(0.0) * (count / max(count - 1, 1))).sqrt()  # (C,)
     return [round(value, 4) for value in mean.tolist()], [max(round(value, 4), 1e-4) for value in std.tolist()]
+
+
+def single_images(batch: Item) -> Tensor:
+    """The images of a batch one after another, (N, C, H, W). Of clips (B, S, C, H, W) these are the slices that are
+    there: what pads a short clip is left out."""
+    images = batch["images"]
+    if "length" not in batch:
+        return images
+    return images[torch.arange(images.shape[1], device=images.device) < batch["length"][:, None]]
 
 
 def build_method(settings: Config) -> Method:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslmed_dist.data.dataset import Dataset, Item, Split, Stored, select_split
-from sslmed_dist.data.exams.exam_set import draw_slices, read_sites
+from sslmed_dist.data.dataset import Split, Stored, select_split
+from sslmed_dist.data.exams.exam_dataset import ExamDataset
+from sslmed_dist.data.exams.exam_set import read_sites
 from sslmed_dist.data.npz import map_array
 from sslmed_dist.data.samples import in_file
 from sslmed_dist.data.text_files import add_once, read_rows, whole_number
@@ -21,18 +22,22 @@ SIDE = 256
 Stack = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
-class MRNet(Dataset):
+class MRNet(ExamDataset):
     """``{train,valid}/{axial,coronal,sagittal}/NNNN.npy`` (uint8, S x 256 x 256) of one ``plane``, and
     ``{train,valid}-{abnormal,acl,meniscus}.csv`` (id,label without heading) in ``root``.
 
-    A sample is an exam; its id and group are NNNN. ``fetch`` draws one slice of the exam, uniformly, keyed by (seed,
-    "slice", epoch, id, draw), and gives it as uint8 (1, 256, 256). Only that slice is read from disk. Labels are
-    float32 (N, 3); without any label file int64 -1. ``sites.csv`` (id,site) gives the sites, where there is one. split
-    "val" is valid/; the test part of the publication was never released.
+    A sample is an exam; its id and group are NNNN. A slice is uint8 (1, 256, 256); only the drawn ones are read from
+    disk, one of an exam, or ``clip`` of them. Labels are float32 (N, 3); without any label file int64 -1.
+    ``sites.csv`` (id,site) gives the sites, where there is one. split "val" is valid/; the test part of the publication
+    was never released.
     """
 
     def __init__(
-        self, root: str | Path, split: Split = "train", plane: Literal["axial", "coronal", "sagittal"] = "sagittal"
+        self,
+        root: str | Path,
+        split: Split = "train",
+        plane: Literal["axial", "coronal", "sagittal"] = "sagittal",
+        clip: int | None = None,
     ) -> None:
         """``ValueError`` names the missing or damaged file, or the exam without a label."""
         folder = Path(root)
@@ -49,23 +54,23 @@ class MRNet(Dataset):
         if repeated:
             raise ValueError(f"{folder}: exam {repeated[0]:04d} is in train and in valid")
         self.files = [files[i] for i in chosen]
-        self.counts = torch.tensor([len(open_stack(path)) for path in self.files])
+        counts = torch.tensor([len(open_stack(path)) for path in self.files])
         exam_numbers = [numbers[i] for i in chosen]
         labels = read_labels(folder, sorted({part[i] for i in chosen}), exam_numbers)
         super().__init__(
+            counts=counts,
+            clip=clip,
             name=f"{folder.name} {plane}",
             ids=torch.tensor(exam_numbers, dtype=torch.int64),
             labels=torch.full((len(exam_numbers),), -1) if labels is None else labels,
             classes=() if labels is None else LABELS,
             channels=1,
             sites=read_sites(folder / "sites.csv", exam_numbers),
-            records=[{"file": path.name, "slices": int(n)} for path, n in zip(self.files, self.counts, strict=True)],
+            records=[{"file": path.name, "slices": int(n)} for path, n in zip(self.files, counts, strict=True)],
         )
 
-    def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
-        drawn = draw_slices(self.counts[positions], self.ids[positions], seed=seed, epoch=epoch, draw=draw)
-        slices = [open_stack(self.files[p])[s] for p, s in zip(positions.tolist(), drawn.tolist(), strict=True)]
-        return self.item(torch.from_numpy(np.stack(slices)).unsqueeze(1), positions, draw)
+    def slices(self, position: int, numbers: Tensor) -> Tensor:
+        return torch.from_numpy(open_stack(self.files[position])[numbers.numpy()]).unsqueeze(1)
 
     def value_range(self) -> tuple[float, float]:
         return (0.0, 255.0)

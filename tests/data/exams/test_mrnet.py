@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from sslmed_dist.data import DATASETS
+from sslmed_dist.data import DATASETS, Subset
+from sslmed_dist.training.build import moments
 
 LABELS = ("abnormal", "acl", "meniscus")
 
@@ -94,3 +95,32 @@ def test_wrong_folder_and_split_are_named(tmp_path):
         mrnet(tmp_path)
     with pytest.raises(ValueError, match="no split 'test'; allowed: train, val, all"):
         mrnet(write_mrnet(tmp_path), split="test")
+
+
+def test_a_clip_is_sorted_different_slices_keyed_by_exam_and_padded(tmp_path):
+    root = write_mrnet(tmp_path)
+    data = mrnet(root, split="all", clip=5)
+    positions = torch.tensor([6, 0])
+    seen = set()
+    for epoch in range(60):
+        batch = data.fetch(positions, seed=1, epoch=epoch, draw=torch.zeros(2, dtype=torch.int64))
+        assert batch["images"].shape == (2, 5, 1, 256, 256) and batch["length"].tolist() == [5, 3]
+        alone = data.fetch(positions[:1], seed=1, epoch=epoch, draw=torch.zeros(1, dtype=torch.int64))
+        assert torch.equal(alone["images"][0], batch["images"][0])
+        numbers = batch["images"][0, :, 0, 5, 5].tolist()  # a slice holds its own number
+        assert numbers == sorted(set(numbers)) and len(numbers) == 5
+        seen |= set(numbers)
+        assert batch["images"][1, :, 0, 5, 5].tolist() == [0, 1, 2, 0, 0] and not batch["images"][1, 3:].any()
+    assert seen == set(range(9))
+
+
+def test_a_clip_of_no_slice_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="data.clip: expected a number of slices"):
+        mrnet(write_mrnet(tmp_path), clip=0)
+
+
+def test_moments_of_clips_leave_out_what_pads_them(tmp_path):
+    data = mrnet(write_mrnet(tmp_path), clip=5)  # exam i has 3 + i slices, a slice is full of its own number
+    images = torch.cat([data.slices(i, torch.arange(min(5, 3 + i))) for i in range(3)]).double() / 255
+    short = Subset(data, torch.arange(3))  # of at most five slices, so a clip holds all of them
+    assert moments(short, seed=0) == ([round(float(images.mean()), 4)], [round(float(images.std()), 4)])
