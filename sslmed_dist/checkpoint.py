@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sslmed_dist.atomic_files import ENDING, UNFINISHED, write_atomically, writing
 from sslmed_dist.json_files import Fields, checked
-from sslmed_dist.state_dicts import misfit
+from sslmed_dist.state_dicts import misfit, require_held
 
 FORMAT, VERSION = "sslmed-dist checkpoint", 1
 MAGIC = b"PK\x03\x04"  # how every zip archive, and so every torch.save file, starts
@@ -97,6 +97,7 @@ def require_fields(payload: Mapping[str, Any], path: Path) -> None:
     for key, value in payload["method"].items():
         if not isinstance(key, str) or not isinstance(value, Tensor) or value.is_meta:
             raise ValueError(f"{path}: method: {key!r:.80} is no tensor with a name and values")
+    require_held(payload["method"], path.stat().st_size, f"{path}: method")
 
 
 def verify(path: Path) -> None:
@@ -126,12 +127,17 @@ def plain_member(member: zipfile.ZipInfo, path: Path) -> bool:
 
 
 def load_method(method: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load a state dict into ``method`` (any module). ``ValueError`` names the file and what does not fit: keys,
-    shapes, types of number, numbers that are not finite (``state_dicts.misfit``)."""
+    """Load a state dict into ``method`` (any module). ``ValueError`` as ``require_fit``."""
+    require_fit(method, state, path)
+    method.load_state_dict(state)
+
+
+def require_fit(method: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """``ValueError`` names the file ``path`` and what of its ``state`` does not fit ``method``: keys, shapes, types of
+    number, numbers that are not finite (``state_dicts.misfit``)."""
     problem = misfit(method.state_dict(), state)
     if problem:
         raise ValueError(f"{path}: does not fit this architecture: {problem}")
-    method.load_state_dict(state)
 
 
 @contextmanager

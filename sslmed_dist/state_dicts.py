@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+MOST_TIMES = 8  # a file's tensors may have so many times its bytes: some share theirs
 SHOWN = 3  # examples of each kind of misfit; their number is always said
 COUNTER = ".num_batches_tracked"  # of batch norm; absent from files older than torch 0.4.1, idle in evaluation
 
@@ -26,8 +27,12 @@ def misfit(expected: Mapping[str, Tensor], state: Mapping[str, object]) -> str |
         for key in shared
         if key not in tensors or not same_kind(tensors[key], expected[key])
     ]
-    # A tensor of another kind is reported as such; only one of the right kind is looked into.
-    infinite = [key for key, theirs in tensors.items() if same_kind(theirs, expected[key]) and not finite(theirs)]
+    # A tensor of another kind or shape is reported as such; only one that can be ours is looked into.
+    infinite = [
+        key
+        for key, theirs in tensors.items()
+        if theirs.shape == expected[key].shape and same_kind(theirs, expected[key]) and not finite(theirs)
+    ]
     parts = (
         listed("missing", missing),
         listed("unexpected", unexpected),
@@ -47,6 +52,15 @@ def same_kind(theirs: Tensor, ours: Tensor) -> bool:
 def finite(values: Tensor) -> bool:
     """Whether no value is NaN or infinite."""
     return not values.is_floating_point() or bool(values.isfinite().all())
+
+
+def require_held(tensors: Mapping[str, Tensor], size: int, where: str) -> None:
+    """``ValueError``, which begins with ``where``, for tensors of more bytes than a file of ``size`` bytes can be meant
+    to hold: a tensor may show one stored number in any number of places."""
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if needed > MOST_TIMES * size:
+        limit = f"allowed: {MOST_TIMES} times the bytes of the file, {size:,}"
+        raise ValueError(f"{where}: its tensors have {needed:,} bytes; {limit}")
 
 
 def listed(kind: str, names: Sequence[str]) -> str:

@@ -68,7 +68,7 @@ def is_safetensors(path: Path) -> bool:
 
 def read(path: Path, where: str) -> dict[str, Tensor]:
     """Every tensor of a file by its dotted name, on the CPU. ``where`` begins each ``ValueError``: no such file, not
-    readable without running its code, damaged, or without a tensor."""
+    readable without running its code, damaged, without a tensor, or with tensors of far more bytes than it has."""
     if not path.is_file():
         raise ValueError(f"{where}: no such file")
     content = read_safetensors(path, where) if is_safetensors(path) else read_torch(path, where)
@@ -79,6 +79,7 @@ def read(path: Path, where: str) -> dict[str, Tensor]:
         tensors[name] = value
     if not tensors:
         raise ValueError(f"{where}: expected a state dict of tensors, got {type(content).__name__} without any")
+    state_dicts.require_held(tensors, path.stat().st_size, where)
     return tensors
 
 

@@ -9,7 +9,7 @@ from sslmed_dist import weights
 
 
 class Encoder(nn.Module):
-    """Images (N, C, H, W) -> features (N, ``feature_dim``)."""
+    """Images (N, C, H, W) -> features (N, ``feature_dim``). Its state dict holds all of it: buffers are persistent."""
 
     feature_dim: int
     taken: str | None = None  # of the file that ``weights`` names: what was loaded and what was left aside

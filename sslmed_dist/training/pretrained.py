@@ -1,18 +1,19 @@
 """Loading a pretrained encoder: from a run folder, a checkpoint file, an export, or weights of another program."""
 
-import json
-import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from sslmed_dist import checkpoint, config, distributed, registry, state_dicts, weights
 from sslmed_dist.atomic_files import sha256
 from sslmed_dist.config import Config
+from sslmed_dist.json_files import read_object
 from sslmed_dist.methods import Method
 from sslmed_dist.models import ENCODERS
 from sslmed_dist.models.interfaces import Encoder
@@ -21,6 +22,8 @@ from sslmed_dist.training.build import build_method
 
 Part = Literal["encoder", "momentum"]
 PREFIXES: dict[Part, str] = {"encoder": "encoder.", "momentum": "momentum_encoder."}
+LARGEST_INPUT = 8192  # pixels: the side of what an encoder sees; an image of it in colour takes 800 MB
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -82,15 +85,53 @@ def load(source: Path, which: str = "last", device: torch.device | str = "cpu", 
     settings = config.from_tree(saved["config"], str(path))
     per_epoch = settings.plan.steps_per_epoch  # null: as many as the data gives
     checkpoint.require_step(saved, path, None if per_epoch is None else per_epoch * settings.plan.epochs)
-    encoder = untrained(settings)
-    fresh_state, prefix = encoder.state_dict(), PREFIXES[part]
+    require_input(settings.views.get("size"), f"{path}: views.size")
+    encoder = outlined(lambda: untrained_method(settings), f"{path}: method").encoder
+    prefix = PREFIXES[part]
     # Of the method's state only this part, under the names that the encoder itself uses.
     state = {key.removeprefix(prefix): value for key, value in saved["method"].items() if key.startswith(prefix)}
     if part == "momentum" and not state:
         raise ValueError(f"{path}: has no momentum encoder (method {settings.method['name']}); allowed part: encoder")
     # A federation leaves integer counters at the sites; in evaluation they play no part.
-    checkpoint.load_method(encoder, {**state_dicts.counters(fresh_state), **state}, path)
+    whole = {**state_dicts.counters(encoder.state_dict()), **state}
+    checkpoint.require_fit(encoder, whole, path)
+    fill(encoder, whole)
     return Pretrained(encoder.to(device).eval(), settings, path, sha256(path), samples=saved.get("samples"))
+
+
+def outlined(build: Callable[[], Module], where: str) -> Module:
+    """The module that ``build`` makes, on torch's meta device: names and shapes of its tensors, and no memory for them.
+    A file may describe a network of any size; what it holds is compared with this first. ``ValueError``, which begins
+    with ``where``, for more bytes than this machine's memory."""
+    try:
+        with torch.device("meta"):
+            module = build()
+    except (RuntimeError, OverflowError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(f"{where}: describes a network that cannot be built: {reason}") from None
+    size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise ValueError(f"{where}: describes a network of {size:,} bytes; this machine has {memory:,} bytes of memory")
+    return module
+
+
+def fill(outline: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give an outline memory on the CPU and the values of ``state``, which fits it. A counter of batch norm on the meta
+    device has none, and starts at 0."""
+    persistent = outline.state_dict().keys()
+    hidden = [name for name, _ in outline.named_buffers() if name not in persistent]
+    assert not hidden, f"an encoder's state dict has to hold all of it; missing: {hidden}"
+    outline.to_empty(device="cpu")
+    values = {key: torch.zeros_like(value, device="cpu") if value.is_meta else value for key, value in state.items()}
+    outline.load_state_dict(values)
+
+
+def require_input(size: object, where: str) -> None:
+    """``ValueError`` for an input of more than ``LARGEST_INPUT`` pixels: what an image is enlarged to may come from a
+    file. Anything but a whole number is for others to refuse."""
+    if isinstance(size, int) and size > LARGEST_INPUT:
+        raise ValueError(f"{where}: {size:,} pixels; allowed: at most {LARGEST_INPUT:,}")
 
 
 def load_described(file: Path, device: torch.device | str = "cpu", part: Part = "encoder") -> Pretrained:
@@ -107,9 +148,15 @@ def load_described(file: Path, device: torch.device | str = "cpu", part: Part = 
     if made_of != part:
         raise ValueError(f"{card}: holds the part {made_of}, asked for {part}; allowed here: {made_of}")
     architecture = {key: value for key, value in facts["architecture"].items() if key != "weights"}
-    encoder: Encoder = registry.build(ENCODERS, architecture, f"{card}: architecture", channels=facts["channels"])
+    leaf = f"{card}: architecture"
+
+    def build() -> Encoder:
+        encoder: Encoder = registry.build(ENCODERS, architecture, leaf, channels=facts["channels"])
+        return encoder
+
+    encoder = outlined(build, leaf)
     found = weights.find(tensors, encoder.state_dict(), str(file))
-    encoder.load_state_dict(found.state)
+    fill(encoder, found.state)
     method = {**facts.get("method", {"name": "unknown"}), "encoder": architecture, "channels": facts["channels"]}
     settings = Config(data={}, views=facts["input"], method=method)
     return Pretrained(encoder.float().to(device).eval(), settings, file, sha256(file), str(found))
@@ -123,19 +170,17 @@ def read_card(card: Path, file: Path) -> dict[str, Any]:
             f"{file}: neither a checkpoint of this program nor described: {card.name} beside it would have to say "
             f"{wanted}, as sslmed export writes it"
         )
-    try:
-        facts = json.loads(card.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{card}: not readable JSON ({error})") from None
-    if not isinstance(facts, dict) or not isinstance(facts.get("input"), dict):
+    facts = read_object(card)
+    if not isinstance(facts.get("input"), dict):
         raise ValueError(f"{card}: expected a mapping with {wanted}")
     channels, scale = facts.get("channels"), facts["input"]
     for name, value in (("channels", channels), ("input.size", scale.get("size"))):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{card}: {name}: expected an integer >= 1, got {value!r}")
+    require_input(scale["size"], f"{card}: input.size")
     for name in ("mean", "std"):
         values = scale.get(name)
-        numbers = registry.matches(values, tuple[float, ...]) and all(map(math.isfinite, values))
+        numbers = isinstance(values, list) and registry.matches(values, tuple[float, ...])
         if not numbers or len(values) != channels or (name == "std" and min(values) <= 0):
             raise ValueError(
                 f"{card}: input.{name}: expected {channels} finite numbers, one per channel, got {values!r}"
