@@ -24,6 +24,7 @@ FORMAT, VERSION = "sslmed-dist checkpoint", 1
 MAGIC = b"PK\x03\x04"  # how every zip archive, and so every torch.save file, starts
 KINDS = ("training", "encoder", "site")
 NAME = re.compile(r"step_(\d{9,18})\.pt")
+MOST_INDEX = 2**25  # bytes of an archive's pickle, which names the tensors; as objects it takes 20 times as much
 SAMPLES: Fields = {"digest": str, "content": bool, "count": int}  # what a run's checkpoint may know of its samples
 # What zipfile raises on a damaged archive: also an encrypted member (RuntimeError) or an impossible place (ValueError).
 UNREADABLE = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError)
@@ -101,8 +102,8 @@ def require_fields(payload: Mapping[str, Any], path: Path) -> None:
 
 
 def verify(path: Path) -> None:
-    """Compare the archive's checksums, which torch itself does not do. ``ValueError`` for a file that is torn or is no
-    archive of ``torch.save``."""
+    """Compare the archive's checksums, which torch itself does not do. ``ValueError`` for a file that is torn, is no
+    archive of ``torch.save``, or has an index of more than ``MOST_INDEX`` bytes."""
     with path.open("rb") as file:
         start = file.read(len(MAGIC))
     # An empty file, or the beginning of the mark alone, is a torn archive: it is reported below.
@@ -111,12 +112,16 @@ def verify(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             # torch stores its members as they are; a member that has to be inflated may be of any size
-            plain = all(plain_member(member, path) for member in archive.infolist())
-            damaged = archive.testzip() if plain else None
+            members = archive.infolist()
+            plain = all(plain_member(member, path) for member in members)
+            index = max((member.file_size for member in members if member.filename.endswith("/data.pkl")), default=0)
+            damaged = archive.testzip() if plain and index <= MOST_INDEX else None
     except UNREADABLE as error:
         raise ValueError(f"{path}: torn or damaged checkpoint ({str(error) or 'it ends too early'})") from None
     if not plain:
         raise ValueError(f"{path}: not a checkpoint of this program (a compressed archive)")
+    if index > MOST_INDEX:
+        raise ValueError(f"{path}: an index of {index:,} bytes; allowed: {MOST_INDEX:,}")
     if damaged is not None:
         raise ValueError(f"{path}: torn or damaged checkpoint (checksum of {damaged})")
 

@@ -11,7 +11,9 @@ from sslmed_dist.registry import matches, readable
 
 Fields = Mapping[str, Any]  # names of fields and their type hints
 NONE: Fields = {}
-LARGEST = 2**28  # bytes of one file: two million lines of metrics
+LARGEST = 2**28  # bytes of one file with an object a line: two million lines of metrics
+LARGEST_OBJECT = 2**25  # bytes of a file that is one object; as Python's it takes up to 20 times as much
+MOST_LINES = 2**23
 LONGEST_INTEGER = 18  # digits; longer ones are read as floats, which may be infinite
 
 
@@ -26,7 +28,7 @@ class Lines:
 def read_object(path: Path, required: Fields = NONE, optional: Fields = NONE) -> dict[str, Any]:
     """A file that holds one JSON object with these fields, and perhaps others, which are not looked at. Numbers that
     are not finite are refused."""
-    require_ordinary(path)
+    require_ordinary(path, LARGEST_OBJECT)
     try:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse, parse_int=integer)
     except (ValueError, RecursionError) as error:
@@ -37,8 +39,12 @@ def read_object(path: Path, required: Fields = NONE, optional: Fields = NONE) ->
 def read_lines(path: Path, required: Fields = NONE, optional: Fields = NONE) -> Lines:
     """A file that grows by one JSON object a line, each with these fields. A last line that is no JSON is left out: the
     process was killed while it wrote, or is writing now."""
-    require_ordinary(path)
-    lines = path.read_bytes().split(b"\n")
+    require_ordinary(path, LARGEST)
+    content = path.read_bytes()
+    count = content.count(b"\n")
+    if count > MOST_LINES:
+        raise ValueError(f"{path}: {count:,} lines; allowed: {MOST_LINES:,}")
+    lines = content.split(b"\n")
     while lines and not lines[-1].strip():
         lines.pop()
     rows: list[tuple[int, dict[str, Any]]] = []
@@ -53,12 +59,12 @@ def read_lines(path: Path, required: Fields = NONE, optional: Fields = NONE) -> 
     return Lines(rows, torn=False)
 
 
-def require_ordinary(path: Path) -> None:
-    """``ValueError`` for a pipe or device, which would be waited for, and for more than ``LARGEST`` bytes."""
+def require_ordinary(path: Path, most: int) -> None:
+    """``ValueError`` for a pipe or device, which would be waited for, and for more than ``most`` bytes."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path}: not a regular file")
-    if path.exists() and path.stat().st_size > LARGEST:
-        raise ValueError(f"{path}: {path.stat().st_size:,} bytes; at most {LARGEST:,} are read")
+    if path.exists() and path.stat().st_size > most:
+        raise ValueError(f"{path}: {path.stat().st_size:,} bytes; at most {most:,} are read")
 
 
 def checked(value: Any, where: str, required: Fields, optional: Fields = NONE) -> dict[str, Any]:

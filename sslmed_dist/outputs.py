@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sslmed_dist.json_files import LARGEST_OBJECT, require_ordinary
+
 # What the marks are called and say: a key of JSON and of a safetensors header, a member of an .npz.
 MARK, EXPORT, FEATURES = "written_by", "sslmed export", "sslmed embed"
 # How a report begins and ends.
 PAGE_BEGIN = "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
 TEXT_END = "Research use only, not a medical device.\n"
-LARGEST_HEADER = 100 * 2**20  # bytes; the limit of safetensors' own reader
+LARGEST_HEADER = 2**24  # bytes of a safetensors file's header: 100,000 tensors; in Python they take 20 times as much
 
 Recogniser = Callable[[Path], bool]
 
@@ -55,7 +57,8 @@ def known(path: Path, is_ours: Recogniser) -> bool:
 
 
 def read_mapping(path: Path) -> Mapping[str, Any]:
-    """A JSON file's mapping; empty for any other content."""
+    """A JSON file's mapping; empty for any other content. ``ValueError`` for a file that is larger than ours are."""
+    require_ordinary(path, LARGEST_OBJECT)
     content = json.loads(path.read_text(encoding="utf-8"))
     return content if isinstance(content, dict) else {}
 
@@ -100,4 +103,7 @@ def is_page(path: Path) -> bool:
 
 def is_text(path: Path) -> bool:
     """The Markdown file of a report."""
-    return path.read_bytes().endswith(b"\n\n" + TEXT_END.encode())
+    end = b"\n\n" + TEXT_END.encode()
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(end)))
+        return file.read(len(end)) == end

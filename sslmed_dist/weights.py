@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist import checkpoint, state_dicts
+from sslmed_dist.outputs import LARGEST_HEADER
 
 # A network whose name has one of these words is the slow copy of one that is trained: momentum_encoder, encoder_k,
 # teacher, target_network, model_ema, backbone_momentum.
@@ -98,7 +99,12 @@ def read_torch(path: Path, where: str) -> object:
 
 
 def read_safetensors(path: Path, where: str) -> object:
-    """The tensors of a safetensors file. ``ValueError`` where safetensors is not installed, or the file is damaged."""
+    """The tensors of a safetensors file. ``ValueError`` where safetensors is not installed, the file is damaged, or its
+    header is larger than ``LARGEST_HEADER``."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > LARGEST_HEADER:
+        raise ValueError(f"{where}: a header of {length:,} bytes; allowed: {LARGEST_HEADER:,}")
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file

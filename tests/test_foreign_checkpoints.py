@@ -129,7 +129,7 @@ def test_pipes_and_giants_are_not_read_as_json(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ValueError, match="metrics.jsonl: not a regular file"):
         json_files.read_lines(tmp_path / "metrics.jsonl")
     (tmp_path / "last.json").write_text("{}" + " " * 100)
-    monkeypatch.setattr(json_files, "LARGEST", 100)
+    monkeypatch.setattr(json_files, "LARGEST_OBJECT", 100)
     with pytest.raises(ValueError, match="last.json: 102 bytes; at most 100 are read"):
         json_files.read_object(tmp_path / "last.json")
 

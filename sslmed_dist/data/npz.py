@@ -4,6 +4,7 @@ Only the arrays that are asked for are read, and their size is taken from their 
 hold a gigabyte of zeros, and a header can claim any size.
 """
 
+import io
 import math
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from sslmed_dist.printable import excerpt
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 # An array may have this many bytes in any case, and this many times the bytes that it takes in the file.
 ALWAYS, MOST_RATIO = 2**28, 64
+MOST_HEADER = 10_000  # bytes that state an array's type and shape; numpy itself parses no more
 SUFFIX = ".npy"
 
 
@@ -74,13 +76,17 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, key
 
 
 def read_header(file: IO[bytes], path: Path, key: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """(shape, type, bytes of the header) of an array in numpy's format. ``ValueError`` for one of objects, or an
-    impossible shape."""
-    version = np.lib.format.read_magic(file)
+    """(shape, type, bytes of the header) of an array in numpy's format. ``ValueError`` for one of objects, an
+    impossible shape, or a header of more than ``MOST_HEADER`` bytes, which is not read."""
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(file)
     if version not in readers:
         raise ValueError(f"{path}: {key}: written in version {version} of numpy's format; allowed: 1.0, 2.0")
-    shape, _, kind = readers[version](file)
+    stated = file.read(2 if version == (1, 0) else 4)
+    length = int.from_bytes(stated, "little")
+    if length > MOST_HEADER:
+        raise ValueError(f"{path}: {key}: a header of {length:,} bytes; allowed: {MOST_HEADER:,}")
+    shape, _, kind = readers[version](io.BytesIO(stated + file.read(length)))
     if kind.hasobject:
         raise ValueError(f"{path}: {key}: an array of Python objects, which are not read; allowed: plain numbers")
     if any(side < 0 for side in shape):

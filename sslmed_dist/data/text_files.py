@@ -9,17 +9,20 @@ from typing import Any
 from sslmed_dist.data.damage import damage_named
 from sslmed_dist.printable import excerpt
 
-LARGEST = 2**30  # bytes of a text file; the lists of ImageNet's 1.3 million files take 0.1 GB
+LARGEST = 2**28  # bytes of a text file; the lists of ImageNet's 1.3 million files take 0.1 GB
+LARGEST_JSON = 2**25  # bytes of a JSON file; as Python's objects it takes up to 20 times as much
+MOST_LINES = 2**22
 
 
-def read_text(path: Path) -> str:
-    """The text of a file, UTF-8. ``ValueError`` when it is missing, not text, above 1 GiB, or a pipe or device."""
+def read_text(path: Path, most: int = LARGEST) -> str:
+    """The text of a file, UTF-8. ``ValueError`` when it is missing, not text, above ``most`` bytes (256 MiB), or a pipe
+    or device."""
     try:
         size = path.stat().st_size
         if not path.is_file() and not path.is_dir():  # a pipe would be waited for
             raise ValueError(f"{path}: not a regular file")
-        if size > LARGEST:
-            raise ValueError(f"{path}: {size:,} bytes, allowed for a text file: {LARGEST:,}")
+        if size > most:
+            raise ValueError(f"{path}: {size:,} bytes, allowed for a text file: {most:,}")
         return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path}: no such file") from None
@@ -30,10 +33,14 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """(number from 1, line) of the lines that are not blank. ``ValueError`` as ``read_text``."""
+    """(number from 1, line) of the lines that are not blank. ``ValueError`` as ``read_text``, and for more than
+    ``MOST_LINES`` lines."""
     # only the ends of lines that an editor counts: str.splitlines also cuts at form feeds and the like
-    lines = read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    count = text.count("\n")
+    if count > MOST_LINES:
+        raise ValueError(f"{path}: {count:,} lines; allowed: {MOST_LINES:,}")
+    return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
 def read_rows(path: Path) -> list[tuple[int, list[str]]]:
@@ -75,7 +82,7 @@ def read_table(path: Path, columns: Iterable[str]) -> list[tuple[int, dict[str, 
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file. ``ValueError`` as ``read_text``, when it is no JSON, or names a key twice."""
-    return parse_json(read_text(path), path)
+    return parse_json(read_text(path, LARGEST_JSON), path)
 
 
 def parse_json(text: str, path: Path) -> Any:

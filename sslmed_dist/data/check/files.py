@@ -1,5 +1,6 @@
 """Inspection of sets of image files: folders by class, the layouts that list their files, and packed sets."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from sslmed_dist.data.images.packed import Packed
 from sslmed_dist.data.images.shards import open_shard, read_summary
 from sslmed_dist.data.images.walk import said
 
+STRIP = 2**20  # pixels of an image examined at a time
 BLOCK = 1024  # files of a folder examined at a time
 MANY = 20  # classes counted one by one
 
@@ -174,7 +176,15 @@ def examine_file(path: Path) -> tuple[tuple[int, int], str, bool, bytes] | str:
         picture, sixteen_bit = open_picture(path)
     except ValueError as error:
         return str(error)
-    pixels = torch.from_numpy(np.array(picture).astype(np.int32))  # (H, W) or (H, W, channels)
-    colours = 1 if pixels.ndim == 2 else pixels.shape[2]
+    kinds, extremes, digest = set(), [], hashlib.blake2b(repr(picture.size).encode(), digest_size=16)
+    # strip by strip: no second copy of a large image, and none in wide integers
+    height = max(1, STRIP // picture.width)
+    for top in range(0, picture.height, height):
+        strip = picture.crop((0, top, picture.width, min(top + height, picture.height)))
+        pixels = np.asarray(strip).astype(np.int32)  # (h, W) or (h, W, channels)
+        kinds.add(1 if pixels.ndim == 2 else pixels.shape[2])
+        extremes += [int(pixels.min()), int(pixels.max())]
+        digest.update(pixels.tobytes())
+    colours = kinds.pop()
     kind = f"{colours} channel{'s' if colours > 1 else ''} {16 if sixteen_bit else 8} bit"
-    return picture.size, kind, bool(pixels.amax() == pixels.amin()), content_hash(pixels)
+    return picture.size, kind, min(extremes) == max(extremes), digest.digest()

@@ -42,8 +42,9 @@ def open_picture(path: Path) -> tuple[Any, bool]:
         with Image.open(path) as opened:
             # Pillow reads 16-bit colour as 8-bit without a word; only the raw_mode mode of the tiles tells
             raw_mode = str(opened.tile[0][3]) if opened.tile else ""
-            picture = ImageOps.exif_transpose(opened)
-            picture.load()
+            opened.load()
+            ImageOps.exif_transpose(opened, in_place=True)  # else all pixels are copied where nothing is to be turned
+            picture = opened
     except Image.DecompressionBombError:
         raise ValueError(f"{path}: an image of more pixels than are read; allowed: at most {MOST_PIXELS:,}") from None
     except Exception as error:  # Pillow's parsers raise what they like

@@ -67,7 +67,7 @@ def sort_in(result: Walk, path: Path) -> None:
         result.aside[HIDDEN] += 1
     elif suffix not in SUFFIXES:
         result.aside[f"{suffix or 'without suffix'} files"] += 1
-    elif suffix in TIFF and pages(path) > 1:
+    elif suffix in TIFF and has_pages(path):
         result.aside[PAGES] += 1
     else:
         result.files.append(path)
@@ -78,15 +78,17 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in LEFT_BEHIND
 
 
-def pages(path: Path) -> int:
-    """How many pages a TIFF file has; 1 where it cannot be read, which decoding it will say."""
+def has_pages(path: Path) -> bool:
+    """Whether a TIFF file has several pages; False where it cannot be read, which decoding it will say. No more than
+    two are looked at, however many it claims."""
     from PIL import Image
 
     try:
         with Image.open(path) as opened:
-            return int(getattr(opened, "n_frames", 1))
-    except Exception:  # Pillow's parsers raise what they like; the file is named when it is decoded
-        return 1
+            opened.seek(1)
+    except Exception:  # there is no second one, or Pillow's parsers raise what they like
+        return False
+    return True
 
 
 def said(aside: Counter[str]) -> str:

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslmed_dist.data.damage import damage_named, reason
+from sslmed_dist.data.scans.memory import require_voxels
 
-MOST_PIXELS = 2**28  # of a slice, 16,384 x 16,384
+MOST_PIXELS = 2**26  # of a slice, 8,192 x 8,192
+MOST_BYTES = 2**29  # of a file, which pydicom reads as a whole: a slice of 32 bits, and as much again
 MEASURED = ("CT", "PT", "NM")  # modalities whose values are a measure, whatever is shown bright
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 UNEVEN = 0.01  # the most that a slice distance may differ from the usual one, as a share of the usual one
@@ -72,13 +74,19 @@ def read_series(folder: str | Path) -> Series:
     ``ValueError`` naming the file or folder: no DICOM image, files of two series, a single slice, multi-frame or
     colour images, pixels that cannot be decoded, positions or spacings missing or impossible, slices of different
     sizes, orientations or pixel spacings, two slices at one position, a slice missing (distances differ by more than
-    1 %), slices that are not stacked along their normal (tilted gantry).
+    1 %), slices that are not stacked along their normal (tilted gantry), or more voxels than ``memory.most_voxels``.
     """
     series_folder = Path(folder)
     if not series_folder.is_dir():
         raise ValueError(f"{series_folder}: no such folder")
-    parsed = [read_slice(path) for path in sorted(series_folder.iterdir()) if path.is_file()]
-    slices = [item for item in parsed if item is not None]
+    slices: list[Slice] = []
+    count = 0  # voxels so far
+    for path in sorted(series_folder.iterdir()):
+        item = read_slice(path) if path.is_file() else None
+        if item is not None:
+            slices.append(item)
+            count += item.pixels.size
+            require_voxels(count, (*item.pixels.shape[::-1], len(slices)), series_folder)
     require_one_series(series_folder, slices)
     first = slices[0]
     # file names and instance numbers are not reliable: the order is that of the positions along the normal
@@ -108,9 +116,13 @@ def read_slice(path: Path) -> Slice | None:
     # pydicom parses a value when it is asked for, so everything that asks stands in the block
     with damage_named(path, "cannot be read, truncated or not DICOM"):
         try:
-            header: Any = pydicom.dcmread(path)
+            large = path.stat().st_size > MOST_BYTES
+            header: Any = pydicom.dcmread(path, stop_before_pixels=large)
         except InvalidDicomError:
             return None
+        if large and "Rows" in header:
+            require_plain_image(path, header)  # what it holds may say more than its size
+            raise ValueError(f"{path}: {path.stat().st_size:,} bytes; allowed for one slice: {MOST_BYTES:,}")
         return parse_slice(path, header) if "PixelData" in header else None
 
 
@@ -180,7 +192,7 @@ def numbers(path: Path, header: Any, name: str, count: int) -> list[float]:
 
 
 def stored_pixels(path: Path, header: Any) -> NDArray[Any]:
-    """The stored pixels (rows, columns). ``ValueError`` when they cannot be decoded, are larger than 2^28 by the
+    """The stored pixels (rows, columns). ``ValueError`` when they cannot be decoded, are larger than 2^26 by the
     header, or do not fit it."""
     sides = [whole_number(path, header, name) or 0 for name in ("Rows", "Columns")]
     if not (min(sides) > 0 and sides[0] * sides[1] <= MOST_PIXELS):

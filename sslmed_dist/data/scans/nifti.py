@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from sslmed_dist.data.damage import damage_named
 from sslmed_dist.data.scans.grid import check_affine
+from sslmed_dist.data.scans.memory import require_voxels
 from sslmed_dist.data.scans.regrid import Affine, Volume, require_right_angles
 
 SUFFIXES = (".nii.gz", ".nii")
 PACKED = (".gz", ".bz2", ".zst")
 MOST_RATIO = 1032  # deflate packs at most so many bytes into one
-MOST_VOXELS = 2**30  # 1024 x 1024 x 1024; float32 copies of them take 4 GiB
+PART = 2**22  # voxels that are read at a time: as stored, and scaled in float64
 # Fields of a NIfTI header that hold geometry: nothing else is copied from a volume's header to that of its mask.
 GEOMETRY = (
     "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
@@ -29,11 +30,18 @@ WORDS = {"L": "left", "R": "right", "A": "anterior", "P": "posterior", "S": "sup
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """A block that reads ``path``: whatever nibabel raises in it becomes a ``ValueError`` that names the file."""
+    """A block that reads ``path``: whatever nibabel raises in it becomes a ``ValueError`` that names the file. What
+    nibabel logs of a damaged header is not printed: it is refused by name, or of no account."""
+    from nibabel.imageglobals import logger
+
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    with damage_named(path, "cannot be read, truncated or not NIfTI"):
-        yield
+    before, logger.disabled = logger.disabled, True
+    try:
+        with damage_named(path, "cannot be read, truncated or not NIfTI"):
+            yield
+    finally:
+        logger.disabled = before
 
 
 @dataclass(frozen=True)
@@ -57,22 +65,25 @@ def read_canonical(path: Path) -> Canonical:
     """The volume turned to right-anterior-superior by swapping and flipping axes; no voxel is interpolated.
     ``ValueError`` as ``load_nifti``."""
     import nibabel
+    import nibabel.orientations as orientations
 
     image = open_volume(path)
+    voxels = read_voxels(image, path)
     with readable(path):
-        turned: Any = nibabel.as_closest_canonical(image)  # it reads the voxels where axes have to be turned
+        # the geometry is nibabel's, of an image that takes no memory; the voxels are turned as a view of themselves
+        empty = np.broadcast_to(np.uint8(0), image.shape)
+        turned: Any = nibabel.as_closest_canonical(type(image)(empty, image.affine, image.header))
+        voxels = orientations.apply_orientation(voxels, orientations.io_orientation(image.affine))
     spacing = tuple(float(side) for side in turned.header.get_zooms())
-    return Canonical(read_voxels(turned, path), spacing, turned.affine, states_orientation(image.header))
+    return Canonical(voxels, spacing, turned.affine, states_orientation(image.header))
 
 
 def open_volume(path: Path) -> Any:
     """The nibabel image of a file, voxels not read. ``ValueError`` as ``load_nifti``."""
     import nibabel
-    from nibabel.imageglobals import LoggingOutputSuppressor
 
     with readable(path):
-        with LoggingOutputSuppressor():  # it reports on stderr what is refused below by name
-            image: Any = nibabel.load(path)
+        image: Any = nibabel.load(path, keep_file_open=True)  # so that parts of a packed file are read in one go
         shape = tuple(image.shape)
         if len(shape) != 3 or min(shape) < 1:
             raise ValueError(f"{path}: expected a 3-D volume, got shape {shape}")
@@ -83,22 +94,31 @@ def open_volume(path: Path) -> Any:
 
 
 def read_voxels(image: Any, path: Path) -> Volume:
-    """The voxels (I, J, K) float32 of an opened image. ``ValueError`` as ``load_nifti``."""
+    """The voxels (I, J, K) float32 of an opened image, read ``PART`` at a time: no second copy of them is ever there.
+    ``ValueError`` as ``load_nifti``."""
+    voxels: Volume = np.empty(image.shape, np.float32, order="F")
+    rows, columns, slices = image.shape
+    # whole slices as far as a part has room for them, else parts of one slice: in the order of the file
+    across, along = (columns, max(1, PART // (rows * columns))) if rows * columns <= PART else (max(1, PART // rows), 1)
+    bad = 0
     with readable(path):
-        voxels: Volume = np.asarray(image.dataobj, dtype=np.float32)
-    if not np.isfinite(voxels).all():
-        raise ValueError(f"{path}: {int((~np.isfinite(voxels)).sum())} voxels are NaN or infinite")
+        for k in range(0, slices, along):
+            for j in range(0, columns, across):
+                part = np.s_[:, j : j + across, k : k + along]
+                voxels[part] = image.dataobj[part]
+                bad += int((~np.isfinite(voxels[part])).sum())
+    if bad:
+        raise ValueError(f"{path}: {bad} voxels are NaN or infinite")
     return voxels
 
 
 def check_size(image: Any, path: Path) -> None:
-    """``ValueError`` for voxels that are no real numbers, for more than 2^30 of them, and for more than the file can
-    hold: a header may claim any size."""
+    """``ValueError`` for voxels that are no real numbers, for more of them than are read (``memory.most_voxels``), and
+    for more than the file can hold: a header may claim any size."""
     kind, count = image.get_data_dtype(), math.prod(image.shape)
     if kind.kind not in "iuf":
         raise ValueError(f"{path}: voxels of type {kind}; allowed: whole or real numbers")
-    if count > MOST_VOXELS:
-        raise ValueError(f"{path}: {count:,} voxels in shape {tuple(image.shape)}; allowed: at most {MOST_VOXELS:,}")
+    require_voxels(count, image.shape, path)
     held = path.stat().st_size * (MOST_RATIO if path.name.endswith(PACKED) else 1)
     if count * kind.itemsize > held:
         needed = f"{count * kind.itemsize:,} bytes of voxels in shape {tuple(image.shape)}"
