@@ -5,7 +5,7 @@ its bytes are forced to the disk; it is renamed; and the folder's new entry is f
 at any moment, sees the old content or the new one and nothing between.
 
 Files that grow (metrics, logs) and locks are opened here too, never through a link: a run folder may come from
-elsewhere, and a link in it would make us write to, empty or delete what lies outside.
+elsewhere, and a link in it would make us write to, empty or delete what lies outside. A hard link is one, too.
 """
 
 import hashlib
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import IO
 
 LINK = "is a link; in a run folder nothing is written or deleted through one"
+HARD_LINK = "is a hard link: what is appended to it would stand elsewhere, too; put a copy in its place"
+GROWING = (".log", ".lock")  # endings of files that are opened as they are; all others are replaced as a whole
 ENDING = ".tmp"  # of every temporary name, so that what a killed process left can be found
 UNFINISHED = re.compile(r"\..+\.\d+-\d+\.tmp")  # such a name as a whole: of the file, the process and a number
 NUMBERS = itertools.count()
@@ -90,29 +92,35 @@ def arriving(folder: Path, name: str, *, last: str) -> Iterator[Path]:
 
 
 def refuse_links(folder: Path) -> None:
-    """``ValueError`` that names the first link below ``folder``, at any depth. ``folder`` itself may be one: a person
-    may keep runs on another disk. A folder that is not there holds none."""
+    """``ValueError`` that names the first link below ``folder``, at any depth; of hard links only one of a file that
+    grows, since all others are replaced or deleted as this one name. ``folder`` itself may be a link: a person may keep
+    runs on another disk. A folder that is not there holds none."""
     places = [folder] if folder.is_dir() else []
     while places:
         with os.scandir(places.pop()) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.is_symlink():
                     raise ValueError(f"{entry.path}: {LINK}")
+                if entry.name.endswith(GROWING) and entry.is_file() and entry.stat().st_nlink > 1:
+                    raise ValueError(f"{entry.path}: {HARD_LINK}")
                 if entry.is_dir(follow_symlinks=False):
                     places.append(Path(entry.path))
 
 
 def open_itself(path: Path, flags: int) -> int:
     """A descriptor of the regular file ``path``, opened by ``os.open`` with ``flags``; never of what a link points to,
-    and it waits for nobody (a pipe). ``ValueError`` that names ``path`` for anything else."""
+    to write never of a file that has a second name, and it waits for nobody (a pipe). ``ValueError`` that names
+    ``path`` for anything else."""
     try:
         handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         reason = LINK if path.is_symlink() else f"could not be opened: {error.strerror}"
         raise ValueError(f"{path}: {reason}") from None
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    state = os.fstat(handle)
+    to_write = flags & os.O_ACCMODE != os.O_RDONLY
+    if not stat.S_ISREG(state.st_mode) or (to_write and state.st_nlink > 1):
         os.close(handle)
-        raise ValueError(f"{path}: not a regular file")
+        raise ValueError(f"{path}: {HARD_LINK if stat.S_ISREG(state.st_mode) else 'not a regular file'}")
     return handle
 
 

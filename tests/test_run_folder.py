@@ -231,3 +231,31 @@ def test_files_that_grow_are_opened_themselves_or_not_at_all(tmp_path: Path) -> 
         open_itself(tmp_path / "pipe", os.O_RDWR)
     with pytest.raises(ValueError, match="could not be opened: Is a directory"):
         appending(tmp_path)
+
+
+@pytest.mark.parametrize("name", [".lock", "federation.log", "logs/server.log", "sites/a/errors.log"])
+def test_a_run_folder_with_a_hard_link_to_elsewhere_is_not_opened(tmp_path: Path, name: str) -> None:
+    """What is replaced as a whole may be one (a snapshot by ``cp -al``): the other name keeps what it has."""
+    (tmp_path / "outside").write_text(OUTSIDE)
+    link = tmp_path / "run" / name
+    link.parent.mkdir(parents=True)
+    link.hardlink_to(tmp_path / "outside")
+    for open_it in (lambda: opened(tmp_path / "run"), lambda: appending(link), lambda: open_itself(link, os.O_RDWR)):
+        with pytest.raises(ValueError, match=f"{name}: is a hard link: what is appended to it would stand elsewhere"):
+            open_it()
+    os.close(open_itself(link, os.O_RDONLY))
+    assert (tmp_path / "outside").read_text() == OUTSIDE
+
+
+def test_metrics_leave_a_snapshot_by_hard_links_as_it_is(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    metrics.write({"loss": 1.0}, step=1)
+    metrics.close()
+    (tmp_path / "snapshot").hardlink_to(metrics.path)
+    before = metrics.path.read_bytes()
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: is a hard link"):
+        metrics.write({"loss": 2.0}, step=2)
+    metrics.cut(1)  # as a start does that goes on: the file is written anew
+    metrics.write({"loss": 2.0}, step=2)
+    metrics.close()
+    assert (tmp_path / "snapshot").read_bytes() == before and len(list(metrics.read())) == 2
