@@ -43,6 +43,23 @@ def misfit(expected: Mapping[str, Tensor], state: Mapping[str, object]) -> str |
     return "; ".join(part for part in parts if part) or None
 
 
+def momenta_misfit(momenta: Mapping[int, Mapping[str, object]], parameters: Sequence[tuple[str, Tensor]]) -> str | None:
+    """What keeps the saved state of an optimiser (by the number of a parameter, then by its own names) from being that
+    of ``parameters``, (name, values) in the optimiser's order: tensors of another shape, and numbers that are not
+    finite, which would only show in the first step. None where it fits."""
+    reshaped, infinite = [], []
+    for number, (name, parameter) in enumerate(parameters):
+        for key, value in momenta.get(number, {}).items():
+            if not isinstance(value, Tensor):
+                continue
+            if value.ndim and value.shape != parameter.shape:  # a count of steps has no dimensions
+                reshaped.append(f"{key} of {name} {tuple(value.shape)} in the file and {tuple(parameter.shape)} here")
+            elif not finite(value):
+                infinite.append(f"{key} of {name}")
+    parts = (listed("of another shape", reshaped), listed("not finite", infinite))
+    return "; ".join(part for part in parts if part) or None
+
+
 def same_kind(theirs: Tensor, ours: Tensor) -> bool:
     """Whether both are dense and both floating-point or both not. Precision may differ: it is converted."""
     dense = theirs.layout == torch.strided and not theirs.is_quantized and not theirs.is_complex()

@@ -75,6 +75,30 @@ def test_a_damaged_training_state_names_the_checkpoint(tmp_path: Path) -> None:
             job.train(attempt)
 
 
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+@pytest.mark.parametrize("fault", ["nan", "inf", "shape"])
+def test_momenta_that_cannot_be_are_named_before_the_first_step(tmp_path: Path, optimiser: str, fault: str) -> None:
+    settings = tiny.settings(tmp_path, optim={"name": optimiser, "lr": 0.01}, plan={"epochs": 1, "steps_per_epoch": 2})
+    folder = job.train(settings).settings.folder / "checkpoints"
+    (folder / "step_000000002.pt").unlink()
+    file = folder / "step_000000001.pt"
+    state = torch.load(file, weights_only=True)["state"]
+    momenta = state["optimizer"]["state"][0]
+    key = next(key for key, value in momenta.items() if value.ndim)
+    momenta[key] = (
+        torch.zeros(3)
+        if fault == "shape"
+        else momenta[key].flatten().index_fill(0, torch.tensor([1]), float(fault)).view_as(momenta[key])
+    )
+    rewritten(file, {"state": state})
+    what = r"of another shape \(" if fault == "shape" else r"not finite \("
+    other = tiny.settings(tmp_path, run={"name": "other", "continue_from": str(folder.parent)}, optim=settings.optim)
+    for attempt in (settings, other):
+        line = rf"step_000000001\.pt: its training state is damaged: optimiser: 1 {what}{key} of encoder\."
+        with pytest.raises(ValueError, match=line):
+            job.train(attempt)
+
+
 def test_an_archive_that_has_to_be_inflated_is_refused_unread(file: Path) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * (1 << 24))

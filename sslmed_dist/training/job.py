@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslmed_dist import checkpoint, distributed, registry
+from sslmed_dist import checkpoint, distributed, registry, state_dicts
 from sslmed_dist.config import Config, fingerprint, from_tree, to_tree
 from sslmed_dist.data.batches import Batches
 from sslmed_dist.data.dataset import Dataset
@@ -65,7 +65,18 @@ class Job:
         ``ValueError`` names the file and what does not fit or is damaged."""
         checkpoint.load_method(self.method, saved["method"], path)
         with checkpoint.state_of(path):
+            self.require_momenta(saved["state"], path)
             self.state.load_state_dict(saved["state"])
+
+    def require_momenta(self, state: Mapping[str, Any], path: Path) -> None:
+        """``ValueError`` naming the checkpoint ``path`` and the tensors of its optimiser that are not finite, or of
+        another shape than their parameters (``state_dicts.momenta_misfit``)."""
+        names = {id(parameter): name for name, parameter in self.method.named_parameters()}
+        groups = self.state.optimisation.optimizer.param_groups
+        parameters = [(names[id(parameter)], parameter) for group in groups for parameter in group["params"]]
+        problem = state_dicts.momenta_misfit(state["optimizer"]["state"], parameters)
+        if problem:
+            raise ValueError(f"{path}: its training state is damaged: optimiser: {problem}")
 
     def inherit(self, source: Path) -> None:
         """Begin with the whole state of the run folder or checkpoint file ``source``: method, optimiser, queues.
@@ -87,6 +98,7 @@ class Job:
                 self.state.inherit(saved["state"])
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
+            self.require_momenta(saved["state"], path)
 
 
 def assemble(settings: Config, dataset: Dataset | None = None) -> Job:
