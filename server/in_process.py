@@ -27,6 +27,7 @@ from server.app import app as server_app
 from sslmed_dist import config
 from sslmed_dist.federation.messages import RunSettings
 from sslmed_dist.federation.sites import expected_sites, federated_section
+from sslmed_dist.printable import say
 
 APP_FOLDER = Path(__file__).resolve().parent.parent
 FAILED, GONE = 2, 5  # Flower's codes: the app raised, the node is not there
@@ -132,7 +133,7 @@ def main() -> int:
     try:
         run(parser.parse_args().run_dir)
     except (ValueError, RuntimeError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        say(" ".join(str(error).split()))  # it may quote a name out of a file
         return 1
     return 0
 

@@ -24,6 +24,7 @@ FORMAT, VERSION = "sslmed-dist checkpoint", 1
 MAGIC = b"PK\x03\x04"  # how every zip archive, and so every torch.save file, starts
 KINDS = ("training", "encoder", "site")
 NAME = re.compile(r"step_(\d{9,18})\.pt")
+ROUND = re.compile(r"(?:state_)?round_(\d{5,18})\.pt")
 MOST_INDEX = 2**25  # bytes of an archive's pickle, which names the tensors; as objects it takes 20 times as much
 SAMPLES: Fields = {"digest": str, "content": bool, "count": int}  # what a run's checkpoint may know of its samples
 # What zipfile raises on a damaged archive: also an encrypted member (RuntimeError) or an impossible place (ValueError).
@@ -70,10 +71,20 @@ def load(path: Path) -> dict[str, Any]:
         payload["config"] = json.loads(payload["config"])
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: config: not valid JSON: {error}") from None
-    named = NAME.fullmatch(path.name)
-    if named and payload.get("step", int(named[1])) != int(named[1]):
-        raise ValueError(f"{path}: contradicts its name: it holds step {payload['step']!r:.40}")
+    require_named(payload, path)
     return payload
+
+
+def require_named(payload: Mapping[str, Any], path: Path) -> None:
+    """``ValueError`` where a file holds another step, or another round or none, than its name says."""
+    for word, pattern in (("step", NAME), ("round", ROUND)):
+        named = pattern.fullmatch(path.name)
+        if named is None or (word == "step" and word not in payload):  # a step stands in the training state as well
+            continue
+        told = payload.get(word)
+        if type(told) is not int or told != int(named[1]):
+            held = f"{word} {told!r:.40}" if word in payload else f"no {word}"
+            raise ValueError(f"{path}: contradicts its name: it holds {held}")
 
 
 def require_fields(payload: Mapping[str, Any], path: Path) -> None:

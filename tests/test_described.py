@@ -81,6 +81,7 @@ def test_one_stored_number_is_not_taken_for_a_network(tmp_path: Path) -> None:
         kind="encoder",
         config=tree,
         fingerprint="",
+        round=1,
         method={f"encoder.{key}": value for key, value in state.items()},
     )
     with pytest.raises(ValueError, match=r"round_00001.pt: method: its tensors have [\d,]+ bytes; allowed: 8 times"):
@@ -99,7 +100,9 @@ def test_so_is_the_configuration_in_a_checkpoint(tmp_path: Path, sections: dict[
     tree = config.to_tree(tiny.settings(tmp_path, **{"method": {"channels": 1}, **sections}))
     tree["method"]["channels"] = 1
     method = {f"encoder.{key}": value for key, value in state_of().items()}
-    path = checkpoint.save(tmp_path / "round_00001.pt", kind="encoder", config=tree, fingerprint="", method=method)
+    path = checkpoint.save(
+        tmp_path / "round_00001.pt", kind="encoder", config=tree, fingerprint="", round=1, method=method
+    )
     with pytest.raises(ValueError) as caught:
         pretrained.load(path)
     assert str(caught.value).startswith(f"{path}: ") and line in str(caught.value)

@@ -74,13 +74,17 @@ def private_folder(run: Path) -> Iterator[tuple[Path, Processes]]:
 
 
 def clear_remains(run: Path) -> None:
-    """End what a former start of the run in ``run`` left running, and remove its private folder. Where the note is not
-    of such a start nothing is ended or removed, and a line says so."""
+    """End what a former start of the run in ``run`` left running, and remove its private folder and the note of it. A
+    note of a start elsewhere goes, too, but nothing is ended or removed that it names, and a line says so.
+    ``ValueError`` for what is no note of ours: it stays."""
     note = run / NOTE
     if not os.path.lexists(note):
         return
     try:
         folder = Path(read_json(note, {"folder": str})["folder"])
+    except ValueError as error:
+        raise ValueError(f"{note}: is not a note that this program wrote ({error}); move it away") from None
+    try:
         if os.path.lexists(folder):
             mark = Mark.read(folder)
             if mark.run != identity(run):
@@ -88,9 +92,7 @@ def clear_remains(run: Path) -> None:
             Processes(mark.token, mark.since).stop()
             shutil.rmtree(folder, ignore_errors=True)
     except (ValueError, OSError) as error:
-        say(f"{note}: not of a former start here, nothing was ended or removed ({error})")
-    if note.is_dir() and not note.is_symlink():
-        raise ValueError(f"{note}: is a folder; a file of this name is ours")
+        say(f"{note}: not of a former start here, nothing was ended or removed but this note ({error})")
     note.unlink()
 
 

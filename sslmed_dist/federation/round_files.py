@@ -37,7 +37,7 @@ def save_round(folder: Path, rounds_done: int, arrays: Mapping[str, Tensor], set
 
 def last_round(folder: Path, settings: Config) -> tuple[int, Arrays] | None:
     """(number of rounds done, shared tensors) of the newest round checkpoint, or None where there is none.
-    ``ValueError`` names a file of another run."""
+    ``ValueError`` names a file of another run, kind or round."""
     files = numbered(folder / "checkpoints", "round")
     if not files:
         return None
@@ -45,4 +45,6 @@ def last_round(folder: Path, settings: Config) -> tuple[int, Arrays] | None:
     saved = checkpoint.load(path)
     if saved["fingerprint"] != fingerprint(settings):
         raise ValueError(f"{path}: belongs to another run (configuration fingerprint differs)")
+    if saved["kind"] != "encoder":
+        raise ValueError(f"{path}: kind: expected encoder, the shared tensors of a federation, got {saved['kind']}")
     return int(saved["round"]), dict(saved["method"])

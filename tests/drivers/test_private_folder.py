@@ -88,11 +88,14 @@ FORGED: dict[str, Callable[[Path, Path], object]] = {
         and (place / next(iter(os.listdir(place))) / MARK).unlink()
     ),
     "escape codes": lambda run, place: moved(run, left_behind(run, place), place / "\x1b[2J\n"),
+}
+NO_NOTES: dict[str, Callable[[Path, Path], object]] = {
     "no JSON": lambda run, place: left_behind(run, place) and (run / NOTE).write_text("{"),
     "a list": lambda run, place: left_behind(run, place) and (run / NOTE).write_text("[1]"),
     "too deep": lambda run, place: left_behind(run, place) and (run / NOTE).write_text("[" * 60000),
     "a linked note": lambda run, place: left_behind(run, place) and relinked(run / NOTE, place / "note"),
     "a pipe": lambda run, place: left_behind(run, place) and ((run / NOTE).unlink(), os.mkfifo(run / NOTE)),
+    "a folder": lambda run, place: left_behind(run, place) and ((run / NOTE).unlink(), (run / NOTE).mkdir()),
 }
 
 
@@ -135,6 +138,18 @@ def test_a_forged_note_ends_and_removes_nothing(
         and said[0].isprintable()
         and said[0].startswith(f"{run / NOTE}: not of a former start here, nothing was ended")
     )
+
+
+@pytest.mark.parametrize("kind", NO_NOTES)
+def test_what_is_no_note_of_ours_stays(
+    kind: str, run: Path, place: Path, sleeper: "subprocess.Popen[bytes]", capsys: pytest.CaptureFixture[str]
+) -> None:
+    NO_NOTES[kind](run, place)
+    before = sorted(run.rglob("*")) + sorted(place.rglob("*"))
+    with pytest.raises(ValueError, match=r"\.runtime\.json: is not a note that this program wrote \(.*; move it away$"):
+        clear_remains(run)
+    assert sleeper.poll() is None and sorted(run.rglob("*")) + sorted(place.rglob("*")) == before
+    assert capsys.readouterr().err == ""
 
 
 def test_a_copied_run_folder_leaves_the_original_alone(run: Path, place: Path) -> None:

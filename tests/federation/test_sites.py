@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from sslmed_dist import __version__, checkpoint, config
@@ -131,6 +132,25 @@ def test_rounds_are_pruned_like_steps_and_the_first_weights_stay(tmp_path: Path)
     assert kept == [0, 3, 6, 7, 8]
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"round": None}, "contradicts its name: it holds no round"),
+        ({"round": 7}, "contradicts its name: it holds round 7"),
+        ({"round": "2"}, "contradicts its name: it holds round '2'"),
+        ({"round": True}, "contradicts its name: it holds round True"),
+        ({"kind": "site", "state": {}}, "kind: expected encoder, the shared tensors of a federation, got site"),
+    ],
+)
+def test_a_round_that_is_not_what_its_file_is_called(tmp_path: Path, change: dict[str, Any], line: str) -> None:
+    chosen = tiny.settings(tmp_path)
+    path = save_round(tmp_path / "run", 2, initial_arrays(chosen), chosen)
+    payload = torch.load(path, weights_only=True) | change
+    torch.save({key: value for key, value in payload.items() if value is not None}, path)
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{path}: {line}')}$"):
+        last_round(tmp_path / "run", chosen)
+
+
 @pytest.mark.parametrize("name", ["round_00001 (copy).pt", "round_best.pt", "round_1.pt"])
 def test_a_copy_that_somebody_made_is_no_round(tmp_path: Path, name: str) -> None:
     chosen = tiny.settings(tmp_path, plan={"keep_last": 1})
@@ -233,3 +253,14 @@ def test_simulated_sites_find_the_list_and_the_cache_of_the_launcher(tmp_path: P
     text = flower_programs.node_config(place, 0, "north")
     node = dict(re.findall(r'(\S+)="([^"]*)"', text))
     assert messages.Node.read(node, {}).data(travelled) == wanted
+
+
+def test_what_a_server_in_one_process_prints_obeys_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from server import in_process
+
+    monkeypatch.setattr("sys.argv", ["server.in_process", "--run-dir", f"{tmp_path}/\x1b[2J"])
+    assert in_process.main() == 1
+    said = capsys.readouterr().err
+    assert "\\x1b[2J" in said and said.rstrip("\n").isprintable()
