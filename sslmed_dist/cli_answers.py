@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from sslmed_dist.endings import USER_ERROR
-from sslmed_dist.printable import printable
+from sslmed_dist.printable import printable, speaks
 
 
 def show(*lines: object) -> None:
-    """The answer, one line each on stdout. What they name may hold control characters, which are escaped."""
-    for line in lines:
+    """The answer, one line each on stdout, by the process that ``speaks``. What they name may hold control characters,
+    which are escaped."""
+    for line in lines if speaks() else ():
         print(printable(str(line)))
 
 

@@ -1,6 +1,7 @@
 """Text from files and folders in a form that is safe to print and to hand on."""
 
 import html
+import os
 import re
 import sys
 import unicodedata
@@ -16,9 +17,16 @@ def printable(text: str) -> str:
     return "".join(letter if shows(letter) else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def speaks() -> bool:
+    """Whether this process is the one of its group that speaks: rank 0 of those that torchrun started, or alone. What
+    all of them would say is said once; an error is its process's own and is always said."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
 def say(line: str) -> None:
-    """One line on standard error for the person who waits."""
-    print(printable(line), file=sys.stderr, flush=True)
+    """One line on standard error for the person who waits, by the process that ``speaks``."""
+    if speaks():
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def note(line: str) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from sslmed_dist.cli_answers import show
 from sslmed_dist.printable import as_html, as_markdown, note, printable, say, without_folders
 
 
@@ -65,3 +66,20 @@ def test_paths_keep_their_last_part(value: object, shown: object) -> None:
 def test_names_change_neither_markdown_nor_html(text: str, markdown: str, html: str) -> None:
     assert as_markdown(text) == markdown
     assert as_html(text) == html
+
+
+@pytest.mark.parametrize(
+    ("rank", "world", "speaks"), [(None, None, True), ("0", "4", True), ("3", "4", False), ("1", "1", True)]
+)
+def test_of_a_group_one_speaks(
+    rank: str | None,
+    world: str | None,
+    speaks: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in (("RANK", rank), ("WORLD_SIZE", world)):
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    say("once")
+    show("runs/a", "b")
+    assert tuple(capsys.readouterr()) == (("runs/a\nb\n", "once\n") if speaks else ("", ""))

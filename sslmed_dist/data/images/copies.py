@@ -7,7 +7,7 @@ are kept in the user's cache by size and time of change; a path enters it as a h
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def find_copies(root: Path, names: Sequence[str], splits: Sequence[str], asked: 
 
     More than ``MOST_UNASKED`` bytes are only read when ``asked``. ``ValueError`` for a file that cannot be read.
     """
-    candidates = same_sizes(root, names, splits)
+    candidates = same_sizes(root, names, [split == "train" for split in splits])
     total = sum(size for _, size, _ in candidates)
     if total > MOST_UNASKED and not asked:
         return Copies([], total)
@@ -41,13 +41,30 @@ def find_copies(root: Path, names: Sequence[str], splits: Sequence[str], asked: 
     return Copies([i for i, _, _ in candidates if splits[i] == "train" and digests[i] in held_out])
 
 
-def same_sizes(root: Path, names: Sequence[str], splits: Sequence[str]) -> list[tuple[int, int, int]]:
-    """(position, size, time of change) of every file whose size occurs both in train and elsewhere."""
+def count_conflicts(root: Path, names: Sequence[str], labels: Sequence[int]) -> int | None:
+    """How many of the files ``root / names[i]`` have the bytes of a file under another label; files without one (-1)
+    are passed over. None where that means to read more than ``MOST_UNASKED`` bytes. ``ValueError`` as
+    ``find_copies``."""
+    candidates = [each for each in same_sizes(root, names, labels, without=-1) if labels[each[0]] != -1]
+    if sum(size for _, size, _ in candidates) > MOST_UNASKED:
+        return None
+    digests = hashes(root, names, candidates)
+    classes: dict[str, set[int]] = {}
+    for i, digest in digests.items():
+        classes.setdefault(digest, set()).add(labels[i])
+    return sum(len(classes[digest]) > 1 for digest in digests.values())
+
+
+def same_sizes(
+    root: Path, names: Sequence[str], sides: Sequence[Hashable], without: Hashable = None
+) -> list[tuple[int, int, int]]:
+    """(position, size, time of change) of every file whose size occurs on several sides (train and elsewhere, or
+    classes); the side ``without`` counts for none."""
     facts = {i: stat for i, stat in enumerate(by_readers(sizes_and_times(root), names)) if stat is not None}
-    sides: dict[int, set[bool]] = {}
+    seen: dict[int, set[Hashable]] = {}
     for i, (size, _) in facts.items():
-        sides.setdefault(size, set()).add(splits[i] == "train")
-    return [(i, size, changed) for i, (size, changed) in facts.items() if len(sides[size]) == 2]
+        seen.setdefault(size, set()).update({sides[i]} - {without})
+    return [(i, size, changed) for i, (size, changed) in facts.items() if len(seen[size]) > 1]
 
 
 def sizes_and_times(root: Path) -> Callable[[str], tuple[int, int] | None]:
@@ -72,7 +89,7 @@ def hashes(root: Path, names: Sequence[str], candidates: Sequence[tuple[int, int
     fresh = dict(zip(missing, by_readers(lambda i: hash_of(root / names[i]), missing), strict=True))
     found = {i: fresh[i] if i in fresh else known[keys[i]] for i, _, _ in candidates}
     if missing:
-        write_cache(file, {keys[i]: digest for i, digest in found.items()})
+        write_cache(file, known | {keys[i]: digest for i, digest in found.items()})
     return found
 
 

@@ -11,18 +11,19 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from sslmed_dist.data.dataset import SPLITS, Dataset, Item, Split, Stored, select_split
-from sslmed_dist.data.images.copies import find_copies
+from sslmed_dist.data.images.copies import count_conflicts, find_copies
 from sslmed_dist.data.images.decode import SUFFIXES, crop_centre, read_picture
 from sslmed_dist.data.images.walk import hidden
 from sslmed_dist.data.samples import in_file
 
 Duplicates = Literal["keep", "drop", "refuse"]
+Make = TypeVar("Make", bound=Callable[..., Any])
 Row = tuple[str, str, int, int]  # split, file name below the root, label or -1, group
 
 
@@ -98,7 +99,7 @@ class ImageFiles(Dataset):
             bits=bits,
             groups=None if listing.groups is None else torch.tensor(listing.groups, dtype=torch.int64)[chosen],
             records=[{"file": name} for name in self.files],
-            notices=[*listing.notices, *notices],
+            notices=[*listing.notices, *notices, *conflicts(listing, split)],
         )
         self.decode(0)
 
@@ -124,6 +125,30 @@ class ImageFiles(Dataset):
         except ValueError as error:
             raise ValueError(f"image {int(self.ids[position])} of {self.name}: {error}") from error
         return crop_centre(image, self.size)
+
+
+def choices(duplicates: Duplicates | None = None) -> None:
+    """The keys of every set of image files, which its function passes on to ``ImageFiles``."""
+
+
+def takes_duplicates(make: Make) -> Make:
+    """Mark the function of a set whose ``**files`` go to ``ImageFiles``: a recipe may then have the keys of
+    ``choices``."""
+    make.passes_to = choices  # type: ignore[attr-defined]
+    return make
+
+
+def conflicts(listing: Listing, split: Split) -> list[str]:
+    """What is to be said of images that are the same, byte for byte, and lie in several classes. Said of what is
+    trained on. Up to 20 GiB are read for it."""
+    if split not in ("train", "all"):
+        return []
+    count = count_conflicts(listing.root, listing.names, listing.labels)
+    if count is None:
+        return ["images of several classes: not looked for (more than 20 GiB to read; sslmed data check looks)"]
+    if not count:
+        return []
+    return [f"{count} images are copies, byte for byte, of images of another class; sslmed data check names copies"]
 
 
 def without_copies(

@@ -13,7 +13,7 @@ import torch
 from sslmed_dist import randomness
 from sslmed_dist.data.damage import damage_named
 from sslmed_dist.data.dataset import Split
-from sslmed_dist.data.images.files import ImageFiles, Listing, image_names
+from sslmed_dist.data.images.files import ImageFiles, Listing, image_names, takes_duplicates
 from sslmed_dist.data.text_files import add_once
 from sslmed_dist.printable import excerpt
 
@@ -32,6 +32,7 @@ CLASSES = {1: "cells", 2: "structures", 3: "objects", 4: "text", 5: "sparse numb
 LARGEST = 2**24  # bytes of a file of image numbers, and of a compressed element of it
 
 
+@takes_duplicates
 def flowers17(
     root: str | Path,
     split: Split = "train",
@@ -39,6 +40,7 @@ def flowers17(
     seed: int = 0,
     size: int = 224,
     workers: int = 2,
+    **files: Any,
 ) -> ImageFiles:
     """Flowers-17 (Nilsback and Zisserman 2006): 17 classes of 80 photographs.
 
@@ -49,7 +51,7 @@ def flowers17(
     and needs no file. ids: image number - 1, the same under every split. Images as ``ImageFiles`` says.
     ``ValueError`` names the missing image or file, and what is wrong in it.
     """
-    return ImageFiles(read_flowers17(Path(root), published, seed), split, size=size, workers=workers)
+    return ImageFiles(read_flowers17(Path(root), published, seed), split, size=size, workers=workers, **files)
 
 
 def read_flowers17(root: Path, published: int = 1, seed: int = 0) -> Listing:

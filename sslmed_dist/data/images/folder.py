@@ -132,7 +132,12 @@ def read_tree(folder: Path) -> tuple[Tree, Counter[str]]:
         images = walk(class_folder)
         tree[class_folder.name] = images.files
         aside += images.aside
-    return tree, aside
+    for place in (entry for entry in folder.iterdir() if entry.is_dir() and hidden(entry.name)):
+        count = len(walk(place).files)
+        if count:  # it may have been meant as a class; without images it is a program's own
+            aside[HIDDEN] -= 1
+            aside[f"images in the hidden folder {place.name}, which is no class"] = count
+    return tree, +aside
 
 
 def keyed_parts(names: Sequence[str], val_fraction: float, test_fraction: float, seed: int) -> list[str]:

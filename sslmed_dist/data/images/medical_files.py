@@ -2,10 +2,10 @@
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sslmed_dist.data.dataset import Split
-from sslmed_dist.data.images.files import ImageFiles, Listing, Row, ordered, unpacked
+from sslmed_dist.data.images.files import ImageFiles, Listing, Row, ordered, takes_duplicates, unpacked
 from sslmed_dist.data.listed_paths import Below
 from sslmed_dist.data.text_files import add_once, read_json, read_lines, read_rows, read_table
 from sslmed_dist.printable import excerpt
@@ -18,8 +18,9 @@ MHIST = ("Image Name", "Majority Vote Label", "Partition")
 Channels = Literal[1, 3]
 
 
+@takes_duplicates
 def mura(
-    root: str | Path, split: Split = "train", size: int = 224, channels: Channels = 1, workers: int = 2
+    root: str | Path, split: Split = "train", size: int = 224, channels: Channels = 1, workers: int = 2, **files: Any
 ) -> ImageFiles:
     """MURA v1.1 (Rajpurkar et al. 2018): radiographs of the upper limb, 36,808 train and 3,197 test images.
 
@@ -31,7 +32,7 @@ def mura(
     ``ValueError`` names the missing file, the line that is no path of the layout, or the study whose label contradicts
     its folder's name.
     """
-    return ImageFiles(read_mura(Path(root)), split, size=size, channels=channels, workers=workers)
+    return ImageFiles(read_mura(Path(root)), split, size=size, channels=channels, workers=workers, **files)
 
 
 def read_mura(root: Path) -> Listing:
@@ -71,8 +72,9 @@ def read_studies(path: Path) -> dict[str, int]:
     return labels
 
 
+@takes_duplicates
 def chaoyang(
-    root: str | Path, split: Split = "train", size: int = 224, channels: Channels = 3, workers: int = 2
+    root: str | Path, split: Split = "train", size: int = 224, channels: Channels = 3, workers: int = 2, **files: Any
 ) -> ImageFiles:
     """Chaoyang (Zhu et al. 2021): colon histology, 4,021 train and 2,139 test patches of 512 x 512 in four classes:
     normal, serrated, adenocarcinoma, adenoma.
@@ -80,7 +82,7 @@ def chaoyang(
     ``root`` holds ``train.json`` and ``test.json``, each a list of {"name": path below root, "label": 0 to 3}, as the
     authors' loader reads them. ``ValueError`` names the missing file, the malformed entry or the unknown label.
     """
-    return ImageFiles(read_chaoyang(Path(root)), split, size=size, channels=channels, workers=workers)
+    return ImageFiles(read_chaoyang(Path(root)), split, size=size, channels=channels, workers=workers, **files)
 
 
 def read_chaoyang(root: Path) -> Listing:
@@ -101,8 +103,9 @@ def read_chaoyang(root: Path) -> Listing:
     return ordered("chaoyang", root, rows, CHAOYANG)
 
 
+@takes_duplicates
 def isic2016(
-    root: str | Path, split: Split = "train", size: int = 224, channels: Channels = 3, workers: int = 2
+    root: str | Path, split: Split = "train", size: int = 224, channels: Channels = 3, workers: int = 2, **files: Any
 ) -> ImageFiles:
     """ISIC 2016, part 3 (Gutman et al. 2016): 900 train and 379 test dermoscopic images, benign 0 or malignant 1.
 
@@ -110,7 +113,7 @@ def isic2016(
     ``ISBI2016_ISIC_Part3_{Training,Test}_GroundTruth.csv`` without a heading: image id and benign or malignant
     (training), image id and 0.0 or 1.0 (test). ``ValueError`` names the missing file and the malformed line.
     """
-    return ImageFiles(read_isic2016(Path(root)), split, size=size, channels=channels, workers=workers)
+    return ImageFiles(read_isic2016(Path(root)), split, size=size, channels=channels, workers=workers, **files)
 
 
 def read_isic2016(root: Path) -> Listing:
@@ -128,8 +131,9 @@ def read_isic2016(root: Path) -> Listing:
     return ordered("isic2016", root, rows, ("benign", "malignant"))
 
 
+@takes_duplicates
 def mhist(
-    root: str | Path, split: Split = "train", size: int = 224, channels: Channels = 3, workers: int = 2
+    root: str | Path, split: Split = "train", size: int = 224, channels: Channels = 3, workers: int = 2, **files: Any
 ) -> ImageFiles:
     """MHIST (Wei et al. 2021): 2,175 train and 977 test patches of colorectal polyps, 224 x 224.
 
@@ -138,7 +142,7 @@ def mhist(
     SSA), the number of annotators who chose SSA (not used) and "Partition" (train or test).
     ``ValueError`` names the missing file or column and the malformed line.
     """
-    return ImageFiles(read_mhist(Path(root)), split, size=size, channels=channels, workers=workers)
+    return ImageFiles(read_mhist(Path(root)), split, size=size, channels=channels, workers=workers, **files)
 
 
 def read_mhist(root: Path) -> Listing:

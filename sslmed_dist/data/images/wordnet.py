@@ -6,9 +6,10 @@ part is the split "test" here. Data for choosing hyperparameters are held out of
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sslmed_dist.data.dataset import Split
-from sslmed_dist.data.images.files import ImageFiles, Listing, Row, image_names, ordered, unpacked
+from sslmed_dist.data.images.files import ImageFiles, Listing, Row, image_names, ordered, takes_duplicates, unpacked
 from sslmed_dist.data.images.walk import hidden
 from sslmed_dist.data.listed_paths import Below
 from sslmed_dist.data.text_files import add_once, read_lines, read_rows
@@ -17,7 +18,10 @@ from sslmed_dist.printable import excerpt
 SOLUTION = "LOC_val_solution.csv"
 
 
-def tiny_imagenet(root: str | Path, split: Split = "train", size: int = 64, workers: int = 2) -> ImageFiles:
+@takes_duplicates
+def tiny_imagenet(
+    root: str | Path, split: Split = "train", size: int = 64, workers: int = 2, **files: Any
+) -> ImageFiles:
     """Tiny-ImageNet (Stanford CS231n, 2015): 200 classes, 100,000 train and 10,000 test images of 64 x 64.
 
     ``root`` holds ``tiny-imagenet-200``, or is it, as the archive of cs231n.stanford.edu unpacks:
@@ -26,7 +30,7 @@ def tiny_imagenet(root: str | Path, split: Split = "train", size: int = 64, work
     ``words.txt`` exists, its first word for it. The split "test" is val/. Images as ``ImageFiles`` says.
     ``ValueError`` names the missing file or folder, the unknown WNID, the corrupt image.
     """
-    return ImageFiles(read_tiny_imagenet(Path(root)), split, size=size, workers=workers)
+    return ImageFiles(read_tiny_imagenet(Path(root)), split, size=size, workers=workers, **files)
 
 
 def read_tiny_imagenet(root: Path) -> Listing:
@@ -74,12 +78,14 @@ def name_classes(words: Path, wnids: Sequence[str]) -> list[str]:
     ]
 
 
+@takes_duplicates
 def imagenet(
     root: str | Path,
     split: Split = "train",
     classes: str | tuple[str, ...] | None = None,
     size: int = 256,
     workers: int = 2,
+    **files: Any,
 ) -> ImageFiles:
     """ImageNet-1k (ILSVRC 2012; Russakovsky et al. 2015): 1000 classes, 1,281,167 train and 50,000 test images.
 
@@ -96,7 +102,7 @@ def imagenet(
     same ids whether the other classes are on the disk or not. Images as ``ImageFiles`` says.
     ``ValueError`` names the missing file or folder, the unknown WNID, the corrupt image.
     """
-    return ImageFiles(read_imagenet(Path(root), classes), split, size=size, workers=workers)
+    return ImageFiles(read_imagenet(Path(root), classes), split, size=size, workers=workers, **files)
 
 
 def read_imagenet(root: Path, classes: str | Sequence[str] | None = None) -> Listing:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sslmed_dist import registry
 from sslmed_dist.data import DATASETS
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.data.images import copies
+from sslmed_dist.data.phantom import PHANTOMS
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +103,39 @@ def test_very_much_is_read_only_when_asked(root: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(copies, "MOST_UNASKED", 10)
     assert folder(root).notices[0].startswith("copies across splits: not looked for (0 GiB to read")
     assert "2 training images" in folder(root, duplicates="keep").notices[0]
+
+
+def test_images_under_two_labels_are_said_of_what_is_trained_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("train/a/1.png", "train/b/4.png"):
+        (root / name).unlink()
+    shutil.copy(root / "train/a/0.png", root / "train/b/new.png")
+    line = "2 images are copies, byte for byte, of images of another class; sslmed data check names copies"
+    assert folder(root).notices == folder(root, "all").notices == (line,) and folder(root, "test").notices == ()
+    monkeypatch.setattr(copies, "MOST_UNASKED", 10)
+    assert "images of several classes: not looked for" in folder(root).notices[-1]
+
+
+def test_images_without_labels_lie_under_none(root: Path) -> None:
+    shutil.copytree(root / "train" / "a", root.with_name("plain"))
+    shutil.copy(root / "train/a/0.png", root.with_name("plain") / "again.png")
+    assert folder(root.with_name("plain"), "all").notices == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["image_folder", "mura", "imagenet", "tiny_imagenet", "flowers17", "chaoyang", "isic2016", "mhist"]
+)
+def test_every_set_of_files_takes_the_key_that_its_notice_names(name: str) -> None:
+    registry.check(DATASETS, {"name": name, "root": ".", "duplicates": "drop"}, "data", ("split",))
+    with pytest.raises(
+        ValueError, match=r"data\.duplicates: expected one of 'keep', 'drop', 'refuse' or null, got 'x'"
+    ):
+        registry.check(DATASETS, {"name": name, "root": ".", "duplicates": "x"}, "data", ("split",))
+
+
+@pytest.mark.parametrize("name", ["chaoyang", "mhist"])
+def test_a_listed_set_drops_copies(tmp_path: Path, name: str) -> None:
+    root = PHANTOMS[name](tmp_path / name)
+    train, test = (DATASETS[name](root=str(root), split=split, size=8) for split in ("train", "test"))
+    shutil.copy(test.listing.root / test.files[0], train.listing.root / train.files[3])
+    dropped = DATASETS[name](root=str(root), size=8, duplicates="drop")
+    assert dropped.files == train.files[:3] + train.files[4:] and "they were dropped" in dropped.notices[0]

@@ -231,7 +231,7 @@ def alive(process: int) -> bool:
 
 def test_mistakes_are_refused(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "pack", "imagenet", str(source), str(tmp_path), "clases=x"]) == 2
-    assert "data.clases: unknown key; allowed: root, classes, workers" in capsys.readouterr().err
+    assert "data.clases: unknown key; allowed: root, classes, workers, duplicates" in capsys.readouterr().err
     stl10 = PHANTOMS["stl10"](tmp_path / "stl10")
     with pytest.raises(ValueError, match="pack: stl10 is not a set of 8-bit image files"):
         packing.pack({"name": "stl10", "root": str(stl10)}, tmp_path / "out")

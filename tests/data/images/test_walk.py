@@ -122,8 +122,22 @@ def test_links_that_lead_nowhere_are_counted_a_whole_class_included(tmp_path: Pa
     for name in ("a/0.png", "b/1.png"):
         path = tmp_path / name
         path.parent.mkdir()
-        Image.new("L", (16, 16), 5).save(path)
+        Image.new("L", (16, 16), ord(name[0])).save(path)
     (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "unmounted" / "x.png")
     (tmp_path / "c").symlink_to(tmp_path / "unmounted")
     dataset = DATASETS["image_folder"](tmp_path, "all", size=16)
     assert len(dataset) == 2 and dataset.notices == ("left aside: 2 links that lead nowhere",)
+
+
+def test_a_hidden_folder_of_images_is_named(tmp_path: Path) -> None:
+    """It may have been meant as a class; one without images is a program's own."""
+    for name in ("set/a/1.png", "set/.normal/1.png", "set/.normal/deep/2.png", "set/thumbs/1.png"):
+        save(tmp_path / name)
+    (tmp_path / "set" / ".git").mkdir()
+    expected = (
+        "left aside: 1 hidden files and folders, 1 images in the hidden folder thumbs, which is no class, "
+        "2 images in the hidden folder .normal, which is no class"
+    )
+    data = folder(tmp_path / "set")
+    assert files(data) == ["a/1.png"] and expected in inspect(tmp_path / "set")[0]
+    assert data.notices == (expected,)
