@@ -135,8 +135,8 @@ def test_a_hidden_folder_of_images_is_named(tmp_path: Path) -> None:
         save(tmp_path / name)
     (tmp_path / "set" / ".git").mkdir()
     expected = (
-        "left aside: 1 hidden files and folders, 1 images in the hidden folder thumbs, which is no class, "
-        "2 images in the hidden folder .normal, which is no class"
+        "left aside: 1 hidden files and folders, 2 images in the hidden folder .normal, which is no class, "
+        "1 images in the hidden folder thumbs, which is no class"
     )
     data = folder(tmp_path / "set")
     assert files(data) == ["a/1.png"] and expected in inspect(tmp_path / "set")[0]
