@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist import distributed
-from sslmed_dist.losses import LOSSES, tiles
+from sslmed_dist.losses import LOSSES, products, similarity, tiles
 from sslmed_dist.losses.similarity import Similarity
 from tests.gloo import GlooPool
 from tests.losses.golden import embeddings
@@ -17,6 +17,23 @@ PAIR_LOSSES = ["nt_xent", "contr", "dcl", "dclw", "macl", "binary", "combo", "mi
 LEAVES: list[Any] = [0.2, 0.02, {"name": "dystress"}, {"name": "dystress_shifted", "gradient": False}]
 every_loss = pytest.mark.parametrize("name", PAIR_LOSSES)
 every_temperature = pytest.mark.parametrize("leaf", LEAVES, ids=str)
+
+
+@pytest.fixture(params=["torch.mm", "oneDNN"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Large float32 products by one library, whatever the processor. The list holds one entry a product of oneDNN."""
+    by_onednn, calls, multiply = request.param == "oneDNN", list[str](), products.onednn_product
+    if by_onednn and not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without oneDNN")
+
+    def counted(a: Tensor, b: Tensor) -> Tensor:
+        calls.append(request.param)
+        return multiply(a, b)
+
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: by_onednn)
+    for module in (similarity, tiles):
+        monkeypatch.setattr(module, "onednn_product", counted)
+    return calls
 
 
 def value_and_gradient(name: str, leaf: Any, z0: Tensor, z1: Tensor) -> tuple[float, Tensor]:
@@ -45,11 +62,12 @@ def test_small_tiles_equal_one_tile(name: str, leaf: Any, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("leaf", [0.2, {"name": "dystress"}, {"name": "dystress", "gradient": False}], ids=str)
 @pytest.mark.parametrize("kept", [3, 7, 1000])  # tiles of 32 x 32; there are ten
 def test_what_is_kept_of_the_forward_pass_changes_no_bit(
-    name: str, leaf: Any, kept: int, monkeypatch: pytest.MonkeyPatch
+    name: str, leaf: Any, kept: int, library: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     z0, z1 = (z.float() for z in embeddings(51, 6, "blocks"))
     monkeypatch.setattr(tiles, "CPU_EDGE", 32)
     monkeypatch.setattr(tiles, "KEPT", 0)
+    monkeypatch.setattr(products, "WORTHWHILE", 0)
     nothing = value_and_gradient(name, leaf, z0, z1)
     computed: list[int] = []
     plain = Similarity.tile
@@ -102,13 +120,38 @@ def test_ranks_and_blocks_together(gloo: GlooPool, name: str, leaf: Any) -> None
 
 @every_loss
 @pytest.mark.parametrize("leaf", [0.2, {"name": "dystress"}], ids=str)
-def test_float32_gradient_is_within_5e_6_of_float64(name: str, leaf: Any) -> None:
+def test_float32_gradient_is_within_5e_6_of_float64(
+    name: str, leaf: Any, library: list[str], request: pytest.FixtureRequest
+) -> None:
     z0, z1 = embeddings(512, 64, "float32")
     exact = value_and_gradient(name, leaf, z0, z1)
+    assert not library
     single = value_and_gradient(name, leaf, z0.float(), z1.float())
+    assert bool(library) == ("oneDNN" in request.node.name)
     assert single[0] == pytest.approx(exact[0], rel=5e-6, abs=1e-6)
     # Distances over a temperature of 0.07 have logits near -28: the dense equation is no better there (7e-6).
     assert near(single[1].double(), exact[1], 1e-5 if name == "contr" and isinstance(leaf, dict) else 5e-6)
+
+
+@pytest.mark.parametrize(
+    "vectors, maker, expected",
+    [
+        ("AVX512", "vendor_id\t: AuthenticAMD", True),
+        ("AVX512", "vendor_id\t: GenuineIntel", False),  # oneMKL is as fast there
+        ("AVX2", "vendor_id\t: AuthenticAMD", False),
+    ],
+)
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+def test_the_processors_for_which_onednn_multiplies(
+    vectors: str, maker: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
+    monkeypatch.setattr(products, "processor", lambda: maker)
+    assert products.onednn_is_faster.__wrapped__() is expected
+    monkeypatch.setattr(products, "onednn_is_faster", products.onednn_is_faster.__wrapped__)
+    large, small = torch.zeros(512, 64), torch.zeros(16, 64)
+    assert products.by_onednn(large, large) is expected
+    assert not products.by_onednn(small, large) and not products.by_onednn(large.double(), large.double())
 
 
 @every_loss
