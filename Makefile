@@ -29,6 +29,7 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.cache
 	$(BIN)/python -m tests.benchmarks.packing
 	$(BIN)/python -m tests.benchmarks.episodes
+	$(BIN)/python -m tests.benchmarks.prediction
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'

@@ -24,10 +24,10 @@ def train(arguments: argparse.Namespace) -> int:
     """``sslmed train``."""
     settings = configured(arguments)
     if arguments.check:
-        from sslmed_dist.training.check import check_training
+        from sslmed_dist.drivers.rehearsal import check_lines
         from sslmed_dist.training.evaluation_data import check_evaluation
 
-        show(*check_training(settings).lines, *check_evaluation(settings))
+        show(*check_lines(settings), *check_evaluation(settings))
         return 0
     from sslmed_dist import distributed
 

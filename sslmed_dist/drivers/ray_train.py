@@ -79,8 +79,7 @@ def train(settings: config.Config, resume: str = "auto") -> int | None:
     was there. ``ValueError`` when ray is missing, a setting does not fit, or the cluster cannot have that many workers.
     ``RuntimeError`` when the workers failed more often than ``ray.max_failures``. ``NonFinite`` when a loss or gradient
     was not finite."""
-    if importlib.util.find_spec("ray") is None:
-        raise ValueError("driver: ray is not installed: pip install 'sslmed-dist[ray]'; allowed here: local")
+    require_ray()
     os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
     options = settings.ray
     if settings.plan.batch_size % max(options.num_workers, 1):
@@ -121,6 +120,18 @@ def news(folder: Path) -> dict[str, Any]:
     """What the workers last said; empty before they are there."""
     file = folder / NEWS
     return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+def load() -> None:
+    """Import what a worker, or the process that starts Ray, imports of it. ``ValueError`` where it is missing."""
+    require_ray()
+    import ray.train.torch  # noqa: F401
+
+
+def require_ray() -> None:
+    """``ValueError`` where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError("driver: ray is not installed: pip install 'sslmed-dist[ray]'; allowed here: local")
 
 
 def refuse_package(settings: config.Config) -> None:

@@ -1,7 +1,6 @@
-"""``--check``: everything is built and two steps are tried; nothing is written."""
+"""``--check``: everything is built, some steps are tried, and what the run needs is said. Nothing is written."""
 
 import functools
-import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,23 +16,53 @@ from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.training import build, job
 from sslmed_dist.training.monitor import Monitor
 from sslmed_dist.training.precision import deterministic_kernels
+from sslmed_dist.training.rehearsal import Need, process_age, rehearse
 from sslmed_dist.training.step import Stepper
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What ``--check`` prints: the resolved settings, the training data and what they amount to."""
+    """The resolved settings of a run that was checked, and its training data."""
 
     settings: Config
     dataset: Dataset
-    lines: list[str]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A run that was assembled and took two steps. Seconds: ``start`` until this process's modules were there,
+    ``prepare`` to assemble it, ``first`` for the first step, ``parts`` for those of the second one. ``settings`` are
+    the resolved ones; the job's own leave out what would take longer to start than all the rest."""
+
+    work: job.Job
+    settings: Config
+    start: float
+    prepare: float
+    first: float
+    parts: Mapping[str, float]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time that the check itself took."""
+        return self.prepare + self.first + sum(self.parts.values())
 
 
 def check_training(settings: Config, dataset: Dataset | None = None) -> Summary:
     """Build everything and take two steps on the real data. ``dataset`` stands in for the configured train split.
+    ``ValueError`` for a setting that would make the run fail."""
+    tried = try_out(settings, dataset)
+    return Summary(tried.settings, tried.work.dataset)
 
-    ``ValueError`` for a setting that would make the run fail. The estimate of time holds for this machine.
-    """
+
+def check_lines(settings: Config, dataset: Dataset | None = None) -> list[str]:
+    """``check_training``, and lines that say what the run in one process is and needs; see ``describe``."""
+    tried = try_out(settings, dataset)
+    return describe(tried, *need_lines(tried.settings, expected(tried)))
+
+
+def try_out(settings: Config, dataset: Dataset | None = None) -> Tried:
+    """What ``check_training`` does, with what it built and the time that it took."""
+    start, begun = process_age(), time.perf_counter()
     workers = max(settings.ray.num_workers, 1) if settings.driver == "ray" else 1
     if settings.plan.batch_size % workers:
         raise ValueError(f"plan.batch_size: {settings.plan.batch_size} is not a multiple of {workers} workers")
@@ -47,9 +76,16 @@ def check_training(settings: Config, dataset: Dataset | None = None) -> Summary:
         work.inherit(Path(settings.run.continue_from).expanduser())
     if settings.evaluate.every is not None:
         Monitor(work.settings, work.dataset)
+    assembled = time.perf_counter()
     parts = seconds_per_step(work)
-    resolved = replace(work.settings, plan=left_out)
-    return Summary(resolved, work.dataset, describe(work, resolved, parts))
+    first = time.perf_counter() - assembled - sum(parts.values())
+    return Tried(work, replace(work.settings, plan=left_out), start, assembled - begun, first, parts)
+
+
+def expected(tried: Tried) -> Need:
+    """What the run needs in one process, from further steps of it with the threads that it reads with."""
+    tried.work.batches.workers = tried.settings.plan.loader_threads
+    return rehearse(tried.work, start=tried.start, prepare=tried.prepare, first=tried.first)
 
 
 class Parts:
@@ -112,17 +148,20 @@ def shares(seconds: Mapping[str, float]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A span in the unit that a person would use: ``40 s``, ``12 min``, ``3.5 h``."""
+    """A span in the unit that a person would use: ``40 s``, ``2.5 min``, ``12 min``, ``3.5 h``."""
     if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 120 * 60 else f"{seconds / 3600:.1f} h"
+    if seconds < 120 * 60:
+        return f"{seconds / 60:.1f} min" if seconds < 600 else f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
-def describe(work: job.Job, settings: Config, parts: Mapping[str, float]) -> list[str]:
-    """One line each: run, data, method, plan, device, memory, time, slowest. ``parts`` are ``seconds_per_step``."""
+def describe(tried: Tried, memory: str, spent: str) -> list[str]:
+    """One line each: run, data, method, plan, device, memory, time, slowest. ``memory`` and ``spent`` say what the run
+    needs (``need_lines``)."""
+    work, settings = tried.work, tried.settings
     data, plan, steps = work.dataset, settings.plan, job.total(work)
     device = build.choose_device(settings)
-    seconds = sum(parts.values())
     weights = sum(p.numel() for p in work.method.parameters() if p.requires_grad)
     return [
         f"run       {settings.folder.name}, seed {settings.run.seed}, fingerprint {fingerprint(settings)[:12]}",
@@ -130,19 +169,36 @@ def describe(work: job.Job, settings: Config, parts: Mapping[str, float]) -> lis
         f"method    {settings.method['name']}: {weights:,} parameters, {size(work.method) / 2**20:.1f} MiB",
         f"plan      {plan.epochs} epochs x {work.batches.steps} steps = {steps} steps of {plan.batch_size}",
         f"device    {device}, {torch.get_num_threads()} thread(s), {plan.precision}",
-        f"memory    {peak_memory(device) / 2**20:.0f} MiB at the peak of one step, data included",
-        f"time      {seconds:.2f} s a step here: about {duration(steps * seconds)} in one process",
-        f"slowest   {shares(parts)}",
+        f"memory    {memory}",
+        f"time      {spent}",
+        f"slowest   {shares(tried.parts)}",
     ]
+
+
+def need_lines(settings: Config, need: Need) -> tuple[str, str]:
+    """(memory, time) of a run in one process, in words: how much, of what, and what that rests on."""
+    memory = f"about {mebibytes(need.memory)} at the peak of this process, libraries, data, training and its end"
+    if build.choose_device(settings).type == "cuda":
+        memory = f"{mebibytes(torch.cuda.max_memory_allocated())} of the GPU in these steps; {memory}"
+    return memory, time_words(settings, need)
+
+
+def time_words(settings: Config, need: Need, beside: str = "") -> str:
+    """The time of a run in words. ``beside``: what the start holds besides this program's own."""
+    checks = f", {need.watches} x nearest neighbours {need.watch:.2f} s" if need.watches else ""
+    compiled = "; compilation is not in it" if settings.plan.compile else ""
+    return (
+        f"about {duration(need.seconds)}: start {need.start + need.prepare:.1f} s{beside}, "
+        f"{need.steps} steps of {need.step:.2f} s, {need.saves} checkpoints of {need.save:.2f} s{checks}, "
+        f"end {need.end:.1f} s; from {need.tried} steps here, no evaluation{compiled}"
+    )
+
+
+def mebibytes(count: int) -> str:
+    """``1,234 MiB``."""
+    return f"{count / 2**20:,.0f} MiB"
 
 
 def size(method: nn.Module) -> int:
     """Bytes of parameters and buffers."""
     return sum(value.numel() * value.element_size() for value in method.state_dict().values())
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the GPU's peak, or this process's peak resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB

@@ -26,7 +26,7 @@ from sslmed_dist.federation.sites import (
     training_settings,
 )
 from sslmed_dist.training import build, job, pretrained
-from sslmed_dist.training.check import check_training
+from sslmed_dist.training.check import check_lines, check_training
 from sslmed_dist.training.stopping import finish
 from sslmed_dist.verbs import pictures
 from sslmed_dist.verbs.evaluate import arm_predictions
@@ -42,10 +42,11 @@ def prepare(settings: Config) -> tuple[Config, list[Site]]:
 
 
 def check(settings: Config) -> list[str]:
-    """Validate the federation and describe it in lines; two steps are tried, nothing is written."""
+    """Validate the federation and describe it in lines; some steps are tried on all data together, nothing is
+    written. Memory and time are those of one arm, trained in one process."""
     resolved, sites = prepare(settings)
     fed = federated_section(resolved)
-    lines = check_training(resolved, everything(sites)).lines
+    lines = check_lines(resolved, everything(sites))
     lines.append(
         f"rounds    {fed.rounds} x {fed.local_epochs} local epoch(s), strategy {fed.strategy['name']}, {fed.runtime}"
     )

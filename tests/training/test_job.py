@@ -191,7 +191,6 @@ def test_check_builds_everything_and_writes_nothing(tmp_path: Path) -> None:
     assert summary.settings == build.resolve(settings, build.load_data(settings, "train")), (
         "nothing but what data decides"
     )
-    assert f"fingerprint {config.fingerprint(summary.settings)[:12]}" in summary.lines[0]
     assert not (tmp_path / "runs").exists()
     with pytest.raises(ValueError, match="^plan.batch_size: 16 is not a multiple of 3 workers$"):
         check_training(config.replace(settings, driver="ray", ray={"num_workers": 3}))
