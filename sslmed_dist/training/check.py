@@ -179,7 +179,8 @@ def need_lines(settings: Config, need: Need) -> tuple[str, str]:
     """(memory, time) of a run in one process, in words: how much, of what, and what that rests on."""
     memory = f"about {mebibytes(need.memory)} at the peak of this process, libraries, data, training and its end"
     if build.choose_device(settings).type == "cuda":
-        memory = f"{mebibytes(torch.cuda.max_memory_allocated())} of the GPU in these steps; {memory}"
+        gpu = mebibytes(torch.cuda.max_memory_allocated())
+        memory = f"{memory}; of the GPU {gpu} in these steps (not compared with a run yet)"
     return memory, time_words(settings, need)
 
 

@@ -50,6 +50,7 @@ def check(settings: Config) -> list[str]:
     lines.append(
         f"rounds    {fed.rounds} x {fed.local_epochs} local epoch(s), strategy {fed.strategy['name']}, {fed.runtime}"
     )
+    lines.append("arms      memory and time above are those of one arm trained in one process, on all data together")
     for site in sites:
         counts = f"{len(site.train)} train, {len(site.val)} validation, {len(site.test)} held out"
         lines.append(f"site      {site.name}: {counts}")
