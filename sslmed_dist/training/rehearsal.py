@@ -5,6 +5,7 @@ appear at the first step. A checkpoint is made and thrown away. What no step sho
 that has imported torch needs more memory while it ends than before.
 """
 
+import functools
 import itertools
 import math
 import os
@@ -167,6 +168,7 @@ def process_age() -> float:
     return up - began / os.sysconf("SC_CLK_TCK")
 
 
+@functools.cache  # the same for every run that one process checks
 def end_of_process() -> tuple[int, float]:
     """(bytes of peak resident memory that the end of a process adds, seconds that it takes), of another process that
     imports torch and nothing else. ``RuntimeError`` where that fails."""
