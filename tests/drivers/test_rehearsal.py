@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import re
 from pathlib import Path
 
 import pytest
