@@ -118,17 +118,19 @@ def report(arguments: argparse.Namespace) -> int:
     """``sslmed report``."""
     from sslmed_dist.atomic_files import refuse_links
     from sslmed_dist.report import write_report
-    from sslmed_dist.report.events import write_events
+    from sslmed_dist.report.events import events_folders, write_events
 
     refuse_links(arguments.runs[0])  # the page goes there
+    curves = arguments.tensorboard
+    folders = [] if curves is None else events_folders(arguments.runs, curves, force=arguments.force)
     if arguments.pictures:
         from sslmed_dist.verbs import pictures
 
         pictures.make_for_report(arguments.runs)
     page, markdown = write_report(arguments.runs, arguments.out, pictures=arguments.pictures, force=arguments.force)
-    if arguments.tensorboard is not None:
-        write_events(arguments.runs, arguments.tensorboard)
-    show(page, markdown)
+    if curves is not None:
+        write_events(arguments.runs, folders)
+    show(page, markdown, *folders)
     return 0
 
 

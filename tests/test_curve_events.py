@@ -1,15 +1,17 @@
 """TensorBoard while a run trains: what it shows is what metrics.jsonl holds, also after a kill."""
 
 import importlib.util
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sslmed_dist import cli, config
+from sslmed_dist import cli, config, curve_events
 from sslmed_dist.run_folder import Metrics
 from sslmed_dist.training import job
 from tests import tiny
+from tests.report.fabricated import fabricate
 
 
 def shown(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -82,3 +84,59 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="tensorboard: is a link"):
         Metrics(tmp_path / "metrics.jsonl", live=True)
+
+
+def foreign(folder: Path) -> dict[Path, bytes]:
+    """Puts into a folder what others wrote: events of TensorBoard's own writer, notes with such a name, a link to a
+    file of ours. Returns what is there by path."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder))
+    writer.add_scalar("theirs", 1.0, 3)
+    writer.close()
+    (folder / "events.out.tfevents.0.notes").write_bytes(b"sslmed-dist, my notes")
+    curve_events.EventFile(folder.with_name("elsewhere")).close()
+    ours = next(folder.with_name("elsewhere").iterdir())
+    (folder / "events.out.tfevents.0.link").symlink_to(ours)
+    return {path: path.read_bytes() for path in [*folder.iterdir(), ours]}
+
+
+def test_events_that_others_wrote_stay(tmp_path: Path) -> None:
+    before = foreign(tmp_path / "tensorboard")
+    for start in range(3):
+        live = Metrics(tmp_path / "metrics.jsonl", live=True)
+        live.write({"loss": 1.0}, step=start, split="train")
+        live.close()
+    assert {path: path.read_bytes() for path in before} == before
+    ours = list(curve_events.ours_in(tmp_path / "tensorboard"))
+    assert len(ours) == 1 and set((tmp_path / "tensorboard").iterdir()) <= {*before, *ours}
+    assert [step for step, _ in shown(tmp_path / "tensorboard")["train/loss"]] == [0, 1, 2]
+    for word in (socket.gethostname().encode(), str(tmp_path).encode()):
+        assert word not in ours[0].read_bytes() and word not in ours[0].name.encode()
+
+
+def test_report_writes_events_only_where_nothing_of_others_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sslmed_dist.report.plots.render", lambda draw, size, theme: b"\x89PNG\r\n\x1a\n")
+    runs = [fabricate(tmp_path / "runs" / column / "seed-0") for column in ("knee", "chest")]
+    words = ["report", *map(str, runs), "--out", str(tmp_path / "page"), "--tensorboard", str(tmp_path / "curves")]
+    assert cli.main(words) == 0
+    folders = [tmp_path / "curves" / column / "seed-0" for column in ("knee", "chest")]
+    assert capsys.readouterr().out.splitlines()[2:] == [str(folder) for folder in folders], "runs of one name apart"
+    assert [len(list(folder.iterdir())) for folder in folders] == [1, 1]
+
+    def refused(words: list[str], line: str) -> None:
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert cli.main(words) == 2 and line in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+    refused(words, "exists already; give another name, or --force")
+    assert cli.main([*words, "--force"]) == 0
+    assert shown(folders[0])["train/site-0/loss"][0] == (0, pytest.approx(3.0)) and len(list(folders[0].iterdir())) == 1
+    theirs = foreign(folders[1])
+    refused([*words, "--force"], f"{folders[1]}/events.out.tfevents.")
+    assert {path: path.read_bytes() for path in theirs} == theirs
+    refused(["report", str(runs[0]), "--tensorboard", str(tmp_path / "runs" / "knee")], "seed-0/config.yaml: exists")
+    refused(["report", str(runs[0]), "--tensorboard", str(runs[0] / "config.yaml")], "config.yaml: is a file")
+    refused(["report", str(runs[0]), str(runs[0]), "--tensorboard", str(tmp_path / "new")], "is named twice")

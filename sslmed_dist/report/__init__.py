@@ -7,7 +7,7 @@ from sslmed_dist import outputs
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.report import markdown, page
 from sslmed_dist.report.results import results_of
-from sslmed_dist.report.runs import group, read_run
+from sslmed_dist.report.runs import distinct, group, read_run
 
 __all__ = ["write_report"]
 
@@ -26,6 +26,7 @@ def write_report(
     """
     if not runs:
         raise ValueError("report: name at least one run folder")
+    distinct([Path(folder) for folder in runs])  # before anything is read
     read = [read_run(Path(folder), pictures=pictures) for folder in runs]
     target = destination([run.folder for run in read], out)
     experiments = group(read)

@@ -3,21 +3,41 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sslmed_dist import curve_events
+from sslmed_dist import curve_events, outputs
+from sslmed_dist.report.runs import distinct
 from sslmed_dist.run_folder import Metrics
 
 
-def write_events(runs: Sequence[Path], out: Path) -> None:
-    """Write the scalars of each run's ``metrics.jsonl`` to ``out``/RUN; steps are optimiser steps, or rounds.
+def events_folders(runs: Sequence[Path], out: Path, *, force: bool) -> list[Path]:
+    """The folder below ``out`` for the events of each run: what tells it apart from the others
+    (``runs.distinct``).
 
-    ``ValueError`` where tensorboard is not installed.
+    ``ValueError`` where tensorboard is not installed, for a run that is named twice, and for a folder that holds
+    anything but events of an earlier report, or these without ``force``. Nothing is written.
     """
     curve_events.require("--tensorboard")
-    for run in runs:
-        folder = out / run.resolve().name
-        writer = curve_events.open_writer(folder)
-        curve_events.add(writer, Metrics(run / "metrics.jsonl").read())
-        writer.close()
-        for number, file in enumerate(sorted(folder.glob(curve_events.EVENTS))):
-            # TensorBoard puts the host's name into that of the file
-            file.rename(file.with_name(f"{curve_events.EVENTS[:-1]}{number:010d}"))
+    folders = [out / name for name in distinct(runs)]
+    for folder in folders:
+        require_own(folder, force=force)
+    return folders
+
+
+def require_own(folder: Path, *, force: bool) -> None:
+    """``ValueError`` naming what is in ``folder`` and must stay (``outputs.require_writable``)."""
+    for above in (folder, *folder.parents):
+        if above.exists() and not above.is_dir():
+            raise ValueError(f"--tensorboard: {above}: is a file; expected a folder for the events")
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    outputs.require_writable([(path, curve_events.is_ours) for path in inside], force=force)
+
+
+def write_events(runs: Sequence[Path], folders: Sequence[Path]) -> None:
+    """Write the scalars of each run's ``metrics.jsonl`` to its folder (``events_folders``); those of an earlier report
+    are replaced. Steps are optimiser steps, or rounds."""
+    for run, folder in zip(runs, folders, strict=True):
+        old = list(curve_events.ours_in(folder))
+        file = curve_events.EventFile(folder)
+        file.add(Metrics(run / "metrics.jsonl").read())
+        file.close()
+        for path in old:
+            path.unlink()

@@ -230,9 +230,23 @@ def read_captions(folder: Path) -> dict[str, str]:
     return checked(captions, str(file), {}, dict.fromkeys(captions, str))
 
 
+def distinct(folders: Sequence[Path]) -> list[Path]:
+    """What each folder of runs is called: its name, and before it as many of the folders above as tell all of them
+    apart (``seed-0`` of two tables). ``ValueError`` for a folder that is given twice."""
+    parts = [folder.resolve().parts for folder in folders]
+    for folder, own in zip(folders, parts, strict=True):
+        if parts.count(own) > 1:
+            raise ValueError(f"{folder}: this run is named twice; each may be named once")
+    depth = 1
+    while len({own[-depth:] for own in parts}) < len(parts):
+        depth += 1
+    return [Path(*own[-depth:]) for own in parts]
+
+
 def group(runs: Sequence[Run]) -> list[Experiment]:
     """Put runs together that differ only in their seed, in the order given. A run's label is its seed, or its folder
-    where two runs have the same seed or one has none."""
+    (``distinct``) where two runs have the same seed or one has none. ``ValueError`` for a run that is there twice."""
+    names = {run.folder: str(name) for run, name in zip(runs, distinct([run.folder for run in runs]), strict=True)}
     experiments: dict[str, list[Run]] = {}  # by the configuration without seed and place, as text
     for run in runs:
         shared = config.without(run.config, "experiment")
@@ -241,7 +255,7 @@ def group(runs: Sequence[Run]) -> list[Experiment]:
     for members in experiments.values():
         seeds = [run.seed for run in members]
         seeds_differ = None not in seeds and len(set(seeds)) == len(seeds)
-        labels = tuple(f"seed {run.seed}" if seeds_differ else run.folder.name for run in members)
+        labels = tuple(f"seed {run.seed}" if seeds_differ else names[run.folder] for run in members)
         grouped.append(Experiment(members[0].name, tuple(members), labels))
     return grouped
 

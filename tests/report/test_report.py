@@ -218,3 +218,11 @@ def test_names_change_no_table_and_steer_no_terminal(tmp_path: Path) -> None:
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
     assert r"| a \| b | 0.500 [0.460, 0.540] |" in table
+
+
+def test_runs_of_one_name_and_seed_are_told_apart(tmp_path: Path) -> None:
+    runs = [fabricate(tmp_path / column / "seed-0") for column in ("knee", "chest")]
+    text = write_report(runs, tmp_path / "both")[1].read_text()
+    assert "Runs: knee/seed-0, chest/seed-0" in text and "| federated | 81.0 ± 0.0 |" in text
+    with pytest.raises(ValueError, match=r"seed-0: this run is named twice"):
+        write_report([runs[0], tmp_path / "knee" / ".." / "knee" / "seed-0"], tmp_path / "twice")
