@@ -2,27 +2,20 @@
 field, as ``ValueError``."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sslmed_dist.registry import matches, readable
+from sslmed_dist.registry import matches, readable, usual
 
 Fields = Mapping[str, Any]  # names of fields and their type hints
 NONE: Fields = {}
-LARGEST = 2**28  # bytes of one file with an object a line: two million lines of metrics
 LARGEST_OBJECT = 2**25  # bytes of a file that is one object; as Python's it takes up to 20 times as much
-MOST_LINES = 2**23
+LONGEST_LINE = 2**20  # bytes
+# Of each type a value that no list of allowed values has, so that it stands for all.
+ANY: Mapping[type, Any] = {str: "\0", float: 0.5, int: 2**52 + 1, type(None): None}
 LONGEST_INTEGER = 18  # digits; longer ones are read as floats, which may be infinite
-
-
-@dataclass(frozen=True)
-class Lines:
-    """The objects of a file with one a line, each with its line's number, and whether the last line was left out."""
-
-    rows: list[tuple[int, dict[str, Any]]]
-    torn: bool
 
 
 def read_object(path: Path, required: Fields = NONE, optional: Fields = NONE) -> dict[str, Any]:
@@ -36,35 +29,38 @@ def read_object(path: Path, required: Fields = NONE, optional: Fields = NONE) ->
     return checked(value, str(path), required, optional)
 
 
-def read_lines(path: Path, required: Fields = NONE, optional: Fields = NONE) -> Lines:
-    """A file that grows by one JSON object a line, each with these fields. A last line that is no JSON is left out: the
-    process was killed while it wrote, or is writing now."""
-    require_ordinary(path, LARGEST)
-    content = path.read_bytes()
-    count = content.count(b"\n")
-    if count > MOST_LINES:
-        raise ValueError(f"{path}: {count:,} lines; allowed: {MOST_LINES:,}")
-    lines = content.split(b"\n")
-    while lines and not lines[-1].strip():
-        lines.pop()
-    rows: list[tuple[int, dict[str, Any]]] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            value = json.loads(line.decode("utf-8"), parse_int=integer)
-        except (ValueError, RecursionError) as error:
-            if number == len(lines):
-                return Lines(rows, torn=True)
-            raise ValueError(f"{path}:{number}: not valid JSON: {error}") from None
-        rows.append((number, checked(value, f"{path}:{number}", required, optional)))
-    return Lines(rows, torn=False)
+class Lines:
+    """A file that grows by one JSON object a line, each with these fields: ``for number, object in Lines(...)``. It is
+    read as it is asked for, since it may be long.
+
+    A last line that is no JSON is left out: the process was killed while it wrote, or is writing now. ``torn`` says
+    whether there was one, once all were read. ``ValueError`` names any other line that is none, or lacks a field.
+    """
+
+    def __init__(self, path: Path, required: Fields = NONE, optional: Fields = NONE) -> None:
+        require_ordinary(path, largest=None)
+        self.path, self.required, self.optional, self.torn = path, required, optional, False
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        self.torn = False
+        with self.path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+                try:
+                    value = LINE.decode(line.decode("utf-8"))
+                except (ValueError, RecursionError) as error:
+                    if any(map(bytes.strip, file)):  # it is not the last
+                        raise ValueError(f"{self.path}:{number}: not valid JSON: {error}") from None
+                    self.torn = bool(line.strip())
+                    return
+                yield number, checked(value, f"{self.path}:{number}", self.required, self.optional)
 
 
-def require_ordinary(path: Path, most: int) -> None:
-    """``ValueError`` for a pipe or device, which would be waited for, and for more than ``most`` bytes."""
+def require_ordinary(path: Path, largest: int | None) -> None:
+    """``ValueError`` for a pipe or device, which would be waited for, and for more than ``largest`` bytes."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path}: not a regular file")
-    if path.exists() and path.stat().st_size > most:
-        raise ValueError(f"{path}: {path.stat().st_size:,} bytes; at most {most:,} are read")
+    if largest is not None and path.exists() and path.stat().st_size > largest:
+        raise ValueError(f"{path}: {path.stat().st_size:,} bytes; at most {largest:,} are read")
 
 
 def checked(value: Any, where: str, required: Fields, optional: Fields = NONE) -> dict[str, Any]:
@@ -74,11 +70,26 @@ def checked(value: Any, where: str, required: Fields, optional: Fields = NONE) -
     absent = sorted(required.keys() - value.keys())
     if absent:
         raise ValueError(f"{where}: has no {', '.join(absent)}")
-    for name, hint in (*required.items(), *optional.items()):
-        # A diverged run has metrics that are not finite: that is for the reader of the file to say.
-        if name in value and not matches(0.0 if isinstance(value[name], float) else value[name], hint):
-            raise ValueError(f"{where}: {name}: expected {readable(hint)}, got {brief(value[name])}")
+    for fields in (required, optional):
+        for name, hint in fields.items():
+            if name in value and not fits(value[name], hint):
+                raise ValueError(f"{where}: {name}: expected {readable(hint)}, got {brief(value[name])}")
     return value
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """``registry.matches``, but for floats that are not finite: a diverged run has them, and they are for the reader of
+    the file to say."""
+    kind: Any = type(value)
+    if kind in ANY and (kind is not int or usual(value)) and of_kind(kind, hint):
+        return True  # as it is for most fields of millions of lines
+    return matches(ANY[float] if kind is float else value, hint)
+
+
+@cache
+def of_kind(kind: type, hint: Any) -> bool:
+    """Whether a hint takes what stands for any value of a type."""
+    return matches(ANY[kind], hint)
 
 
 def brief(value: Any) -> str:
@@ -95,3 +106,6 @@ def refuse(constant: str) -> NoReturn:
 def integer(digits: str) -> int | float:
     """An integer, unless it is so long that arithmetic with floats would overflow."""
     return int(digits) if len(digits) <= LONGEST_INTEGER else float(digits)
+
+
+LINE = json.JSONDecoder(parse_int=integer)  # of one line, made once

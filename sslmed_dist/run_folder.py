@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from sslmed_dist import __version__, config
-from sslmed_dist.atomic_files import appending, open_itself, refuse_links, write_atomically
+from sslmed_dist.atomic_files import appending, open_itself, refuse_links, write_atomically, writing
 from sslmed_dist.checkpoint import Checkpoints
 from sslmed_dist.curve_events import LiveCurves
-from sslmed_dist.json_files import Fields, read_lines
+from sslmed_dist.json_files import Fields, Lines
 from sslmed_dist.printable import say
 
 # The keys that a line of metrics may have beside its name and value.
@@ -134,16 +134,18 @@ class Metrics:
         """Delete the lines after ``step`` and a torn last line, so that a resumed run does not repeat itself."""
         self.close()
         if self.path.exists():
-            rows, torn = read_metrics(self.path)
-            if torn:
+            lines = read_metrics(self.path)
+            with writing(self.path) as file:
+                for _, row in lines:
+                    if (row.get("step") or 0) <= step:
+                        file.write(json.dumps(row).encode() + b"\n")
+            if lines.torn:
                 say(f"{self.path}: the last line is torn and was left out")
-            lines = [json.dumps(row) + "\n" for row in rows if (row.get("step") or 0) <= step]
-            write_atomically(self.path, "".join(lines).encode())
 
     def read(self) -> Iterator[dict[str, Any]]:
         """The rows of ``read_metrics``; none where the file is not there."""
         if self.path.exists():
-            yield from read_metrics(self.path)[0]
+            yield from (row for _, row in read_metrics(self.path))
 
     def close(self) -> None:
         """Close the file; the next ``write`` opens it again."""
@@ -154,11 +156,10 @@ class Metrics:
             self.curves.close()
 
 
-def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """(rows, torn): the rows of one ``metrics.jsonl``, and whether its last line was left out because the process was
-    killed while it wrote it. ``ValueError`` names any other line that is no row, and the field."""
-    lines = read_lines(path, {"name": str, "value": float}, METRIC_KEYS)
-    return [row for _, row in lines.rows], lines.torn
+def read_metrics(path: Path) -> Lines:
+    """The rows of one ``metrics.jsonl``, read as they are asked for. ``ValueError`` names a line that is no row, and
+    its field; only the last one may be torn, since the process was killed while it wrote it."""
+    return Lines(path, {"name": str, "value": float}, METRIC_KEYS)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -151,7 +151,7 @@ def test_a_place_far_out_in_a_pickles_memo_is_refused(tmp_path: Path, opcode: by
 def test_pipes_and_giants_are_not_read_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(ValueError, match="metrics.jsonl: not a regular file"):
-        json_files.read_lines(tmp_path / "metrics.jsonl")
+        json_files.Lines(tmp_path / "metrics.jsonl")
     (tmp_path / "last.json").write_text("{}" + " " * 100)
     monkeypatch.setattr(json_files, "LARGEST_OBJECT", 100)
     with pytest.raises(ValueError, match="last.json: 102 bytes; at most 100 are read"):

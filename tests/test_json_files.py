@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sslmed_dist.json_files import Lines, read_lines, read_object
+from sslmed_dist.json_files import Lines, read_object
 
 REQUIRED: dict[str, Any] = {"name": str, "value": float}
 OPTIONAL: dict[str, Any] = {"step": int | None}
@@ -48,20 +48,24 @@ WHOLE = '{"name": "a", "value": 1}\n'
 def test_a_torn_last_line_is_left_out_and_known(tmp_path: Path, torn: str) -> None:
     file = tmp_path / "file.jsonl"
     row = {"name": "a", "value": 1}
-    for text, expected in (
-        (2 * WHOLE, Lines([(1, row), (2, row)], False)),
-        (2 * WHOLE + torn, Lines([(1, row), (2, row)], True)),
-        (torn, Lines([], True)),
-        ("", Lines([], False)),
+    for text, expected, is_torn in (
+        (2 * WHOLE, [(1, row), (2, row)], False),
+        (2 * WHOLE + "\n \n", [(1, row), (2, row)], False),
+        (2 * WHOLE + torn, [(1, row), (2, row)], True),
+        (torn, [], True),
+        ("", [], False),
     ):
         file.write_bytes(text.encode(errors="surrogateescape"))
-        assert read_lines(file, REQUIRED) == expected
+        lines = Lines(file, REQUIRED)
+        for _ in range(2):
+            assert list(lines) == expected and lines.torn == is_torn
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ('{"name": "a", "val', "2: not valid JSON: "),
+        ("", "2: not valid JSON: "),
         ("3", "2: expected an object, got int"),
         ('{"name": "a"}', "2: has no value"),
         ('{"name": "a", "value": 1, "step": 1.5}', "2: step: expected int or null, got 1.5"),
@@ -71,12 +75,12 @@ def test_any_other_line_is_named(tmp_path: Path, line: str, message: str) -> Non
     file = tmp_path / "file.jsonl"
     file.write_text(WHOLE + line + "\n" + WHOLE)
     with pytest.raises(ValueError) as caught:
-        read_lines(file, REQUIRED, OPTIONAL)
+        list(Lines(file, REQUIRED, OPTIONAL))
     assert str(caught.value).startswith(f"{file}:{message}")
 
 
 def test_numbers_that_are_no_floats_do_not_overflow(tmp_path: Path) -> None:
     file = tmp_path / "file.jsonl"
     file.write_text('{"name": "a", "value": 1' + "0" * 400 + '}\n{"name": "a", "value": NaN}\n')
-    values = [row["value"] for _, row in read_lines(file, REQUIRED).rows]
+    values = [row["value"] for _, row in Lines(file, REQUIRED)]
     assert values[0] == float("inf") and values[1] != values[1]

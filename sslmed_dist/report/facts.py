@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from sslmed_dist import plain_yaml
 from sslmed_dist.printable import without_folders
 from sslmed_dist.report.plots import Curve
-from sslmed_dist.report.runs import Experiment, Row, Tree
+from sslmed_dist.report.runs import Experiment, Tree
+from sslmed_dist.report.series import AXES, Series
 
 CURVES = {
     "loss": "Training loss",
@@ -101,50 +104,48 @@ def config_text(config: Tree) -> str:
 def curve_lines(experiment: Experiment, name: str, arm: str | None = None) -> tuple[list[Curve], str]:
     """(curves, x name): the curves of one measure of one arm (None: the run itself), one for each site, and what x is:
     ``step``, ``round`` or ``epoch``."""
-    wanted = [[row for row in run.metrics if (row["name"], row.get("arm")) == (name, arm)] for run in experiment.runs]
-    x_name = abscissa([row for rows in wanted for row in rows])
+    wanted = [
+        {key: series for key, series in run.metrics.items() if (key.name, key.arm) == (name, arm)}
+        for run in experiment.runs
+    ]
+    x_name = abscissa([series for of_run in wanted for series in of_run.values()])
     if x_name is None:
         return [], "step"
     # by the curve's label: the points of each run
-    series: dict[str, list[tuple[list[float], list[float]]]] = {}
-    for rows in wanted:
-        split: dict[str, list[Row]] = {}
-        for row in rows:
-            parts = (row.get("site"), row.get("split") if row.get("split") != "train" else None)
-            split.setdefault(", ".join(str(part) for part in parts if part) or "run", []).append(row)
-        for label, part in split.items():
-            points = sorted((float(row[x_name]), float(row["value"])) for row in part)
-            series.setdefault(label, []).append(thinned(points))
-    return [Curve(label, tuple(runs)) for label, runs in series.items()], x_name
+    curves: dict[str, list[tuple[list[float], list[float]]]] = {}
+    for of_run in wanted:
+        for key, series in of_run.items():
+            label = ", ".join(part for part in (key.site, key.split) if part) or "run"
+            curves.setdefault(label, []).append(thinned(series.axes[x_name], series.values))
+    return [Curve(label, tuple(runs)) for label, runs in curves.items()], x_name
 
 
 def other_arms(experiment: Experiment) -> list[str]:
     """The arms besides the run itself that have curves of their own."""
-    arms = (row["arm"] for run in experiment.runs for row in run.metrics if row.get("arm"))
-    return list(dict.fromkeys(str(arm) for arm in arms))
+    return list(dict.fromkeys(key.arm for run in experiment.runs for key in run.metrics if key.arm))
 
 
-def abscissa(rows: Sequence[Row]) -> str | None:
-    """The finest of step, round and epoch that every row has; None if there is none."""
-    for name in ("step", "round", "epoch"):
-        if rows and all(isinstance(row.get(name), (int, float)) for row in rows):
-            return name
-    return None
+def abscissa(series: Sequence[Series]) -> str | None:
+    """The finest of ``AXES`` that every series has; None if there is none."""
+    return next((name for name in AXES if series and all(name in one.axes for one in series)), None)
 
 
-def thinned(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """(xs, ys) of at most ``POINTS`` points, each the mean of as many neighbouring points."""
-    width = -(-len(points) // POINTS) if points else 1
-    chunks = [points[start : start + width] for start in range(0, len(points), width)]
-    xs = [sum(x for x, _ in chunk) / len(chunk) for chunk in chunks]
-    return xs, [sum(y for _, y in chunk) / len(chunk) for chunk in chunks]
+def thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
+    """(xs, ys) in the order of x: at most ``POINTS`` points, each the mean of as many neighbouring points."""
+    x, y = np.asarray(xs, dtype=np.float64), np.asarray(ys, dtype=np.float64)
+    order = np.lexsort((y, x))
+    starts = np.arange(0, len(x), -(-len(x) // POINTS))  # a series has a value at least
+    counts = np.diff(starts, append=len(x))
+    mean_x, mean_y = ((np.add.reduceat(one[order], starts) / counts).tolist() for one in (x, y))
+    return mean_x, mean_y
 
 
 def last_values(experiment: Experiment) -> list[tuple[str, str]]:
     """The last value of every measure of the run itself, for each of the runs: (name, text)."""
-    lines = []
-    own_rows = [[row for row in run.metrics if not row.get("arm")] for run in experiment.runs]
-    for name in dict.fromkeys(row["name"] for rows in own_rows for row in rows):
-        lasts = [[row["value"] for row in rows if row["name"] == name][-1:] for rows in own_rows]
-        lines.append((name, ", ".join(f"{value:.4g}" for last in lasts for value in last)))
-    return lines
+    lasts: dict[str, dict[int, Series]] = {}  # by measure and run, the series that was written to last
+    for run_index, run in enumerate(experiment.runs):
+        for key, series in run.metrics.items():
+            if key.arm is None:
+                of_name = lasts.setdefault(key.name, {})
+                of_name[run_index] = max(of_name.get(run_index, series), series, key=lambda one: one.last_row)
+    return [(name, ", ".join(f"{series.values[-1]:.4g}" for series in of.values())) for name, of in lasts.items()]

@@ -1,14 +1,14 @@
 """Reading run folders: configuration, environment, metrics, evaluation rows and pictures. No plotting."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sslmed_dist import config, plain_yaml, run_folder
+from sslmed_dist import config, plain_yaml
 from sslmed_dist.json_files import Fields, checked, read_object
+from sslmed_dist.report.series import Key, Series, read_series
 
 Row = dict[str, Any]
 Tree = Mapping[str, Any]
@@ -46,7 +46,7 @@ class Run:
     folder: Path
     config: Tree
     environment: Tree | None
-    metrics: list[Row]
+    metrics: Mapping[Key, Series]
     rows: list[Row]
     pictures: list[tuple[str, bytes]]
     pictures_there: int
@@ -114,7 +114,7 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
         folder=folder,
         config=read_config(folder / "config.yaml"),
         environment=read_object(environment, optional=ENVIRONMENT) if environment.is_file() else None,
-        metrics=[row for path in metrics for row in read_metrics(path, remarks)],
+        metrics=read_series(metrics, remarks),
         rows=[row for path, tree in own.items() for row in rows_in(tree, path)],
         pictures=read_pictures(folder / "pictures", drawn) if pictures else [],
         pictures_there=len(drawn),
@@ -183,31 +183,6 @@ def read_similarity(path: Path) -> Tree | None:
         if len(counts) + 1 != len(value["bins"]):
             raise ValueError(f"{path}: counts.{kind}: {len(counts)} numbers for {len(value['bins'])} edges")
     return value
-
-
-def read_metrics(path: Path, remarks: list[str]) -> Iterator[Row]:
-    """The rows of one metrics.jsonl with finite values. ``site`` and ``arm`` follow from the folder (``sites/SITE``,
-    ``arms/pooled``, ``arms/local-SITE``) where the row itself does not have them.
-
-    A torn last line (the run is being written, or was killed) and values that are not finite are left out, and
-    ``remarks`` gets a line about them. ``ValueError`` names any other line that cannot be read.
-    """
-    rows, torn = run_folder.read_metrics(path)
-    # the site and arm that the folder stands for
-    kind, name = path.parent.parent.name, path.parent.name
-    where = f"{kind}/{name}/{path.name}" if kind in ("sites", "arms") else path.name
-    arm, _, site = name.partition("-") if kind == "arms" else ("", "", name if kind == "sites" else "")
-    folder = {"arm": arm or None, "site": site or None}
-    not_finite = 0
-    for row in rows:
-        if not math.isfinite(row["value"]):
-            not_finite += 1
-            continue
-        yield {**row, **{key: row.get(key) or folder_value for key, folder_value in folder.items()}}
-    if torn:
-        remarks.append(f"{where}: the last line is torn and was left out")
-    if not_finite:
-        remarks.append(f"{where}: {not_finite} values that are not finite were left out")
 
 
 def read_pictures(folder: Path, drawn: Sequence[Path]) -> list[tuple[str, bytes]]:

@@ -8,6 +8,7 @@ import pytest
 from sslmed_dist.report import facts, tables, wording
 from sslmed_dist.report.results import mean_over_sites
 from sslmed_dist.report.runs import Experiment, Run, is_phantom
+from sslmed_dist.report.series import Key, Series
 
 
 def row(site: str, value: float | None, arm: str = "local", metric: str = "accuracy", n: int = 200) -> dict[str, Any]:
@@ -18,7 +19,10 @@ def row(site: str, value: float | None, arm: str = "local", metric: str = "accur
 
 
 def experiment(*runs: list[dict[str, Any]], metrics: Any = ()) -> Experiment:
-    made = tuple(Run(Path(f"run-{i}"), {}, None, list(metrics), rows, [], 0) for i, rows in enumerate(runs))
+    series: dict[Key, Series] = {}
+    for place, line in enumerate(metrics):
+        series.setdefault(Key(line["name"], None, line["site"], None), Series()).add(line, place)
+    made = tuple(Run(Path(f"run-{i}"), {}, None, series, rows, [], 0) for i, rows in enumerate(runs))
     return Experiment("made-up", made, tuple(f"seed {i}" for i in range(len(runs))))
 
 
