@@ -64,22 +64,27 @@ def federate(arguments: argparse.Namespace) -> int:
     if arguments.check:
         show(*federate.check(settings))
         return 0
-    show(federate.run(settings, arguments.resume))
+    from sslmed_dist.report.plain import figure_lines
+
+    folder = federate.run(settings, arguments.resume)
+    show(*figure_lines(federate.results(folder), settings), folder)
     return 0
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """``sslmed evaluate``."""
+    """``sslmed evaluate``: the figures, then the paths of the files that hold them."""
     from sslmed_dist.atomic_files import refuse_links
-    from sslmed_dist.verbs import pictures
-    from sslmed_dist.verbs.evaluate import evaluate_run
+    from sslmed_dist.report.plain import figure_lines
+    from sslmed_dist.verbs import evaluate, pictures
+    from sslmed_dist.verbs.measurement import measurement
     from sslmed_dist.verbs.similarities import similarities
 
     refuse_links(arguments.run)
-    show(evaluate_run(arguments.run, arguments.which, arguments.part, arguments.overrides))
-    pictures.of_run(arguments.run, arguments.which, arguments.part, arguments.overrides)
-    if arguments.histogram:
-        show(similarities(arguments.run, arguments.which, arguments.part, overrides=arguments.overrides))
+    asked = measurement(arguments.run, arguments.which, arguments.part, arguments.overrides)
+    written = evaluate.evaluate(asked)
+    show(*figure_lines(written, asked.settings))
+    pictures.of_evaluation(asked)
+    show(written, *([similarities(asked)] if arguments.histogram else []))
     return 0
 
 

@@ -5,7 +5,7 @@ The hash goes into checkpoints. The list names files, so it stays in the run fol
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,10 @@ class Samples:
         """What a checkpoint holds of them."""
         return {"digest": self.digest, "content": self.content, "count": len(self.lines)}
 
+    def part(self, ids: Collection[int]) -> "Samples":
+        """Those of the samples that have these ids, as if they had been described alone."""
+        return listed([line for line in self.lines if json.loads(line)["id"] in ids], self.content)
+
 
 def describe(dataset: Dataset, content: bool | None = None) -> Samples:
     """The samples of ``dataset``. ``content`` None: files are read if they have ``MOST_CONTENT`` bytes in all or less.
@@ -54,6 +58,11 @@ def describe(dataset: Dataset, content: bool | None = None) -> Samples:
         line |= {} if entry.file is None else {"file": entry.file, "size": entry.size}
         line |= {"content": digests[id(entry)]} if id(entry) in digests else {}
         lines.append(json.dumps(line))
+    return listed(lines, content)
+
+
+def listed(lines: Sequence[str], content: bool) -> Samples:
+    """The samples of these lines."""
     return Samples(hashlib.sha256("\n".join(lines).encode()).hexdigest(), content, lines)
 
 

@@ -7,7 +7,8 @@ from sslmed_dist.printable import as_markdown
 from sslmed_dist.report import facts, tables, wording
 from sslmed_dist.report.results import Results
 from sslmed_dist.report.runs import Experiment
-from sslmed_dist.report.tables import Table
+from sslmed_dist.report.tables import Cell, Table
+from sslmed_dist.report.wording import Column
 
 
 def text(title: str, experiments: Sequence[Experiment], results: Sequence[Results]) -> str:
@@ -32,7 +33,7 @@ def section(experiment: Experiment, results: Results, *, alone: bool) -> list[st
     for label, run in zip(experiment.labels, experiment.runs, strict=True):
         if run.similarity is not None:
             parts.append(f"{as_markdown(wording.similarity(run.similarity))} ({as_markdown(label)}).")
-    for note, places in tables.notes(results.sites).items():
+    for note, places in tables.notes(results.noted).items():
         parts.append(f"- {as_markdown(note)}: {as_markdown('; '.join(places))}")
     last = facts.last_values(experiment)
     if last:
@@ -64,9 +65,13 @@ def table_text(table: Table) -> list[str]:
     head = ["arm", *(as_markdown(wording.column_name(column)) for column in table.columns)]
     lines = [head, ["---"] * len(head)]
     for arm in table.arms:
-        cells = [
-            tables.cell_text(table.cells.get((arm, column)), column[1], signed=table.difference)
-            for column in table.columns
-        ]
-        lines.append([as_markdown(table.name(arm)), *(" ".join(filter(None, cell)) for cell in cells)])
+        cells = [cell_markdown(table, table.cells.get((arm, column)), column) for column in table.columns]
+        lines.append([as_markdown(table.name(arm)), *cells])
     return [*parts, "\n".join("| " + " | ".join(line) + " |" for line in lines)]
+
+
+def cell_markdown(table: Table, cell: Cell | None, column: Column) -> str:
+    """A value with its interval. A difference is set bold where its interval leaves out 0."""
+    value, spread = tables.cell_text(cell, column[1], signed=table.difference)
+    value = f"**{value}**" if table.difference and tables.is_clear(cell) else value
+    return f"{value} {spread}".rstrip()

@@ -212,7 +212,7 @@ def sheets(experiment: Experiment, pictures: bool) -> str:
 def small_print(experiment: Experiment, results: Results) -> str:
     """Notes, remarks and the configuration, folded away."""
     parts = ["<h2>Notes and configuration</h2>"]
-    notes = tables.notes([*results.sites, *results.site_differences])
+    notes = tables.notes(results.noted)
     if notes:
         items = (f"<li><b>{as_html(note)}</b>: {as_html('; '.join(places))}</li>" for note, places in notes.items())
         parts.append(f"<details><summary>Notes of the evaluators</summary><ul>{''.join(items)}</ul></details>")

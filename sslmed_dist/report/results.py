@@ -26,6 +26,11 @@ class Results:
     differences: Table | None
     others: list[Table]
 
+    @property
+    def noted(self) -> list[Table]:
+        """The tables of the run whose rows have notes of their own; a mean and a summary repeat them."""
+        return [*self.sites, *self.site_differences]
+
 
 def results_of(experiment: Experiment) -> Results:
     """All tables of ``experiment``. ``ValueError`` where one file has the same measure twice."""

@@ -32,7 +32,7 @@ SECTIONS: Fields = {
     **dict.fromkeys(("run", "plan", "federated"), dict[str, Any] | None),
     **dict.fromkeys(("data", "views", "method", "optim"), dict[str, Any] | str | None),
 }
-SIMILARITY = "similarity.json"  # a histogram; every other file of evaluate/ holds rows
+SIMILARITY = "similarity.json"  # a histogram, as similarity-*.json; every other file of evaluate/ holds rows
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -97,7 +97,7 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
         raise ValueError(f"{folder}: no such run folder")
     # a run writes into its own folder, a federation also into one folder per site and per arm
     evaluations = sorted([*folder.glob("evaluate/*.json"), *folder.glob("sites/*/evaluate/*.json")])
-    evaluations = [path for path in evaluations if path.name != SIMILARITY]
+    evaluations = [path for path in evaluations if not is_similarity(path)]
     metrics = sorted([*folder.glob("metrics.jsonl"), *folder.glob("sites/*/metrics.jsonl")])
     metrics += sorted(folder.glob("arms/*/metrics.jsonl"))
     missing = [] if (folder / "config.yaml").is_file() else ["config.yaml"]
@@ -131,6 +131,11 @@ def hash_of_samples(tree: Tree) -> str:
     return str(measured.get("sha256", "")) if isinstance(measured, dict) else ""
 
 
+def is_similarity(path: Path) -> bool:
+    """Whether a file of results holds a histogram: that of the run, or of another question."""
+    return path.name == SIMILARITY or path.name.startswith(f"{Path(SIMILARITY).stem}-")
+
+
 def is_other(path: Path) -> bool:
     """Whether a file of results answers another question than the run's own settings ask (``sslmed evaluate RUN
     KEY=VALUE``)."""
@@ -143,7 +148,8 @@ def other_title(tree: Tree, path: Path) -> str:
     where = f"{path}: measured_on"
     data = checked(measured.get("data"), f"{where}: data", {"name": str})
     samples = checked(measured.get("samples"), f"{where}: samples", {"test": int})
-    return f"measured otherwise, on {data['name']} ({samples['test']} test samples): {path.name}"
+    phantom = ", phantom data" if tree.get("phantom_data") is True else ""
+    return f"measured otherwise, on {data['name']}{phantom} ({samples['test']} test samples): {path.name}"
 
 
 def read_notices(path: Path) -> list[str]:

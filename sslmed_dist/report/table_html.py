@@ -18,7 +18,7 @@ def table_html(table: Table) -> str:
         f"<article class='card'><h3>{as_html(wording.site_name(table.title))}</h3>"
         f"<p class='hint'>{as_html(table.counts())}</p>{warning}",
         grid(table, main or table.columns),
-        undefined(table),
+        "".join(f"<p class='hint'>{as_html(reason)}</p>" for reason in tables.undefined(table)),
         "".join(f"<p class='hint'>{as_html(remark)}</p>" for remark in table.coverage()),
     ]
     if labels and main:
@@ -56,21 +56,8 @@ def cell_html(cell: Cell | None, column: Column, *, signed: bool) -> str:
     value, spread = tables.cell_text(cell, column[1], signed=signed)
     if not spread and (cell is None or cell.value is None):
         return f"<td class='absent'>{as_html(value)}</td>"
-    clear = signed and cell is not None and cell.low is not None and cell.high is not None and cell.low * cell.high > 0
-    shown = f"<strong>{as_html(value)}</strong>" if clear else as_html(value)
+    shown = f"<strong>{as_html(value)}</strong>" if signed and tables.is_clear(cell) else as_html(value)
     return f"<td>{shown}<small>{as_html(spread)}</small></td>"
-
-
-def undefined(table: Table) -> str:
-    """Why measures of a table have no value, in one line each."""
-    reasons = {
-        f"{wording.column_name(column)}: {note}"
-        for (_, column), cell in table.cells.items()
-        for _, row in cell.each
-        for note in tables.notes_of(row)
-        if row["value"] is None and note.startswith("undefined")
-    }
-    return "".join(f"<p class='hint'>{as_html(reason)}</p>" for reason in sorted(reasons))
 
 
 def single_runs(table: Table) -> str:

@@ -218,6 +218,23 @@ def cell_text(cell: Cell | None, metric: str, *, signed: bool = False) -> tuple[
     return value, f"[{number(cell.low, metric, signed=signed)}, {number(cell.high, metric, signed=signed)}]"
 
 
+def is_clear(cell: Cell | None) -> bool:
+    """Whether the interval of a difference leaves out 0."""
+    return cell is not None and cell.low is not None and cell.high is not None and cell.low * cell.high > 0
+
+
+def undefined(table: Table) -> list[str]:
+    """Why measures of a table have no value, in one line each."""
+    reasons = {
+        f"{column_name(column)}: {note}"
+        for (_, column), cell in table.cells.items()
+        for _, row in cell.each
+        for note in notes_of(row)
+        if row["value"] is None and note.startswith("undefined")
+    }
+    return sorted(reasons)
+
+
 def notes(tables: Sequence[Table]) -> dict[str, list[str]]:
     """Each note of the rows once, with the places (site, arm, measure, run) it belongs to. A note about the learning
     rate holds for all measures of a probe, so its place is the evaluator."""

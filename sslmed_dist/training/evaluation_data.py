@@ -10,10 +10,9 @@ from torch import Tensor
 
 from sslmed_dist import config, randomness
 from sslmed_dist.config import PATHS, Config, from_tree, may, merge, to_tree
-from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.data.joined import Joined
 from sslmed_dist.data.partition import hold_out
-from sslmed_dist.data.samples import describe
+from sslmed_dist.data.samples import Samples, describe
 from sslmed_dist.downstream.features import check
 from sslmed_dist.downstream.predictions import Demanding, Evaluator
 from sslmed_dist.run_folder import differences
@@ -59,43 +58,53 @@ def overridden(settings: Config, overrides: Sequence[str]) -> Config:
     return changed
 
 
-def measured_on(settings: Config, dataset: Dataset, parts: Mapping[str, Tensor]) -> dict[str, Any]:
+def measured_on(settings: Config, samples: Samples, parts: Mapping[str, Tensor]) -> dict[str, Any]:
     """What a result was measured on: the data's settings, the last name of its path, how many samples each part has,
-    and a hash of all its samples."""
+    and the hash of all its ``samples``."""
     leaf = {key: value for key, value in merge(settings.data, settings.evaluate.data).items() if key != "subset"}
     return {
         "data": {key: leaf[key] for key in leaf if not may(f"data.{key}", "run") and f"data.{key}" not in PATHS},
         "folder": Path(str(leaf.get("root", ""))).expanduser().name or None,
         "samples": {name: len(positions) for name, positions in parts.items()},
-        "sha256": describe(dataset).digest,
+        "sha256": samples.digest,
     }
 
 
 def suffix(
-    run: Config, now: Config, known: Mapping[str, Any] | None, measured: Mapping[str, Any], dataset: Joined
+    run: Config,
+    now: Config,
+    known: Mapping[str, Any] | None,
+    measured: Mapping[str, Any],
+    dataset: Joined,
+    samples: Samples,
 ) -> str:
     """What the name of a result gets: nothing where ``now`` measures what the settings of the ``run`` say, on whatever
     device; else ``@`` and a hash of what it measures, so that no result overwrites the answer to another question.
-    ``dataset`` is that of ``evaluation_splits(now)``.
+    ``dataset`` is that of ``evaluation_splits(now)``, ``samples`` are its own.
 
     The data may have moved, if its training samples are those that the checkpoint has ``known``. Where it lies in its
     place and holds others, that is another question, too.
     """
     differing = differences(to_tree(run), to_tree(now))
     changed = [path for path in differing if path == "data.root" or not (may(path, "run") and may(path, "experiment"))]
+    if known is None and not changed:
+        return ""
     # The training samples are looked at only where the answer depends on them: elsewhere they need not be at hand.
     in_question = changed in ([], ["data.root"])
-    if in_question and (not changed if known is None else describe_train(now, dataset, known) == known["digest"]):
+    if known is not None and in_question and digest_of_train(now, dataset, samples, known) == known["digest"]:
         return ""
     said = json.dumps([{**measured, "folder": None}, to_tree(now)["evaluate"]], sort_keys=True)
     return f"@{hashlib.sha256(said.encode()).hexdigest()[:12]}"
 
 
-def describe_train(settings: Config, dataset: Joined, known: Mapping[str, Any]) -> str:
+def digest_of_train(settings: Config, dataset: Joined, samples: Samples, known: Mapping[str, Any]) -> str:
     """The hash of the training samples, made as the one that the checkpoint has ``known``. They are the first part of
-    the evaluation's ``dataset``, unless ``evaluate.data`` makes that another one."""
+    the evaluation's ``dataset`` and are not read again, unless ``evaluate.data`` makes that another one."""
+    content = bool(known["content"])
+    if not settings.evaluate.data and samples.content == content:
+        return samples.part(set(dataset.parts[0].ids.tolist())).digest
     train = build.load_data(settings, "train") if settings.evaluate.data else dataset.parts[0]
-    return describe(train, bool(known["content"])).digest
+    return describe(train, content).digest
 
 
 def check_evaluation(settings: Config) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sslmed_dist import checkpoint, outputs, registry
+from sslmed_dist import checkpoint, config, outputs, registry
 from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.downstream import (
@@ -25,9 +25,10 @@ from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.downstream.rows import write_cases
 from sslmed_dist.methods import METHODS
 from sslmed_dist.printable import note
+from sslmed_dist.run_folder import phantom_data
 from sslmed_dist.training import build, pretrained
 from sslmed_dist.training.build import build_evaluators
-from sslmed_dist.training.evaluation_data import evaluation_splits, measured_on, overridden, suffix
+from sslmed_dist.verbs.measurement import Measurement, measurement
 
 
 def arm_predictions(
@@ -71,36 +72,44 @@ def own_predictions(
 def evaluate_run(
     folder: Path, which: str = "last", part: pretrained.Part = "encoder", overrides: Sequence[str] = ()
 ) -> Path:
+    """``evaluate`` of the ``measurement`` of these arguments."""
+    return evaluate(measurement(folder, which, part, overrides))
+
+
+def evaluate(asked: Measurement) -> Path:
     """Write ``evaluate/WHICH.json`` and return the file. Its rows are those of the run's encoder (before them the run's
     own predictions where it is a classifier), of a random encoder of the same shape, of the floors (raw pixels, or the
     copied support mask), and the paired difference of encoder and random encoder. ``measured_on`` in it says on what.
 
-    Where scans were segmented, every case goes to ``WHICH-cases.csv``. ``part`` ``momentum`` measures the encoder's
-    slow copy and writes ``WHICH-momentum.json``. ``overrides`` (``KEY=VALUE``) measure something else than the run's
-    own settings say, another dataset for instance, and write ``WHICH@HASH.json``. ``ValueError`` if ``folder`` is no
-    run folder, the run has no such copy, or an override touches what the checkpoint decides.
+    Where scans were segmented, every case goes to ``WHICH-cases.csv``. The part ``momentum`` is written to
+    ``WHICH-momentum.json``. What overrides measure otherwise than the run's own settings say, another dataset for
+    instance, is written to ``WHICH@HASH.json``. ``ValueError`` where there is nothing to measure, or something else
+    than a result lies in the file's place.
     """
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: expected a run folder; the results go into it")
-    trained = pretrained.load(folder, which, part=part)
-    settings = overridden(trained.settings, overrides)
+    trained, settings = asked.trained, asked.settings
     if not settings.evaluate.protocols:
         raise ValueError("evaluate.protocols: is empty, so there is nothing to measure; allowed: [{name: knn}], say")
-    dataset, parts = evaluation_splits(settings)
-    measured = measured_on(settings, dataset, parts)
-    ending = suffix(trained.settings, settings, trained.samples, measured, dataset)
-    if ending and not overrides:
-        note(f"{dataset.name} holds other samples than the run was trained on: the result gets a file of its own")
+    dataset, parts = asked.data
     for line in dataset.notices:
         note(f"data: {line}")
-    stem = which if part == "encoder" else f"{which}-{part}"
-    out = folder / "evaluate" / f"{stem}{ending}.json"
+    out = asked.folder / "evaluate" / f"{asked.stem}.json"
     outputs.require_ours(out, outputs.is_results)
-    rows, predictions = all_rows(trained, settings, dataset, parts, part)
+    rows, predictions = all_rows(trained, settings, dataset, parts, asked.part)
     write_cases(out.with_name(f"{out.stem}-cases.csv"), predictions)
-    source = {"file": trained.file.name, "sha256": trained.sha256}
-    write_rows(out, rows, encoder=source, part=part, measured_on=measured, notices=list(dataset.notices))
+    facts = {
+        "encoder": {"file": trained.file.name, "sha256": trained.sha256},
+        "part": asked.part,
+        "measured_on": asked.measured_on,
+        "phantom_data": on_phantoms(settings),
+        "notices": list(dataset.notices),
+    }
+    write_rows(out, rows, **facts)
     return out
+
+
+def on_phantoms(settings: Config) -> bool:
+    """Whether what is measured on is phantom data, which results say of themselves."""
+    return phantom_data(config.replace(settings, data=settings.evaluate.data))
 
 
 def all_rows(
@@ -116,7 +125,10 @@ def all_rows(
     floors = {name: FLOORS[name]() for name in floor_names}
     arms = {part: trained.encoder, "random": pretrained.untrained(settings), **floors}
     rows: list[Row] = []
-    if settings.data == trained.settings.data or len(dataset.classes) == settings.method.get("classes"):
+    own_classes = settings.data == trained.settings.data or len(dataset.classes) == settings.method.get("classes")
+    if part != "encoder":  # a classifier was trained on the encoder itself, not on its slow copy
+        pass
+    elif own_classes:
         classifier_predictions = own_predictions(trained, dataset, parts)
         rows += rows_of(classifier_predictions, arm=part, site=ALL_SITES, seed=settings.run.seed)
     elif settings.method.get("classes") is not None:

@@ -29,7 +29,7 @@ from sslmed_dist.training import build, job, pretrained
 from sslmed_dist.training.check import check_lines, check_training
 from sslmed_dist.training.stopping import finish
 from sslmed_dist.verbs import pictures
-from sslmed_dist.verbs.evaluate import arm_predictions
+from sslmed_dist.verbs.evaluate import arm_predictions, on_phantoms
 
 BASELINES = ("random", "local", "pooled")
 
@@ -145,12 +145,17 @@ def measure(settings: Config, sites: list[Site], dataset: Dataset) -> Path:
         rows += compared_rows(*pair, arms=("federated", arm), site=ALL_SITES, seed=seed)
     # How many samples of the evaluation data each part of each site has, for the reader of the file.
     sizes = {site: {name: len(positions) for name, positions in own.items()} for site, own in parts.items()}
-    out = settings.folder / "evaluate" / "sites.json"
+    out = results(settings.folder)
     by_arm_and_site = {
         f"{arm}, {site.name}": site_predictions
         for arm in arms
         for site, site_predictions in zip(sites, predictions[arm], strict=True)
     }
     write_cases(out.with_name("sites-cases.csv"), by_arm_and_site)
-    write_rows(out, rows, sites=sizes)
+    write_rows(out, rows, sites=sizes, phantom_data=on_phantoms(settings))
     return out
+
+
+def results(folder: Path) -> Path:
+    """The file of the figures of the federation in ``folder``."""
+    return folder / "evaluate" / "sites.json"

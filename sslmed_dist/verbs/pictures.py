@@ -4,7 +4,7 @@ They hold pixels and stay in the run folder of whoever owns the images; a report
 shown follows from the run's seed alone, so the same checkpoint gives the same pictures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from sslmed_dist.report.outlines import FOUND, GIVEN, TRUE, Panel, sheet
 from sslmed_dist.report.runs import read_captions
 from sslmed_dist.run_folder import write_json
 from sslmed_dist.training import build, pretrained
-from sslmed_dist.training.evaluation_data import evaluation_splits, overridden
+from sslmed_dist.training.evaluation_data import evaluation_splits
+from sslmed_dist.verbs.measurement import Measurement
 
 SHOWN, NEAREST, LIMIT = 6, 6, 2000
 EPISODES = "Episodes of pretraining: slices with a superpixel (support) and the moved copies of both (query)."
@@ -62,7 +63,7 @@ def make(folder: Path) -> None:
             draw(settings, build.load_data(settings, settings.federated.pool), trained.encoder, folder)
     elif settings.views["name"] == "episode":
         if not there:
-            draw_episodes(settings, trained.encoder, folder)
+            draw_episodes(settings, trained.encoder, folder, evaluation_splits(settings))
     else:
         train = build.load_data(settings, "train")
         order = randomness.order(train.ids, settings.run.seed, "pictures")
@@ -156,18 +157,18 @@ def episodes_sheet(settings: Config, dataset: Dataset) -> bytes:
     return sheet(rows, "Episodes: a slice with a superpixel, and their moved copy")
 
 
-def of_run(folder: Path, which: str = "last", part: pretrained.Part = "encoder", overrides: Sequence[str] = ()) -> None:
-    """Pictures of a run that trains on episodes, whose evaluation segments scans; of other runs none. ``overrides`` as
-    for ``evaluate_run``."""
-    trained = pretrained.load(folder, which, part=part)
-    settings = overridden(trained.settings, overrides)
-    if settings.evaluate.pictures and settings.views["name"] == "episode":
-        draw_episodes(settings, trained.encoder, folder)
+def of_evaluation(asked: Measurement) -> None:
+    """Pictures of a run that trains on episodes, whose evaluation segments scans; of other runs none."""
+    if asked.settings.evaluate.pictures and asked.settings.views["name"] == "episode":
+        draw_episodes(asked.settings, asked.trained.encoder, asked.folder, asked.data)
 
 
-def draw_episodes(settings: Config, network: nn.Module, folder: Path) -> None:
-    """The pictures of a run that trains on episodes: ``draw`` of its training data, ``draw_segmented`` of its test."""
-    dataset, parts = evaluation_splits(settings)
+def draw_episodes(
+    settings: Config, network: nn.Module, folder: Path, data: tuple[Dataset, Mapping[str, Tensor]]
+) -> None:
+    """The pictures of a run that trains on episodes: ``draw`` of its training data, ``draw_segmented`` of the test part
+    of ``data`` (``evaluation_splits``)."""
+    dataset, parts = data
     draw(settings, build.load_data(settings, "train"), network, folder)
     draw_segmented(settings, network, dataset, parts["test"], folder)
 

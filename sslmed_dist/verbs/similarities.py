@@ -1,6 +1,5 @@
 """``sslmed evaluate --histogram``: how similar the features of two training views are."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,22 @@ from sslmed_dist.downstream import (
     histogram,
 )
 from sslmed_dist.downstream.features import check
+from sslmed_dist.report.runs import SIMILARITY
 from sslmed_dist.run_folder import write_json
-from sslmed_dist.training import build, pretrained
-from sslmed_dist.training.evaluation_data import evaluation_splits, overridden
+from sslmed_dist.training import build
+from sslmed_dist.verbs.measurement import Measurement
 
 
-def similarities(
-    folder: Path,
-    which: str = "last",
-    part: pretrained.Part = "encoder",
-    bins: int = 100,
-    overrides: Sequence[str] = (),
-) -> Path:
+def similarities(asked: Measurement, name: str | None = None, bins: int = 100) -> Path:
     """Write ``evaluate/similarity.json``: histograms of the cosine similarity between the features of two training
-    views of the test images (``downstream.similarity``), their means, and the ``alignment``. Returns the file.
-    ``overrides`` as for ``evaluate_run``.
+    views of the test images (``downstream.similarity``), their means, and the ``alignment``. Returns the file. Of
+    another checkpoint than the last, and of other data, it is ``similarity-STEM.json``, STEM being that of the rows,
+    unless ``name`` says what it is called.
 
     ``ValueError`` for a run whose views are not at least two, or whose data has several labels per sample.
     """
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: expected a run folder; the results go into it")
-    trained = pretrained.load(folder, which, part=part)
-    settings = overridden(trained.settings, overrides)
-    dataset, parts = evaluation_splits(settings)
+    trained, settings = asked.trained, asked.settings
+    dataset, parts = asked.data
     if dataset.task != "single":
         raise ValueError(f"{dataset.name}: histograms of similarity need one class per sample")
     check(dataset, parts)
@@ -53,7 +45,9 @@ def similarities(
         "means": similarity_histogram.means,
     }
     content |= {"alignment": alignment(first.x, second.x), "n": len(first)}
-    out = folder / "evaluate" / "similarity.json"
+    if name is None:
+        name = SIMILARITY if asked.stem == "last" else f"{Path(SIMILARITY).stem}-{asked.stem}.json"
+    out = asked.folder / "evaluate" / name
     write_json(out, {"encoder": {"file": trained.file.name, "sha256": trained.sha256}, **content})
     return out
 

@@ -32,7 +32,7 @@ def test_page_and_twin_hold_what_was_run_and_measured(tmp_path: Path) -> None:
     assert text.index("### Site-1\n") < text.index("### Site-10\n")
     # Mean of 79, 77 and 75 %; each site counts once.
     assert "| federated | 77.0 |" in text[text.index("### Mean over sites") :]
-    assert "| Site-1: federated − local only | +5.0 [+1.0, +9.0] |" in text
+    assert "| Site-1: federated − local only | **+5.0** [+1.0, +9.0] |" in text
 
 
 def test_page_is_one_closed_document_that_fetches_nothing(tmp_path: Path) -> None:
@@ -226,3 +226,13 @@ def test_runs_of_one_name_and_seed_are_told_apart(tmp_path: Path) -> None:
     assert "Runs: knee/seed-0, chest/seed-0" in text and "| federated | 81.0 ± 0.0 |" in text
     with pytest.raises(ValueError, match=r"seed-0: this run is named twice"):
         write_report([runs[0], tmp_path / "knee" / ".." / "knee" / "seed-0"], tmp_path / "twice")
+
+
+def test_both_documents_have_the_notes_of_differences(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run")
+    file = run / "evaluate" / "differences.json"
+    tree = json.loads(file.read_text())
+    tree["rows"][0]["note"] = "no interval: one group"
+    file.write_text(json.dumps(tree))
+    for document in write_report([run]):
+        assert document.read_text().count("no interval: one group") == 1

@@ -10,7 +10,8 @@ import torch
 from sslmed_dist import cli, config
 from sslmed_dist.training import build, job, pretrained
 from sslmed_dist.training.evaluation_data import evaluation_splits, overridden
-from sslmed_dist.verbs.evaluate import evaluate_run, own_predictions
+from sslmed_dist.verbs.evaluate import all_rows, evaluate_run, own_predictions
+from sslmed_dist.verbs.measurement import measurement
 from sslmed_dist.verbs.similarities import similarities
 from tests import tiny
 
@@ -102,7 +103,7 @@ def test_similarities_are_written_beside_the_rows(tmp_path: Path, capsys: pytest
     folder = job.train(tiny.settings(tmp_path)).settings.folder
     assert cli.main(["evaluate", str(folder), "--histogram"]) == 0
     written = [folder / "evaluate" / name for name in ("last.json", "similarity.json")]
-    assert capsys.readouterr().out.splitlines() == [str(path) for path in written]
+    assert capsys.readouterr().out.splitlines()[-2:] == [str(path) for path in written]
     found = json.loads(written[1].read_text())
     assert len(found["bins"]) == 101 and found["n"] == 24
     assert {kind: sum(row) for kind, row in found["counts"].items()} == {
@@ -111,14 +112,14 @@ def test_similarities_are_written_beside_the_rows(tmp_path: Path, capsys: pytest
     assert found["alignment"] == pytest.approx(2 - 2 * found["means"]["true_positive"])
     assert found["encoder"]["file"] == "step_000000006.pt"
     before = written[1].read_bytes()
-    assert similarities(folder).read_bytes() == before
+    assert similarities(measurement(folder)).read_bytes() == before
 
 
 def test_one_view_makes_no_pairs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="need two training views per image; this run's views give one"):
-        similarities(fine_tuned(tmp_path).settings.folder)
+        similarities(measurement(fine_tuned(tmp_path).settings.folder))
     with pytest.raises(ValueError, match="absent: expected a run folder"):
-        similarities(tmp_path / "absent")
+        measurement(tmp_path / "absent")
 
 
 def pretraining(folder: Path) -> Path:
@@ -233,3 +234,83 @@ def test_nothing_to_measure_is_no_result(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="evaluate.protocols: is empty, so there is nothing to measure"):
         evaluate_run(run, overrides=["evaluate.protocols=[]"])
     assert not (run / "evaluate").exists()
+
+
+def test_the_figures_are_printed_with_interval_floors_and_what_they_were_measured_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = pretraining(tmp_path)
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {(row["arm"], row["metric"]): row for row in rows_of(run / "evaluate" / "last.json")}
+
+    def printed(arm: str, metric: str, scale: float, form: str) -> str:
+        value, low, high = (f"{scale * rows[arm, metric][key]:{form}}" for key in ("value", "low", "high"))
+        return f"{value} [{low}, {high}]".replace("-", "\N{MINUS SIGN}")
+
+    assert lines[0] == "measured on medmnist (tiny.npz): 43 train, 5 val, 24 test"
+    assert lines[1:3] == ["24 test samples", "descriptive: few patients (24 test samples)"]
+    head, accuracy = (next(line for line in lines if line.startswith(start)) for start in ("  ", "kNN accuracy, %"))
+    assert " ".join(head.split()) == "raw pixels random encoder this encoder"
+    values = [printed(arm, "accuracy", 100, ".1f") for arm in ("raw_pixels", "random", "encoder")]
+    assert [accuracy.index(value) for value in values] == sorted(accuracy.index(value) for value in values)
+    difference = [line for line in lines if line.startswith("kNN accuracy, %")][1]
+    assert printed("encoder - random", "accuracy", 100, "+.1f") in difference
+    assert "percentile bootstrap" in lines[-2] and lines[-1] == str(run / "evaluate" / "last.json")
+    assert not any("PHANTOM" in line or "/" in line for line in lines[:-1])
+
+
+def test_phantoms_are_called_so_where_the_figures_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = pretraining(tmp_path)
+    (tmp_path / "phantoms").mkdir()
+    tiny.write_images(tmp_path / "phantoms" / "set.npz", train=40, test=10)
+    (tmp_path / "phantoms" / "phantom.json").write_text("{}")
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(run), f"data.root={tmp_path / 'phantoms' / 'set.npz'}"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("PHANTOM DATA") and json.loads(Path(out[-1]).read_text())["phantom_data"] is True
+
+
+def test_files_are_listed_and_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked of one measurement: figures, histograms, and whether the samples are those of training."""
+    from sslmed_dist.data import samples
+    from sslmed_dist.data.images import folder
+
+    overrides = [*noise(tmp_path / "set", "xy"), "data.channels=1"]
+    tree = tiny.tree(tmp_path, plan={"epochs": 1, "batch_size": 4})
+    leaf = {word.partition("=")[0].removeprefix("data."): word.partition("=")[2] for word in overrides}
+    tree["data"] = leaf | {"size": 12, "channels": 1}
+    run = job.train(config.from_tree(tree, "set")).settings.folder
+    listed, hashed = [], []
+    listing, hashing = folder.list_folder, samples.hash_of
+    monkeypatch.setattr(folder, "list_folder", lambda *words: listed.append(words) or listing(*words))
+    monkeypatch.setattr(samples, "hash_of", lambda path: hashed.append(path) or hashing(path))
+    assert cli.main(["evaluate", str(run), "--histogram"]) == 0
+    assert len(listed) == 2, "train and test"
+    assert len(hashed) == len(set(hashed)) == 18
+
+
+def test_a_histogram_of_another_question_overwrites_nothing(tmp_path: Path) -> None:
+    run = pretraining(tmp_path)
+    own = similarities(measurement(run))
+    before = own.read_bytes()
+    tiny.write_images(tmp_path / "other.npz", train=40, test=10)
+    other = similarities(measurement(run, overrides=[f"data.root={tmp_path / 'other.npz'}"]))
+    assert own.name == "similarity.json" and own.read_bytes() == before
+    assert other.name.startswith("similarity-last@") and json.loads(other.read_text())["n"] == 10
+    evaluate_run(run)
+    from sslmed_dist.report.runs import read_run
+
+    assert read_run(run).similarity == json.loads(before) and not read_run(run).others
+
+
+def test_a_slow_copy_has_no_predictions_of_the_classifier(tmp_path: Path) -> None:
+    done = fine_tuned(tmp_path)
+    trained = pretrained.load(done.settings.folder)
+    dataset, parts = evaluation_splits(done.settings)
+    for part, own in (("encoder", True), ("momentum", False)):
+        rows, _ = all_rows(trained, done.settings, dataset, parts, part)  # type: ignore[arg-type]
+        assert any(row.score.evaluator == "classifier" for row in rows) == own

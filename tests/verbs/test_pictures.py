@@ -14,8 +14,8 @@ from sslmed_dist import cli
 from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import ArrayDataset
 from sslmed_dist.training import build, job, pretrained
+from sslmed_dist.training.evaluation_data import evaluation_splits
 from sslmed_dist.verbs import pictures
-from sslmed_dist.verbs.evaluate import evaluation_splits
 from sslmed_dist.verbs.pictures import Samples
 from tests import tiny
 

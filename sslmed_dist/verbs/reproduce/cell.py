@@ -17,9 +17,9 @@ from sslmed_dist.json_files import read_object
 from sslmed_dist.report.runs import SIMILARITY, read_rows
 from sslmed_dist.training import build, pretrained
 from sslmed_dist.training.build import AUTO
-from sslmed_dist.training.evaluation_data import evaluation_splits
 from sslmed_dist.training.stopping import finish
 from sslmed_dist.verbs.evaluate import arm_predictions, own_predictions
+from sslmed_dist.verbs.measurement import Measurement
 from sslmed_dist.verbs.reproduce import read_table, table
 from sslmed_dist.verbs.reproduce.table import Metric
 from sslmed_dist.verbs.similarities import similarities
@@ -138,7 +138,8 @@ def evaluate(cell: Cell) -> None:
     # Whole, not merged: of the checkpoint's ``evaluate.data`` no key stays that the cell does not have.
     measured_as = dataclasses.replace(config.replace(trained.settings, **data_path), evaluate=settings.evaluate)
     trained = dataclasses.replace(trained, settings=measured_as)
-    dataset, parts = evaluation_splits(trained.settings)
+    asked = Measurement(folder, "last", "encoder", trained, trained.settings)
+    dataset, parts = asked.data
     predictions = own_predictions(trained, dataset, parts)
     if settings.evaluate.protocols:
         predictions |= arm_predictions(trained.settings, trained.encoder, dataset, parts)
@@ -146,7 +147,7 @@ def evaluate(cell: Cell) -> None:
     rows = rows_of(predictions, arm="encoder", site=ALL_SITES, seed=cell.seed)
     source = {"file": trained.file.name, "sha256": trained.sha256, "part": "encoder"}
     if any(metric.evaluator["name"] == "similarity" for metric in cell.metrics.values()):
-        similarities(folder)
+        similarities(asked, SIMILARITY)
     write_rows(folder / "evaluate" / "last.json", rows, encoder=source, complete=True)
 
 

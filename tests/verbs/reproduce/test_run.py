@@ -11,6 +11,7 @@ from sslmed_dist import cli, plain_yaml
 from sslmed_dist.config import Config
 from sslmed_dist.drivers import local
 from sslmed_dist.training.precision import NonFinite
+from sslmed_dist.verbs import measurement
 from sslmed_dist.verbs.reproduce import cell, run
 from tests import tiny
 
@@ -282,13 +283,13 @@ def test_a_cell_is_measured_as_it_says_now(path: Path, monkeypatch: pytest.Monke
     cell.train(trained)
     now = run.cells(run.request(str(write(path.parent)), rows=["SimCLR"]))[0]
     seen: list[Config] = []
-    splits = cell.evaluation_splits
+    splits = measurement.evaluation_splits
 
     def note(settings: Config) -> Any:
         seen.append(settings)
         return splits(settings)
 
-    monkeypatch.setattr(cell, "evaluation_splits", note)
+    monkeypatch.setattr(measurement, "evaluation_splits", note)
     cell.evaluate(now)
     assert seen[0].evaluate == now.settings.evaluate and seen[0].evaluate.data == {}
     assert seen[0].data["root"] == now.settings.data["root"] and seen[0].views["mean"] is not None
