@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from sslmed_dist.endings import USER_ERROR
 from sslmed_dist.printable import printable
@@ -11,8 +11,28 @@ from sslmed_dist.printable import printable
 Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
+class Once(argparse.Action):
+    """Stores the value of an option that may be given once: argparse would let the last one count without a word."""
+
+    given = False
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if option is not None and self.given:
+            parser.error(f"argument {option}: stands on the command line twice; give it once")
+        self.given = True
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse with mistakes in one line, which names ``--help`` instead of printing the usage."""
+    """argparse with mistakes in one line, which names ``--help`` instead of printing the usage. An option counts once;
+    one of several words may come again and adds to them."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        for name in (None, "store"):
+            self.register("action", name, Once)
 
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
@@ -75,10 +95,12 @@ def measuring(verbs: Verbs) -> None:
     reproduce = verbs.add_parser("reproduce", help="run what is missing of a published table, print ours beside it")
     reproduce.add_argument("table", metavar="TABLE", help="table-5.2, figure-6.8 or the path of a table's .yaml")
     reproduce.add_argument("overrides", nargs="*", default=[], metavar="SECTION.KEY=VALUE")
-    reproduce.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows")
-    reproduce.add_argument("--columns", nargs="+", metavar="COLUMN", help="only these columns")
+    reproduce.add_argument("--rows", nargs="+", action="extend", metavar="ROW", help="only these rows")
+    reproduce.add_argument("--columns", nargs="+", action="extend", metavar="COLUMN", help="only these columns")
     reproduce.add_argument("--seeds", type=int, default=1, help="seeds a cell (3 before a difference is called one)")
-    reproduce.add_argument("--folds", nargs="+", metavar="K", help="only these folds of a cross-validation")
+    reproduce.add_argument(
+        "--folds", nargs="+", action="extend", metavar="K", help="only these folds of a cross-validation"
+    )
     reproduce.add_argument("--root", action="append", default=[], metavar="DATASET=PATH", help="where a dataset is")
     reproduce.add_argument("--dry-run", action="store_true", help="print the cells and what is there, run nothing")
 
@@ -126,8 +148,12 @@ def segmenting(verbs: Verbs) -> None:
     segment.add_argument("--query", type=Path, required=True, metavar="PATH", help="NIfTI or DICOM, one or a folder")
     segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="must not hold the outputs yet")
     segment.add_argument("--which", default="last", help="checkpoint: last, step_N or round_N")
-    segment.add_argument("--labels", type=int, nargs="+", default=(), metavar="N", help="default: all ids in the mask")
-    segment.add_argument("--head", nargs="+", default=[], metavar="KEY=VALUE", help="over the run's head with window 2")
+    segment.add_argument(
+        "--labels", type=int, nargs="+", action="extend", default=[], metavar="N", help="default: all ids in the mask"
+    )
+    segment.add_argument(
+        "--head", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="over the run's head with window 2"
+    )
     segment.add_argument(
         "--pixel-mm", type=float, metavar="MM", help="pixel size of the training slices, if not recorded"
     )

@@ -14,6 +14,7 @@ from sslmed_dist.training.precision import NonFinite
 from sslmed_dist.verbs.reproduce import cell as single
 from sslmed_dist.verbs.reproduce import published, read_table
 from sslmed_dist.verbs.reproduce.cell import FINISHED, Cell
+from sslmed_dist.verbs.reproduce.places import seen_from
 from sslmed_dist.verbs.reproduce.published import CellFigure, Outcome
 from sslmed_dist.verbs.reproduce.table import Table
 
@@ -43,6 +44,7 @@ def request(
 ) -> Request:
     """The checked request for the table that ``text`` names; ``roots`` are words ``DATASET=PATH``. ``ValueError`` lists
     what would have been allowed."""
+    config.overridden({}, overrides)  # refuses one that is none, and a key that comes twice
     table = read_table.load(read_table.find(text))
     table_folds = () if table.folds is None else table.folds.values
     for fold in folds or ():
@@ -62,6 +64,8 @@ def request(
         dataset, separator, path = root.partition("=")
         if not (dataset and separator and path):
             raise ValueError(f"--root {root}: expected DATASET=PATH, such as cifar10=PATH")
+        if dataset in data_paths:
+            raise ValueError(f"--root {dataset}: stands on the command line twice; give it once")
         data_paths[dataset] = path
     fold_numbers = None if folds is None else [int(fold) for fold in folds]
     asked = Request(table, rows, columns, seeds, data_paths, tuple(overrides), fold_numbers)
@@ -126,7 +130,8 @@ def possible(asked: Request) -> bool:
 
 
 def run(asked: Request) -> Outcome:
-    """Run what is missing, one cell after another, and write ``RUNS/TABLE/table.md`` and ``table.json``.
+    """Run what is missing, one cell after another, and write ``RUNS/TABLE/table.md`` and ``table.json``. No path of
+    this machine is in them.
 
     A finished cell is left alone; an interrupted one goes on. A run whose loss is not finite counts as the result of
     its cell, and the others go on. ``Stopped`` when a stop was asked for. ``ValueError`` names table and cell.
@@ -151,7 +156,9 @@ def run(asked: Request) -> Outcome:
         states[str(cell)] = FINISHED
     outcome = collect(asked, all_cells, states)
     if all_cells:  # a run's folder is RUNS/TABLE/ROW/COLUMN/[fold-K/]seed-N
-        write(outcome, all_cells[0].settings.folder.parents[2 if asked.table.folds is None else 3])
+        folder = all_cells[0].settings.folder.parents[2 if asked.table.folds is None else 3]
+        outcome = seen_from(folder, outcome, all_cells)
+        write(outcome, folder)
     return outcome
 
 
