@@ -217,7 +217,9 @@ def test_names_are_written_when_asked_for_and_bad_images_are_counted(
     assert out == f"{tmp_path / 'some.npz'}: 2 images, 2 left out that cannot be read\n"
     assert [line.split(":")[0] for line in err.splitlines()] == ["left out"] * 2
     with np.load(tmp_path / "all.npz") as everything, np.load(tmp_path / "some.npz") as some:
-        assert set(everything.files) == {"features", "index", "skipped", outputs.MARK}, "no name unless asked for"
+        assert set(everything.files) == {"features", "index", "skipped", "notices", outputs.MARK}, (
+            "no name unless asked for"
+        )
         assert everything["index"].tolist() == [0, 1, 2, 3] and everything["skipped"].tolist() == []
         assert some["index"].tolist() == [1, 3] and some["skipped"].tolist() == [0, 2]
         assert some["names"].tolist() == ["b/1.png", "d/3.png"]

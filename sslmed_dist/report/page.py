@@ -9,8 +9,8 @@ from sslmed_dist.report import facts, plots, tables, wording
 from sslmed_dist.report.plots import Dot
 from sslmed_dist.report.results import Results
 from sslmed_dist.report.runs import Experiment
-from sslmed_dist.report.style import STYLE
-from sslmed_dist.report.table_html import css, table_html
+from sslmed_dist.report.style import STYLE, arm_class
+from sslmed_dist.report.table_html import table_html
 from sslmed_dist.report.tables import Table
 from sslmed_dist.report.wording import Column
 
@@ -77,7 +77,7 @@ def headline(results: Results) -> str:
     for arm in table.arms:
         value, spread = tables.cell_text(table.cells.get((arm, column)), column[1])
         tiles.append(
-            f"<li class='{css(arm)}'><span>{as_html(wording.arm_name(arm))}</span>"
+            f"<li class='{arm_class(arm)}'><span>{as_html(wording.arm_name(arm))}</span>"
             f"<strong>{as_html(value)}</strong><small>{as_html(spread)}</small></li>"
         )
     spread = (

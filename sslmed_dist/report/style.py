@@ -1,11 +1,23 @@
 """The page's style sheet: light and dark by the reader's setting, one column on a phone."""
 
-STYLE = """
+from sslmed_dist.report.plots import ARM_COLOURS, DARK, LIGHT, Theme
+
+
+def arm_class(arm: str) -> str:
+    """The class that gives an arm its colour; only known names, for arms come from files."""
+    return f"arm-{arm.replace('_', '-')}" if arm in ARM_COLOURS else "arm-other"
+
+
+def arm_rules(theme: Theme) -> str:
+    """The colours of the arms, the same as in the plots."""
+    return " ".join(f".{arm_class(arm)} {{ --tone: {theme.colour(hue)}; }}" for arm, hue in ARM_COLOURS.items())
+
+
+SHEET = """
 :root { --ink: #1f2328; --soft: #59636e; --page: #f6f7f9; --card: #fff; --line: #d9dee3; --accent: #0072b2;
-  --warm: #fff4dc; --warm-ink: #6b4700; --raw: #9aa0a6; --random: #7f7f7f; --local: #e69f00; --federated: #0072b2;
-  --pooled: #009e73; }
+  --warm: #fff4dc; --warm-ink: #6b4700; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9aa4af; --page: #0d1117; --card: #161b22;
-  --line: #30363d; --accent: #56b4e9; --warm: #3a2e10; --warm-ink: #f3d48a; --federated: #56b4e9; --random: #a5a5a5; } }
+  --line: #30363d; --accent: #56b4e9; --warm: #3a2e10; --warm-ink: #f3d48a; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI",
   Roboto, "Helvetica Neue", Arial, sans-serif; font-variant-numeric: tabular-nums; -webkit-text-size-adjust: 100%; }
@@ -32,8 +44,6 @@ nav a, summary { color: var(--accent); }
   border-top: 4px solid var(--tone, var(--accent)); border-radius: .5rem; background: var(--card); }
 .tiles span, .tiles small { color: var(--soft); font-size: .85rem; }
 .tiles strong { font-size: 1.7rem; font-weight: 650; line-height: 1.3; }
-.arm-raw-pixels { --tone: var(--raw); } .arm-random { --tone: var(--random); } .arm-local { --tone: var(--local); }
-.arm-federated, .arm-encoder { --tone: var(--federated); } .arm-pooled { --tone: var(--pooled); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem;
   margin: .75rem 0; align-items: start; }
 figure { margin: 0; padding: .8rem; border: 1px solid var(--line); border-radius: .5rem; background: var(--card); }
@@ -63,3 +73,4 @@ footer p { padding-top: 1rem; border-top: 1px solid var(--line); }
   td small { font-size: .75rem; } }
 @media print { body { background: #fff; } .card, figure { break-inside: avoid; } }
 """
+STYLE = f"{SHEET}{arm_rules(LIGHT)}\n@media (prefers-color-scheme: dark) {{ {arm_rules(DARK)} }}\n"

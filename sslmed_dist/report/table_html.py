@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from sslmed_dist.printable import as_html
 from sslmed_dist.report import tables, wording
+from sslmed_dist.report.style import arm_class
 from sslmed_dist.report.tables import Cell, Table
 from sslmed_dist.report.wording import Column
 
@@ -47,7 +48,7 @@ def grid(table: Table, columns: Sequence[Column]) -> str:
         cells = "".join(
             cell_html(table.cells.get((arm, column)), column, signed=table.difference) for column in columns
         )
-        rows.append(f"<tr><th class='{css(arm)}'>{as_html(table.name(arm))}</th>{cells}</tr>")
+        rows.append(f"<tr><th class='{arm_class(arm)}'>{as_html(table.name(arm))}</th>{cells}</tr>")
     return f"<div class='scroll'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
 
 
@@ -71,8 +72,3 @@ def single_runs(table: Table) -> str:
             rows.append("<tr>" + "".join(f"<td>{as_html(word)}</td>" for word in words) + "</tr>")
     head = "".join(f"<th>{word}</th>" for word in ("arm", "measure", "run", "value", "n"))
     return f"<div class='scroll'><table class='plain'><thead><tr>{head}</tr></thead>{''.join(rows)}</table></div>"
-
-
-def css(arm: str) -> str:
-    """The class that gives an arm its colour; only known names, for arms come from files."""
-    return f"arm-{arm.replace('_', '-')}" if arm in wording.ARM_NAMES else "arm-other"

@@ -44,7 +44,8 @@ def embed(
 
     ``source``: a run folder, a checkpoint, or weights with their description (``pretrained.load``). The archive holds
     ``features`` float32 (N, D), ``index`` int64 (N,), the positions in the sorted list of all files, and ``skipped``
-    int64 (K,), those of the images that were left out. File names often name patients, so there are none, unless
+    int64 (K,), those of the images that were left out, and ``notices`` (L,) says what else of the folder was not read,
+    and why, in counts. File names often name patients, so there are none, unless
     ``names`` is ``file``: then ``names`` (N,) are the paths below ``images``. ``note`` is told what is worth knowing.
 
     ``ValueError``: an image that cannot be read (with ``skip_bad`` it is left out and counted, but one must be left),
@@ -57,6 +58,8 @@ def embed(
     if trained.taken is not None:
         note(f"weights: {trained.taken}")
     dataset, skipped = read_images(images, trained.settings, skip_bad, note)
+    for line in dataset.notices:
+        note(f"note: data: {line}")
     device = build.choose_device(trained.settings)
     views = build.standard_views(trained.settings, dataset).to(device)
     features = extract(trained.encoder.to(device), dataset, torch.arange(len(dataset)), views=views, device=device)
@@ -65,6 +68,7 @@ def embed(
         "features": features.x.numpy(),
         "index": features.index.numpy(),
         "skipped": np.array(skipped, dtype=np.int64),
+        "notices": np.array(dataset.notices, dtype=np.str_),
     }
     if names == "file":
         arrays["names"] = np.array(dataset.files)
