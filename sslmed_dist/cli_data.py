@@ -47,7 +47,7 @@ def data_phantom(arguments: argparse.Namespace) -> int:
     from sslmed_dist import registry
     from sslmed_dist.data.phantom import PHANTOMS
 
-    leaf = {"name": arguments.kind, **options(arguments.options)}
+    leaf = {"name": arguments.kind, **options(arguments.overrides)}
     registry.build(PHANTOMS, leaf, "phantom", root=arguments.out)
     show(arguments.out)
     return 0

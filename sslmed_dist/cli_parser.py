@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeAlias
 from sslmed_dist.endings import USER_ERROR
 from sslmed_dist.printable import printable
 
+WHICH = "checkpoint: last (default), step_N or round_N"
 Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
@@ -47,6 +48,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if text.startswith("-") or "=" not in text or not hasattr(arguments, "overrides"):
             top.error(f"unrecognized argument {text!r}")
         arguments.overrides = [*arguments.overrides, text]
+    if hasattr(arguments, "out_word"):
+        place(top, arguments)
     return arguments
 
 
@@ -64,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     segmenting(verbs)
     handling_data(verbs)
     demo = verbs.add_parser("demo", help="the whole story on phantom data: Ray, Flower, report")
-    demo.add_argument("--out", type=Path, default=Path("runs"), help="where runs and phantom data go")
+    demo.add_argument("--out", type=path, default=Path("runs"), help="where runs and phantom data go")
     demo.add_argument("--quick", action="store_true", help="fewer steps, no Ray cluster and no Flower runtime")
     verbs.add_parser("doctor", help="what this machine has, what is missing, what will not work")
     return top
@@ -80,21 +83,20 @@ def training(verbs: Verbs) -> None:
     federate = verbs.add_parser("federate", help="pretrain at sites that never share an image, and compare")
     configuration(federate)
     federate.add_argument("--check", action="store_true", help="validate, print the sites, stop")
-    federate.add_argument("--resume", choices=("auto", "never"), default="auto")
+    federate.add_argument("--resume", choices=("auto", "never"), default="auto", help="go on with a run of this name")
 
 
 def measuring(verbs: Verbs) -> None:
     """``evaluate``, ``reproduce`` and ``report``."""
     evaluate = verbs.add_parser("evaluate", help="measure a run's encoder on frozen features")
-    evaluate.add_argument("run", type=Path)
-    evaluate.add_argument("overrides", nargs="*", default=[], metavar="SECTION.KEY=VALUE")
-    evaluate.add_argument("--which", default="last", help="last, step_N or round_N")
-    evaluate.add_argument("--part", choices=("encoder", "momentum"), default="encoder", help="or its slow copy")
-    evaluate.add_argument("--histogram", action="store_true", help="also similarities of pairs of training views")
+    evaluate.add_argument("run", type=path, metavar="RUN", help="run folder; the results go into its evaluate/")
+    overriding(evaluate, "measure otherwise, or other data: of data, evaluate, run.device and run.threads")
+    checkpoint(evaluate)
+    evaluate.add_argument("--histogram", action="store_true", help="also similarities of two training views")
 
     reproduce = verbs.add_parser("reproduce", help="run what is missing of a published table, print ours beside it")
     reproduce.add_argument("table", metavar="TABLE", help="table-5.2, figure-6.8 or the path of a table's .yaml")
-    reproduce.add_argument("overrides", nargs="*", default=[], metavar="SECTION.KEY=VALUE")
+    overriding(reproduce, "keys of every cell's recipe")
     reproduce.add_argument("--rows", nargs="+", action="extend", metavar="ROW", help="only these rows")
     reproduce.add_argument("--columns", nargs="+", action="extend", metavar="COLUMN", help="only these columns")
     reproduce.add_argument("--seeds", type=int, default=1, help="seeds a cell (3 before a difference is called one)")
@@ -105,31 +107,30 @@ def measuring(verbs: Verbs) -> None:
     reproduce.add_argument("--dry-run", action="store_true", help="print the cells and what is there, run nothing")
 
     report = verbs.add_parser("report", help="one HTML page and Markdown from one or several runs (seeds)")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    report.add_argument("--out", type=Path, help="the page's path (default: report.html in the first run)")
+    report.add_argument("runs", type=path, nargs="+", metavar="RUN", help="run folders; seeds of one run become a mean")
+    report.add_argument(
+        "--out", type=path, help="the page (.html) or its folder; default: in the run, or beside several"
+    )
     report.add_argument(
         "--pictures", action="store_true", help="draw each run's pictures and embed them: the page holds pixels"
     )
     forcing(report, "a report that --out names")
-    report.add_argument("--tensorboard", type=Path, help="also write the curves as TensorBoard events to this folder")
+    report.add_argument("--tensorboard", type=path, help="also write the curves as TensorBoard events to this folder")
 
 
 def giving_away(verbs: Verbs) -> None:
     """``export`` and ``embed``."""
     export = verbs.add_parser("export", help="write the encoder as safetensors and JSON")
-    export.add_argument("run", type=Path)
-    export.add_argument("out", type=Path)
-    export.add_argument("--which", default="last")
-    export.add_argument("--part", choices=("encoder", "momentum"), default="encoder", help="or its slow copy")
-
+    export.add_argument("run", type=path, metavar="RUN", help="run folder or checkpoint")
+    output(export, "the files' name without its suffix")
+    checkpoint(export)
     forcing(export, "an export")
 
     embed = verbs.add_parser("embed", help="features of a folder of images")
-    embed.add_argument("run", type=Path, help="run folder, checkpoint, or weights with their .json (sslmed export)")
-    embed.add_argument("images", type=Path)
-    embed.add_argument("--out", type=Path, default=Path("features.npz"))
-    embed.add_argument("--which", default="last")
-    embed.add_argument("--part", choices=("encoder", "momentum"), default="encoder", help="or its slow copy")
+    embed.add_argument("run", type=path, metavar="RUN", help="run folder, checkpoint, or an export's weights")
+    embed.add_argument("images", type=path, metavar="IMAGES", help="folder of images, in any layout")
+    embed.add_argument("--out", type=path, default=Path("features.npz"), help="default: features.npz")
+    checkpoint(embed)
     embed.add_argument(
         "--names", choices=("file", "anonymous"), default="anonymous", help="file: paths beside the rows"
     )
@@ -140,14 +141,14 @@ def giving_away(verbs: Verbs) -> None:
 def segmenting(verbs: Verbs) -> None:
     """``segment``."""
     segment = verbs.add_parser("segment", help="one annotated scan in, masks for others out (research use only)")
-    segment.add_argument("--model", type=Path, required=True, metavar="RUN", help="run folder or checkpoint")
+    segment.add_argument("--model", type=path, required=True, metavar="RUN", help="run folder or checkpoint")
     segment.add_argument(
-        "--support", type=Path, required=True, metavar="IMG", help="annotated scan: NIfTI or DICOM folder"
+        "--support", type=path, required=True, metavar="IMG", help="annotated scan: NIfTI or DICOM folder"
     )
-    segment.add_argument("--support-mask", type=Path, required=True, metavar="MASK", help="its mask, any label ids")
-    segment.add_argument("--query", type=Path, required=True, metavar="PATH", help="NIfTI or DICOM, one or a folder")
-    segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="must not hold the outputs yet")
-    segment.add_argument("--which", default="last", help="checkpoint: last, step_N or round_N")
+    segment.add_argument("--support-mask", type=path, required=True, metavar="MASK", help="its mask, any label ids")
+    segment.add_argument("--query", type=path, required=True, metavar="PATH", help="NIfTI or DICOM, one or a folder")
+    segment.add_argument("--out", type=path, required=True, metavar="DIR", help="must not hold the outputs yet")
+    segment.add_argument("--which", default="last", help=WHICH)
     segment.add_argument(
         "--labels", type=int, nargs="+", action="extend", default=[], metavar="N", help="default: all ids in the mask"
     )
@@ -166,7 +167,9 @@ def segmenting(verbs: Verbs) -> None:
     segment.add_argument("--quadrants", action="store_true", help="only in quadrants that the support's organ occupies")
     segment.add_argument("--dicom-seg", action="store_true", help="also write DICOM-SEG (needs the extra dicom)")
     forcing(segment, "masks of an earlier run that nobody changed since")
-    segment.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    segment.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one"
+    )
 
 
 def handling_data(verbs: Verbs) -> None:
@@ -174,26 +177,51 @@ def handling_data(verbs: Verbs) -> None:
     data = verbs.add_parser("data", help="look at data, make phantoms, pack image files, prepare exams")
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     look = actions.add_parser("check", help="what a file or folder holds and what is wrong with it")
-    look.add_argument("path", type=Path)
+    look.add_argument("path", type=path, metavar="PATH", help="image, scan, archive, or a folder of them")
     phantom = actions.add_parser("phantom", help="write phantom data (shapes, knee, abdomen, stl10, mura, ...)")
-    phantom.add_argument("kind")
-    phantom.add_argument("out", type=Path)
-    phantom.add_argument("options", nargs="*", metavar="KEY=VALUE")
+    phantom.add_argument("kind", metavar="KIND", help="shapes, stl10, knee, abdomen, ...; a wrong one lists all")
+    output(phantom, "the folder, or the file, that is written")
+    phantom.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="sizes, seed, ...")
     pack = actions.add_parser("pack", help="write image files as shards read by memory map, or exams as one .npz")
     pack.add_argument("name", metavar="NAME", help="of the dataset: imagenet, image_folder, episodes, ...")
-    pack.add_argument("root", metavar="ROOT")
-    pack.add_argument("out", type=Path, metavar="OUT")
+    pack.add_argument("root", metavar="ROOT", help="where the dataset is")
+    output(pack, "the folder of shards, or the .npz, that is written")
     pack.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="the dataset's other arguments")
-    pack.add_argument("--format", choices=("jpeg", "raw"), default="jpeg")
+    pack.add_argument("--format", choices=("jpeg", "raw"), default="jpeg", help="raw: larger, faster, without loss")
     pack.add_argument("--short", type=int, default=256, help="short side in pixels")
     pack.add_argument("--quality", type=int, default=90, help="of the JPEG")
     pack.add_argument("--rows", type=int, default=8192, help="images a shard")
     pack.add_argument("--workers", type=int, default=2, help="processes")
     forcing(pack, "another pack")
     ready = actions.add_parser("prepare", help="turn a published set as downloaded into NIfTI exams for training")
-    ready.add_argument("kind", choices=("chaos", "abdomen-ct"))
-    ready.add_argument("source", type=Path, metavar="SRC")
-    ready.add_argument("out", type=Path, metavar="OUT")
+    ready.add_argument("kind", choices=("chaos", "abdomen-ct"), help="the published set")
+    ready.add_argument("source", type=path, metavar="SRC", help="the set as downloaded")
+    output(ready, "the folder that is written")
+
+
+def output(verb: argparse.ArgumentParser, what: str) -> None:
+    """``--out``, as every verb that writes somewhere has it. The same as a word without option is taken, too."""
+    verb.add_argument("out_word", nargs="?", type=path, metavar="OUT", help="the same as --out OUT")
+    verb.add_argument("--out", type=path, help=what)
+
+
+def place(top: Parser, arguments: argparse.Namespace) -> None:
+    """Decide ``out`` where it may be given in two ways: it has to be given in one of them."""
+    word = arguments.out_word
+    if word is not None and "=" in str(word) and arguments.out is not None:  # an override that stood in its place
+        arguments.overrides, word = [str(word), *arguments.overrides], None
+    if word is not None and arguments.out is not None:
+        top.error(f"{arguments.verb}: where to write stands on the command line twice: {arguments.out}, {word}")
+    arguments.out = arguments.out or word
+    if arguments.out is None:
+        top.error(f"{arguments.verb}: says not where to write; give --out OUT")
+
+
+def path(text: str) -> Path:
+    """A path of the command line; an empty one, as an unset variable of a shell gives, is no path."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; expected a path")
+    return Path(text)
 
 
 def forcing(verb: argparse.ArgumentParser, what: str) -> None:
@@ -203,5 +231,21 @@ def forcing(verb: argparse.ArgumentParser, what: str) -> None:
 
 def configuration(verb: argparse.ArgumentParser) -> None:
     """The arguments of every verb that reads a configuration."""
-    verb.add_argument("config", type=Path, metavar="CONFIG")
-    verb.add_argument("overrides", nargs="*", default=[], metavar="SECTION.KEY=VALUE")
+    verb.add_argument("config", type=path, metavar="CONFIG", help="recipe (.yaml)")
+    overriding(verb, "keys of the recipe, such as plan.epochs=3")
+
+
+def overriding(verb: argparse.ArgumentParser, what: str) -> None:
+    """Words ``SECTION.KEY=VALUE``."""
+    verb.add_argument("overrides", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help=what)
+
+
+def checkpoint(verb: argparse.ArgumentParser) -> None:
+    """Which checkpoint of a run, and which encoder in it."""
+    verb.add_argument("--which", default="last", help=WHICH)
+    verb.add_argument(
+        "--part",
+        choices=("encoder", "momentum"),
+        default="encoder",
+        help="momentum: its slow copy, as of MoCo",
+    )

@@ -25,8 +25,10 @@ Recogniser = Callable[[Path], bool]
 
 def require_writable(outputs: Iterable[tuple[Path, Recogniser]], *, force: bool) -> None:
     """``ValueError`` naming the first path that holds something which must stay: a link or folder, what its recogniser
-    does not know as this program's output of that kind, or such an output without ``force``."""
+    does not know as this program's output of that kind, or such an output without ``force``. Also where a folder of the
+    path is a file."""
     for path, is_ours in outputs:
+        require_folders(path.parent)
         if not path.is_symlink() and not path.exists():
             continue
         if path.is_symlink() or not path.is_file():
@@ -39,6 +41,13 @@ def require_writable(outputs: Iterable[tuple[Path, Recogniser]], *, force: bool)
             )
         if not force:
             raise ValueError(f"{path}: exists already; give another name, or --force to write over it")
+
+
+def require_folders(folder: Path) -> None:
+    """``ValueError`` naming what is a file where ``folder``, or one above it, is to be."""
+    for above in (folder, *folder.parents):
+        if above.exists() and not above.is_dir():
+            raise ValueError(f"{above}: is a file; expected a folder to write into")
 
 
 def require_ours(path: Path, is_ours: Recogniser) -> None:

@@ -41,7 +41,10 @@ def write_report(
 
 
 def destination(folders: Sequence[Path], out: Path | None) -> Path:
-    """Where the page goes. ``ValueError`` where several runs lie in different folders and ``out`` does not say."""
+    """Where the page goes. ``ValueError`` where several runs lie in different folders and ``out`` does not say, or says
+    a file that is no page."""
+    if out is not None and out.suffix != ".html" and out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is a file; --out expects a folder, or a page whose name ends in .html")
     if out is not None:
         return out if out.suffix == ".html" else out / "report.html"
     if len(folders) == 1:

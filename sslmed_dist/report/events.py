@@ -24,9 +24,7 @@ def events_folders(runs: Sequence[Path], out: Path, *, force: bool) -> list[Path
 
 def require_own(folder: Path, *, force: bool) -> None:
     """``ValueError`` naming what is in ``folder`` and must stay (``outputs.require_writable``)."""
-    for above in (folder, *folder.parents):
-        if above.exists() and not above.is_dir():
-            raise ValueError(f"--tensorboard: {above}: is a file; expected a folder for the events")
+    outputs.require_folders(folder)
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
     outputs.require_writable([(path, curve_events.is_ours) for path in inside], force=force)
 

@@ -94,7 +94,7 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such run folder")
+        raise ValueError(f"{folder}: {'is a file; expected a run folder' if folder.exists() else 'no such run folder'}")
     # a run writes into its own folder, a federation also into one folder per site and per arm
     evaluations = sorted([*folder.glob("evaluate/*.json"), *folder.glob("sites/*/evaluate/*.json")])
     evaluations = [path for path in evaluations if not is_similarity(path)]
@@ -104,7 +104,9 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
     if not metrics and not evaluations:
         missing.append("metrics.jsonl or evaluate/*.json")
     if missing:
-        raise ValueError(f"{folder}: not a run folder: it has no {' and no '.join(missing)}")
+        inside = sorted(file.parent.name for file in folder.glob("*/config.yaml"))
+        meant = f"; runs in it: {', '.join(inside[:5])}{' ...' if len(inside) > 5 else ''}" if inside else ""
+        raise ValueError(f"{folder}: not a run folder: it has no {' and no '.join(missing)}{meant}")
     remarks = read_notices(folder / "notices.txt")
     drawn = sorted(folder.glob("pictures/*.png"))
     environment = folder / "environment.json"

@@ -26,6 +26,8 @@ def export_encoder(
         from safetensors.torch import save
     except ImportError:
         raise ValueError("export needs safetensors: pip install 'sslmed-dist[report]'") from None
+    if out.name in ("", "..") or out.is_dir():
+        raise ValueError(f"{out}: is a folder; --out expects the name of the files in it, such as {out / 'encoder'}")
     stem = out.name.removesuffix(".safetensors").removesuffix(".json")  # a name may have other dots: resnet18-v0.2
     weights, card = out.with_name(f"{stem}.safetensors"), out.with_name(f"{stem}.json")
     outputs.require_writable([(weights, outputs.is_export), (card, outputs.is_description)], force=force)

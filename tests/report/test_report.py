@@ -236,3 +236,11 @@ def test_both_documents_have_the_notes_of_differences(tmp_path: Path) -> None:
     file.write_text(json.dumps(tree))
     for document in write_report([run]):
         assert document.read_text().count("no interval: one group") == 1
+
+
+def test_what_is_no_run_is_told_from_a_folder_of_runs(tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "runs" / "one")
+    with pytest.raises(ValueError, match=r"runs: not a run folder: it has no config.yaml and .*; runs in it: one$"):
+        write_report([tmp_path / "runs"])
+    with pytest.raises(ValueError, match="config.yaml: is a file; expected a run folder"):
+        write_report([run / "config.yaml"])

@@ -19,6 +19,7 @@ from sslmed_dist.data.scans.dicom_seg import require_highdicom, write_dicom_seg
 from sslmed_dist.data.scans.grid import from_model, same_grid
 from sslmed_dist.data.scans.nifti import nifti_like
 from sslmed_dist.data.scans.scan import StoredScan, read_scan, stem
+from sslmed_dist.printable import note
 from sslmed_dist.run_folder import environment, write_json
 from sslmed_dist.training.pretrained import Part
 from sslmed_dist.verbs.segment import files
@@ -153,16 +154,28 @@ def read_support(
     wanted = ids(mask, labels)
     if settings.quadrants:
         require_oriented(scan)
+    notices = [*said_of(scan), *said_of(mask)]
     stack, clipping = standardised(scan, placement, settings.intensity, settings.window)
     organs = learn(model, scan, mask, wanted, stack, settings.quadrants)
     support_record = {
         "image": support.name,
         "mask": support_mask.name,
         "mask_sha256": sha256(support_mask) if support_mask.is_file() else None,
+        "notices": notices,
         "intensity": clipping,
         "slices": {str(organ.label): [int(z) for z in organ.shown.slices] for organ in organs},
     }
     return organs, support_record
+
+
+def said_of(scan: StoredScan) -> list[str]:
+    """What reading a scan changed or had to guess, which is also said on standard error; for ``run.json``."""
+    notices = [] if scan.series is None else list(scan.series.notices)
+    if not scan.oriented:
+        notices.append("has neither a qform nor an sform: where left and right are is a guess")
+    for notice in notices:
+        note(f"{scan.path}: {notice}")
+    return notices
 
 
 def ids(mask: StoredScan, labels: Sequence[int]) -> list[int]:
@@ -195,6 +208,7 @@ def segment_one(
     placement = placed(model, scan)
     if settings.quadrants:
         require_oriented(scan)
+    notices = said_of(scan)
     stack, clipping = standardised(scan, placement, settings.intensity, settings.window)
     findings = search(model, organs, stack, placement, settings.quadrants)
     values, probability, margins = native(findings, scan)
@@ -213,7 +227,8 @@ def segment_one(
     slice_ranges = {str(finding.label): asdict(finding.estimate) for finding in findings}
     written = files.write_all(out, scan.name, contents)
     hashes = {file.name: sha256(file) for file in written}
-    return written, rows, {"query": scan.name, "intensity": clipping, "slices": slice_ranges, "files": hashes}
+    query_record = {"query": scan.name, "notices": notices, "intensity": clipping, "slices": slice_ranges}
+    return written, rows, {**query_record, "files": hashes}
 
 
 def native(

@@ -1,0 +1,57 @@
+"""``sslmed segment`` says what reading a scan changed or had to guess, and ``run.json`` keeps it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from tests.verbs.segment.test_tool import given, load, made
+
+__all__ = ["given"]  # a fixture
+
+
+@pytest.fixture
+def mirrored(given: dict[str, Path], tmp_path: Path) -> Path:
+    """The query as a DICOM series whose low values are meant bright."""
+    pydicom = pytest.importorskip("pydicom")
+    from sslmed_dist.data.phantom.chaos import write_series
+
+    voxels, image = load(given["query"])
+    for file in write_series(tmp_path / "dark", np.ascontiguousarray(voxels), image.affine):
+        header = pydicom.dcmread(file)
+        header.PhotometricInterpretation = "MONOCHROME1"
+        header.save_as(file)
+    return tmp_path / "dark"
+
+
+def test_notices_are_printed_and_kept(
+    given: dict[str, Path], mirrored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    support: Any = nibabel.load(given["support"])
+    support.header["sform_code"] = support.header["qform_code"] = 0
+    unknown = tmp_path / "unknown.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.asarray(support.dataobj), None, support.header), unknown)
+    mask: Any = nibabel.load(given["support_mask"])
+    mask_unknown = tmp_path / "mask.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.asarray(mask.dataobj), None, support.header), mask_unknown)
+    made(given, tmp_path / "out", support=unknown, support_mask=mask_unknown, query=mirrored)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    (query,) = record["queries"]
+    assert len(query["notices"]) == 1 and query["notices"][0].startswith("MONOCHROME1: pixels were mirrored")
+    assert record["support"]["notices"] == ["has neither a qform nor an sform: where left and right are is a guess"] * 2
+    paths = (unknown, mask_unknown, mirrored)
+    assert said == [
+        f"note: {path}: {notice}"
+        for path, notice in zip(paths, [*record["support"]["notices"], *query["notices"]], strict=True)
+    ]
+
+
+def test_a_plain_query_has_none(given: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(given, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["support"]["notices"] == record["queries"][0]["notices"] == []
+    assert "note: " not in capsys.readouterr().err
