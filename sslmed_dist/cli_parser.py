@@ -203,7 +203,7 @@ def output(verb: argparse.ArgumentParser, what: str) -> None:
     verb.add_argument("--out", type=path, help=what)
 
 
-def place(top: Parser, arguments: argparse.Namespace) -> None:
+def place(top: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Decide ``out`` where it may be given in two ways: it has to be given in one of them."""
     word = arguments.out_word
     if word is not None and "=" in str(word) and arguments.out is not None:  # an override that stood in its place

@@ -67,6 +67,13 @@ def test_an_export_and_a_report_say_what_is_no_place(
         (["report", str(page), "--out", "notes"], "notes: is a file; --out expects a folder, or a page"),
         (["report", str(page), "--out", "notes/page.html"], under),
         (["embed", str(run), str(tmp_path), "--out", "notes/f.npz"], under),
+        (["embed", str(run), "notes"], "notes: is a file; expected a folder of images"),
+        (
+            ["export", str(run), "--out", "encoder.onnx"],
+            "onnx: an encoder is written as .safetensors",
+        ),
+        (["report", str(page), "--out", "page.pdf"], "page.pdf: a report is written as .html"),
+        (["evaluate", str(run.parent)], "runs: not a run folder: it has no checkpoints; runs in it: tiny"),
     ):
         capsys.readouterr()
         assert cli.main(words) == 2

@@ -10,6 +10,7 @@ from sslmed_dist.report.results import results_of
 from sslmed_dist.report.runs import distinct, group, read_run
 
 __all__ = ["write_report"]
+OTHER_PAGES = (".htm", ".md", ".pdf", ".txt")  # endings of files, not of folders
 
 
 def write_report(
@@ -45,6 +46,8 @@ def destination(folders: Sequence[Path], out: Path | None) -> Path:
     a file that is no page."""
     if out is not None and out.suffix != ".html" and out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file; --out expects a folder, or a page whose name ends in .html")
+    if out is not None and out.suffix.lower() in OTHER_PAGES and not out.is_dir():
+        raise ValueError(f"{out}: a report is written as .html, with a .md beside it; give a name that ends in .html")
     if out is not None:
         return out if out.suffix == ".html" else out / "report.html"
     if len(folders) == 1:

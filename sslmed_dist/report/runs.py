@@ -104,9 +104,7 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
     if not metrics and not evaluations:
         missing.append("metrics.jsonl or evaluate/*.json")
     if missing:
-        inside = sorted(file.parent.name for file in folder.glob("*/config.yaml"))
-        meant = f"; runs in it: {', '.join(inside[:5])}{' ...' if len(inside) > 5 else ''}" if inside else ""
-        raise ValueError(f"{folder}: not a run folder: it has no {' and no '.join(missing)}{meant}")
+        raise ValueError(f"{folder}: not a run folder: it has no {' and no '.join(missing)}{runs_inside(folder)}")
     remarks = read_notices(folder / "notices.txt")
     drawn = sorted(folder.glob("pictures/*.png"))
     environment = folder / "environment.json"
@@ -125,6 +123,12 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
         measured={path.stem: hash_of_samples(tree) for path, tree in own.items()},
         others={other_title(tree, path): rows_in(tree, path) for path, tree in results.items() if path not in own},
     )
+
+
+def runs_inside(folder: Path) -> str:
+    """What a message adds where a folder of runs was named in place of a run; empty where it is none."""
+    inside = sorted(file.parent.name for file in folder.glob("*/config.yaml"))
+    return f"; runs in it: {', '.join(inside[:5])}{' ...' if len(inside) > 5 else ''}" if inside else ""
 
 
 def hash_of_samples(tree: Tree) -> str:

@@ -83,6 +83,8 @@ def read_images(
 ) -> tuple[ImageFiles, list[int]]:
     """The images of a folder as the encoder takes them, and the positions of those that were left out. ``ValueError``
     as ``embed``."""
+    if images.is_file():
+        raise ValueError(f"{images}: is a file; expected a folder of images")
     channels, size = settings.method["channels"], settings.views["size"]
     listing = list_folder(images)
     bad: dict[int, None] = {}  # in order, and quick to look up

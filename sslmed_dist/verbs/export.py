@@ -9,6 +9,8 @@ from sslmed_dist.printable import without_folders
 from sslmed_dist.run_folder import write_json
 from sslmed_dist.training.pretrained import Part, load
 
+OTHER_FORMATS = (".pt", ".pth", ".onnx", ".npz", ".bin")
+
 
 def export_encoder(
     source: Path, out: Path, which: str = "last", part: Part = "encoder", *, force: bool = False
@@ -28,6 +30,8 @@ def export_encoder(
         raise ValueError("export needs safetensors: pip install 'sslmed-dist[report]'") from None
     if out.name in ("", "..") or out.is_dir():
         raise ValueError(f"{out}: is a folder; --out expects the name of the files in it, such as {out / 'encoder'}")
+    if out.suffix in OTHER_FORMATS:
+        raise ValueError(f"{out}: an encoder is written as .safetensors and .json; give a name without {out.suffix}")
     stem = out.name.removesuffix(".safetensors").removesuffix(".json")  # a name may have other dots: resnet18-v0.2
     weights, card = out.with_name(f"{stem}.safetensors"), out.with_name(f"{stem}.json")
     outputs.require_writable([(weights, outputs.is_export), (card, outputs.is_description)], force=force)

@@ -13,6 +13,7 @@ from sslmed_dist.config import Config
 from sslmed_dist.data.joined import Joined
 from sslmed_dist.data.samples import Samples, describe
 from sslmed_dist.printable import note
+from sslmed_dist.report.runs import runs_inside
 from sslmed_dist.training import pretrained
 from sslmed_dist.training.evaluation_data import evaluation_splits, measured_on, overridden, suffix
 
@@ -64,5 +65,7 @@ def measurement(
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a run folder; the results go into it")
+    if not (folder / "checkpoints").is_dir():
+        raise ValueError(f"{folder}: not a run folder: it has no checkpoints{runs_inside(folder)}")
     trained = pretrained.load(folder, which, part=part)
     return Measurement(folder, which, part, trained, overridden(trained.settings, overrides))
