@@ -73,7 +73,10 @@ def test_an_export_and_a_report_say_what_is_no_place(
             "onnx: an encoder is written as .safetensors",
         ),
         (["report", str(page), "--out", "page.pdf"], "page.pdf: a report is written as .html"),
-        (["evaluate", str(run.parent)], "runs: not a run folder: it has no checkpoints; runs in it: tiny"),
+        (
+            ["evaluate", str(run.parent)],
+            "runs: neither a checkpoint file nor a run folder with checkpoints; runs in it: tiny",
+        ),
     ):
         capsys.readouterr()
         assert cli.main(words) == 2

@@ -66,6 +66,6 @@ def measurement(
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a run folder; the results go into it")
     if not (folder / "checkpoints").is_dir():
-        raise ValueError(f"{folder}: not a run folder: it has no checkpoints{runs_inside(folder)}")
+        raise ValueError(f"{folder}: neither a checkpoint file nor a run folder with checkpoints{runs_inside(folder)}")
     trained = pretrained.load(folder, which, part=part)
     return Measurement(folder, which, part, trained, overridden(trained.settings, overrides))
