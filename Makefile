@@ -4,7 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all check bench clean
+# The folder of `make gpu-pack`: where its data comes from, and where it goes.
+DATA ?= data
+PACK ?= gpu-pack
+
+.PHONY: demo test test-all check bench gpu-pack clean
 
 demo: $(STAMP)
 	$(BIN)/sslmed demo --out runs
@@ -30,6 +34,9 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.packing
 	$(BIN)/python -m tests.benchmarks.episodes
 	$(BIN)/python -m tests.benchmarks.prediction
+
+gpu-pack: $(STAMP)
+	$(BIN)/python -m tests.acceptance.pack $(DATA) $(PACK)
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'

@@ -3,17 +3,12 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sslmed_dist.data.dataset import ArrayDataset
 from sslmed_dist.downstream import (
-    KNN,
-    Evaluator,
-    LinearProbe,
     RawPixels,
     compared_rows,
     pooled_rows,
@@ -23,28 +18,15 @@ from sslmed_dist.downstream import (
 from sslmed_dist.downstream.metrics import Score
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.downstream.rows import Row, write_rows
+from tests import device_cases
+from tests.device_cases import EVALUATORS, halves, site
+from tests.differences import require_within
 from tests.downstream.scale import Scale
-
-
-def made_up() -> ArrayDataset:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(120) % 2
-    images = torch.randint(0, 220, (120, 1, 4, 4), generator=generator, dtype=torch.uint8)
-    images[labels == 1] += 30
-    return ArrayDataset(name="made-up", images=images, labels=labels, classes=("no", "yes"))
-
-
-def site(number: int) -> dict[str, Tensor]:
-    own = torch.arange(60) + 60 * number
-    return {"train": own[:30], "val": own[30:40], "test": own[40:]}
-
-
-EVALUATORS: dict[str, Evaluator] = {"knn": KNN(k=5), "linear": LinearProbe((0.01, 0.1), epochs=5)}
 
 
 def made(encoder: nn.Module, number: int) -> dict[str, Predictions]:
     return predict(
-        encoder, made_up(), site(number), evaluators=EVALUATORS, views=Scale(), device="cpu", seed=0
+        encoder, halves(), site(number), evaluators=EVALUATORS, views=Scale(), device="cpu", seed=0
     )  # fmt: skip
 
 
@@ -86,11 +68,7 @@ def test_compared_rows_are_paired_differences() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_same_rows() -> None:
-    arguments: dict[str, Any] = {"evaluators": EVALUATORS, "views": Scale(), "seed": 0}
-    found = {device: predict(RawPixels(), made_up(), site(0), device=device, **arguments) for device in ("cpu", "cuda")}
-    rows = {device: rows_of(made, arm="a", site="all", seed=0) for device, made in found.items()}
-    for one, other in zip(rows["cpu"], rows["cuda"], strict=True):
-        assert one.score.value == pytest.approx(other.score.value, abs=1e-3) and one.score.note == other.score.note
+    require_within(device_cases.rows("cpu"), device_cases.rows("cuda"), device_cases.rows_tolerance)
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:

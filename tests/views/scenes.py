@@ -55,3 +55,17 @@ def make(size: int, channels: int = 3, dtype: torch.dtype = torch.uint8, **argum
 def constant(words: tuple[str, ...], value: float = 0.5, count: int = 1, **chosen: float) -> dict[str, Tensor]:
     """Draws in which every word has one value, but for those that are chosen."""
     return {word: torch.full((count,), chosen.get(word, value), dtype=torch.float64) for word in words}
+
+
+def make_episodes(size: int, channels: int = 1, **arguments: Any) -> Any:
+    """Episode views that leave intensities on their scale."""
+    mean = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    return VIEWS["episode"](size, channels=channels, value_range=(0.0, 1.0), **{**mean, **arguments})
+
+
+def episode_batch(count: int, size: int, channels: int = 1) -> dict[str, Tensor]:
+    """Slices in [-1, 3] with masks, and draws of 0, 1 and 2."""
+    images = scene(count, channels, size, size, torch.float32) * 4 - 1
+    indices = torch.arange(count)
+    mask = (scene(count, 1, size, size, torch.float32)[:, 0] > 0.5).to(torch.uint8)
+    return {"images": images, "mask": mask, "index": indices, "draw": indices % 3, "labels": 0 * indices - 1}

@@ -13,22 +13,14 @@ from sslmed_dist import registry
 from sslmed_dist.views import VIEWS
 from sslmed_dist.views.displacement import Displacement, noise
 from sslmed_dist.views.episode import gamma_curve
+from tests import device_cases
+from tests.differences import require_within
 from tests.views.scenes import constant, scene
+from tests.views.scenes import episode_batch as batch_of
+from tests.views.scenes import make_episodes as make
 
 STILL: dict[str, Any] = {"rotation": 0, "shift": 0, "shear": 0, "scale": (1.0, 1.0), "elastic": 0, "gamma": (1.0, 1.0)}
 MADE = ("support", "support_mask", "query", "query_mask")
-
-
-def make(size: int, channels: int = 1, **arguments: Any) -> Any:
-    mean = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
-    return VIEWS["episode"](size, channels=channels, value_range=(0.0, 1.0), **{**mean, **arguments})
-
-
-def batch_of(count: int, size: int, channels: int = 1) -> dict[str, Tensor]:
-    images = scene(count, channels, size, size, torch.float32) * 4 - 1
-    indices = torch.arange(count)
-    mask = (scene(count, 1, size, size, torch.float32)[:, 0] > 0.5).to(torch.uint8)
-    return {"images": images, "mask": mask, "index": indices, "draw": indices % 3, "labels": 0 * indices - 1}
 
 
 def select(batch: dict[str, Tensor], chosen: Tensor) -> dict[str, Tensor]:
@@ -75,13 +67,7 @@ def test_bits_of_large_slices_and_size_of_chunks(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_the_same_episodes_to_rounding() -> None:
-    views, batch = make(64, transform_support=True), batch_of(16, 64)
-    expected = views(batch, seed=1, epoch=0)
-    made = views({name: value.cuda() for name, value in batch.items()}, seed=1, epoch=0)
-    for name in ("support", "query"):
-        torch.testing.assert_close(made[name].cpu(), expected[name], atol=1e-4, rtol=0)
-    for name in ("support_mask", "query_mask"):
-        assert float((made[name].cpu() != expected[name]).float().mean()) < 1e-4
+    require_within(device_cases.episodes("cpu"), device_cases.episodes("cuda"), device_cases.episodes_tolerance)
 
 
 def test_episodes_are_keyed_by_everything() -> None:
