@@ -1,7 +1,9 @@
 """What the device computes, against what the CPU computes: views, losses, layers, decoding, collectives."""
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,13 +35,13 @@ def full_float32() -> Iterator[None]:
 def every_loss(device: str, dtype: torch.dtype, tiny: bool) -> dict[str, Tensor]:
     """Value and gradient of every entry of ``LOSSES``, and of NT-Xent with DySTreSS, at their own defaults."""
     samples, width = (48, 8) if tiny else (512, 64)
-    makers = {name: maker for name, maker in LOSSES.items() if name != "sum"}
+    makers: dict[str, Callable[[], Any]] = {name: maker for name, maker in LOSSES.items() if name != "sum"}
     makers["dystress"] = lambda: blockwise("dystress")
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, maker in makers.items():
         first, second = (z.to(device, dtype).requires_grad_() for z in embeddings(samples, width, "acceptance", name))
         with full_float32():
-            value = maker()(first, second)
+            value = maker().to(device=device, dtype=dtype)(first, second)
             value.backward()
         assert first.grad is not None and second.grad is not None
         found[name] = device_cases.require_on(device, value.detach())
@@ -55,7 +57,7 @@ def loss_tolerance(name: str) -> Tolerance:
 def across_tiles(device: str, dtype: torch.dtype, tiny: bool, whole: bool) -> dict[str, Tensor]:
     """Value and gradient of more pairs than one tile holds; ``whole``: as one dense matrix under autograd."""
     pairs = 300 if tiny else 5000
-    found = {}
+    found: dict[str, Tensor] = {}
     for case in CASES:
         first, second = (z.to(device, dtype) for z in embeddings(pairs, 16, "tiles"))
         first.requires_grad_()
@@ -70,10 +72,10 @@ def across_tiles(device: str, dtype: torch.dtype, tiny: bool, whole: bool) -> di
 def normalised(device: str, dtype: torch.dtype, together: bool) -> dict[str, Tensor]:
     """Three steps of batch norm on (64, 32, 8, 8) and on (64, 32): outputs, gradients, running statistics.
     ``together``: as the layer that is synchronised over ranks, in a group of one."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for kind, shape in ((nn.BatchNorm2d, (64, 32, 8, 8)), (nn.BatchNorm1d, (64, 32))):
         norm: nn.Module = kind(32).to(device, dtype)
-        cells = embeddings(64, shape[1:].numel() if isinstance(shape, torch.Size) else 32 * 8 ** (len(shape) - 2))
+        cells = embeddings(64, math.prod(shape[1:]), "batch norm")
         rows, weights = ((z * 3 + 5).view(shape).to(device, dtype) for z in cells)
         with group_of_one(device) if together else contextlib.nullcontext():
             if together:
@@ -97,7 +99,7 @@ def norm_tolerance(name: str) -> Tolerance:
 @contextlib.contextmanager
 def group_of_one(device: str) -> Iterator[None]:
     """A process group of this process alone: NCCL on a GPU, gloo elsewhere."""
-    store = dist.HashStore()
+    store = dist.HashStore()  # type: ignore[attr-defined]
     if device == "cuda":
         dist.init_process_group("nccl", store=store, rank=0, world_size=1, device_id=torch.device("cuda", 0))
     else:
@@ -111,7 +113,7 @@ def group_of_one(device: str) -> Iterator[None]:
 def collectives(bench: Bench) -> Tensors:
     """Every message of ``sslmed_dist.distributed`` and its backward, sent to the one rank there is."""
     kinds = (torch.float32, torch.float64, torch.bfloat16)
-    found = {}
+    found: dict[str, Tensor] = {}
     with group_of_one(bench.device):
         for dtype in kinds:
             x = rows_of_rank(bench.device, dtype).requires_grad_()
@@ -136,7 +138,7 @@ def rows_of_rank(device: str, dtype: torch.dtype) -> Tensor:
 
 def not_sent(bench: Bench) -> Tensors:
     """What ``collectives`` gives where every message is the identity."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         x = rows_of_rank("cpu", dtype)
         found |= {f"{dtype}, rows": x.float(), f"{dtype}, gradient": (2 * x).float()}

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from torch import nn
+
 from sslmed_dist import config
 from sslmed_dist.config import Config
 from sslmed_dist.data import Dataset
@@ -67,7 +69,7 @@ def measured(settings: Config, train: Dataset, wanted: Mapping[str, str]) -> lis
     trained = pretrained.load(settings.folder)
     data, parts = evaluation_splits(trained.settings)
     (evaluator,) = build.build_evaluators(trained.settings).values()
-    arms = {"encoder": trained.encoder, "random": pretrained.untrained(trained.settings)}
+    arms: dict[str, nn.Module] = {"encoder": trained.encoder, "random": pretrained.untrained(trained.settings)}
     arms[evaluator.floor] = FLOORS[evaluator.floor]()
     values = [Value("steps", float(done.state.step)), Value("samples", float(done.state.samples))]
     for arm, network in arms.items():

@@ -28,6 +28,7 @@ import torch
 from sslmed_dist import registry, weights
 from sslmed_dist.atomic_files import write_atomically, writing
 from sslmed_dist.data import DATASETS
+from sslmed_dist.data.dataset import Split
 from sslmed_dist.data.exams.exam_archive import pack_episodes
 from sslmed_dist.data.images.natural import read_packed
 from sslmed_dist.models import ENCODERS
@@ -36,7 +37,8 @@ from sslmed_dist.printable import say
 CIFAR, CIFAR_SMALL, EPISODES = "cifar10-jpeg.npz", "cifar10-jpeg-5k1k.npz", "episodes.npz"
 WEIGHTS, DESCRIPTION = "weights.pt", "weights.json"
 EXAMS, NETWORKS = "chaos-t2spir", "weights"  # folders of the source
-SMALL = {"train": 5000, "test": 1000}  # images
+CODES: tuple[Split, ...] = ("train", "test")  # what 0 and 1 in the file stand for
+SMALL: Mapping[Split, int] = {"train": 5000, "test": 1000}  # images
 MOST = 60_000_000  # bytes, source tree included
 ROOT = Path(__file__).parents[2]
 DEPTHS = (101, 50, 34, 18)
@@ -62,12 +64,10 @@ def pack(source: Path, out: Path) -> list[str]:
     return missing + write_weights(source / NETWORKS, out)
 
 
-def write_small(whole: Path, small: Path, sizes: Mapping[str, int] = SMALL) -> None:
+def write_small(whole: Path, small: Path, sizes: Mapping[Split, int] = SMALL) -> None:
     """The first images of both splits; classes take turns in the file, so they are balanced."""
     arrays = read_packed(whole)
-    rows = np.concatenate(
-        [np.flatnonzero(arrays["split"] == code)[: sizes[split]] for code, split in enumerate(("train", "test"))]
-    )
+    rows = np.concatenate([np.flatnonzero(arrays["split"] == code)[: sizes[split]] for code, split in enumerate(CODES)])
     files = [arrays["jpeg"][arrays["offsets"][row] : arrays["offsets"][row + 1]] for row in rows]
     kept = {key: arrays[key][rows] for key in ("labels", "split")} | {"class_names": arrays["class_names"]}
     with writing(small) as file:
@@ -110,7 +110,8 @@ def write_weights(folder: Path, out: Path) -> list[str]:
             description = json.dumps({"encoder": encoder, "source": file.name}) + "\n"
             write_atomically(out / DESCRIPTION, description.encode())
             if tree_size() + size(out) > MOST:
-                (out / WEIGHTS).unlink(), (out / DESCRIPTION).unlink()
+                for written in (WEIGHTS, DESCRIPTION):
+                    (out / written).unlink()
                 return [f"{WEIGHTS}: {file.name} would make more than {MOST:,} bytes; left out"]
             return []
         reasons.append(f"{file.name} is none of ResNet-{', '.join(map(str, DEPTHS))} under torchvision's names")

@@ -1,7 +1,7 @@
 """How fast the device is, against goals. A goal applies to a GPU at full size; in a rehearsal only the path is run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def stepper(made: job.Job) -> Callable[[], object]:
     made.method.train()
     leave = distributed.leave_gradients
     step = Stepper(made.method, made.views, made.settings.plan, made.batches, made.state, leave, None)
-    source = iter([])
+    source: Iterator[dict[str, Tensor]] = iter([])
 
     def take() -> None:
         nonlocal source
@@ -121,8 +121,7 @@ def views(bench: Bench) -> list[Value]:
         count = 8 if bench.tiny else 128
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         chain = VIEWS["contrastive"](size, blur=blur, channels=3, value_range=(0.0, 255.0), mean=mean, std=std)
-        cells = randomness.uniform("speed", torch.arange(count * 3 * source * source, device=bench.device))
-        pixels = (cells * 255).to(torch.uint8).view(count, 3, source, source)
+        pixels = synthetic(bench, count, source)
         index = torch.arange(count, device=bench.device)
         batch = {"images": pixels, "index": index, "draw": torch.zeros_like(index)}
         call = lambda chain=chain, batch=batch: chain(batch, seed=0, epoch=0)  # noqa: E731
@@ -133,12 +132,19 @@ def views(bench: Bench) -> list[Value]:
     return values
 
 
+def synthetic(bench: Bench, count: int, side: int) -> Tensor:
+    """Noise, uint8 (count, 3, side, side), on the device."""
+    noise = randomness.uniform("speed", torch.arange(count * 3 * side * side, device=bench.device))
+    return (noise * 255).to(torch.uint8).view(count, 3, side, side)
+
+
 def losses(bench: Bench) -> list[Value]:
     """Loss and gradient of 131,072 pairs: time, memory, and the ratio to the matrix products alone."""
     pairs = 600 if bench.tiny else 131_072
     goals = bench.on_gpu and not bench.tiny
     z0, z1 = loss_benchmark.embeddings(pairs, bench.device)
-    values, floors = [], {}
+    values: list[Value] = []
+    floors: dict[int, float] = {}
     for case in loss_benchmark.CASES:
         loss = loss_benchmark.blockwise(case)
         loss_benchmark.step(loss, z0[:4096], z1[:4096])
@@ -187,10 +193,9 @@ def products(bench: Bench, z0: Tensor, z1: Tensor, passes: int) -> float:
 def resnet50(bench: Bench) -> list[Value]:
     """SimCLR with ResNet-50 on synthetic images of 256 px, views of 224 px with blur: images of the set a second."""
     count, batch, source, size = (16, 8, 40, 32) if bench.tiny else (512, 128, 256, 224)
-    cells = randomness.uniform("resnet50", torch.arange(count * 3 * source * source)).view(count, 3, source, source)
     data = ArrayDataset(
         name="synthetic",
-        images=(cells * 255).to(torch.uint8),
+        images=synthetic(bench, count, source).cpu(),
         labels=torch.arange(count) % 2,
         classes=("a", "b"),
     )

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslmed_dist.data import DATASETS
+from sslmed_dist.data.dataset import Split
+from sslmed_dist.data.exams.episodes import Episodes
+from sslmed_dist.data.images.natural import cifar10_jpeg
 from sslmed_dist.data.phantom import PHANTOMS
 from sslmed_dist.models import ENCODERS
 from tests.acceptance import pack, rehearsal
@@ -24,12 +26,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / pack.NETWORKS).mkdir()
     torch.save({"stem.weight": torch.zeros(3)}, folder / pack.NETWORKS / "a.pth")
     network = ENCODERS["resnet"](depth=18, channels=3)
-    torch.save(
-        {"state_dict": {f"module.{key}": v for key, v in network.state_dict().items()}}, folder / "weights/b.pth"
-    )
+    wrapped = {f"module.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"state_dict": wrapped}, folder / pack.NETWORKS / "b.pth")
     return folder
 
 
+@pytest.mark.slow
 def test_everything_is_written_and_read_back(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "out"
@@ -38,11 +40,10 @@ def test_everything_is_written_and_read_back(source: Path, tmp_path: Path, monke
         *(pack.CIFAR, pack.CIFAR_SMALL, pack.EPISODES, pack.WEIGHTS, pack.DESCRIPTION)
     }
     assert {name for part in PARTS for name in part.needs} <= {path.name for path in out.iterdir()}
-    whole, small = (DATASETS["cifar10_jpeg"](root=str(out / name)) for name in (pack.CIFAR, pack.CIFAR_SMALL))
+    whole, small = (cifar10_jpeg(out / name) for name in (pack.CIFAR, pack.CIFAR_SMALL))
     assert torch.equal(whole.images, small.images) and torch.equal(whole.labels, small.labels)
     folder, packed = (
-        DATASETS["episodes"](root=str(root), fold=0, split="train", cache="")
-        for root in (source / pack.EXAMS, out / pack.EPISODES)
+        Episodes(root, fold=0, split="train", cache="") for root in (source / pack.EXAMS, out / pack.EPISODES)
     )
     assert torch.equal(folder.images, packed.images) and torch.equal(folder.maps, packed.maps)
     with zipfile.ZipFile(out / pack.EPISODES) as archive:
@@ -54,13 +55,11 @@ def test_everything_is_written_and_read_back(source: Path, tmp_path: Path, monke
 
 
 def test_the_small_set_is_a_balanced_prefix_of_both_splits(source: Path, tmp_path: Path) -> None:
-    sizes = {"train": 20, "test": 10}
+    sizes: dict[Split, int] = {"train": 20, "test": 10}
     pack.write_small(source / pack.CIFAR, tmp_path / "small.npz", sizes)
     for split, count in sizes.items():
-        small, whole = (
-            DATASETS["cifar10_jpeg"](root=str(root), split=split)
-            for root in (tmp_path / "small.npz", source / pack.CIFAR)
-        )
+        roots = (tmp_path / "small.npz", source / pack.CIFAR)
+        small, whole = (cifar10_jpeg(root, split) for root in roots)
         assert len(small) == count and torch.equal(small.images, whole.images[:count])
         assert torch.bincount(small.labels).tolist() == [count // 10] * 10
 
@@ -79,6 +78,7 @@ def test_what_is_missing_is_said(source: Path, tmp_path: Path, capsys: pytest.Ca
     assert "cifar10-jpeg.npz: not a readable .npz" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_too_much_is_refused_and_weights_that_do_not_fit_are_left_out(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,7 +122,7 @@ def serve(connection: Connection, log: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
-        torch.cuda.init()  # the start of the process pays for it, not its first part
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # the start of the process pays for it, not its first part
     connection.send("ready")
     while True:
         try:
