@@ -23,6 +23,7 @@ from sslmed_dist.views.geometry import Fill, Geometry
 from sslmed_dist.views.intensity import Intensity
 
 CACHE = 1 << 19  # pixel values per thread that go through all operations together on a CPU (two megabytes, measured)
+TOGETHER = 1 << 26  # most pixel values for which all views of a chain go through it at once on a GPU (256 MiB)
 
 
 @dataclass(frozen=True)
@@ -153,25 +154,53 @@ class ContrastiveViews(nn.Module):
             self.to(images.device)
         height, width = images.shape[-2:]
         index, draws = (batch[name].to(images.device) for name in ("index", "draw"))
-        # First all parameters of all views for the whole batch, then the images chunk by chunk.
-        outputs, parameters = [], []
-        chains = typing.cast("list[View]", list(self.chains))
-        for view, chain in enumerate(chains):
-            table = draw(chain.words, chain.word_keys, seed=seed, epoch=epoch, index=index, draw=draws, view=view)
-            parameters.append(chain.draw(table, height, width))
-            outputs.append(torch.empty(len(images), images.shape[1], self.size, self.size, device=images.device))
+        count = len(images)
+        # First all parameters of all views for the whole batch, then the images chunk by chunk. The views of a chain
+        # are drawn together, as rows one view after another: (views x B, ...).
+        outputs: dict[int, Tensor] = {}  # of each view, (B, C, size, size)
+        jobs: list[tuple[View, list[tuple[Tensor, ...]], Tensor]] = []  # chain, parameters and output of some rows
+        for chain, views in self.views_by_chain():
+            rows = {"index": index.repeat(len(views)), "draw": draws.repeat(len(views))}
+            numbers = torch.tensor(views, device=images.device).repeat_interleave(count)
+            table = draw(chain.words, chain.word_keys, seed=seed, epoch=epoch, **rows, view=numbers)
+            parameters = chain.draw(table, height, width)
+            made = torch.empty(len(numbers), images.shape[1], self.size, self.size, device=images.device)
+            outputs |= zip(views, made.split(count) if count else [made] * len(views), strict=True)
+            step = max(1, len(numbers) if self.together(images, len(views)) else count)
+            for start in range(0, len(numbers), step):
+                some = slice(start, start + step)
+                jobs.append((chain, [tuple(value[some] for value in given) for given in parameters], made[some]))
         # A chunk goes through all views while it is in the cache.
         for part in self.chunks(images):
             source = self.intensity.unit(images[part])
-            for chain, steps, output in zip(chains, parameters, outputs, strict=True):
-                chain(source, [tuple(value[part] for value in step) for step in steps], output[part])
+            for chain, given, made in jobs:
+                if len(made) > count:  # all images, once for each view
+                    chain(source.repeat(len(made) // count, 1, 1, 1), given, made)
+                else:
+                    chain(source, [tuple(value[part] for value in step) for step in given], made[part])
         other_entries = {name: value for name, value in batch.items() if name != "images"}
-        return {**other_entries, **{f"views_{view}": output for view, output in enumerate(outputs)}}
+        return {**other_entries, **{f"views_{view}": outputs[view] for view in sorted(outputs)}}
+
+    def views_by_chain(self) -> list[tuple[View, list[int]]]:
+        """Every chain with the numbers of its views."""
+        found: dict[View, list[int]] = {}
+        for view, chain in enumerate(typing.cast("list[View]", list(self.chains))):
+            found.setdefault(chain, []).append(view)
+        return list(found.items())
+
+    def together(self, images: Tensor, views: int) -> bool:
+        """Whether all ``views`` of a chain go through it at once. On a GPU a small batch waits for the starts of its
+        kernels, and two views at once need half as many. A CPU takes a chunk of one view, which stays in its cache. No
+        result depends on it."""
+        return images.device.type != "cpu" and views * len(images) * self.values(images) <= TOGETHER
+
+    def values(self, images: Tensor) -> int:
+        """Pixel values of an image or of a view of it, whichever has more."""
+        return images.shape[1] * max(images.shape[-2] * images.shape[-1], self.size**2)
 
     def chunks(self, images: Tensor) -> Iterator[slice]:
         """Parts of a batch: on a CPU as many images as fit into its cache, elsewhere all. No result depends on it."""
         step = max(1, len(images))
         if images.device.type == "cpu":
-            pixels = images.shape[1] * max(images.shape[-2] * images.shape[-1], self.size**2)
-            step = max(1, torch.get_num_threads() * CACHE // pixels)
+            step = max(1, torch.get_num_threads() * CACHE // self.values(images))
         return (slice(start, start + step) for start in range(0, len(images), step))

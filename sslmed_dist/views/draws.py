@@ -24,12 +24,15 @@ def word_keys(words: Sequence[str]) -> Tensor:
     return torch.tensor([randomness.word(word) for word in words], dtype=torch.int64)
 
 
-def draw(words: Sequence[str], keys: Tensor, *, seed: int, epoch: int, index: Tensor, draw: Tensor, view: int) -> Draws:
+def draw(
+    words: Sequence[str], keys: Tensor, *, seed: int, epoch: int, index: Tensor, draw: Tensor, view: int | Tensor
+) -> Draws:
     """One uniform number per sample and word, keyed by (seed, "views", epoch, sample, draw, view, word).
 
     ``index`` (sample ids) and ``draw`` (draw numbers) are int64 (B,); ``keys`` is ``word_keys(words)`` on their device.
-    A word's numbers are float64 (B,) in [0, 1).
+    ``view`` is the number of the view, or one for each row, int64 (B,). A word's numbers are float64 (B,) in [0, 1).
     """
+    view = view[:, None] if isinstance(view, Tensor) else view
     table = randomness.uniform(seed, "views", epoch, index[:, None], draw[:, None], view, keys)  # (B, words)
     return dict(zip(words, table.unbind(1), strict=True))
 

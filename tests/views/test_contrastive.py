@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -77,6 +78,26 @@ def test_size_of_chunks_changes_no_bits(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr("sslmed_dist.views.contrastive.CACHE", floats)
         monkeypatch.setattr("sslmed_dist.views.filters.CACHE", floats)
         assert torch.equal(both(views(batch, seed=1, epoch=0)), expected)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+@pytest.mark.parametrize("arguments", [ALL, {**ALL, "views": 3, "second": {"blur": 1.0}}, {"views": 4}])
+def test_views_that_go_through_a_chain_together_have_the_same_bits(
+    arguments: dict[str, Any], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU; one after another is as on a CPU."""
+    views = make(16, **arguments)
+    batch = select(batch_of(scene(7, 3, 20, 24)), torch.arange(count))
+    expected = views(batch, seed=1, epoch=2)
+    calls: list[int] = []
+    for chain in set(views.chains):
+        chain.register_forward_pre_hook(lambda _, given: calls.append(len(given[0])))
+    monkeypatch.setattr(type(views), "together", lambda *_: True)
+    made = views(batch, seed=1, epoch=2)
+    assert list(made) == list(expected) and all(torch.equal(made[name], expected[name]) for name in made)
+    assert all(made[f"views_{view}"].is_contiguous() for view in range(len(views.chains)))
+    if count:
+        assert sorted(calls) == sorted(count * list(views.chains).count(chain) for chain in set(views.chains))
 
 
 @pytest.mark.gpu
