@@ -165,7 +165,7 @@ class ContrastiveViews(nn.Module):
             table = draw(chain.words, chain.word_keys, seed=seed, epoch=epoch, **rows, view=numbers)
             parameters = chain.draw(table, height, width)
             made = torch.empty(len(numbers), images.shape[1], self.size, self.size, device=images.device)
-            outputs |= zip(views, made.split(count) if count else [made] * len(views), strict=True)
+            outputs |= zip(views, made.view(len(views), count, *made.shape[1:]).unbind(0), strict=True)
             step = max(1, len(numbers) if self.together(images, len(views)) else count)
             for start in range(0, len(numbers), step):
                 some = slice(start, start + step)
