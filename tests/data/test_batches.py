@@ -144,7 +144,6 @@ def test_impossible_batches_are_refused(settings, message):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("resident", [False, True])
 def test_batches_on_a_gpu_are_those_on_the_cpu(workers, resident):

@@ -66,7 +66,6 @@ def test_compared_rows_are_paired_differences() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_same_rows() -> None:
     require_within(device_cases.rows("cpu"), device_cases.rows("cuda"), device_cases.rows_tolerance)
 

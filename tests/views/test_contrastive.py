@@ -101,7 +101,6 @@ def test_views_that_go_through_a_chain_together_have_the_same_bits(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_the_same_views_to_rounding() -> None:
     require_within(device_cases.views("cpu"), device_cases.views("cuda"), device_cases.views_tolerance)
 

@@ -65,7 +65,6 @@ def test_bits_of_large_slices_and_size_of_chunks(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_the_same_episodes_to_rounding() -> None:
     require_within(device_cases.episodes("cpu"), device_cases.episodes("cuda"), device_cases.episodes_tolerance)
 

@@ -260,7 +260,6 @@ def test_gpu_decoding_is_refused_where_there_is_none(packed: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_decoding_gives_the_images_of_the_cpu_to_rounding(tmp_path: Path) -> None:
     pack = device_cases.jpeg_pack(tmp_path)
     images = {device: device_cases.decoded(device, pack) for device in ("cpu", "cuda")}
