@@ -5,10 +5,16 @@ from typing import Any
 
 from sslmed_dist.models.dilated import DilatedResNet
 from sslmed_dist.models.heads import DinoHead, Identity, Projection
+from sslmed_dist.models.jigsaw_networks import SKID, SSLACL
 from sslmed_dist.models.prototype_heads import ALPNetHead, CoWProHead, PANetHead
 from sslmed_dist.models.resnet import ResNet
 
-ENCODERS: Mapping[str, Callable[..., Any]] = {"resnet": ResNet, "dilated_resnet": DilatedResNet}
+ENCODERS: Mapping[str, Callable[..., Any]] = {
+    "resnet": ResNet,
+    "dilated_resnet": DilatedResNet,
+    "sslacl": SSLACL,
+    "skid": SKID,
+}
 HEADS: Mapping[str, Callable[..., Any]] = {"projection": Projection, "identity": Identity, "dino": DinoHead}
 # Heads without parameters that score a query's pixels by a support's prototypes.
 PROTOTYPE_HEADS: Mapping[str, Callable[..., Any]] = {"cowpro": CoWProHead, "alpnet": ALPNetHead, "panet": PANetHead}
