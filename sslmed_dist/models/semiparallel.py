@@ -23,7 +23,9 @@ def scaled(filters: int, width: float) -> int:
 def require_network_width(width: float) -> float:
     """``ValueError`` unless 0 < width <= 16."""
     if not 0 < width <= 16:
-        raise ValueError(f"method.encoder.width: expected a number above 0 and at most 16 (1.0 = published), got {width}")
+        raise ValueError(
+            f"method.encoder.width: expected a number above 0 and at most 16 (1.0 = published), got {width}"
+        )
     return width
 
 

@@ -46,7 +46,9 @@ def small(name: str) -> PuzzleEncoder:
     return encoder.eval()
 
 
-@pytest.mark.parametrize(("name", "wide", "side"), [("sslacl", 32, 8), ("v3", 64, 4), ("v1", 64, 4), ("no_blocks", 16, 4)])
+@pytest.mark.parametrize(
+    ("name", "wide", "side"), [("sslacl", 32, 8), ("v3", 64, 4), ("v1", 64, 4), ("no_blocks", 16, 4)]
+)
 def test_shapes(name: str, wide: int, side: int) -> None:
     """64 px patches and 256 px slices give the published sides; odd sizes are rounded up and pass as well."""
     encoder = small(name)
