@@ -1,7 +1,7 @@
 """The semi-parallel stem of the jigsaw networks: nine branches with weights of their own (thesis, Sec. 3.4.1.4).
 
-A convolution of all branches is one grouped convolution's tensors, so there is one format of checkpoints. It is computed
-as one grouped convolution or as nine ordinary ones, whichever is faster where it runs (``by_branch``).
+A convolution of all branches has the tensors of one grouped convolution, so there is one format of checkpoints. It is
+computed as one grouped convolution or as nine ordinary ones, whichever is faster where it runs (``by_branch``).
 """
 
 import torch
@@ -104,9 +104,9 @@ class SemiParallel(nn.Module):
     """Nine branches of separate weights; a branch is (3 x 3 convolution twice, max-pool 2) twice.
 
     ``widths``: filters of a branch's first two and of its last two convolutions; ``width`` W is the second.
-    ``norm``: batch norm after every convolution. ``by_branch`` true computes nine convolutions, false a grouped one;
-    None takes what was measured to be faster: nine on a CPU from 16 filters on. On a GPU the grouped one is taken, which
-    was not measured.
+    ``norm``: batch norm after every convolution. ``by_branch`` true computes nine convolutions, false a grouped one.
+    None takes what was measured to be faster: nine on a CPU from 16 filters on. A GPU computes the grouped one; there
+    nothing was measured.
     """
 
     by_branch: bool | None = None

@@ -139,9 +139,11 @@ class Noise(nn.Module):
         pixels = images[0].numel() if len(images) else 0
         # A 64-bit word for each four values of an image (the division rounds up), cut in four parts of 16 bits.
         blocks = torch.arange(-(-pixels // 4), device=images.device)
-        words = randomness.keys(keys[:, None], blocks)
-        parts = torch.stack([(words >> bits) & 0xFFFF for bits in (0, 16, 32, 48)], -1)  # (n, blocks, 4)
-        normal = self.quantiles[parts].view(len(images), -1)[:, :pixels].reshape(images.shape)
+        words = randomness.keys(keys[:, None], blocks).contiguous()
+        # (n, 4 blocks), the lowest 16 bits of a word first: every machine that torch runs on is little-endian.
+        parts = words.view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF)
+        normal = self.quantiles.index_select(0, parts.flatten()).view(len(images), -1)[:, :pixels]
+        normal = normal.reshape(images.shape)
         return images.add_(normal.mul_(deviation[:, None, None, None])).clamp_(0.0, 1.0)
 
 
