@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sslmed_dist import plain_yaml, registry
-from sslmed_dist.sections import PATHS, Config, Evaluate, Federated, Leaf, Plan, Ray, Run
+from sslmed_dist.sections import PATHS, PRETRAINED, Config, Evaluate, Federated, Leaf, Plan, Ray, Run
 
 __all__ = [
     "PATHS",
@@ -72,6 +72,7 @@ FREEDOM: Mapping[str, Freedom] = {
     **dict.fromkeys(("evaluate", "federated.compare"), LOOK),
     **dict.fromkeys(("evaluate.pictures", "evaluate.every"), SAME),
     **dict.fromkeys(("method.channels", "method.classes", "method.task", "views.pixel_mm"), DATA),
+    "method.pretext_classes": DATA,
     # A run resolves its normalisation from its own training data and so from its seed's partition.
     **dict.fromkeys(("views.mean", "views.std"), Freedom(experiment=True, resolved=True)),
 }
@@ -167,9 +168,12 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def paths(tree: Mapping[str, Any]) -> dict[str, str]:
-    """The paths in the tree of a configuration, by their dotted keys (``PATHS``)."""
+    """The paths in the tree of a configuration, by their dotted keys (``PATHS``). The word ``pretrained``, which asks
+    for a download, is none."""
     found = {dotted: below(tree, dotted.split(".")) for dotted in PATHS}
-    return {dotted: value for dotted, value in found.items() if isinstance(value, str) and value}
+    return {
+        dotted: value for dotted, value in found.items() if isinstance(value, str) and value not in ("", PRETRAINED)
+    }
 
 
 def below(tree: Any, keys: Sequence[str]) -> Any:

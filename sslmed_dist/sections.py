@@ -12,6 +12,7 @@ Leaf = Mapping[str, Any]
 # of a loss, say, is a word.
 DATA_PATHS = ("root", "cache", "subset.file")
 PATHS = (*(f"{section}.{key}" for section in ("data", "evaluate.data") for key in DATA_PATHS), "method.encoder.weights")
+PRETRAINED = "pretrained"  # in place of a file of weights: to be downloaded
 MOST_THREADS = 1024  # no machine has so many cores to spare, and a process with a million threads is killed
 
 
@@ -58,13 +59,19 @@ class Plan:
     ``precision`` ``auto`` is bf16 on a GPU and float32 elsewhere, ``channels_last`` ``auto`` is true on a GPU and false
     elsewhere; a run decides at its start, writes it down and keeps to it.
     ``micro_batch``: how many of its samples (over all workers too) the gradient cache embeds at a time; null turns the
-    cache off."""
+    cache off.
+    ``slices_per_exam``: rows of the batch that a visit of an exam gives, in succession. ``validate``: after each epoch
+    the loss is measured on this split, without augmentation (null: never). ``patience``: training ends when that loss
+    was not lower for so many epochs (null: it goes on to the last epoch)."""
 
     epochs: int = 200
     batch_size: int = 128
     micro_batch: int | None = None
     steps_per_epoch: int | None = None
     draws: int = 1
+    slices_per_exam: int = 1
+    validate: Literal["val", "test"] | None = None
+    patience: int | None = None
     precision: Literal["float32", "bf16", "fp16", "float64", "auto"] = "float32"
     channels_last: bool | Literal["auto"] = False
     compile: bool = False
@@ -78,10 +85,12 @@ class Plan:
     resident: bool = True
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "batch_size", "micro_batch", "steps_per_epoch", "draws")
+        counts = ("epochs", "batch_size", "micro_batch", "steps_per_epoch", "draws", "slices_per_exam", "patience")
         require_least("plan", self, 1, *counts, "log_every", "checkpoint_every", "keep_last")
         require_least("plan", self, 0, "keep_every", "loader_threads")
         require_between("plan.loader_threads", self.loader_threads, 0, MOST_THREADS)
+        if self.patience is not None and self.validate is None:
+            raise ValueError("plan.patience: needs plan.validate, the split whose loss is watched (val or test)")
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"plan.clip: expected a norm > 0 or null, got {self.clip}")
 
@@ -181,6 +190,10 @@ class Config:
     ray: Ray = field(default_factory=Ray)
     evaluate: Evaluate = field(default_factory=Evaluate)
     federated: Federated | None = None
+
+    def __post_init__(self) -> None:
+        if self.federated is not None and self.plan.validate is not None:
+            raise ValueError("plan.validate: a federation has fixed rounds and validates nowhere; set it to null")
 
     @property
     def folder(self) -> Path:

@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
 
 CORE = {"torch", "torchvision", "numpy", "yaml"}
 LAZY = {"nibabel", "monai", "pydicom", "highdicom", "pandas", "matplotlib", "skimage", "scipy", "sklearn", "PIL"}
-LAZY |= {"rich", "tensorboard", "safetensors"}
+LAZY |= {"rich", "tensorboard", "safetensors", "timm"}
 NO_TORCH = (
     "cli",
     "cli_answers",

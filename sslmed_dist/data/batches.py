@@ -21,6 +21,9 @@ class Batches:
     one another without a gap, so a batch may hold the end of one pass and the beginning of the next. The draw number
     of a sample, which its random views are keyed by, is the number of the pass. An epoch is ``draws`` passes without
     the incomplete last batch, or exactly ``steps_per_epoch`` batches when that is given.
+    ``slices_per_exam`` S > 1 gives S rows in succession to each visit of a sample, with the draw numbers p S, p S + 1,
+    ...: of an exam S slices, each drawn from all of its slices. ``global_batch`` counts these rows, so a batch of S is
+    one exam, on any number of workers.
     ``workers`` > 0 fetches that many batches at a time in threads; they still come in order, and only ``AHEAD`` per
     worker are held. Attributes: ``dataset``, ``global_batch``, ``local_batch``, ``steps`` (per epoch).
     """
@@ -35,26 +38,31 @@ class Batches:
         world: int = 1,
         steps_per_epoch: int | None = None,
         draws: int = 1,
+        slices_per_exam: int = 1,
         workers: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
         """``ValueError``: a batch that the workers cannot share evenly, or more rows than the samples give."""
-        for name, value in (("global_batch", global_batch), ("draws", draws), ("steps_per_epoch", steps_per_epoch)):
+        counts = {"global_batch": global_batch, "draws": draws, "slices_per_exam": slices_per_exam}
+        for name, value in {**counts, "steps_per_epoch": steps_per_epoch}.items():
             if value is not None and value < 1:
                 raise ValueError(f"batches: {name} must be at least 1, got {value}")
         if world < 1 or global_batch % world:
             raise ValueError(f"batches: global_batch {global_batch} is not divisible by the number of workers {world}")
         if workers < 0:
             raise ValueError(f"batches: workers must be 0 or more, got {workers}")
-        if len(dataset) * draws < global_batch:
+        rows = len(dataset) * draws * slices_per_exam
+        if rows < global_batch:
+            each = f" x {slices_per_exam} slices" if slices_per_exam > 1 else ""
             raise ValueError(
-                f"batches: {dataset.name} has {len(dataset)} samples x {draws} draws, fewer than one batch of "
-                f"{global_batch}; allowed: a global batch of at most {len(dataset) * draws}, or more draws"
+                f"batches: {dataset.name} has {len(dataset)} samples x {draws} draws{each}, fewer than one batch of "
+                f"{global_batch}; allowed: a global batch of at most {rows}, or more draws"
             )
         assert 0 <= rank < world
         self.dataset, self.global_batch, self.local_batch = dataset, global_batch, global_batch // world
         self.seed, self.rank, self.workers, self.device = seed, rank, workers, torch.device(device)
-        self.steps = steps_per_epoch or len(dataset) * draws // global_batch
+        self.slices_per_exam = slices_per_exam
+        self.steps = steps_per_epoch or rows // global_batch
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Item]:
         """This rank's batches ``start_step``, ``start_step + 1``, ... of an epoch; earlier ones are not even read."""
@@ -66,19 +74,21 @@ class Batches:
 
     def plan(self, epoch: int, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(positions, draw numbers) of this rank's rows, batch after batch, each int64 (local_batch,)."""
-        count = len(self.dataset)
+        count, slices = len(self.dataset), self.slices_per_exam
         orders: dict[int, Tensor] = {}  # pass -> its visiting order, (N,) positions
         for step in range(start_step, self.steps):
-            # this rank's rows, counted through the whole epoch: row r is the (r mod N)-th sample of pass r // N
+            # this rank's rows, counted through the whole epoch: row r is slice r mod S of visit v = r // S, and visit v
+            # goes to the (v mod N)-th sample of pass v // N
             first = step * self.global_batch + self.rank * self.local_batch
             row_numbers = torch.arange(first, first + self.local_batch)  # (local_batch,)
-            passes = row_numbers // count  # (local_batch,), ascending
+            visits = row_numbers // slices
+            passes = visits // count  # (local_batch,), ascending
             # keep the orders of the passes that this batch touches, and forget those that are over
             current_passes = range(int(passes[0]), int(passes[-1]) + 1)
             orders = {p: orders[p] if p in orders else self.order(epoch, p) for p in current_passes}
             # within each pass, look the rows up in its order
-            positions = torch.cat([orders[p][(row_numbers % count)[passes == p]] for p in current_passes])
-            yield positions, passes
+            positions = torch.cat([orders[p][(visits % count)[passes == p]] for p in current_passes])
+            yield positions, passes * slices + row_numbers % slices
 
     def order(self, epoch: int, pass_number: int) -> Tensor:
         """Positions of all samples, int64 (N,), in the order in which pass ``pass_number`` of an epoch visits them."""

@@ -8,6 +8,8 @@ from sslmed_dist.methods.classify import Classify
 from sslmed_dist.methods.contrastive import Contrastive
 from sslmed_dist.methods.cowpro import CoWPro
 from sslmed_dist.methods.dino import DINO
+from sslmed_dist.methods.geometric import Geometric
+from sslmed_dist.methods.jigsaw import Jigsaw
 from sslmed_dist.methods.method import Method
 from sslmed_dist.methods.moco import MoCoV2
 from sslmed_dist.methods.pirl import PIRL
@@ -21,6 +23,8 @@ METHODS: Mapping[str, Callable[..., Any]] = {
     "simsiam": SimSiam,
     "dino": DINO,
     "cowpro": CoWPro,
+    "jigsaw": Jigsaw,
+    "geometric": Geometric,
 }
 
 __all__ = ["METHODS", "Method"]

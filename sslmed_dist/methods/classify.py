@@ -5,7 +5,7 @@ the optimiser: 50 epochs of SGD, learning rate 0.1 (two classes: 1.0), divided b
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class Classify(Method):
     ``freeze``: the encoder does not change, nor does its batch norm; only the classifier learns.
     """
 
+    validates: ClassVar[bool] = True
     weights: Tensor
 
     def __init__(

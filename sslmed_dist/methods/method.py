@@ -20,6 +20,8 @@ class Method(nn.Module, ABC):
     # How the names of tensors begin that a federation must not share: a queue's embeddings of single images, and copies
     # that every site keeps for itself.
     site_only: ClassVar[tuple[str, ...]] = ()
+    # Whether ``objective`` changes no state (queues, centres), so that it can be asked for validation samples too.
+    validates: ClassVar[bool] = False
 
     @abstractmethod
     def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

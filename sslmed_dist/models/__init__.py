@@ -8,12 +8,16 @@ from sslmed_dist.models.heads import DinoHead, Identity, Projection
 from sslmed_dist.models.jigsaw_networks import SKID, SSLACL
 from sslmed_dist.models.prototype_heads import ALPNetHead, CoWProHead, PANetHead
 from sslmed_dist.models.resnet import ResNet
+from sslmed_dist.models.timm_encoder import TimmEncoder
+from sslmed_dist.models.vgg import VGG
 
 ENCODERS: Mapping[str, Callable[..., Any]] = {
     "resnet": ResNet,
     "dilated_resnet": DilatedResNet,
     "sslacl": SSLACL,
     "skid": SKID,
+    "timm": TimmEncoder,
+    "vgg": VGG,
 }
 HEADS: Mapping[str, Callable[..., Any]] = {"projection": Projection, "identity": Identity, "dino": DinoHead}
 # Heads without parameters that score a query's pixels by a support's prototypes.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from sslmed_dist import distributed
+from sslmed_dist.models import normalization
 
 
 class EpisodeBatchNorm(_NormBase):
@@ -69,7 +70,8 @@ class EpisodeBatchNorm(_NormBase):
 def convert(module: nn.Module, images: int = 2) -> nn.Module:
     """``module`` with every BatchNorm in it replaced by its per-episode twin, which has its parameters and buffers.
 
-    ``ValueError`` for a BatchNorm without parameters, without running statistics or with their cumulative average.
+    ``ValueError`` for a BatchNorm without parameters, without running statistics or with their cumulative average, and
+    for a subclass that computes more.
     """
     for name, child in module.named_children():
         setattr(module, name, twin(child, images) if isinstance(child, _BatchNorm) else convert(child, images))
@@ -78,6 +80,8 @@ def convert(module: nn.Module, images: int = 2) -> nn.Module:
 
 def twin(norm: _BatchNorm, images: int) -> EpisodeBatchNorm:
     """The per-episode layer with the parameters, buffers and mode of ``norm``. ``ValueError``: see ``convert``."""
+    if normalization.does_more(norm):
+        raise normalization.unknown(norm, "episode batch norm")
     if not norm.affine or not norm.track_running_stats or norm.momentum is None:
         raise ValueError(f"episode batch norm: expected parameters, running statistics and a momentum, got {norm}")
     layer = EpisodeBatchNorm(norm.num_features, images, norm.eps, norm.momentum)

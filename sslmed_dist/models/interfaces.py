@@ -30,6 +30,16 @@ def load_weights(encoder: Encoder, path: str, body: nn.Module | None = None) -> 
     encoder.taken = f"method.encoder.weights: {found}"
 
 
+def repeat_grey(images: Tensor, channels: int) -> Tensor:
+    """Images (..., C, H, W) with ``channels`` channels: grey ones (C = 1) are repeated, without a copy. ``ValueError``
+    for another number of channels."""
+    if images.shape[-3] == 1 and channels > 1:
+        return images.expand(*images.shape[:-3], channels, *images.shape[-2:])
+    if images.shape[-3] != channels:
+        raise ValueError(f"images: expected {channels} channels, got {images.shape[-3]}")
+    return images
+
+
 class DenseEncoder(Encoder, ABC):
     """An encoder that also returns its feature maps before they are averaged: what segmentation needs."""
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sslmed_dist.models.interfaces import DenseEncoder, load_weights
+from sslmed_dist.models.interfaces import DenseEncoder, load_weights, repeat_grey
 from sslmed_dist.models.semiparallel import (
     BRANCHES,
     Convolution,
@@ -32,11 +32,7 @@ class PuzzleEncoder(DenseEncoder):
             raise ValueError(
                 f"images: expected nine patches (N, 9, C, h, w) or images (N, C, H, W), got {tuple(x.shape)}"
             )
-        wanted = self.stem.channels
-        if x.shape[-3] == 1 and wanted > 1:
-            x = x.expand(*x.shape[:-3], wanted, *x.shape[-2:])
-        elif x.shape[-3] != wanted:
-            raise ValueError(f"images: expected {wanted} channels, got {x.shape[-3]}")
+        x = repeat_grey(x, self.stem.channels)
         return self.stem(x) if x.dim() == 5 else self.stem.whole(x)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -117,23 +117,75 @@ class SyncBatchNorm(_BatchNorm):
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
 
 
+class SyncBatchNormAct(SyncBatchNorm):
+    """``SyncBatchNorm``, then dropout, then the activation: the twin of timm's ``BatchNormAct2d``."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``act(drop(norm(x)))`` of ``x`` (N, C, ...)."""
+        out: Tensor = self.act(self.drop(super().forward(x)))
+        return out
+
+
+class TorchSyncBatchNormAct(nn.SyncBatchNorm):
+    """The same on PyTorch's layer, for a GPU."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``act(drop(norm(x)))`` of ``x`` (N, C, ...)."""
+        out: Tensor = self.act(self.drop(super().forward(x)))
+        return out
+
+
+PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+SYNCHRONISED = (SyncBatchNorm, nn.SyncBatchNorm)
+
+
+def does_more(norm: _BatchNorm) -> bool:
+    """Whether ``norm`` is of a subclass that computes more than batch norm: a twin of the plain layer would lose it."""
+    return type(norm) not in PLAIN and not isinstance(norm, SYNCHRONISED)
+
+
+def with_activation(norm: _BatchNorm) -> bool:
+    """Whether ``norm`` is timm's BatchNormAct2d: batch norm, then ``drop``, then ``act``. timm is not imported here."""
+    kind = type(norm)
+    return kind.__name__ == "BatchNormAct2d" and kind.__module__.split(".")[0] == "timm"
+
+
+def unknown(norm: _BatchNorm, what: str, allowed: str = "torch's BatchNorm layers") -> ValueError:
+    """The line for a subclass of batch norm that ``what`` cannot replace."""
+    return ValueError(
+        f"{what}: {type(norm).__module__}.{type(norm).__name__} is a batch norm that computes more than torch's, which "
+        f"would be lost; allowed: {allowed}"
+    )
+
+
 def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
-    """``module`` with every BatchNorm in it (or itself) synchronised: by PyTorch's layer on a GPU, by ours on a CPU."""
-    if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        return converted
+    """``module`` with every BatchNorm in it (or itself) synchronised: by PyTorch's layer on a GPU, by ours on a CPU.
+    timm's BatchNormAct2d keeps its activation. ``ValueError`` for another subclass, by its name."""
     if isinstance(module, _BatchNorm):
-        return module if isinstance(module, SyncBatchNorm) else convert(module)
+        return module if isinstance(module, SYNCHRONISED) else convert(module, device)
     for name, child in module.named_children():
         setattr(module, name, synchronise(child, device))
     return module
 
 
-def convert(norm: _BatchNorm) -> SyncBatchNorm:
-    """The synchronised layer that shares the parameters and buffers of ``norm``."""
-    twin = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+def convert(norm: _BatchNorm, device: torch.device) -> nn.Module:
+    """The synchronised layer with the parameters and buffers of ``norm``. ``ValueError``: see ``synchronise``."""
+    acts = with_activation(norm)
+    if does_more(norm) and not acts:
+        raise unknown(norm, "batch norm over several workers", "torch's BatchNorm layers, timm's BatchNormAct2d")
+    kinds = (TorchSyncBatchNormAct, nn.SyncBatchNorm) if device.type == "cuda" else (SyncBatchNormAct, SyncBatchNorm)
+    kind: Any = kinds[0] if acts else kinds[1]
+    twin: _BatchNorm = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     twin.weight, twin.bias = norm.weight, norm.bias
     twin.running_mean, twin.running_var = norm.running_mean, norm.running_var
     twin.num_batches_tracked = norm.num_batches_tracked
+    if acts:
+        twin.drop, twin.act = norm.drop, norm.act
     twin.training = norm.training
     return twin

@@ -4,7 +4,7 @@ Values that only the data knows (channels, mean, standard deviation, ...) are wr
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sslmed_dist import randomness, registry
+from sslmed_dist.arguments import located
 from sslmed_dist.config import Config, load, merge, replace
-from sslmed_dist.data import DATASETS, SUBSETS
+from sslmed_dist.data import DATASETS, SUBSETS, SUPPLIES
 from sslmed_dist.data.dataset import Dataset, Item, Subset
 from sslmed_dist.downstream import (
     EVALUATORS,
@@ -24,6 +25,7 @@ from sslmed_dist.methods import METHODS, Method
 from sslmed_dist.models.interfaces import Encoder
 from sslmed_dist.views import VIEWS
 
+FROM_VIEWS = ("pretext_classes",)  # arguments of methods that the views decide
 AUTO = {"precision": ("float32", "bf16"), "channels_last": (False, True)}  # elsewhere, on a GPU
 
 
@@ -97,7 +99,27 @@ def resolve(settings: Config, dataset: Dataset) -> Config:
     view_arguments = inspect.signature(registry.split(VIEWS, settings.views, "views")[0]).parameters
     if "pixel_mm" in view_arguments and settings.views.get("pixel_mm") is None:
         filled_in.setdefault("views", {})["pixel_mm"] = pixel_size(dataset)
+    asked = [key for key in FROM_VIEWS if key in method_arguments]
+    if asked:
+        filled_in["method"] |= decided_by_views(settings, dataset, asked)
     return replace(settings, **filled_in)
+
+
+def decided_by_views(settings: Config, dataset: Dataset, keys: Sequence[str]) -> dict[str, int]:
+    """The arguments ``keys`` of the method, which are attributes of the views: how many labels a pretext task has.
+    ``ValueError`` where these views have none, or the configuration says another number."""
+    views = build_views(settings, dataset)
+    values = {}
+    for key in keys:
+        value = getattr(views, key, None)
+        if not isinstance(value, int):
+            able = ", ".join(sorted(name for name, kind in VIEWS.items() if hasattr(kind, key)))
+            method, name = settings.method["name"], settings.views["name"]
+            raise ValueError(f"views.name: {name} poses no task for the method {method}; allowed: {able}")
+        if settings.method.get(key) not in (None, value):
+            raise ValueError(f"method.{key}: {settings.method[key]}, but the views have {value}")
+        values[key] = value
+    return values
 
 
 def pixel_size(dataset: Dataset) -> float | None:
@@ -159,9 +181,27 @@ def standard_views(settings: Config, dataset: Dataset) -> nn.Module:
 
 def views_of(leaf: Mapping[str, Any], dataset: Dataset) -> nn.Module:
     """The entry of VIEWS that ``leaf`` names, for the images of ``dataset``."""
-    views: nn.Module = registry.build(
-        VIEWS, leaf, "views", channels=dataset.channels, value_range=dataset.value_range()
-    )
+    return views_for(leaf, dataset.channels, dataset.value_range())
+
+
+def views_for(leaf: Mapping[str, Any], channels: int, value_range: tuple[float, float]) -> nn.Module:
+    """The entry of VIEWS that ``leaf`` names. What it takes of ``SUPPLIES`` is made first, from the leaf's mapping of
+    that name (none: by the defaults). ``ValueError`` names the key."""
+    constructor, arguments = registry.split(VIEWS, leaf, "views")
+    accepted, _ = registry.schema(constructor)
+    supplied = {}
+    for name, make in SUPPLIES.items():
+        if name not in accepted:
+            continue
+        given = arguments.pop(name, None) or {}
+        if not isinstance(given, Mapping):
+            raise ValueError(f"views.{name}: expected a mapping, got {given!r}")
+        registry.check_arguments(make, given, f"views.{name}")
+        with located(f"views.{name}"):
+            supplied[name] = make(**given)
+    given_by_data: dict[str, Any] = {"channels": channels, "value_range": value_range, **supplied}
+    registry.check(VIEWS, {**arguments, "name": leaf["name"]}, "views", tuple(given_by_data), tuple(supplied))
+    views: nn.Module = registry.build(VIEWS, {**arguments, "name": leaf["name"]}, "views", **given_by_data)
     return views
 
 

@@ -37,6 +37,7 @@ def fit(
     on_step: OnStep = ignore,
     on_checkpoint: OnState = ignore,
     on_epoch: OnState = ignore,
+    validate: OnState = ignore,
     stop: Callable[[], bool] = never,
     until: int | None = None,
 ) -> TrainState:
@@ -45,21 +46,27 @@ def fit(
     ``average`` turns the gradients of this rank (and a few scalars) into those of the global batch. ``penalty`` is
     added to the loss (a proximal term, say). ``on_step`` gets the logged scalars. ``on_checkpoint`` is called every
     ``plan.checkpoint_every`` steps (default: every epoch), and before training stops because ``stop`` was true on any
-    rank. ``NonFinite`` is raised before an update that is not finite could reach the parameters.
+    rank. ``validate`` is called at the end of an epoch, before its checkpoint, and may end training by
+    ``state.watch.ended``. ``NonFinite`` is raised before an update that is not finite could reach the parameters.
     """
     method.train()
     with deterministic_kernels(plan):
         stepper = Stepper(method, views, plan, batches, state, average, penalty)
         every = plan.checkpoint_every or batches.steps
-        for epoch in range(state.epoch, plan.epochs if until is None else until):
+        last = plan.epochs if until is None else until
+        for epoch in range(state.epoch, state.epoch if state.watch.ended else last):
             # A run that was interrupted within an epoch goes on at the next step of that epoch.
             for batch in batches.epoch(epoch, state.step % batches.steps):
                 logged = stepper.step(batch, epoch, stop())
                 if logged is not None:
                     on_step(state, logged)
-                if state.step % every == 0 or state.stopped:
+                if state.step % batches.steps == 0:
+                    validate(state)
+                if state.step % every == 0 or state.stopped or state.watch.ended:
                     on_checkpoint(state)
                 if state.stopped:
                     return state
             on_epoch(state)
+            if state.watch.ended:
+                break
     return state

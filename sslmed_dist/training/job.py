@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sslmed_dist import checkpoint, distributed, registry, state_dicts
 from sslmed_dist.config import Config, fingerprint, from_tree, to_tree
@@ -27,6 +27,7 @@ from sslmed_dist.training.progress import Progress
 from sslmed_dist.training.same_data import open_folder, recognise, write_down
 from sslmed_dist.training.state import TrainState, begin
 from sslmed_dist.training.stopping import Stop
+from sslmed_dist.training.validation import Validation
 
 
 @dataclass
@@ -40,10 +41,13 @@ class Job:
     batches: Batches
     state: TrainState
     samples: Samples | None = None  # of the dataset; in a run folder only, and on rank 0
+    validation: Validation | None = None
+    best: dict[str, Tensor] | None = None  # the method's state at the lowest validation loss, on the CPU
 
     def content(self) -> dict[str, Any]:
         """What a checkpoint holds beside the step."""
-        return {
+        best = {} if self.best is None else {"best": self.best}
+        return best | {
             "config": to_tree(self.settings),
             "fingerprint": fingerprint(self.settings),
             "method": self.method.state_dict(),
@@ -67,6 +71,15 @@ class Job:
         with checkpoint.state_of(path):
             self.require_momenta(saved["state"], path)
             self.state.load_state_dict(saved["state"])
+        self.best = saved.get("best")
+
+    def keep_best(self) -> None:
+        """Remember the method as it is now."""
+        self.best = {name: value.detach().cpu().clone() for name, value in self.method.state_dict().items()}
+
+    def finished(self) -> bool:
+        """Whether there is nothing left to train: all steps are done, or the validation loss ended training early."""
+        return self.state.step >= total(self) or self.state.watch.ended
 
     def require_momenta(self, state: Mapping[str, Any], path: Path) -> None:
         """``ValueError`` naming the checkpoint ``path`` and the tensors of its optimiser that are not finite, or of
@@ -130,6 +143,7 @@ def assemble(settings: Config, dataset: Dataset | None = None) -> Job:
         world=distributed.world_size(),
         steps_per_epoch=plan.steps_per_epoch,
         draws=plan.draws,
+        slices_per_exam=plan.slices_per_exam,
         workers=plan.loader_threads,
         device=device,
     )
@@ -138,7 +152,8 @@ def assemble(settings: Config, dataset: Dataset | None = None) -> Job:
         settings.optim, method, batch_size=plan.batch_size, epochs=plan.epochs, per_epoch=batches.steps
     )
     state = begin(method, optimisation, plan, batches.steps)
-    return Job(settings, dataset, method, views, batches, state)
+    validation = Validation.of(settings, method, views)
+    return Job(settings, dataset, method, views, batches, state, validation=validation)
 
 
 def train(
@@ -192,8 +207,9 @@ def go_on(job: Job, run: RunFolder, saved: Mapping[str, Any] | None) -> None:
     paths = differences(to_tree(before), to_tree(job.settings))
     known = None if saved is None else saved.get("samples")
     job.samples = recognise(run.path, job.dataset, known)
-    if saved is not None and job.state.step >= total(job):
-        note(f"{run.path.name} is finished (step {job.state.step}): nothing is trained")
+    if saved is not None and job.finished():
+        early = ", ended early by the validation loss" if job.state.watch.ended else ""
+        note(f"{run.path.name} is finished (step {job.state.step}{early}): nothing is trained")
         if paths:
             note(f"not taken, because the run is finished: {', '.join(paths)}")
         if any(path.startswith(("data.", "evaluate.")) for path in paths):
@@ -240,6 +256,17 @@ def run_fit(job: Job, run: RunFolder, stop: Stop, bar: Progress) -> None:
             run.metrics.write(values, step=state.step, epoch=state.epoch - 1, split="train")
             note(f"epoch {state.epoch}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
 
+    def validate(state: TrainState) -> None:
+        validation = job.validation
+        if validation is None:
+            return
+        values, lowest = validation.measure(state, job.settings.plan.patience)
+        if lowest:
+            job.keep_best()
+        if writes:
+            run.metrics.write(values, step=state.step, epoch=state.epoch - 1, split=validation.split)
+            note(validation.line(state, values))
+
     average = distributed.average_gradients if distributed.active() else distributed.leave_gradients
     engine.fit(
         job.method,
@@ -251,6 +278,7 @@ def run_fit(job: Job, run: RunFolder, stop: Stop, bar: Progress) -> None:
         on_step=on_step,
         on_checkpoint=on_checkpoint,
         on_epoch=on_epoch,
+        validate=validate,
         stop=stop,
     )
     # The last step need not be one that ``plan.checkpoint_every`` saves.

@@ -1,12 +1,12 @@
-"""Optimisers and learning-rate schedules.
+"""Optimisers, and which parameters they decay.
 
-A schedule is a pure function of the step, so a resumed run needs no schedule state. ``exclude`` lists the parameters
-that get no weight decay (and, under LARS, no trust ratio): the words ``bias`` and ``norm``, or patterns of names.
+``exclude`` lists the parameters that get no weight decay (and, under LARS, no trust ratio): the words ``bias`` and
+``norm``, or patterns of names. ``decay`` lists in the same way those that alone get it.
 """
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from sslmed_dist import registry
+from sslmed_dist.training.schedules import SCHEDULES, Schedule
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)  # batch and instance norms are subclasses of _NormBase
 Scaling = Literal["none", "linear", "sqrt"]
@@ -101,6 +102,18 @@ def adamw(
     return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=weight_decay, eps=eps)
 
 
+def adam(
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+    eps: float = 1e-8,
+    *,
+    groups: list[dict[str, Any]],
+) -> torch.optim.Optimizer:
+    """Adam (Kingma and Ba 2015), weight decay added to the gradient."""
+    return torch.optim.Adam(groups, lr=lr, betas=betas, weight_decay=weight_decay, eps=eps)
+
+
 def rmsprop(
     lr: float,
     alpha: float = 0.99,
@@ -110,7 +123,8 @@ def rmsprop(
     *,
     groups: list[dict[str, Any]],
 ) -> torch.optim.Optimizer:
-    """RMSprop (torch), the jigsaw networks' optimiser."""
+    """RMSprop (torch), the jigsaw networks' optimiser. The published TensorFlow code has alpha 0.9 and eps 1e-7. A
+    penalty of c |w|^2 in the loss, as that code writes its L2, is a weight decay of 2 c."""
     return torch.optim.RMSprop(groups, lr=lr, alpha=alpha, momentum=momentum, weight_decay=weight_decay, eps=eps)
 
 
@@ -127,91 +141,12 @@ def lars(
     return Lars(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust, clip=clip)
 
 
-OPTIMIZERS: Mapping[str, Callable[..., Any]] = {"sgd": sgd, "adamw": adamw, "rmsprop": rmsprop, "lars": lars}
-
-
-class Schedule:
-    """A factor on the learning rate of the configuration: it rises linearly for ``warmup`` steps, then follows
-    ``shape``.
-
-    ``factor(step)`` is defined for 0 <= step < total. Steps are optimiser steps of the whole run; ``per_epoch`` of them
-    are an epoch. ``ValueError`` for a warm-up as long as the run.
-    """
-
-    def __init__(self, warmup: int, total: int, per_epoch: int) -> None:
-        if not 0 <= warmup < max(total, 1):
-            raise ValueError(f"optim.schedule.warmup_epochs: {warmup} steps of warm-up, the run has only {total}")
-        self.warmup, self.total, self.per_epoch = warmup, total, per_epoch
-
-    def factor(self, step: int) -> float:
-        """Multiplier of the base learning rate at ``step``."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup  # the last step of the warm-up has the full rate
-        return self.shape(step)
-
-    def shape(self, step: int) -> float:
-        """The factor after the warm-up: constant here."""
-        return 1.0
-
-
-class Constant(Schedule):
-    """The base learning rate throughout, after an optional warm-up."""
-
-    def __init__(self, warmup_epochs: float = 0.0, *, total: int, per_epoch: int) -> None:
-        super().__init__(round(warmup_epochs * per_epoch), total, per_epoch)
-
-
-class Cosine(Schedule):
-    """Half a cosine from 1 to ``final`` (Loshchilov and Hutter 2017), per optimiser step."""
-
-    def __init__(self, warmup_epochs: float = 0.0, final: float = 0.0, *, total: int, per_epoch: int) -> None:
-        super().__init__(round(warmup_epochs * per_epoch), total, per_epoch)
-        self.final = final
-
-    def shape(self, step: int) -> float:
-        """Cosine of the progress since the end of the warm-up."""
-        progress = (step - self.warmup) / max(self.total - self.warmup, 1)  # 0 to just below 1
-        return self.final + 0.5 * (1.0 - self.final) * (1.0 + math.cos(math.pi * progress))
-
-
-class Step(Schedule):
-    """Multiply by ``gamma`` at each of the ``milestones`` (epochs)."""
-
-    def __init__(
-        self,
-        milestones: tuple[int, ...],
-        gamma: float = 0.1,
-        warmup_epochs: float = 0.0,
-        *,
-        total: int,
-        per_epoch: int,
-    ) -> None:
-        super().__init__(round(warmup_epochs * per_epoch), total, per_epoch)
-        self.milestones, self.gamma = tuple(milestones), gamma
-
-    def shape(self, step: int) -> float:
-        """``gamma`` to the number of milestones passed."""
-        epoch = step // self.per_epoch  # counted from 0
-        return float(self.gamma ** sum(epoch >= milestone for milestone in self.milestones))
-
-
-class Exponential(Schedule):
-    """Multiply by ``gamma`` after every epoch."""
-
-    def __init__(self, gamma: float = 0.95, warmup_epochs: float = 0.0, *, total: int, per_epoch: int) -> None:
-        super().__init__(round(warmup_epochs * per_epoch), total, per_epoch)
-        self.gamma = gamma
-
-    def shape(self, step: int) -> float:
-        """``gamma`` to the number of epochs done."""
-        return float(self.gamma ** (step // self.per_epoch))
-
-
-SCHEDULES: Mapping[str, Callable[..., Any]] = {
-    "constant": Constant,
-    "cosine": Cosine,
-    "step": Step,
-    "exponential": Exponential,
+OPTIMIZERS: Mapping[str, Callable[..., Any]] = {
+    "sgd": sgd,
+    "adam": adam,
+    "adamw": adamw,
+    "rmsprop": rmsprop,
+    "lars": lars,
 }
 
 
@@ -233,10 +168,10 @@ class Optimisation:
         return rate
 
 
-def excluded(method: nn.Module, patterns: tuple[str, ...]) -> set[str]:
-    """Names of the parameters that ``patterns`` exclude. A pattern is the word ``bias`` (every bias), the word ``norm``
-    (weights and biases of normalisation layers), or a shell pattern of names (``encoder.*``). ``ValueError`` for a
-    shell pattern that fits none."""
+def chosen(method: nn.Module, patterns: tuple[str, ...], key: str) -> set[str]:
+    """Names of the parameters that ``patterns``, the value of ``optim.KEY``, mean. A pattern is the word ``bias``
+    (every bias), the word ``norm`` (weights and biases of normalisation layers), or a shell pattern of names
+    (``encoder.*``). ``ValueError`` for a shell pattern that fits none."""
     names = [name for name, _ in method.named_parameters()]
     norms = [name for name, module in method.named_modules() if isinstance(module, NORMS)]
     # ``lstrip``: the name of a method that is itself a norm is "". ``& set(names)``: a norm may have no parameters.
@@ -244,42 +179,60 @@ def excluded(method: nn.Module, patterns: tuple[str, ...]) -> set[str]:
         "bias": {name for name in names if name.rsplit(".", 1)[-1] == "bias"},
         "norm": {f"{name}.{leaf}".lstrip(".") for name in norms for leaf in ("weight", "bias")} & set(names),
     }
-    excluded_names: set[str] = set()
+    chosen_names: set[str] = set()
     for pattern in patterns:
         matching = words[pattern] if pattern in words else set(fnmatch.filter(names, pattern))
         if not matching and pattern not in words:
-            raise ValueError(f"optim.exclude: {pattern!r} fits no parameter; allowed: bias, norm, patterns of names")
-        excluded_names |= matching
-    return excluded_names
+            raise ValueError(f"optim.{key}: {pattern!r} fits no parameter; allowed: bias, norm, patterns of names")
+        chosen_names |= matching
+    return chosen_names
 
 
 def build(leaf: Mapping[str, Any], method: nn.Module, *, batch_size: int, epochs: int, per_epoch: int) -> Optimisation:
     """The optimiser that ``leaf`` (the ``optim`` section) describes, over the trainable parameters of ``method``.
 
     Beside the optimiser's own arguments the leaf may have ``schedule`` (a leaf of SCHEDULES, default cosine) and
-    ``exclude`` (default: bias and norm for lars, nothing otherwise). ``scale`` says how the learning rate grows with
-    the global batch: ``none``, ``linear`` (lr x batch / 256) or ``sqrt`` (lr x sqrt(batch), as in Chen et al. 2020).
-    ``epochs`` and ``per_epoch`` (optimiser steps) give the schedule its length. ``ValueError`` names the key.
+    ``exclude`` (default: bias and norm for lars, nothing otherwise) or ``decay``. ``scale`` says how the learning rate
+    grows with the global batch: ``none``, ``linear`` (lr x batch / 256) or ``sqrt`` (lr x sqrt(batch), as in Chen et
+    al. 2020). ``epochs`` and ``per_epoch`` (optimiser steps) give the schedule its length. ``ValueError`` names the
+    key.
     """
     arguments = dict(leaf)  # what is left once the keys that are not the optimiser's are taken out
     schedule_leaf = arguments.pop("schedule", "cosine")
     scale: Scaling = arguments.pop("scale", "none")
-    default = ("bias", "norm") if arguments.get("name") == "lars" else ()
-    exclude = arguments.pop("exclude", default)
-    if not registry.matches(exclude, tuple[str, ...]):
-        raise ValueError(f"optim.exclude: expected a list of bias, norm or patterns of names, got {exclude!r}")
+    patterns = {key: arguments.pop(key, None) for key in ("exclude", "decay")}
+    for key, value in patterns.items():
+        if value is not None and not registry.matches(value, tuple[str, ...]):
+            raise ValueError(f"optim.{key}: expected a list of bias, norm or patterns of names, got {value!r}")
     if scale not in ("none", "linear", "sqrt"):
         raise ValueError(f"optim.scale: expected none, linear or sqrt, got {scale!r}")
-    registry.check(OPTIMIZERS, arguments, "optim", ("groups",), also=("schedule", "exclude", "scale"))
+    registry.check(OPTIMIZERS, arguments, "optim", ("groups",), also=("schedule", "exclude", "decay", "scale"))
     if not arguments["lr"] > 0:
         raise ValueError(f"optim.lr: expected a number > 0, got {arguments['lr']}")
     arguments["lr"] *= {"none": 1.0, "linear": batch_size / 256, "sqrt": math.sqrt(batch_size)}[scale]
-    # Up to two groups of parameters: those with weight decay, and the excluded ones.
-    no_decay = excluded(method, tuple(exclude))
-    trainable = [(name, p) for name, p in method.named_parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": [p for name, p in trainable if name not in no_decay]}]
-    rest = [p for name, p in trainable if name in no_decay]
-    if rest:
-        groups.append({"params": rest, "weight_decay": 0.0} | ({"adapt": False} if arguments["name"] == "lars" else {}))
+    lars_leaf = arguments["name"] == "lars"
+    if patterns["exclude"] is None and patterns["decay"] is None and lars_leaf:
+        patterns["exclude"] = ("bias", "norm")
+    groups = groups_of(method, patterns["exclude"], patterns["decay"], adapt=not lars_leaf)
     schedule = registry.build(SCHEDULES, schedule_leaf, "optim.schedule", total=epochs * per_epoch, per_epoch=per_epoch)
     return Optimisation(registry.build(OPTIMIZERS, arguments, "optim", groups=groups), schedule, arguments["lr"])
+
+
+def groups_of(
+    method: nn.Module, exclude: Sequence[str] | None, decay: Sequence[str] | None, *, adapt: bool
+) -> list[dict[str, Any]]:
+    """Up to two groups of trainable parameters: those with weight decay, and those without (under LARS, where ``adapt``
+    is false, also without a trust ratio). ``ValueError`` where both patterns are given, or one fits nothing."""
+    if exclude is not None and decay is not None:
+        raise ValueError("optim.decay: says which parameters get weight decay; leave out optim.exclude beside it")
+    trainable = [(name, p) for name, p in method.named_parameters() if p.requires_grad]
+    if decay is not None:
+        decayed = chosen(method, tuple(decay), "decay")
+        without = {name for name, _ in trainable} - decayed
+    else:
+        without = chosen(method, tuple(exclude or ()), "exclude")
+    groups: list[dict[str, Any]] = [{"params": [p for name, p in trainable if name not in without]}]
+    rest = [p for name, p in trainable if name in without]
+    if rest:
+        groups.append({"params": rest, "weight_decay": 0.0} | ({} if adapt else {"adapt": False}))
+    return groups

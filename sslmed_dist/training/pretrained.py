@@ -76,20 +76,23 @@ def untrained(settings: Config) -> Encoder:
 
 def load(source: Path, which: str = "last", device: torch.device | str = "cpu", part: Part = "encoder") -> Pretrained:
     """Build the encoder that the checkpoint describes, in float32 and evaluation mode, and load its weights. ``part``
-    ``momentum`` loads those of its slow copy, the momentum encoder. A file that is no checkpoint is read as
+    ``momentum`` loads those of its slow copy, the momentum encoder. ``which`` ``best``: those at the lowest validation
+    loss, of a run with ``plan.validate``. A file that is no checkpoint is read as
     ``load_described`` says. ``ValueError`` where the weights do not fit, or the checkpoint has no such copy."""
-    path = find(source, which)
+    path = find(source, "last" if which == "best" else which)
     if source.is_file() and not weights.is_checkpoint(source):
         return load_described(source, device, part)
     saved = checkpoint.load(path)
     settings = config.from_tree(saved["config"], str(path))
     per_epoch = settings.plan.steps_per_epoch  # null: as many as the data gives
     checkpoint.require_step(saved, path, None if per_epoch is None else per_epoch * settings.plan.epochs)
+    if which == "best" and "best" not in saved:
+        raise ValueError(f"{path}: holds no best weights (plan.validate was null); allowed: last, step_N")
     require_input(settings.views.get("size"), f"{path}: views.size")
     encoder = outlined(lambda: untrained_method(settings), f"{path}: method").encoder
-    prefix = PREFIXES[part]
+    prefix, of_method = PREFIXES[part], saved["best" if which == "best" else "method"]
     # Of the method's state only this part, under the names that the encoder itself uses.
-    state = {key.removeprefix(prefix): value for key, value in saved["method"].items() if key.startswith(prefix)}
+    state = {key.removeprefix(prefix): value for key, value in of_method.items() if key.startswith(prefix)}
     if part == "momentum" and not state:
         raise ValueError(f"{path}: has no momentum encoder (method {settings.method['name']}); allowed part: encoder")
     # A federation leaves integer counters at the sites; in evaluation they play no part.

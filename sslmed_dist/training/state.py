@@ -1,7 +1,8 @@
 """What ``fit`` takes and where training stands: batches, the state that is saved, the average over ranks."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -27,8 +28,30 @@ class Batches(Protocol):
 
 
 @dataclass
+class Watch:
+    """The validation loss so far. ``measured``: epochs measured; ``lowest``: the lowest loss, None before the first;
+    ``lowest_epoch``: how many epochs were done then; ``ended``: training has ended early, for want of patience."""
+
+    measured: int = 0
+    lowest: float | None = None
+    lowest_epoch: int = 0
+    ended: bool = False
+
+    def see(self, loss: float, epochs: int, patience: int | None) -> bool:
+        """Take note of the loss after ``epochs`` epochs; whether it is the lowest. A loss that is not finite is none.
+        ``ended`` becomes true where the last ``patience`` epochs brought no lower one."""
+        self.measured = epochs
+        lower = math.isfinite(loss) and (self.lowest is None or loss < self.lowest)
+        if lower:
+            self.lowest, self.lowest_epoch = loss, epochs
+        self.ended = patience is not None and epochs - self.lowest_epoch >= patience
+        return lower
+
+
+@dataclass
 class TrainState:
-    """Where training stands. ``step`` counts optimiser steps of the run, ``samples`` those seen by all workers."""
+    """Where training stands. ``step`` counts optimiser steps of the run, ``samples`` those seen by all workers;
+    ``watch`` is what a run with ``plan.validate`` has measured."""
 
     optimisation: Optimisation
     steps_per_epoch: int
@@ -36,6 +59,7 @@ class TrainState:
     samples: int = 0
     scaler: GradScaler | None = None
     stopped: bool = False
+    watch: Watch = field(default_factory=Watch)
 
     @property
     def epoch(self) -> int:
@@ -47,7 +71,7 @@ class TrainState:
         scaler = self.scaler.state_dict() if self.scaler is not None else None
         optimizer = self.optimisation.optimizer.state_dict()
         place = {"step": self.step, "samples": self.samples, "steps_per_epoch": self.steps_per_epoch}
-        return place | {"optimizer": optimizer, "scaler": scaler}
+        return place | {"optimizer": optimizer, "scaler": scaler, "watch": asdict(self.watch)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved position and optimiser state. ``ValueError`` where an epoch then had another number of
@@ -59,6 +83,7 @@ class TrainState:
                 "or went; allowed: the same data, or another run.name"
             )
         self.step, self.samples = int(state["step"]), int(state["samples"])
+        self.watch = Watch(**state.get("watch", {}))  # older checkpoints have none
         self.optimisation.optimizer.load_state_dict(state["optimizer"])
         if self.scaler is not None and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])

@@ -41,6 +41,7 @@ class JumbledViews(nn.Module):
 
     arrangements: Tensor
     word_keys: Tensor
+    pretext_classes: int = 0
 
     def __init__(
         self,
@@ -131,9 +132,10 @@ class JumbledViews(nn.Module):
         inside = self.grid * self.cell
         first = (self.size - inside) // 2
         pieces = views[:, :, first : first + inside, first : first + inside]
-        pieces = pieces.unflatten(2, (self.grid, self.cell)).unflatten(4, (self.grid, self.cell))
-        pieces = pieces.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # (n, G^2, C, cell, cell), still a view
-        return pieces[torch.arange(len(images), device=images.device)[:, None], order]
+        # (n, row, column, C, cell, cell), a view of the images: the pixels are copied once, by the look-up
+        pieces = pieces.unfold(2, self.cell, self.cell).unfold(3, self.cell, self.cell).permute(0, 2, 3, 1, 4, 5)
+        rows, columns = order // self.grid, order % self.grid
+        return pieces[torch.arange(len(images), device=images.device)[:, None], rows, columns]
 
     def augmented(self, cells: Tensor, parameters: Parameters, part: slice) -> Tensor:
         """A transform, a window and noise for each of the cells (n, G^2, C, cell, cell) of the images ``part`` of the
@@ -147,16 +149,9 @@ class JumbledViews(nn.Module):
         if self.noise.active:
             as_images = patches.view(len(cells), -1, self.patch, self.patch)
             self.noise(as_images, *(value[part] for value in parameters.noise))
-        return patches.unflatten(0, cells.shape[:2])
+        return patches.view(*cells.shape[:3], self.patch, self.patch)
 
     def centres(self, cells: Tensor) -> Tensor:
         """The windows in the middle of their cells, pixels as they are."""
         first = (self.cell - self.patch) // 2
         return cells[..., first : first + self.patch, first : first + self.patch]
-
-
-def assembled(patches: Tensor) -> Tensor:
-    """Patches (B, G^2, C, p, p) side by side in the order of the list -> one image each, (B, C, G p, G p)."""
-    grid = round(patches.shape[1] ** 0.5)
-    rows = patches.unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5)  # (B, C, G, p, G, p)
-    return rows.flatten(2, 3).flatten(3, 4)

@@ -59,7 +59,7 @@ class TransformSet(nn.Module):
         drawn = {word: draws[f"{word}{suffix}"] for word in self.words}
         cos, sin = look_up(self.turns, drawn["rotation"]).unbind(-1)
         inverse = look_up(self.scales, drawn["scale"])
-        matrix = torch.stack([cos * inverse, -sin * inverse, sin * inverse, cos * inverse], -1).unflatten(-1, (2, 2))
+        matrix = torch.stack([cos * inverse, -sin * inverse, sin * inverse, cos * inverse], -1).view(-1, 2, 2)
         shift = torch.stack([look_up(self.shifts, drawn["shift_x"]), look_up(self.shifts, drawn["shift_y"])], -1)
         parts = [(drawn[word] * (2 if word == "scale" else 3)).to(torch.int64) for word in self.words]
         label = ((parts[0] * 3 + parts[1]) * 3 + parts[2]) * 2 + parts[3]

@@ -149,3 +149,21 @@ def test_impossible_batches_are_refused(settings, message):
 def test_batches_on_a_gpu_are_those_on_the_cpu(workers, resident):
     expected, actual = device_cases.batches("cpu", False, 0), device_cases.batches("cuda", resident, workers)
     require_within(expected, actual, device_cases.bits)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_slices_of_an_exam_stand_together_on_any_number_of_workers(world):
+    """A batch of 8 with 4 slices an exam: two exams, four draws each; every exam once per pass."""
+    settings = {"global_batch": 8, "slices_per_exam": 4, "seed": 3, "draws": 2}
+    whole = rows(Batches(numbered(6), **settings))
+    parts = [rows(Batches(numbered(6), **settings, rank=rank, world=world)) for rank in range(world)]
+    joined = [[sum((part[n][k] for part in parts), []) for k in (0, 1)] for n in range(len(whole))]
+    assert joined == [list(row) for row in whole] and len(whole) == 6 == 6 * 4 * 2 // 8
+    for indices, draws in whole:
+        first, second = indices[:4], indices[4:]
+        assert len(set(first)) == len(set(second)) == 1 and first[0] != second[0]
+        assert [draw % 4 for draw in draws] == [0, 1, 2, 3] * 2 and len({draw // 4 for draw in draws[:4]}) == 1
+    pairs = [pair for indices, draws in whole for pair in zip(indices, draws, strict=True)]
+    assert len(set(pairs)) == 48 and {draw for _, draw in pairs} == set(range(8))
+    with pytest.raises(ValueError, match="6 samples x 1 draws x 4 slices, fewer than one batch of 25"):
+        Batches(numbered(6), global_batch=25, slices_per_exam=4, seed=3)

@@ -67,6 +67,10 @@ def slow_adamw(p: Tensor, g: Tensor, s: Memory, step: int, *, lr: float, weight_
     return p * (1 - lr * weight_decay) - lr * m / (v.sqrt() + eps)
 
 
+def slow_adam(p: Tensor, g: Tensor, s: Memory, step: int, *, lr: float, weight_decay: float) -> Tensor:
+    return slow_adamw(p, g + weight_decay * p, s, step, lr=lr, weight_decay=0.0)
+
+
 def slow_rmsprop(p: Tensor, g: Tensor, s: Memory, step: int, *, lr: float, weight_decay: float) -> Tensor:
     g = g + weight_decay * p
     s["v"] = 0.9 * s.get("v", torch.zeros_like(p)) + 0.1 * g**2
@@ -108,6 +112,7 @@ SLOW: dict[str, tuple[Leaf, Callable[..., Tensor], Leaf]] = {
         {"momentum": 0.7},
     ),
     "adamw": ({"name": "adamw", "lr": 0.1, "weight_decay": 0.1, "betas": [0.8, 0.95], "eps": 1e-6}, slow_adamw, {}),
+    "adam": ({"name": "adam", "lr": 0.1, "weight_decay": 0.1, "betas": [0.8, 0.95], "eps": 1e-6}, slow_adam, {}),
     "rmsprop": (
         {"name": "rmsprop", "lr": 0.1, "weight_decay": 0.1, "alpha": 0.9, "momentum": 0.5, "eps": 1e-6},
         slow_rmsprop,
@@ -249,7 +254,7 @@ def test_the_rate_scales_with_the_batch(scale: str, factor: float) -> None:
 @pytest.mark.parametrize(
     "leaf, message",
     [
-        ({"name": "adam", "lr": 1}, "optim.name: 'adam' is unknown; allowed: adamw, lars, rmsprop, sgd"),
+        ({"name": "adagrad", "lr": 1}, "optim.name: 'adagrad' is unknown; allowed: adam, adamw, lars, rmsprop, sgd"),
         ({"name": "sgd"}, "optim.lr: missing; it is required by optim"),
         ({"name": "sgd", "lr": 0}, "optim.lr: expected a number > 0, got 0"),
         (
@@ -258,7 +263,8 @@ def test_the_rate_scales_with_the_batch(scale: str, factor: float) -> None:
         ),
         (
             {"name": "sgd", "lr": 1, "schdule": "cosine"},
-            "optim.schdule: unknown key; allowed: lr, momentum, weight_decay, nesterov, schedule, exclude, scale",
+            "optim.schdule: unknown key; allowed: lr, momentum, weight_decay, nesterov, schedule, exclude, decay, "
+            "scale",
         ),
         ({"name": "sgd", "lr": 1, "groups": []}, None),
         ({"name": "sgd", "lr": 1, "scale": "log"}, "optim.scale: expected none, linear or sqrt, got 'log'"),
@@ -288,5 +294,23 @@ def test_mistakes(leaf: Leaf, message: str | None) -> None:
     with pytest.raises(ValueError) as caught:
         build(network(), leaf)
     if message is None:
-        message = "optim.groups: unknown key; allowed: lr, momentum, weight_decay, nesterov, schedule, exclude, scale"
+        message = (
+            "optim.groups: unknown key; allowed: lr, momentum, weight_decay, nesterov, schedule, exclude, decay, scale"
+        )
     assert str(caught.value) == message
+
+
+def test_decay_names_those_that_alone_get_it() -> None:
+    """As the published L2 on one convolution."""
+    model = network()
+    built = build(model, {"name": "rmsprop", "lr": 0.1, "weight_decay": 0.2, "decay": ["conv.weight"]})
+    with_decay, without = built.optimizer.param_groups
+    assert [id(p) for p in with_decay["params"]] == [id(model.conv.weight)] and with_decay["weight_decay"] == 0.2
+    assert len(without["params"]) == len(list(model.parameters())) - 1 and without["weight_decay"] == 0.0
+    for leaf, message in (
+        ({"decay": ["nothing.*"]}, r"^optim\.decay: 'nothing\.\*' fits no parameter"),
+        ({"decay": ["bias"], "exclude": ["norm"]}, r"^optim\.decay: .*leave out optim\.exclude"),
+        ({"decay": "bias"}, r"^optim\.decay: expected a list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(model, {"name": "sgd", "lr": 0.1, **leaf})

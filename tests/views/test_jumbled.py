@@ -10,7 +10,7 @@ from torch import Tensor
 from sslmed_dist import randomness
 from sslmed_dist.data.arrangements import arrangements
 from sslmed_dist.views.geometric import GeometricViews
-from sslmed_dist.views.jumbled import JumbledViews, assembled
+from sslmed_dist.views.jumbled import JumbledViews
 from tests.views import scenes
 
 TABLE = arrangements("uniform", classes=50)
@@ -148,14 +148,6 @@ def test_images_of_another_size_are_resized_and_other_grids_cut() -> None:
     views = JumbledViews(60, arrangements=arrangements("uniform", grid=2, classes=24), **GIVEN)
     made = views(batch(3, size=80), seed=0, epoch=0)
     assert made["patches"].shape == (3, 4, 1, views.patch, views.patch) and views.cell == 30
-
-
-def test_patches_side_by_side() -> None:
-    """With the identity the picture is that of the cells' centres; with another list, place j shows list entry j."""
-    patches = torch.arange(9.0).view(1, 9, 1, 1, 1).expand(2, 9, 3, 4, 4)
-    picture = assembled(patches)
-    assert picture.shape == (2, 3, 12, 12)
-    assert picture[0, 0, ::4, ::4].flatten().tolist() == list(range(9))
 
 
 def test_a_slice_under_one_of_54_transforms() -> None:
