@@ -14,6 +14,15 @@ def data_check(arguments: argparse.Namespace) -> int:
     return found(*inspect(arguments.path))
 
 
+def data_show(arguments: argparse.Namespace) -> int:
+    """``sslmed data show``."""
+    from sslmed_dist.config import load
+    from sslmed_dist.verbs.show import show_views
+
+    show(show_views(load(arguments.config, arguments.overrides), arguments.out, arguments.count))
+    return 0
+
+
 def data_prepare(arguments: argparse.Namespace) -> int:
     """``sslmed data prepare``."""
     from sslmed_dist.data.prepare import PREPARATIONS
@@ -55,6 +64,7 @@ def data_phantom(arguments: argparse.Namespace) -> int:
 
 DATA: dict[str, Callable[[argparse.Namespace], int]] = {
     "check": data_check,
+    "show": data_show,
     "prepare": data_prepare,
     "pack": data_pack,
     "phantom": data_phantom,

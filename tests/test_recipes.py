@@ -32,6 +32,8 @@ def full_size(settings: config.Config) -> Method:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_builds(path: Path) -> None:
     settings = config.load(path)
+    if settings.method.get("encoder", {}).get("name") == "timm":
+        pytest.importorskip("timm")
     registry.check(DATASETS, settings.data, "data", ("split",))
     channels = 3 if settings.data["name"] in COLOUR else 1
     views = build.views_for(settings.views, channels, (0.0, 255.0))

@@ -23,7 +23,8 @@ class Batches:
     the incomplete last batch, or exactly ``steps_per_epoch`` batches when that is given.
     ``slices_per_exam`` S > 1 gives S rows in succession to each visit of a sample, with the draw numbers p S, p S + 1,
     ...: of an exam S slices, each drawn from all of its slices. ``global_batch`` counts these rows, so a batch of S is
-    one exam, on any number of workers.
+    one exam, on any number of workers. A dataset with ``repeats`` has V = their sum visits in a pass in place of N; the
+    c-th visit of a sample has the draw number p C + c, C the largest of the repeats.
     ``workers`` > 0 fetches that many batches at a time in threads; they still come in order, and only ``AHEAD`` per
     worker are held. Attributes: ``dataset``, ``global_batch``, ``local_batch``, ``steps`` (per epoch).
     """
@@ -51,12 +52,17 @@ class Batches:
             raise ValueError(f"batches: global_batch {global_batch} is not divisible by the number of workers {world}")
         if workers < 0:
             raise ValueError(f"batches: workers must be 0 or more, got {workers}")
-        rows = len(dataset) * draws * slices_per_exam
+        # The visits of a pass: sample by sample, each as often as it is to be visited, and the how manieth it is.
+        repeats = torch.ones(len(dataset), dtype=torch.int64) if dataset.repeats is None else dataset.repeats
+        self.visited = torch.repeat_interleave(torch.arange(len(dataset)), repeats)  # (V,) positions
+        self.copy = torch.arange(len(self.visited)) - (repeats.cumsum(0) - repeats)[self.visited]  # (V,) 0, 1, ...
+        self.most = int(repeats.max())
+        rows = len(self.visited) * draws * slices_per_exam
         if rows < global_batch:
             each = f" x {slices_per_exam} slices" if slices_per_exam > 1 else ""
             raise ValueError(
-                f"batches: {dataset.name} has {len(dataset)} samples x {draws} draws{each}, fewer than one batch of "
-                f"{global_batch}; allowed: a global batch of at most {rows}, or more draws"
+                f"batches: {dataset.name} has {len(self.visited)} samples x {draws} draws{each}, fewer than one batch "
+                f"of {global_batch}; allowed: a global batch of at most {rows}, or more draws"
             )
         assert 0 <= rank < world
         self.dataset, self.global_batch, self.local_batch = dataset, global_batch, global_batch // world
@@ -74,11 +80,11 @@ class Batches:
 
     def plan(self, epoch: int, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(positions, draw numbers) of this rank's rows, batch after batch, each int64 (local_batch,)."""
-        count, slices = len(self.dataset), self.slices_per_exam
+        count, slices = len(self.visited), self.slices_per_exam
         orders: dict[int, Tensor] = {}  # pass -> its visiting order, (N,) positions
         for step in range(start_step, self.steps):
             # this rank's rows, counted through the whole epoch: row r is slice r mod S of visit v = r // S, and visit v
-            # goes to the (v mod N)-th sample of pass v // N
+            # is the (v mod V)-th visit of pass v // V
             first = step * self.global_batch + self.rank * self.local_batch
             row_numbers = torch.arange(first, first + self.local_batch)  # (local_batch,)
             visits = row_numbers // slices
@@ -87,12 +93,17 @@ class Batches:
             current_passes = range(int(passes[0]), int(passes[-1]) + 1)
             orders = {p: orders[p] if p in orders else self.order(epoch, p) for p in current_passes}
             # within each pass, look the rows up in its order
-            positions = torch.cat([orders[p][(visits % count)[passes == p]] for p in current_passes])
-            yield positions, passes * slices + row_numbers % slices
+            chosen = torch.cat([orders[p][(visits % count)[passes == p]] for p in current_passes])
+            draws = passes * self.most + self.copy[chosen]
+            yield self.visited[chosen], draws * slices + row_numbers % slices
 
     def order(self, epoch: int, pass_number: int) -> Tensor:
-        """Positions of all samples, int64 (N,), in the order in which pass ``pass_number`` of an epoch visits them."""
-        return randomness.order(self.dataset.ids, self.seed, "data", epoch, pass_number)
+        """The visits of pass ``pass_number`` of an epoch, int64 (V,), in their order. The first visits are in the order
+        that they have without oversampling."""
+        ids = self.dataset.ids[self.visited]
+        first = randomness.keys(self.seed, "data", epoch, pass_number, ids)
+        further = randomness.keys(self.seed, "data", epoch, pass_number, ids, self.copy) if self.most > 1 else first
+        return torch.argsort(torch.where(self.copy == 0, first, further), stable=True)
 
     def fetch(self, epoch: int, positions: Tensor, draw: Tensor) -> Item:
         """The batch of ``positions`` and their ``draw`` numbers, int64 (B,) each; page-locked when it goes to a GPU."""

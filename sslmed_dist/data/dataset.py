@@ -44,6 +44,7 @@ class Dataset(ABC):
               batch
     dropped   number of samples left out as duplicates, per split
     notices   what was left aside, guessed or replaced while reading, a line each, without a name of a file
+    repeats   int64 (N,), how often a pass of training visits each sample; None is once each
     device    where ``fetch`` puts its tensors
     """
 
@@ -73,6 +74,7 @@ class Dataset(ABC):
         self.records: list[dict[str, Any]] = list(records)
         self.dropped: dict[str, int] = dict(dropped or {})
         self.notices = tuple(notices)
+        self.repeats: Tensor | None = None
         self.device = torch.device("cpu")
         assert len(labels) == len(self.groups) == len(ids) and len(self.records) in (0, len(ids))
         assert sites is None or len(sites) == len(ids)
@@ -115,6 +117,7 @@ class Subset(Dataset):
         """Raises ``ValueError`` when ``positions`` is empty."""
         positions = torch.as_tensor(positions, dtype=torch.int64).cpu()
         # a subset of a subset points straight into the full set, so a fetch is one look-up however often it was cut
+        repeats = None if dataset.repeats is None else dataset.repeats[positions]
         if isinstance(dataset, Subset):
             positions = dataset.positions[positions]
             dataset = dataset.dataset
@@ -133,6 +136,7 @@ class Subset(Dataset):
             dropped=dataset.dropped,
             notices=dataset.notices,
         )
+        self.repeats = repeats
         self.device = dataset.device
 
     def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
@@ -145,7 +149,9 @@ class Subset(Dataset):
         return self.dataset.stored(int(self.positions[position]))
 
     def to(self, device: str | torch.device) -> "Subset":
-        return Subset(self.dataset.to(device), self.positions)
+        moved = Subset(self.dataset.to(device), self.positions)
+        moved.repeats = self.repeats
+        return moved
 
 
 class ArrayDataset(Dataset):

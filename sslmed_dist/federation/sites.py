@@ -105,7 +105,7 @@ def split_site(name: str, dataset: Dataset, settings: Config) -> Site:
         groups_per_site=1 if by_patient else None,
         seed=randomness.key(fed.seed, "validation"),
     )
-    rows, batch = len(rest) * settings.plan.draws, settings.plan.batch_size
+    rows, batch = len(rest) * settings.plan.draws * settings.plan.slices_per_exam, settings.plan.batch_size
     if rows < batch:  # an epoch would have no whole batch
         raise SiteError(
             f"{name}: {len(rest)} training samples x {settings.plan.draws} draws, fewer than one batch of {batch}; "

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from sslmed_dist.models.interfaces import DenseEncoder, load_weights
+from sslmed_dist.models.interfaces import DenseEncoder, load_weights, repeat_grey
 
 LAYERS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     9: (BasicBlock, (1, 1, 1, 1)),
@@ -27,8 +27,9 @@ class ResNet(DenseEncoder):
 
     ``depth`` 9 is one basic block per stage. ``width`` is the number of channels of the first stage (64 in the paper);
     later stages have 2, 4 and 8 times as many. ``weights`` is a local file that holds the weights of such a network
-    under torchvision's names, in whatever wrapper (``weights.find``); nothing is ever downloaded. ``ValueError`` for a
-    width below 1 or weights that do not fit.
+    under torchvision's names, in whatever wrapper (``weights.find``); nothing is ever downloaded. ``rgb``: grey images
+    are repeated to three channels, so that weights of colour images can be taken. ``ValueError`` for a width below 1 or
+    weights that do not fit.
     """
 
     def __init__(
@@ -37,10 +38,12 @@ class ResNet(DenseEncoder):
         stem: Literal["imagenet", "cifar"] = "imagenet",
         width: int = 64,
         weights: str | None = None,
+        rgb: bool = False,
         *,
         channels: int = 3,
     ) -> None:
         super().__init__()
+        self.channels = channels = 3 if rgb and channels == 1 else channels
         if width < 1:
             raise ValueError(f"method.encoder.width: expected an integer >= 1, got {width}")
         block, repeats = LAYERS[depth]
@@ -81,7 +84,7 @@ class ResNet(DenseEncoder):
 
     def maps(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> the last feature map, (N, feature_dim, H / 32, W / 32); H / 8 with the stem ``cifar``."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(repeat_grey(images, self.channels)))))
         last: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return last
 

@@ -16,6 +16,7 @@ from sslmed_dist.arguments import located
 from sslmed_dist.config import Config, load, merge, replace
 from sslmed_dist.data import DATASETS, SUBSETS, SUPPLIES
 from sslmed_dist.data.dataset import Dataset, Item, Subset
+from sslmed_dist.data.oversample import oversample
 from sslmed_dist.downstream import (
     EVALUATORS,
 )
@@ -57,10 +58,10 @@ def resolve_auto(settings: Config, folder: Path | None = None) -> Config:
 
 def load_data(settings: Config, split: str, overrides: Mapping[str, Any] | None = None) -> Dataset:
     """One split of the configured dataset. ``overrides`` replace keys of the section ``data``. ``data.subset`` reduces
-    the split ``train`` only."""
+    the split ``train`` only, and ``data.oversample`` balances it."""
     leaf = merge(settings.data, overrides or {})
-    subset = leaf.pop("subset", None)
-    registry.check(DATASETS, leaf, "data", ("split",), also=("subset",))
+    subset, balance = leaf.pop("subset", None), leaf.pop("oversample", None)
+    registry.check(DATASETS, leaf, "data", ("split",), also=("subset", "oversample"))
     dataset: Dataset = registry.build(DATASETS, leaf, "data", split=split)
     if subset is not None and split == "train":
         positions = registry.build(
@@ -73,8 +74,19 @@ def load_data(settings: Config, split: str, overrides: Mapping[str, Any] | None 
             names=[record["file"] for record in dataset.records if "file" in record],
             seed=randomness.key(settings.run.seed, "subset"),
         )
-        return Subset(dataset, positions)
+        dataset = Subset(dataset, positions)
+    if balance is not None and split == "train":
+        balanced(dataset, balance, settings.run.seed)
     return dataset
+
+
+def balanced(dataset: Dataset, leaf: Any, seed: int) -> None:
+    """Set ``dataset.repeats`` by ``data.oversample``, a mapping of the arguments of ``oversample``."""
+    if not isinstance(leaf, Mapping):
+        raise ValueError(f"data.oversample: expected a mapping, such as {{label: acl}}, got {leaf!r}")
+    registry.check_arguments(oversample, leaf, "data.oversample", ("labels", "ids", "classes", "seed"))
+    own_seed = randomness.key(seed, "oversample")
+    dataset.repeats = oversample(dataset.labels, dataset.ids, classes=dataset.classes, seed=own_seed, **leaf)
 
 
 def resolve(settings: Config, dataset: Dataset) -> Config:

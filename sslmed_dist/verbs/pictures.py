@@ -200,23 +200,40 @@ def views_sheet(settings: Config, shown: Samples) -> bytes:
     batch = shown.batch(seed)
     stored = batch["images"].cpu()
     low, high = scale_of(stored, dataset)
-    outputs = build.build_views(settings, dataset)(batch, seed=seed, epoch=0)
-    if "patches" in outputs:  # the nine patches of a puzzle, in the order the method gets them
+    made_by = build.build_views(settings, dataset)
+    outputs = made_by(batch, seed=seed, epoch=0)
+    if "patches" in outputs:  # the patches of a puzzle, in the order the method gets them
         outputs["views_puzzle"] = puzzle(outputs["patches"], stored.shape[1])
+    if "patches" in outputs and "pretext_label" in outputs:  # and each in its cell, by the arrangement that was drawn
+        outputs["views_solution"] = puzzle(solved(outputs, made_by), stored.shape[1])
     mean, std = (torch.tensor(settings.views[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
     black, white = dataset.value_range()
     # on the scale of the stored images
     views = {
-        name.replace("views_puzzle", "puzzle"): to_bytes((view.cpu() * std + mean) * (white - black) + black, low, high)
+        title(name): to_bytes((view.cpu() * std + mean) * (white - black) + black, low, high)
         for name, view in outputs.items()
         if name.startswith("views_")
     }
     return views_picture(to_bytes(stored, low, high), views)
 
 
+def title(name: str) -> str:
+    """The title of a column: a view has a number, a puzzle and its solution have none."""
+    return name.removeprefix("views_") if name in ("views_puzzle", "views_solution") else name
+
+
+def solved(outputs: Mapping[str, Tensor], views: nn.Module) -> Tensor:
+    """Patches (B, G^2, C, p, p) of the views' ``outputs``, each back in the cell that it was cut from."""
+    arrangements = views.get_buffer("arrangements")
+    place_of_cell = arrangements[outputs["pretext_label"]].argsort(dim=1)  # (B, G^2)
+    patches = outputs["patches"]
+    return patches[torch.arange(len(patches))[:, None], place_of_cell]
+
+
 def puzzle(patches: Tensor, channels: int) -> Tensor:
-    """Patches (B, 9 C, p, p) -> (B, C, 3 p, 3 p), row by row."""
-    pieces = patches.view(-1, 3, 3, channels, *patches.shape[2:])  # (B, row, column, C, p, p)
+    """Patches (B, G^2 C, p, p) or (B, G^2, C, p, p) -> (B, C, G p, G p), row by row."""
+    grid = round((patches.shape[1] // (channels if patches.dim() == 4 else 1)) ** 0.5)
+    pieces = patches.reshape(len(patches), grid, grid, channels, *patches.shape[-2:])  # (B, row, column, C, p, p)
     rows: Tensor = pieces.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
     return rows
 

@@ -34,9 +34,9 @@ class Chain:
     * ``crop_scale``, ``crop_ratio``, ``flip``, ``vertical_flip``, ``rotation`` (degrees), ``fill``, ``antialias``: see
       ``Geometry``
     * ``jitter`` (brightness, contrast, saturation, hue), ``jitter_probability``, ``grey``: see ``Colour``
-    * ``blur``, ``blur_sigma``: see ``Blur``; ``solarise``, ``solarise_threshold``
+    * ``blur``, ``blur_sigma``, ``blur_kernel``: see ``Blur``; ``solarise``, ``solarise_threshold``
     * ``noise`` (standard deviation), ``noise_probability``; then normalisation
-    * ``cutout`` (fewest and most holes), ``cutout_fraction``
+    * ``cutout`` (fewest and most holes), ``cutout_fraction`` or ``cutout_side`` (pixels)
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -51,12 +51,14 @@ class Chain:
     grey: float = 0.2
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_kernel: int | None = None
     solarise: float = 0.0
     solarise_threshold: float = 0.5
     noise: float = 0.0
     noise_probability: float = 1.0
     cutout: tuple[int, int] | None = None
     cutout_fraction: float = 0.25
+    cutout_side: int | None = None
 
 
 class View(nn.Module):
@@ -80,11 +82,11 @@ class View(nn.Module):
         )
         filters = [
             Colour(intensity.channels, chain.jitter, chain.jitter_probability, chain.grey),
-            Blur(size, chain.blur, chain.blur_sigma),
+            Blur(size, chain.blur, chain.blur_sigma, chain.blur_kernel),
             Solarise(chain.solarise, chain.solarise_threshold),
             Noise(chain.noise, chain.noise_probability),
         ]
-        cutout = Cutout(size, chain.cutout, chain.cutout_fraction)
+        cutout = Cutout(size, chain.cutout, chain.cutout_fraction, chain.cutout_side)
         self.intensity = intensity
         self.filters = nn.ModuleList(step for step in filters if step.active)
         self.last = nn.ModuleList([cutout] if cutout.active else [])

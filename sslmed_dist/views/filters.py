@@ -18,23 +18,34 @@ class Blur(nn.Module):
 
     Separable, reflected at the border. The radius is ceil(3 sigma) of the sample's own sigma (at most size - 1), so the
     kernel holds at least 99.7 % of the Gaussian, whatever the size of the view. (torchvision's recipes cut it at a
-    tenth of the view's side, which at 32 pixels leaves three taps.)
+    tenth of the view's side, which at 32 pixels leaves three taps.) With ``blur_kernel`` K, an odd number, all kernels
+    have K taps instead, which cuts a wide Gaussian off: at sigma 2 a kernel of 5 acts as one of sigma 1.3.
     """
 
     kernels: Tensor
 
-    def __init__(self, size: int, blur: float = 0.0, blur_sigma: tuple[float, float] = (0.1, 2.0)) -> None:
+    def __init__(
+        self,
+        size: int,
+        blur: float = 0.0,
+        blur_sigma: tuple[float, float] = (0.1, 2.0),
+        blur_kernel: int | None = None,
+    ) -> None:
         """``blur``: the probability. ``ValueError`` naming the field for a value out of range."""
         super().__init__()
         require_share("blur", blur)
         require_range("blur_sigma", blur_sigma, 0.0)
+        if blur_kernel is not None and (blur_kernel % 2 == 0 or not 1 <= blur_kernel <= 2 * size - 1):
+            raise ValueError(f"blur_kernel: expected an odd number from 1 to {2 * size - 1} or null, got {blur_kernel}")
         self.probability, self.active = blur, blur > 0
         self.words = ("blur", "blur_sigma")
-        self.radius = min(math.ceil(3.0 * blur_sigma[1]), size - 1)
+        self.radius = min(math.ceil(3.0 * blur_sigma[1]), size - 1) if blur_kernel is None else blur_kernel // 2
         # A table of half kernels, from the centre outwards, one for each level of sigma: (LEVELS, radius + 1).
         offsets = torch.arange(self.radius + 1, dtype=torch.float64)
         sigmas = levels(*blur_sigma)[:, None]
-        halves = torch.exp(-0.5 * (offsets / sigmas) ** 2) * (offsets <= torch.ceil(3.0 * sigmas))
+        halves = torch.exp(-0.5 * (offsets / sigmas) ** 2)
+        if blur_kernel is None:
+            halves *= offsets <= torch.ceil(3.0 * sigmas)
         halves = halves / (2.0 * halves.sum(1, keepdim=True) - 1.0)  # a full kernel has its centre once and sums to 1
         self.register_buffer("kernels", halves.float(), persistent=False)
 
@@ -151,10 +162,17 @@ class Cutout(nn.Module):
     """Square holes, set to 0 after normalisation (the mean of the data, when the mean is normalised away).
 
     The number of holes is uniform in ``cutout`` (both ends included). Their side is the rounded ``cutout_fraction`` of
-    the view's side. Their centres are uniform over the pixels, so the edge may cut them (DeVries and Taylor 2017).
+    the view's side, or ``cutout_side`` pixels. Their centres are uniform over the pixels, so the edge may cut them
+    (DeVries and Taylor 2017).
     """
 
-    def __init__(self, size: int, cutout: tuple[int, int] | None = None, cutout_fraction: float = 0.25) -> None:
+    def __init__(
+        self,
+        size: int,
+        cutout: tuple[int, int] | None = None,
+        cutout_fraction: float = 0.25,
+        cutout_side: int | None = None,
+    ) -> None:
         """``ValueError`` naming the field for a value out of range."""
         super().__init__()
         if cutout is not None and (len(cutout) != 2 or not 0 <= cutout[0] <= cutout[1]):
@@ -163,9 +181,11 @@ class Cutout(nn.Module):
             raise ValueError(
                 f"cutout_fraction: expected a fraction of the side, above 0 and up to 1, got {cutout_fraction}"
             )
+        if cutout_side is not None and cutout_side < 1:
+            raise ValueError(f"cutout_side: expected an integer >= 1 or null, got {cutout_side}")
         self.least, self.most = cutout if cutout is not None else (0, 0)
         self.active = self.most > 0
-        self.size, self.side = size, max(1, round(cutout_fraction * size))
+        self.size, self.side = size, cutout_side or max(1, round(cutout_fraction * size))
         corner_words = [f"{name}:{hole}" for name in ("hole_top", "hole_left") for hole in range(self.most)]
         self.words = ("holes", *corner_words)
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sslmed_dist.data import ArrayDataset, Batches, Subset
+from sslmed_dist.data.oversample import oversample
 from tests import device_cases
 from tests.differences import require_within
 
@@ -167,3 +168,34 @@ def test_slices_of_an_exam_stand_together_on_any_number_of_workers(world):
     assert len(set(pairs)) == 48 and {draw for _, draw in pairs} == set(range(8))
     with pytest.raises(ValueError, match="6 samples x 1 draws x 4 slices, fewer than one batch of 25"):
         Batches(numbered(6), global_batch=25, slices_per_exam=4, seed=3)
+
+
+def test_oversampling_visits_each_class_as_often_as_the_largest():
+    """Ten of class 0 and three of class 1: 3 visits each and one more; first visits stand where they stood before."""
+    data = numbered(13)
+    data.labels = torch.tensor([0] * 10 + [1] * 3)
+    plain = [index for indices, _ in rows(Batches(data, global_batch=1, seed=1)) for index in indices]
+    data.repeats = oversample(data.labels, data.ids, classes=("a", "b"), seed=4)
+    assert sorted(data.repeats[10:].tolist()) == [3, 3, 4] and data.repeats[:10].tolist() == [1] * 10
+    batches = Batches(data, global_batch=5, seed=1, draws=2)
+    seen = [pair for indices, draws in rows(batches) for pair in zip(indices, draws, strict=True)]
+    assert batches.steps == 8 and len(set(seen)) == 40, "every visit is another draw"
+    assert sum(index >= 10 for index, _ in seen) == 20
+    assert [index for index, draw in seen[:20] if draw == 0] == plain
+    half = Subset(data, torch.arange(5, 13))
+    part = Subset(half, torch.arange(4, 8)).to("cpu")
+    assert half.repeats.tolist() == data.repeats[5:].tolist() and part.repeats.tolist() == data.repeats[9:].tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "label", "message"),
+    [
+        (torch.tensor([0, 0, 0]), None, "all samples are of one class"),
+        (torch.tensor([0, 1, -1]), None, "holds unlabelled samples"),
+        (torch.tensor([0, 1, 1]), "a", "has one class per sample"),
+        (torch.tensor([[0.0], [1.0], [1.0]]), None, "expected one of a, got None"),
+    ],
+)
+def test_what_cannot_be_balanced_is_refused(labels, label, message):
+    with pytest.raises(ValueError, match=message):
+        oversample(labels, torch.arange(3), classes=("a",), seed=0, label=label)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sslmed_dist.views.draws import LEVELS, draw, word_keys
 from sslmed_dist.views.filters import Blur, Cutout, Noise, Solarise
-from tests.views.scenes import scene
+from tests.views.scenes import constant, scene
 
 
 def keyed(step: Blur | Cutout | Noise | Solarise, count: int) -> dict[str, Tensor]:
@@ -89,3 +89,30 @@ def test_cutout_holes() -> None:
         for top, left in corners[row, : count[row]].tolist():
             expected[:, max(top, 0) : max(top + 5, 0), max(left, 0) : max(left + 5, 0)] = 0
         assert torch.equal(result[row], expected)
+
+
+def test_a_kernel_of_stated_size_cuts_the_gaussian_off() -> None:
+    """Table 4.3: 5 x 5 taps at any sigma, summing to 1."""
+    blur = Blur(16, 1.0, (2.0, 2.0), blur_kernel=5)
+    image = torch.zeros(1, 1, 16, 16)
+    image[0, 0, 8, 8] = 1.0
+    drawn = blur.draw(constant(blur.words, 0.5))
+    out = blur(image.clone(), *drawn)[0, 0]
+    taps = torch.exp(-0.5 * (torch.arange(-2.0, 3.0) / 2.0) ** 2)
+    taps = taps / taps.sum()
+    expected = torch.zeros(16, 16)
+    expected[6:11, 6:11] = taps[:, None] * taps
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+    for kernel in (4, 0, 33):
+        with pytest.raises(ValueError, match=r"^blur_kernel: expected an odd number from 1 to 31"):
+            Blur(16, 1.0, blur_kernel=kernel)
+
+
+def test_a_hole_of_stated_side() -> None:
+    """64 pixels of a slice stay 64 pixels of a view of 224, where a quarter would be 56."""
+    cutout = Cutout(224, (1, 1), cutout_side=64)
+    images = torch.ones(1, 1, 224, 224)
+    out = cutout(images, *cutout.draw(constant(cutout.words, 0.5)))
+    assert int((out == 0).sum()) == 64 * 64
+    with pytest.raises(ValueError, match=r"^cutout_side: "):
+        Cutout(224, (1, 1), cutout_side=0)
