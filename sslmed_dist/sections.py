@@ -13,6 +13,7 @@ Leaf = Mapping[str, Any]
 DATA_PATHS = ("root", "cache", "subset.file")
 PATHS = (*(f"{section}.{key}" for section in ("data", "evaluate.data") for key in DATA_PATHS), "method.encoder.weights")
 PRETRAINED = "pretrained"  # in place of a file of weights: to be downloaded
+MOST_SLICES = 10_000  # of an exam in one visit: no examination has as many
 MOST_THREADS = 1024  # no machine has so many cores to spare, and a process with a million threads is killed
 
 
@@ -88,6 +89,7 @@ class Plan:
         counts = ("epochs", "batch_size", "micro_batch", "steps_per_epoch", "draws", "slices_per_exam", "patience")
         require_least("plan", self, 1, *counts, "log_every", "checkpoint_every", "keep_last")
         require_least("plan", self, 0, "keep_every", "loader_threads")
+        require_between("plan.slices_per_exam", self.slices_per_exam, 1, MOST_SLICES)
         require_between("plan.loader_threads", self.loader_threads, 0, MOST_THREADS)
         if self.patience is not None and self.validate is None:
             raise ValueError("plan.patience: needs plan.validate, the split whose loss is watched (val or test)")

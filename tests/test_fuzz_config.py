@@ -72,10 +72,13 @@ TEXTS: tuple[tuple[str, str], ...] = (
 
 def small(path: Path, folder: Path) -> dict[str, Any]:
     """The recipe as a tree of its own, so small that ``--check`` takes a blink."""
-    tree = config.merge(config.read(path), {"data": {"root": str(folder / "tiny.npz")}, "driver": "local"})
+    tree = config.merge(
+        config.read(path), {"data": {"name": "medmnist", "root": str(folder / "tiny.npz")}, "driver": "local"}
+    )
     tree = config.merge(tree, {"plan": {"batch_size": 8, "steps_per_epoch": 2, "log_every": 1}})
     tree = config.merge(tree, {"run": {"dir": str(folder / "runs"), "device": "cpu", "start_from": None}})
-    tree = config.merge(tree, {"method": {"encoder": {"width": 4}}})
+    width = 4 if tree["method"]["encoder"]["name"] == "resnet" else 1 / 128
+    tree = config.merge(tree, {"method": {"encoder": {"width": width}}})
     return config.merge(tree, {"federated": {"partition": NameAlone(name="iid")}} if "federated" in tree else {})
 
 

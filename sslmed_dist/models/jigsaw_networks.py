@@ -50,7 +50,7 @@ class SSLACL(PuzzleEncoder):
     """
 
     def __init__(self, width: float = 1.0, weights: str | None = None, *, channels: int = 1) -> None:
-        """``ValueError`` for a width outside (0, 16], or weights that do not fit."""
+        """``ValueError`` for a width outside (0, 2], or weights that do not fit."""
         super().__init__()
         require_network_width(width)
         self.stem = SemiParallel(channels, (scaled(256, width), scaled(512, width)), norm=False)
@@ -129,7 +129,7 @@ class SKID(PuzzleEncoder):
         *,
         channels: int = 1,
     ) -> None:
-        """``ValueError`` for a width outside (0, 16], or weights that do not fit."""
+        """``ValueError`` for a width outside (0, 2], or weights that do not fit."""
         super().__init__()
         require_network_width(width)
         stem_width, squeezed = scaled(256, width), scaled(1024, width)

@@ -21,10 +21,10 @@ def scaled(filters: int, width: float) -> int:
 
 
 def require_network_width(width: float) -> float:
-    """``ValueError`` unless 0 < width <= 16."""
-    if not 0 < width <= 16:
+    """``ValueError`` unless 0 < width <= 2: a wider network has no use here, and a mistake would fill the memory."""
+    if not 0 < width <= 2:
         raise ValueError(
-            f"method.encoder.width: expected a number above 0 and at most 16 (1.0 = published), got {width}"
+            f"method.encoder.width: expected a number above 0 and at most 2 (1.0 = published), got {width}"
         )
     return width
 

@@ -30,7 +30,7 @@ class VGG(DenseEncoder):
         *,
         channels: int = 3,
     ) -> None:
-        """``ValueError`` for a width outside (0, 16], or weights that do not fit."""
+        """``ValueError`` for a width outside (0, 2], or weights that do not fit."""
         super().__init__()
         require_network_width(width)
         self.channels = before = 3 if rgb and channels == 1 else channels

@@ -16,6 +16,7 @@ from sslmed_dist import checkpoint, config, plain_yaml
 from sslmed_dist.training import job
 from tests import tiny
 from tests.drivers import family
+from tests.methods import test_jigsaw as jigsaw
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
@@ -126,6 +127,24 @@ def test_two_workers_walk_the_local_trajectory_as_a_job(tmp_path: Path, cluster:
     assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-2000:]
     alone = job.train(config.load(path, ["driver=local", "run.name=alone"]))
     assert relative(state_of(tmp_path / "runs" / "tiny"), alone.method.state_dict()) < 1e-9
+
+
+def test_two_workers_solve_the_puzzle_of_one(tmp_path: Path, cluster: dict[str, str]) -> None:
+    """Jigsaw pretraining with validation and patience: parameters, best weights and the watch are those of one
+    process."""
+    plan = {"precision": "float64", "checkpoint_every": 2, "slices_per_exam": 4, "validate": "val", "patience": 2}
+    settings = jigsaw.tree(tmp_path, "skid", plan=plan, ray={"num_workers": 2, "max_failures": 0})
+    path = tmp_path / "tiny.yaml"
+    path.write_text(plain_yaml.write(settings | {"driver": "ray"}))
+    process = sslmed(path, **cluster)
+    assert process.wait(300) == 0, process.stdout and process.stdout.read()[-3000:]
+    alone = job.train(config.load(path, ["driver=local", "run.name=alone"]))
+    latest = checkpoint.Checkpoints(tmp_path / "runs" / "tiny" / "checkpoints").latest()
+    assert latest is not None and alone.best is not None
+    saved = checkpoint.load(latest)
+    assert relative(saved["method"], alone.method.state_dict()) < 1e-9
+    assert relative(saved["best"], alone.best) < 1e-9
+    assert saved["state"]["watch"]["lowest"] == pytest.approx(alone.state.watch.lowest, rel=1e-9)
 
 
 def test_killed_worker_among_four_and_killed_driver(tmp_path: Path, cluster: dict[str, str]) -> None:

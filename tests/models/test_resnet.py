@@ -124,7 +124,7 @@ def test_mistakes_in_the_leaf() -> None:
         ({"depth": 20}, "method.encoder.depth: expected one of 9, 18, 34, 50, 101, 152, got 20"),
         ({"stem": "mnist"}, "method.encoder.stem: expected one of 'imagenet', 'cifar', got 'mnist'"),
         ({"width": 0}, "method.encoder.width: expected an integer >= 1, got 0"),
-        ({"channels": 3}, "method.encoder.channels: unknown key; allowed: depth, stem, width, weights"),
+        ({"channels": 3}, "method.encoder.channels: unknown key; allowed: depth, stem, width, weights, rgb"),
     ):
         with pytest.raises(ValueError) as caught:
             registry.build(ENCODERS, {"name": "resnet", **leaf}, "method.encoder", channels=3)
