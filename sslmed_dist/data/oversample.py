@@ -20,7 +20,7 @@ def oversample(labels: Tensor, ids: Tensor, *, classes: Sequence[str], seed: int
     are missing, a column that is not named or not there, one class alone.
     """
     if labels.ndim == 2:
-        if label not in classes:
+        if label is None or label not in classes:
             raise ValueError(f"data.oversample.label: expected one of {', '.join(classes)}, got {label!r}")
         values = labels[:, list(classes).index(label)]
     elif label is not None:

@@ -1,7 +1,8 @@
 """The semi-parallel stem of the jigsaw networks: nine branches with weights of their own (thesis, Sec. 3.4.1.4).
 
-A convolution of all branches has the tensors of one grouped convolution, so there is one format of checkpoints. It is
-computed as one grouped convolution or as nine ordinary ones, whichever is faster where it runs (``by_branch``).
+A convolution of all branches is one grouped convolution. Nine ordinary ones compute the same from the same tensors, so
+there is one format of checkpoints. On a CPU the grouped one is the faster at the published widths (1.04 to 1.27 times:
+``python -m tests.benchmarks.stem``).
 """
 
 import torch
@@ -11,8 +12,6 @@ from torch import Tensor, nn
 BRANCHES = 9  # of a 3 x 3 puzzle
 # Batch norm of the published code, in torch's sense: a new batch counts for 1 % of the running statistics.
 NORM_MOMENTUM, NORM_EPS = 0.01, 1e-3
-# Filters of a branch from which nine convolutions are faster on a CPU (python -m tests.benchmarks.stem).
-NINE_FROM = 16
 
 
 def scaled(filters: int, width: float) -> int:
@@ -104,12 +103,10 @@ class SemiParallel(nn.Module):
     """Nine branches of separate weights; a branch is (3 x 3 convolution twice, max-pool 2) twice.
 
     ``widths``: filters of a branch's first two and of its last two convolutions; ``width`` W is the second.
-    ``norm``: batch norm after every convolution. ``by_branch`` true computes nine convolutions, false a grouped one.
-    None takes what was measured to be faster: nine on a CPU from 16 filters on. A GPU computes the grouped one; there
-    nothing was measured.
+    ``norm``: batch norm after every convolution. ``by_branch``: compute nine convolutions a layer, not a grouped one.
     """
 
-    by_branch: bool | None = None
+    by_branch: bool = False
 
     def __init__(self, channels: int, widths: tuple[int, int], norm: bool) -> None:
         super().__init__()
@@ -117,12 +114,6 @@ class SemiParallel(nn.Module):
         sizes = ((channels, first), (first, first), (first, second), (second, second))
         self.layers = nn.ModuleList(BranchConvolution(before, after, norm) for before, after in sizes)
         self.channels, self.width = channels, second
-
-    def nine(self, layer: BranchConvolution, x: Tensor) -> bool:
-        """Whether ``layer`` is computed as nine convolutions."""
-        if self.by_branch is not None:
-            return self.by_branch
-        return x.device.type == "cpu" and layer.after >= NINE_FROM
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patches (N, 9, C, h, w), the k-th of them into branch k -> (N, 9 W, h / 4, w / 4)."""
@@ -139,7 +130,7 @@ class SemiParallel(nn.Module):
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, BranchConvolution)
             if number >= start:
-                x = layer(x, self.nine(layer, x))
+                x = layer(x, self.by_branch)
             if number % 2 == 1:
                 x = F.max_pool2d(x, 2)
         return x

@@ -1,7 +1,6 @@
 """Nine branches as nine convolutions a layer or as one grouped convolution: ``python -m tests.benchmarks.stem``.
 
-One thread, CPU time of the process, forward and backward pass, the two taking turns, the least of the repetitions. The
-numbers of the last column decide ``NINE_FROM`` in ``models/semiparallel.py``.
+One thread, CPU time of the process, forward and backward pass, the two taking turns, the least of the repetitions.
 """
 
 import time
