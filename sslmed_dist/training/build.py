@@ -58,7 +58,7 @@ def resolve_auto(settings: Config, folder: Path | None = None) -> Config:
 
 def load_data(settings: Config, split: str, overrides: Mapping[str, Any] | None = None) -> Dataset:
     """One split of the configured dataset. ``overrides`` replace keys of the section ``data``. ``data.subset`` reduces
-    the split ``train`` only, and ``data.oversample`` balances it."""
+    the split ``train`` only, and ``data.oversample`` balances it (also ``all``, which sites are dealt from)."""
     leaf = merge(settings.data, overrides or {})
     subset, balance = leaf.pop("subset", None), leaf.pop("oversample", None)
     registry.check(DATASETS, leaf, "data", ("split",), also=("subset", "oversample"))
@@ -75,7 +75,7 @@ def load_data(settings: Config, split: str, overrides: Mapping[str, Any] | None 
             seed=randomness.key(settings.run.seed, "subset"),
         )
         dataset = Subset(dataset, positions)
-    if balance is not None and split == "train":
+    if balance is not None and split in ("train", "all"):  # "all" is what sites of a federation are dealt from
         balanced(dataset, balance, settings.run.seed)
     return dataset
 
