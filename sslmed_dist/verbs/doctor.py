@@ -11,7 +11,14 @@ from pathlib import Path
 
 from sslmed_dist import __version__
 
-EXTRAS = {"ray": "ray", "flower": "flwr", "medical": "nibabel", "dicom": "highdicom", "report": "matplotlib", "timm": "timm"}
+EXTRAS = {
+    "ray": "ray",
+    "flower": "flwr",
+    "medical": "nibabel",
+    "dicom": "highdicom",
+    "report": "matplotlib",
+    "timm": "timm",
+}
 DISK, SHARED_MEMORY = 2 * 2**30, 64 * 2**20
 
 

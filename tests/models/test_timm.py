@@ -48,6 +48,7 @@ def walk(weights: str | None) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_efficientnet_lite0_trains_alike_on_one_and_two_workers(gloo: GlooPool) -> None:
     """Every batch norm of it is followed by ReLU6 inside of its own class. ImageNet weights where they are at hand."""
     pytest.importorskip("timm")
