@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeAlias
 from sslmed_dist.endings import USER_ERROR
 from sslmed_dist.printable import printable
 
-WHICH = "checkpoint: last (default), step_N or round_N"
+WHICH = "last, best (of a run with plan.validate), step_N, or round_N of a federation"
 Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
