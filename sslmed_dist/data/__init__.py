@@ -9,6 +9,7 @@ from sslmed_dist.data.batches import Batches
 from sslmed_dist.data.dataset import ArrayDataset, Dataset, Subset, duplicates
 from sslmed_dist.data.exams.abdominal import Abdominal
 from sslmed_dist.data.exams.episodes import Episodes
+from sslmed_dist.data.exams.exams import Exams
 from sslmed_dist.data.exams.mrnet import MRNet
 from sslmed_dist.data.images.flowers import flowers17
 from sslmed_dist.data.images.folder import image_folder
@@ -28,6 +29,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "cifar100": cifar100,
     "cifar10_jpeg": cifar10_jpeg,
     "episodes": Episodes,
+    "exams": Exams,
     "flowers17": flowers17,
     "image_folder": image_folder,
     "imagenet": imagenet,

@@ -16,12 +16,13 @@ from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.data import DATASETS
 from sslmed_dist.data.dataset import SPLITS
 from sslmed_dist.data.exams.exam_archive import pack_episodes
+from sslmed_dist.data.exams.exams import pack_exams
 from sslmed_dist.data.images.files import ImageFiles
 from sslmed_dist.data.images.shards import SHARD, SUMMARY, VERSION, Form, Shard, read_summary, write_shard
 from sslmed_dist.data.workers import in_processes
 
-# Sets that become one file instead of shards: name of the set -> the function that packs it.
-WHOLE: Mapping[str, Callable[..., Path]] = {"episodes": pack_episodes}
+# Sets of exams, which become no shards of images: name of the set -> the function that packs it.
+WHOLE: Mapping[str, Callable[..., Path]] = {"episodes": pack_episodes, "exams": pack_exams}
 
 
 def pack_any(
@@ -33,8 +34,9 @@ def pack_any(
     force: bool = False,
     **form: Any,
 ) -> Path:
-    """Pack the dataset ``leaf`` in the way that suits it: image files as shards (``pack``), sets of exams as one file
-    (``WHOLE``). ``ValueError`` as theirs, and for a setting of ``pack`` that is given for a set of exams."""
+    """Pack the dataset ``leaf`` in the way that suits it: image files as shards (``pack``), sets of exams by a
+    function of theirs (``WHOLE``). ``ValueError`` as theirs, and for a setting of ``pack`` that is given for a set of
+    exams."""
     if leaf["name"] not in WHOLE:
         return pack(leaf, out, workers=workers, note=note, force=force, **form)
     # settings of image shards mean nothing for these sets: refuse any that is not at its default

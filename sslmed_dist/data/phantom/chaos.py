@@ -3,7 +3,7 @@ al. 2021) and BTCV (CT, NIfTI; Landman et al. 2015). The drawings are those of `
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,13 @@ def write_series(
     instances: Sequence[int] | None = None,
     slope: float = 1.0,
     intercept: float = 0.0,
+    tags: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Write ``voxels`` as one DICOM file per slice; return the files in the order of the slices.
 
     ``voxels`` is int16 or uint16 (columns, rows, slices). ``affine`` (4, 4) maps an index to mm in RAS, with axes at
     right angles. It may be left-handed; then the slices run against their normal, which a reader has to find out.
-    ``names`` and ``instances`` are the file name and InstanceNumber per slice, by default counted from 1. ``series``
+    ``tags`` are further attributes, the same in every file. ``names`` and ``instances`` are the file name and InstanceNumber per slice, by default counted from 1. ``series``
     is what the identifiers are made of. The files hold no person's name, date or place.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +63,8 @@ def write_series(
     for k, (path, instance) in enumerate(zip(files, numbers, strict=True)):
         header = slice_header(series, instance, direct(affine), k)
         header.Columns, header.Rows = voxels.shape[:2]
+        for name, value in (tags or {}).items():
+            setattr(header, name, value)
         header.PixelRepresentation = int(voxels.dtype == np.int16)
         header.RescaleSlope, header.RescaleIntercept = slope, intercept
         header.PixelData = np.ascontiguousarray(voxels[:, :, k].T).astype(voxels.dtype.newbyteorder("<")).tobytes()

@@ -27,8 +27,10 @@ GROUPS = {
     "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
     "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
 }
-OF_ALL = ("Rows", "Columns", "Modality", "SeriesInstanceUID", "InstanceNumber", "SamplesPerPixel")
-OF_ALL += ("PhotometricInterpretation", "BitsStored", "PixelRepresentation", "ModalityLUTSequence")
+OF_ALL = (
+    *("Rows", "Columns", "Modality", "SeriesInstanceUID", "InstanceNumber", "SamplesPerPixel"),
+    *("PhotometricInterpretation", "BitsStored", "PixelRepresentation", "ModalityLUTSequence"),
+)
 
 
 @dataclass(frozen=True)

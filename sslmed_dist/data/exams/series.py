@@ -1,0 +1,284 @@
+"""The one reader of examinations of several series: which series there are, which plane each shows, and its slices.
+
+Files may lie at any depth and in any order: the tags say which series a file belongs to, and the positions say where a
+slice lies. Only headers are read to find out; ``read_stack`` then reads the pixels of one series. NIfTI files are
+series as well, one each. What is no stack of slices of one contrast is left aside, with the reason.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslmed_dist.data.exams.series_tags import Tags, read_tags
+from sslmed_dist.data.scans.dicom import SAME_PLACE, affine_of, unlike, usual_gap
+from sslmed_dist.data.scans.frames import Frame, frames_of, read_header, read_slices
+from sslmed_dist.data.scans.nifti import SUFFIXES, load_nifti, open_volume, states_orientation
+from sslmed_dist.data.scans.regrid import turn
+from sslmed_dist.data.scans.scan import stem
+
+PLANES = ("sagittal", "coronal", "axial")  # the plane whose slices follow each other along right, front, head
+MOST_OBLIQUE = 45.0  # degrees between the normal of the slices and the nearest axis of the patient
+MIXED = 0.98  # cosine of 11 degrees: images turned more than this against each other lie in several planes
+LOCALIZER = re.compile(
+    r"(?:^|[^a-z])(?:loc|locali[sz]ers?|scouts?|survey|topogram|3[ -]?plane)(?:[^a-z]|$)", re.IGNORECASE
+)
+MAPS = {"ADC", "EADC", "FA", "TTP", "CBV", "CBF", "MTT", "T1 MAP", "T2 MAP", "SUBTRACTION", "MPR", "PROJECTION IMAGE"}
+MAP_WORDS = re.compile(
+    r"(?:^|[^a-z])(?:e?adc|calc_?bval|calc|computed|synthetic|mip|mpr|subtraction)(?:[^a-z]|$)|CALC_BVAL", re.IGNORECASE
+)
+Stack = NDArray[np.float32]  # (S, H, W)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One stack of slices of an examination; its pixels are not read. Paths, description and numbers are the site's.
+
+    plane        of PLANES; oblique: degrees between it and the slices
+    shape        (slices, rows, columns), spacing_mm (slices, rows, columns), of the upright stack
+    missing      slices that are missing by the gaps between the others; holes names the files around each gap
+    laterality   "left", "right", or "" where no tag says it
+    notices      what was guessed or replaced, without a name of a file
+    """
+
+    files: tuple[Path, ...]
+    nifti: bool
+    plane: str
+    oblique: float
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    missing: int
+    tags: Tags
+    holes: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> str:
+        """What rules are matched against, in one line: the description, then the facts as ``name=value``."""
+        tags, (slices, rows, columns) = self.tags, self.shape
+        facts = {
+            "plane": self.plane,
+            "oblique": f"{self.oblique:.0f}",
+            "slices": str(slices),
+            "size": f"{rows}x{columns}",
+            "pixel": f"{self.spacing_mm[1]:.3f}",
+            "step": f"{self.spacing_mm[0]:.2f}",
+            "te": "" if tags.echo_ms is None else f"{tags.echo_ms:g}",
+            "tr": "" if tags.repetition_ms is None else f"{tags.repetition_ms:g}",
+            "number": str(tags.number),
+        }
+        return " ".join([tags.description, *(f"{name}={value}" for name, value in facts.items() if value)])
+
+
+@dataclass(frozen=True)
+class LeftAside:
+    """Images of an examination that are not used. ``reason`` names no file; ``detail`` is for the site's own eyes."""
+
+    description: str
+    images: int
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The series of one examination by their numbers, what was left aside, and the number of files without an image.
+
+    ``studies`` and ``patients`` are the identifiers that its files name.
+    """
+
+    series: tuple[Series, ...]
+    aside: tuple[LeftAside, ...]
+    other_files: int
+    studies: tuple[str, ...]
+    patients: tuple[str, ...]
+
+
+def read_examination(files: Sequence[Path]) -> Examination:
+    """The series in ``files``, of one examination. A damaged file is left aside, and so are localizers, maps that were
+    computed from other series, images that do not lie in one stack, and single images."""
+    groups: dict[tuple[str, str], list[tuple[Frame, Tags]]] = {}
+    series: list[Series] = []
+    aside: list[LeftAside] = []
+    other_files, copies, seen = 0, 0, set()
+    for path in files:
+        reason = "a damaged file"
+        try:
+            if path.name.lower().endswith(SUFFIXES):
+                series.append(nifti_series(path))
+                continue
+            header = read_header(path, pixels=False)
+            if header is None:
+                other_files += 1
+                continue
+            tags = read_tags(path, header)
+            reason = "an image that does not say where it lies"
+            frames = frames_of(path, header)
+        except ValueError as error:
+            reason = "a NIfTI file that is no volume of slices" if path.name.lower().endswith(SUFFIXES) else reason
+            aside.append(LeftAside("", 1, reason, str(error)))
+            continue
+        if tags.instance and tags.instance in seen:
+            copies += 1
+            continue
+        seen.add(tags.instance)
+        groups.setdefault((tags.study, tags.series), []).extend((frame, tags) for frame in frames)
+    for images in groups.values():
+        entry = dicom_series([frame for frame, _ in images], images[0][1])
+        (aside if isinstance(entry, LeftAside) else series).append(entry)  # type: ignore[arg-type]
+    if copies:
+        aside.append(LeftAside("", copies, "a second copy of an image"))
+    tags_of_all = [tags for images in groups.values() for _, tags in images]
+    return Examination(
+        tuple(sorted(series, key=lambda item: (item.tags.number, item.tags.description, item.files[0].name))),
+        tuple(aside),
+        other_files,
+        tuple(sorted({tags.study for tags in tags_of_all} - {""})),
+        tuple(sorted({tags.patient for tags in tags_of_all} - {""})),
+    )
+
+
+def dicom_series(frames: list[Frame], tags: Tags) -> Series | LeftAside:
+    """The stack that the ``frames`` of one SeriesInstanceUID are, or why they are none."""
+    reason, detail = why_no_stack(frames, tags)
+    if reason:
+        return LeftAside(tags.description, len(frames), reason, detail)
+    normal = frames[0].normal
+    ordered = sorted(frames, key=lambda frame: float(frame.position @ normal))
+    gaps = np.diff([float(frame.position @ normal) for frame in ordered])  # (S - 1,) mm
+    step = usual_gap(gaps)
+    affine = affine_of(ordered[0], normal * step)
+    plane, oblique = nearest_plane(affine)
+    if oblique > MOST_OBLIQUE:
+        return LeftAside(tags.description, len(frames), f"oblique by {oblique:.0f} degrees, so of no plane")
+    missing = int(np.maximum(np.rint(gaps / step) - 1, 0).sum())
+    pairs = zip(ordered[:-1], ordered[1:], gaps, strict=True)
+    holes = [f"{before.name} and {after.name}" for before, after, gap in pairs if gap > 1.5 * step]
+    return Series(
+        files=tuple(dict.fromkeys(frame.path for frame in ordered)),
+        nifti=False,
+        plane=plane,
+        oblique=oblique,
+        shape=upright(np.empty((frames[0].shape[1], frames[0].shape[0], len(frames)), bool), affine, plane).shape,
+        spacing_mm=(step, *plane_spacing(affine, plane)),
+        missing=missing,
+        holes=tuple(holes),
+        tags=tags,
+    )
+
+
+def why_no_stack(frames: Sequence[Frame], tags: Tags) -> tuple[str, str]:
+    """(reason, detail for the site) why the images of a series are no stack of one contrast; two empty texts where they
+    are one."""
+    cosines = [abs(float(frame.normal @ frames[0].normal)) for frame in frames]
+    if min(cosines) < MIXED:
+        planes = {int(np.abs(frame.normal).argmax()) for frame in frames}
+        return f"a localizer: its images lie in {max(len(planes), 2)} planes", ""
+    if "LOCALIZER" in tags.image_type or LOCALIZER.search(tags.description):
+        return "a localizer by its name", ""
+    places = Counter(round(float(frame.position @ frames[0].normal) / SAME_PLACE / 10) for frame in frames)
+    if len(places) < len(frames):
+        return f"{len(frames)} images in {len(places)} places, so several volumes and not one", ""
+    if MAPS & set(tags.image_type) or MAP_WORDS.search(tags.description):
+        return "a map computed from other series", ""
+    if "SECONDARY" in tags.image_type[1:2] or ("DERIVED" in tags.image_type[:1] and not tags.lossy):
+        return "derived from other images", ""
+    if len(frames) < 2:
+        return "a single image", ""
+    for frame in frames[1:]:
+        difference = unlike(frame, frames[0])
+        if difference:
+            kind = "images of differing sizes" if frame.shape != frames[0].shape else "images of differing geometry"
+            return kind, f"{frame.path}: {difference}"
+    return "", ""
+
+
+def nifti_series(path: Path) -> Series:
+    """The volume of a NIfTI file. Its slices follow each other along the axis of the largest voxel side, along the last
+    one where the sides are equal. ``ValueError`` as ``open_volume``, also for a single slice."""
+    image = open_volume(path)
+    affine = slices_last(np.array(image.affine, np.float64))[0]
+    plane, oblique = nearest_plane(affine)
+    if oblique > MOST_OBLIQUE:
+        raise ValueError(f"{path}: oblique by {oblique:.0f} degrees, so of no plane")
+    order = slices_last(np.array(image.affine, np.float64))[1]
+    turned = upright(np.empty([image.shape[axis] for axis in order], bool), affine, plane)
+    if turned.shape[0] < 2:
+        raise ValueError(f"{path}: a single slice; a volume has at least 2")
+    unsaid = "no orientation in a NIfTI file: left and right are a guess"
+    return Series(
+        files=(path,),
+        nifti=True,
+        plane=plane,
+        oblique=oblique,
+        shape=turned.shape,
+        spacing_mm=(float(np.linalg.norm(affine[:3, 2])), *plane_spacing(affine, plane)),
+        missing=0,
+        tags=Tags(description=stem(path)),
+        notices=() if states_orientation(image.header) else (unsaid,),
+    )
+
+
+def slices_last(affine: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[int]]:
+    """(affine, order of the axes) with the axis of the largest voxel side put last."""
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    thickest = 2 if sides.max() < 1.05 * sides[2] else int(sides.argmax())
+    order = [axis for axis in range(3) if axis != thickest] + [thickest]
+    return affine[:, [*order, 3]], order
+
+
+def nearest_plane(affine: NDArray[np.float64]) -> tuple[str, float]:
+    """(plane, degrees off it) of slices that follow each other along the third axis, counted by their normal."""
+    normal = np.cross(affine[:3, 0], affine[:3, 1])
+    cosines = np.abs(normal) / np.linalg.norm(normal)
+    nearest = int(cosines.argmax())
+    return PLANES[nearest], float(np.degrees(np.arccos(min(cosines[nearest], 1.0))))
+
+
+def plane_spacing(affine: NDArray[np.float64], plane: str) -> tuple[float, float]:
+    """Millimetres between the rows and between the columns of the upright slices."""
+    turned, _ = turn(affine, [np.empty((2, 2, 2), bool)], "RAS")
+    right, front, up = (float(side) for side in np.linalg.norm(turned[:3, :3], axis=0))
+    return {"sagittal": (up, front), "coronal": (up, right), "axial": (front, right)}[plane]
+
+
+def upright(voxels: NDArray[Any], affine: NDArray[np.float64], plane: str) -> NDArray[Any]:
+    """(I, J, K) -> (S, H, W) as a slice is looked at. Sagittal slices follow each other from the patient's right to the
+    left, coronal ones from front to back, axial ones from feet to head. Rows run from head to feet (axial: from front
+    to back), columns from right to left (sagittal: from front to back)."""
+    _, (turned,) = turn(affine, [voxels], "RAS")
+    if plane == "axial":
+        return turned[::-1, ::-1].transpose(2, 1, 0)
+    backwards = turned[::-1, ::-1, ::-1]
+    return backwards.transpose(1, 2, 0) if plane == "coronal" else backwards.transpose(0, 2, 1)
+
+
+def mirrored(stack: NDArray[Any], plane: str) -> NDArray[Any]:
+    """The stack (S, H, W) of the other side of the body: the order of sagittal slices is reversed, in the other planes
+    left and right are flipped."""
+    return stack[::-1] if plane == "sagittal" else stack[:, :, ::-1]
+
+
+def read_stack(series: Series) -> Stack:
+    """The slices (S, H, W) float32 of a series, upright. ``ValueError`` naming the file that is damaged or gone."""
+    if series.nifti:
+        image, voxels = load_nifti(series.files[0])
+        affine, order = slices_last(np.array(image.affine, np.float64))
+        return np.ascontiguousarray(upright(voxels.transpose(order), affine, series.plane))
+    slices = [item for path in series.files for item in read_slices(path)]
+    slices = [item for item in slices if item.frame.series == series.tags.series]
+    expected = series.shape[0]
+    if len(slices) != expected or any(unlike(item.frame, slices[0].frame) for item in slices):
+        raise ValueError(f"{series.files[0]}: its series was changed while it was read")
+    normal = slices[0].frame.normal
+    slices.sort(key=lambda item: float(item.frame.position @ normal))
+    voxels = np.stack([item.pixels.T for item in slices], axis=2)
+    if not np.isfinite(voxels).all():
+        raise ValueError(f"{series.files[0]}: its series has pixels that are NaN or infinite")
+    affine = affine_of(slices[0].frame, normal * series.spacing_mm[0])
+    return np.ascontiguousarray(upright(voxels, affine, series.plane))
