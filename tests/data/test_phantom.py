@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist.data.phantom import PHANTOMS, write_abdomen, write_knee, write_shapes
-from sslmed_dist.data.phantom.knee import PLANES, Knee, draw_knee
+from sslmed_dist.data.phantom.knee_anatomy import PLANES, Knee, draw_knee
 from sslmed_dist.data.phantom.layouts import LAYOUTS
 from sslmed_dist.data.phantom.publish import publish
 from sslmed_dist.data.phantom.scanner import acquire, axis, scanner, smooth_field

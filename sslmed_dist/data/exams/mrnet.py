@@ -23,11 +23,12 @@ Stack = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 class MRNet(ExamDataset):
-    """``{train,valid}/{axial,coronal,sagittal}/NNNN.npy`` (uint8, S x 256 x 256) of one ``plane``, and
+    """``{train,valid}/{axial,coronal,sagittal}/NNNN.npy`` (uint8, S x side x side) of one ``plane``, and
     ``{train,valid}-{abnormal,acl,meniscus}.csv`` (id,label without heading) in ``root``.
 
-    A sample is an exam; its id and group are NNNN. A slice is uint8 (1, 256, 256); only the drawn ones are read from
-    disk, one of an exam, or ``clip`` of them. Labels are float32 (N, 3); without any label file int64 -1.
+    A sample is an exam; its id and group are NNNN. A slice is uint8 (1, side, side), 256 pixels in MRNet itself; only
+    the drawn ones are read from disk, one of an exam, or ``clip`` of them. Labels are float32 (N, 3); without any label
+    file int64 -1.
     ``sites.csv`` (id,site) gives the sites, where there is one. split "val" is valid/; the test part of the publication
     was never released.
     """
@@ -38,6 +39,7 @@ class MRNet(ExamDataset):
         split: Split = "train",
         plane: Literal["axial", "coronal", "sagittal"] = "sagittal",
         clip: int | None = None,
+        side: int = SIDE,
     ) -> None:
         """``ValueError`` names the missing or damaged file, or the exam without a label."""
         folder = Path(root)
@@ -54,7 +56,8 @@ class MRNet(ExamDataset):
         if repeated:
             raise ValueError(f"{folder}: exam {repeated[0]:04d} is in train and in valid")
         self.files = [files[i] for i in chosen]
-        counts = torch.tensor([len(open_stack(path)) for path in self.files])
+        counts = torch.tensor([len(open_stack(path, side)) for path in self.files])
+        self.side = side
         exam_numbers = [numbers[i] for i in chosen]
         labels = read_labels(folder, sorted({part[i] for i in chosen}), exam_numbers)
         super().__init__(
@@ -70,7 +73,7 @@ class MRNet(ExamDataset):
         )
 
     def slices(self, position: int, numbers: Tensor) -> Tensor:
-        return torch.from_numpy(open_stack(self.files[position])[numbers.numpy()]).unsqueeze(1)
+        return torch.from_numpy(open_stack(self.files[position], self.side)[numbers.numpy()]).unsqueeze(1)
 
     def value_range(self) -> tuple[float, float]:
         return (0.0, 255.0)
@@ -91,12 +94,13 @@ def exam_number(path: Path) -> int:
     return whole_number(path.stem, str(path), "exam number")
 
 
-def open_stack(path: Path) -> Stack:
-    """The slices (S, 256, 256) uint8 of one exam, memory-mapped and not read. ``ValueError`` naming a file that cannot
-    be read or holds something else."""
+def open_stack(path: Path, side: int = SIDE) -> Stack:
+    """The slices (S, side, side) uint8 of one exam, memory-mapped and not read. ``ValueError`` naming a file that
+    cannot be read or holds something else."""
     stack = map_array(path)
-    if stack.dtype != np.uint8 or stack.ndim != 3 or stack.shape[0] < 1 or stack.shape[1:] != (SIDE, SIDE):
-        raise ValueError(f"{path}: expected uint8 (slices, {SIDE}, {SIDE}), got {stack.dtype} {stack.shape}")
+    if stack.dtype != np.uint8 or stack.ndim != 3 or stack.shape[0] < 1 or stack.shape[1:] != (side, side):
+        other = "" if side != SIDE or stack.ndim != 3 else "; for a phantom of another size set data.side"
+        raise ValueError(f"{path}: expected uint8 (slices, {side}, {side}), got {stack.dtype} {stack.shape}{other}")
     return stack
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from sslmed_dist.data.phantom.abdomen import write_abdomen
 from sslmed_dist.data.phantom.chaos import write_btcv, write_chaos
 from sslmed_dist.data.phantom.knee import write_knee
+from sslmed_dist.data.phantom.knee_exams import write_knee_exams
 from sslmed_dist.data.phantom.layouts import LAYOUTS, writer
 from sslmed_dist.data.phantom.shapes import write_shapes
 
 PHANTOMS: dict[str, Callable[..., Path]] = {
     "shapes": write_shapes,
     "knee": write_knee,
+    "knee_exams": write_knee_exams,
     "abdomen": write_abdomen,
     "chaos": write_chaos,
     "btcv": write_btcv,

@@ -53,7 +53,8 @@ def write_series(
 
     ``voxels`` is int16 or uint16 (columns, rows, slices). ``affine`` (4, 4) maps an index to mm in RAS, with axes at
     right angles. It may be left-handed; then the slices run against their normal, which a reader has to find out.
-    ``tags`` are further attributes, the same in every file. ``names`` and ``instances`` are the file name and InstanceNumber per slice, by default counted from 1. ``series``
+    ``tags`` are further attributes, the same in every file.
+    ``names`` and ``instances`` are the file name and InstanceNumber per slice, by default counted from 1. ``series``
     is what the identifiers are made of. The files hold no person's name, date or place.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,236 +1,38 @@
-"""Knee phantoms in the MRNet layout: one 3-D anatomy per exam, read in three planes with three weightings.
-
-Lengths are millimetres in a frame whose origin is the middle of the joint: x to the lateral side, y to the back, z up.
-Solids are signed distances (nz, ny, nx), negative inside (see ``canvas``). What is painted later covers the earlier.
-The drawing is to be learnt from and recognised. It is a phantom: its lesions are caricatures without clinical meaning.
-"""
+"""Knee phantoms in the MRNet layout: one 3-D anatomy per exam, read in three planes with three weightings."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from sslmed_dist.data.phantom.canvas import Canvas, Dice, Point, blend, ramp
-from sslmed_dist.data.phantom.publish import assign_sites, draw_labels, publish, require_counts, write_rows
-from sslmed_dist.data.phantom.scanner import Scanner, acquire, axis, scanner
+from sslmed_dist.data.phantom.canvas import Dice
+from sslmed_dist.data.phantom.knee_anatomy import LABELS, PLANES, Knee, draw_knee
+from sslmed_dist.data.phantom.publish import assign_sites, draw_joint, draw_labels, publish, require_counts, write_rows
+from sslmed_dist.data.phantom.scanner import Scanner, acquire, scanner
+from sslmed_dist.data.workers import in_processes
 from sslmed_dist.randomness import key
-
-FIELD_OF_VIEW = 150.0  # mm
-# Order of a plane's axes (slice, row, column) among the canonical ones (z, y, x).
-PLANES = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
-LABELS = ("abnormal", "acl", "meniscus")
-# Signal by plane: axial fat-suppressed, coronal and sagittal proton-density-like.
-SIGNALS: dict[str, Point] = {
-    "skin": (0.40, 0.45, 0.45),
-    "fat": (0.34, 0.86, 0.80),
-    "deep fat": (0.30, 0.76, 0.70),
-    "muscle": (0.40, 0.36, 0.34),
-    "vessel": (0.80, 0.16, 0.14),
-    "tendon": (0.08, 0.10, 0.09),
-    "meniscus": (0.10, 0.11, 0.10),
-    "cartilage": (0.62, 0.52, 0.56),
-    "cortex": (0.06, 0.07, 0.07),
-    "marrow": (0.47, 0.70, 0.62),
-    "fluid": (0.97, 0.86, 0.92),
-    "torn": (0.70, 0.58, 0.62),
-    "oedema": (0.80, 0.48, 0.42),
-}
 
 
 @dataclass(frozen=True)
-class Knee:
-    """What one exam holds: its key and its labels. An ACL or meniscus tear implies ``abnormal``."""
+class Job:
+    """One exam to be drawn and recorded into ``folder/PLANE/NAME.npy``."""
 
-    subject: int
-    abnormal: bool
-    acl: bool
-    meniscus: bool
-
-
-def bones(c: Canvas) -> dict[str, Tensor]:
-    """Signed distances to femur, tibia, fibula and patella."""
-    flare = ramp((72.0 - c.z) / 46.0)
-    shaft = torch.maximum(c.column(14.0 + 24.0 * flare, 13.0 + 9.0 * flare, -4.0 - 2.0 * flare), 20.0 - c.z)
-    condyles = torch.minimum(c.ellipsoid((-22, 6, 21), (17, 29, 21)), c.ellipsoid((22, 5, 21), (17, 28, 20.5)))
-    femur = blend(blend(shaft, c.ellipsoid((0, -11, 26), (31, 17, 18)), 6.0), condyles, 4.0)
-    notch = c.ellipsoid((0, 23, 4), (8.5, 28, 23))
-    femur = torch.maximum(torch.maximum(femur, -notch), -c.ellipsoid((0, -38, 28), (8, 13, 26)))
-    taper = ramp((-8.0 - c.z) / 55.0)
-    plateau = c.column(40.0 - 23.0 * taper, 27.0 - 11.0 * taper, 6.0 - 5.0 * taper)
-    # Intersection with a rounded edge: the union of the complements.
-    tibia = -blend(-plateau, -(c.z + 5.0), 4.0)
-    spines = torch.minimum(c.ellipsoid((-4, 6, -6), (3.5, 8, 6)), c.ellipsoid((5, 6, -6), (3.5, 8, 6)))
-    tibia = blend(blend(tibia, spines, 2.0), c.ellipsoid((0, -19, -36), (11, 9, 15)), 6.0)
-    fibula = c.segment((32, 20, -24), (33, 22, -90), 7.0)[0]
-    return {"femur": femur, "tibia": tibia, "fibula": fibula, "patella": c.ellipsoid((0, -39, 31), (20, 8.5, 19))}
+    folder: Path
+    name: str
+    knee: Knee
+    machine: Scanner
+    planes: tuple[str, ...]
+    size: int
+    slices: tuple[int, int]
 
 
-def leg(c: Canvas) -> None:
-    """Paint skin, fat, fascia, muscles and vessels."""
-    wide = 1.0 + 0.0012 * (c.z + 10.0)
-    outline = c.column(63.0 * wide, 60.0 * wide, 5.0)
-    lobules = 0.04 * c.texture("lobules", 34) + 0.03 * c.texture("fat", 8)
-    cover = c.dice.between(5.0, 10.0, "fat")
-    for inset, tissue in ((0.0, "skin"), (1.8, "fat"), (cover, "tendon"), (cover + 0.7, "deep fat")):
-        c.paint(outline + inset, tissue, lobules if "fat" in tissue else 0.0, 0.6 if tissue == "tendon" else 1.0)
-    grain = 0.14 * c.texture("fibres", 18) + 0.08 * c.texture("bundles", 40)
-    muscles: tuple[tuple[Point, Point], ...] = (
-        ((-20, 42, -50), (20, 15, 58)),
-        ((21, 42, -50), (18, 14, 56)),
-        ((-26, 38, 66), (21, 18, 52)),
-        ((28, 36, 66), (17, 17, 52)),
-        ((-42, 18, 58), (9, 14, 60)),
-        ((-28, -16, 70), (22, 26, 46)),
-        ((30, -14, 74), (19, 26, 48)),
-        ((0, -29, 92), (26, 9, 26)),
-        ((2, 27, -68), (28, 13, 52)),
-        ((30, -5, -74), (15, 20, 54)),
-    )
-    for centre, radii in muscles:
-        belly = torch.maximum(c.ellipsoid(centre, radii), outline + cover + 2.0)
-        c.paint(belly - 0.7, "tendon", opacity=0.5)
-        c.paint(belly, "muscle", grain)
-    for start, end, radius in (((1, 42, 90), (3, 37, -90), 3.4), ((8, 46, 90), (9, 42, -90), 3.0)):
-        c.paint(c.segment((*start,), (*end,), radius)[0], "vessel")
-
-
-def fluid(c: Canvas, knee: Knee, bone: dict[str, Tensor]) -> None:
-    """Paint the joint fluid: a film in every knee; with an effusion it is thicker and the recesses around it swell."""
-    joint = torch.minimum(bone["femur"], bone["tibia"])
-    capsule = c.ellipsoid((0, 6, 14), (44, 36, 30))
-    swollen = knee.abnormal and effusion(knee)
-    film = c.dice.between(2.5, 4.0, "film") if swollen else 1.0
-    c.paint(torch.maximum(joint - film, capsule), "fluid", opacity=0.9 if swollen else 0.35)
-    thick = c.dice.between(5.0, 10.0, "recess") if swollen else c.dice.between(0.8, 1.8, "recess")
-    pouch = c.ellipsoid((0, -27 - thick / 3, 58), (22 + thick, thick, 17 + thick))
-    gutters = torch.minimum(c.ellipsoid((-41, -6, 22), (thick, 15, 17)), c.ellipsoid((41, -6, 22), (thick, 15, 17)))
-    c.paint(torch.minimum(pouch, gutters), "fluid", 0.04 * c.texture("debris", 20), 1.0 if swollen else 0.6)
-    if swollen and c.dice.chance(0.35, "cyst"):
-        c.paint(c.ellipsoid((-17, 39, 4), (8, 6, 17)), "fluid")
-
-
-def effusion(knee: Knee) -> bool:
-    """Whether an abnormal exam has an effusion; those without a tear have one or a bone bruise."""
-    return Dice(knee.subject).chance(0.85 if knee.acl else 0.6, "effusion")
-
-
-def menisci(c: Canvas, knee: Knee) -> None:
-    """Paint the menisci: two wedges, open to the middle; a tear is a bright line through one of them."""
-    torn = -1.0 if c.dice.chance(0.65, "torn side") else 1.0
-    for side, (width, depth) in ((-1.0, (19.0, 25.0)), (1.0, (18.0, 21.5))):
-        across, ahead = side * c.x - 21.0, c.y - 5.0
-        # 1 at the outer rim of the elliptic ring; its height grows from the inner rim outwards
-        rim = torch.sqrt((across / width) ** 2 + (ahead / depth) ** 2)
-        height = c.z + 5.0
-        wedge = torch.maximum(torch.maximum(rim - 1.0, 0.48 - rim) * width, height - 2.0 - 13.0 * (rim - 0.5))
-        wedge = torch.maximum(wedge, -height - 2.0)
-        gap = torch.maximum(across + 9.0, ahead.abs() - 8.0)
-        wedge = torch.maximum(wedge, -gap)  # the ring is cut open towards the middle of the joint
-        c.paint(wedge, "meniscus", 0.15 * c.texture("fibrocartilage", 30))
-        if not (knee.meniscus and side == torn):
-            continue
-        # a tear: an oblique or an upright sheet, within a range of angles around the ring
-        slope = c.dice.between(0.2, 0.8, "tear slope")
-        oblique = (height - 3.2 - slope * width * (rim - 0.78)).abs()
-        upright = ((rim - c.dice.between(0.72, 0.84, "tear rim")) * width).abs()
-        line = oblique if c.dice.chance(0.6, "oblique") else upright
-        middle = c.dice.between(0.3, 1.5, "tear angle")
-        turn = (torch.atan2(ahead, across) - middle).abs() - c.dice.between(0.45, 0.8, "tear span")
-        c.paint(torch.maximum(torch.maximum(line - 1.0, wedge), turn * width), "fluid", opacity=0.95)
-
-
-def ligaments(c: Canvas, knee: Knee) -> None:
-    """Paint the cruciates, the collaterals, and the patellar and quadriceps tendons."""
-    anterior_cruciate(c, knee)
-    for start, end in (  # the posterior cruciate, in three straight pieces
-        ((-6, 3, 15), (-4, 15, 15)),
-        ((-4, 15, 15), (-2, 26, 6)),
-        ((-2, 26, 6), (0, 32, -14)),
-    ):
-        c.paint(c.segment((*start,), (*end,), 4.2)[0], "tendon")
-    sheets: tuple[tuple[Point, Point], ...] = (
-        ((0, -42, -4), (13, 2.6, 34)),
-        ((0, -39, 70), (16, 3.0, 24)),
-        ((-41.5, 4, -4), (1.8, 9, 42)),
-        ((42.0, 12, 2), (1.8, 4, 30)),
-    )
-    for centre, radii in sheets:
-        c.paint(c.ellipsoid(centre, radii), "tendon", opacity=0.95)
-
-
-def anterior_cruciate(c: Canvas, knee: Knee) -> None:
-    """Paint the ACL: a dark oblique band; torn, it is interrupted (0), wavy and swollen (1), or gone (2)."""
-    start, end = (5.0, 18.0, 21.0), (-2.0, -10.0, -3.0)
-    if not knee.acl:
-        band, along = c.segment(start, end, 3.9)
-        c.paint(band, "tendon", 1.5 * along * c.texture("strands", 44).clamp(min=0.0))
-        return
-    kind = c.dice.pick(0, 2, "acl tear")
-    haze, along = c.segment(start, end, 7.0 if kind == 1 else 6.0)
-    c.paint(haze, "torn", 0.12 * c.texture("haze", 40), 0.85)
-    if kind == 0:
-        middle, half = c.dice.between(0.4, 0.6, "gap middle"), c.dice.between(0.14, 0.24, "gap half")
-        stump = torch.maximum(c.segment(start, end, 3.9)[0], (half - (along - middle).abs()) * 38.0)
-        c.paint(stump, "tendon", opacity=0.9)
-    elif kind == 1:
-        c.paint(c.segment(start, end, 2.6, wave=c.dice.between(2.5, 4.0, "wave"))[0], "tendon", opacity=0.75)
-    else:
-        c.paint(c.segment(start, end, 2.5)[0], "fluid", 0.2 * c.texture("haze", 40), 0.6)
-
-
-def skeleton(c: Canvas, knee: Knee, bone: dict[str, Tensor]) -> None:
-    """Paint cartilage, cortex and marrow, with growth-plate scars and, in some abnormal knees, bone bruises."""
-    # cartilage is the bone made larger, where it faces the joint
-    articular = torch.maximum(bone["femur"] - 2.2, torch.maximum(c.z - 36.0, 8.5 - c.x.abs()))
-    c.paint(articular, "cartilage")
-    c.paint(torch.maximum(bone["tibia"] - 2.0, torch.maximum(-7.0 - c.z, 7.0 - c.x.abs())), "cartilage")
-    c.paint(torch.maximum(bone["patella"] - 3.0, -35.0 - c.y), "cartilage")
-    trabeculae = 0.09 * c.texture("trabeculae", 48) + 0.06 * c.texture("marrow", 9)
-    for name, distance in bone.items():
-        c.paint(distance, "cortex")
-        c.paint(distance + (2.2 if name == "fibula" else 1.3), "marrow", trabeculae)
-    for name, level in (("femur", 32.0), ("tibia", -20.0)):
-        scar = (c.z - level - 1.5 * torch.cos(c.x / 9.0)).abs() - 0.2
-        c.paint(torch.maximum(scar, bone[name] + 1.5), "cortex", opacity=0.4)
-    if knee.abnormal and (c.dice.chance(0.3, "bruise") or not (knee.acl or knee.meniscus or effusion(knee))):
-        side, upper = (-1.0 if c.dice.chance(0.4, "bruise side") else 1.0), c.dice.chance(0.6, "bruise upper")
-        centre = (side * 21.0, c.dice.between(-8.0, 14.0, "bruise y"), 8.0 if upper else -13.0)
-        blob = c.ellipsoid(centre, (12, 13, 9)) + 2.5 * c.texture("bruise edge", 14)
-        c.paint(torch.maximum(blob, bone["femur" if upper else "tibia"] + 1.3), "oedema", opacity=0.8)
-
-
-def draw_knee(knee: Knee, plane: str, slices: int, size: int) -> Tensor:
-    """The exam in one plane before acquisition, (slices, size, size) float32 in [0, 1].
-
-    Rows run from front to back (axial) or from top to bottom, columns from side to side or from front to back
-    (sagittal); slices cover the middle of the field of view.
-    """
-    order, dice = PLANES[plane], Dice(knee.subject)
-    # The outermost slices of a real exam still cut the joint: leave out what lies beyond it.
-    reach = {"axial": 0.86, "coronal": 0.72, "sagittal": 0.66}[plane]
-    lines = [torch.empty(0)] * 3  # coordinates in mm along z, y, x
-    for dimension, count, share in zip(order, (slices, size, size), (reach, 1.0, 1.0), strict=True):
-        lines[dimension] = FIELD_OF_VIEW / dice.between(0.94, 1.06, "scale") * share * (axis(count) - 0.5)
-    side = 1.0 if dice.chance(0.5, "side") else -1.0  # a left or a right knee: the mirror image
-    weighting = list(PLANES).index(plane)
-    signals = {name: value[weighting] * dice.between(0.92, 1.08, f"signal {name}") for name, value in SIGNALS.items()}
-    # z runs up and the rows of an image run down, hence the minus
-    coordinates = (-lines[0], lines[1] + dice.between(-3.0, 3.0, "shift"), side * lines[2])
-    canvas = Canvas(dice, coordinates, reach=85.0, signals=signals, bend=1.6, near=9.0, edge=1.0)
-    bone = bones(canvas)
-    leg(canvas)
-    fluid(canvas, knee, bone)
-    menisci(canvas, knee)
-    ligaments(canvas, knee)
-    skeleton(canvas, knee, bone)
-    return canvas.image.permute(*order).clamp(0.0, 1.0)
-
-
-def write_exam(folder: Path, name: str, knee: Knee, machine: Scanner, *, size: int, slices: tuple[int, int]) -> None:
-    """Record one exam into ``folder/PLANE/NAME.npy``, uint8 (S, size, size); S is drawn per plane from ``slices``."""
-    for plane in PLANES:
+def write_exam(job: Job) -> None:
+    """Record one exam, uint8 (S, size, size) for each plane; S is drawn per plane from ``slices``."""
+    folder, name, knee, machine = job.folder, job.name, job.knee, job.machine
+    size, slices = job.size, job.slices
+    for plane in job.planes:
         count = Dice(knee.subject).pick(slices[0], slices[1], f"slices {plane}")
         clean = draw_knee(knee, plane, count, size)
         recorded = acquire(clean[None], machine, torch.tensor([key(knee.subject, "acquire", plane)]))[0]
@@ -238,9 +40,13 @@ def write_exam(folder: Path, name: str, knee: Knee, machine: Scanner, *, size: i
         np.save(folder / plane / f"{name}.npy", (255.0 * recorded).round().to(torch.uint8).contiguous().numpy())
 
 
-def check_knee(counts: dict[str, int], prevalence: dict[str, float], size: int, slices: tuple[int, int]) -> None:
+def check_knee(
+    counts: dict[str, int], prevalence: dict[str, float], size: int, slices: tuple[int, int], planes: tuple[str, ...]
+) -> None:
     """``ValueError`` naming an argument of ``write_knee`` that is out of range."""
     require_counts(**counts)
+    if not planes or len(set(planes)) < len(planes) or not set(planes) <= set(PLANES):
+        raise ValueError(f"planes: expected some of {', '.join(PLANES)}, each once, got {', '.join(planes) or 'none'}")
     for name, share in prevalence.items():
         if not 0.0 <= share <= 1.0:
             raise ValueError(f"{name}: expected a share in 0-1, got {share}")
@@ -263,32 +69,52 @@ def write_knee(
     abnormal: float = 0.81,
     acl: float = 0.18,
     meniscus: float = 0.35,
+    findings: Literal["full", "small"] = "full",
+    joint: bool = False,
+    planes: tuple[str, ...] = tuple(PLANES),
+    workers: int = 1,
     seed: int = 0,
 ) -> Path:
     """Write knee phantoms into the folder ``root`` in the MRNet layout and return the folder.
 
-    ``{train,valid}/{axial,coronal,sagittal}/0000.npy`` uint8 (S, size, size; readers of MRNet expect 256),
-    ``{train,valid}-{abnormal,acl,meniscus}.csv`` (id,label; no header) and, beyond MRNet, ``sites.csv`` (header
-    id,site). Numbers of ``valid`` follow those of ``train``. ``ValueError`` for impossible requests or a used folder.
+    ``{train,valid}/{axial,coronal,sagittal}/0000.npy`` uint8 (S, size, size; the dataset ``mrnet`` is told another side
+    than 256), ``{train,valid}-{abnormal,acl,meniscus}.csv`` (id,label; no header) and, beyond MRNet, ``sites.csv``
+    (header id,site). Numbers of ``valid`` follow those of ``train``.
+    ``findings`` small: a few millimetres wide, in few slices (``Knee.small``). ``joint``: labels go together as in
+    MRNet's training part (``publish.JOINT``), and the three shares have to stay at their defaults. ``workers``
+    processes draw side by side. ``ValueError`` for impossible requests or a used folder.
     """
     prevalence = dict(zip(LABELS, (abnormal, acl, meniscus), strict=True))
     counts = {"train": train, "valid": valid}
-    check_knee(counts, prevalence, size, slices)
-    spec = {"kind": "knee", "version": 1, **counts, "sites": sites, "size": size, "slices": list(slices), "seed": seed}
+    check_knee(counts, prevalence, size, slices, tuple(planes))
+    if joint and (abnormal, acl, meniscus) != (0.81, 0.18, 0.35):
+        raise ValueError("joint: labels go together as in MRNet, so abnormal, acl and meniscus are not to be given")
+    spec: dict[str, Any] = {"kind": "knee", "version": 1, **counts, "sites": sites, "size": size}
+    spec |= {"slices": list(slices), "seed": seed}
+    # only what is not as it always was: a set written before is still this set
+    spec |= {"findings": findings} if findings != "full" else {}
+    spec |= {"joint": joint} if joint else {}
+    spec |= {"planes": list(planes)} if tuple(planes) != tuple(PLANES) else {}
     spec |= {**prevalence, "scanners": [asdict(scanner(site, seed)) for site in range(sites)]}
 
     def fill(folder: Path) -> None:
         exam_sites: list[int] = []
+        jobs: list[Job] = []
         for split, count in counts.items():
             ids = torch.arange(count) + len(exam_sites)
             names = [f"{exam:04d}" for exam in ids.tolist()]
-            labels = draw_labels(ids, prevalence, seed, "knee", split)
+            draw = draw_joint if joint else draw_labels
+            labels = draw(ids, prevalence, seed, "knee", split)
             exam_sites += assign_sites(ids, sites, seed).tolist()
             for label, values in labels.items():
                 write_rows(folder / f"{split}-{label}.csv", zip(names, values.int().tolist(), strict=True))
             for row, exam in enumerate(ids.tolist()):
-                knee = Knee(key(seed, "knee", exam), **{name: bool(v[row]) for name, v in labels.items()})
-                write_exam(folder / split, names[row], knee, scanner(exam_sites[exam], seed), size=size, slices=slices)
+                found = {name: bool(values[row]) for name, values in labels.items()}
+                knee = Knee(key(seed, "knee", exam), **found, small=findings == "small")
+                machine = scanner(exam_sites[exam], seed)
+                jobs.append(Job(folder / split, names[row], knee, machine, tuple(planes), size, slices))
+        for _ in in_processes(write_exam, jobs, workers):
+            pass
         write_rows(folder / "sites.csv", [("id", "site"), *((f"{i:04d}", s) for i, s in enumerate(exam_sites))])
 
     return publish(root, spec, fill)

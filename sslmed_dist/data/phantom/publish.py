@@ -12,6 +12,9 @@ from torch import Tensor
 from sslmed_dist.atomic_files import appearing
 from sslmed_dist.randomness import order
 
+# Exams of MRNet's training part by (abnormal, ACL, meniscus).
+JOINT = {(1, 0, 0): 433, (1, 0, 1): 272, (0, 0, 0): 217, (1, 1, 1): 125, (1, 1, 0): 83}
+
 
 def assign_sites(ids: Tensor, sites: int, seed: int) -> Tensor:
     """Site of each subject, (N,) int64 in [0, sites): equal shares in random order. ``ValueError`` for no site."""
@@ -44,6 +47,20 @@ def draw_labels(ids: Tensor, prevalence: dict[str, float], *parts: int | str) ->
         positives = min(round(prevalence[name] * len(ids)), len(candidates))
         chosen = exactly(positives / max(1, len(candidates)), candidates, *parts, name)
         labels[name] = torch.isin(ids, candidates[chosen])
+    return labels
+
+
+def draw_joint(ids: Tensor, prevalence: dict[str, float], *parts: int | str) -> dict[str, Tensor]:
+    """Boolean labels (N,) by the three names of ``prevalence``, which go together as in ``JOINT``, to the nearest
+    subject; the shares in ``prevalence`` play no part."""
+    remaining, left, total = ids, len(ids), sum(JOINT.values())
+    labels = {name: torch.zeros(len(ids), dtype=torch.bool) for name in prevalence}
+    for positives, share in JOINT.items():
+        # of those that are left, the share that makes it the right one of all
+        chosen = exactly(min(1.0, share / total * len(ids) / max(left, 1)), remaining, *parts, *map(str, positives))
+        for name, positive in zip(prevalence, positives, strict=True):
+            labels[name] |= torch.isin(ids, remaining[chosen]) & bool(positive)
+        remaining, left = remaining[~chosen], left - int(chosen.sum())
     return labels
 
 
