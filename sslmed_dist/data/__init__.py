@@ -10,6 +10,7 @@ from sslmed_dist.data.dataset import ArrayDataset, Dataset, Subset, duplicates
 from sslmed_dist.data.exams.abdominal import Abdominal
 from sslmed_dist.data.exams.episodes import Episodes
 from sslmed_dist.data.exams.exams import Exams
+from sslmed_dist.data.exams.kneemri import KneeMRI
 from sslmed_dist.data.exams.mrnet import MRNet
 from sslmed_dist.data.images.flowers import flowers17
 from sslmed_dist.data.images.folder import image_folder
@@ -34,6 +35,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "image_folder": image_folder,
     "imagenet": imagenet,
     "isic2016": isic2016,
+    "kneemri": KneeMRI,
     "medmnist": medmnist,
     "mhist": mhist,
     "mrnet": MRNet,

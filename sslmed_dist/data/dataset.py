@@ -36,7 +36,8 @@ class Dataset(ABC):
 
     name      of the set, for reports
     classes   names of the label values (task "single") or of the label columns ("multi"); empty when unlabelled
-    task      "single": ``labels`` int64 (N,), -1 = unlabelled; "multi": float32 (N, L) of 0 and 1
+    task      "single": ``labels`` int64 (N,), -1 = unlabelled; "multi": float32 (N, L) of 0 and 1, and NaN
+              where a label is missing
     channels  number of channels of an image; bits 8 or 16 is the depth the images were stored with
     ids       int64 (N,), unique; groups int64 (N,), patient or exam (the sample's id where neither is known)
     sites     int64 (N,) site or scanner, None where the data does not say
@@ -226,6 +227,12 @@ def duplicates(images: Tensor) -> Tensor:
             repeated.append(position)
         seen.add(digest)
     return torch.tensor(repeated, dtype=torch.int64)
+
+
+def unlabelled(labels: Tensor) -> Tensor:
+    """Bool (N,): the samples without a label (-1), of ``labels`` (N, L) those of which one is missing (NaN)."""
+    known = labels >= 0  # false for NaN as well
+    return ~(known if labels.ndim == 1 else known.all(1))
 
 
 def select_split(splits: Sequence[str], split: str, where: str) -> Tensor:

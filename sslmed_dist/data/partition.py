@@ -19,22 +19,32 @@ TRIALS = 64  # of Marsaglia and Tsang's rejection, which accepts more than 95 % 
 
 
 def strata(labels: Tensor) -> Tensor:
-    """One int64 code per sample, (N,) in [0, C): equal codes for equal labels, or for equal rows of multi-labels."""
-    code: Tensor = torch.unique(labels, dim=0, return_inverse=True)[1]
+    """One int64 code per sample, (N,) in [0, C): equal codes for equal labels, or for equal rows of multi-labels. A
+    missing label (NaN) is a value of its own."""
+    code: Tensor = torch.unique(known_or_below(labels), dim=0, return_inverse=True)[1]
     return code
 
 
 def group_table(labels: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(group numbers ascending (G,), row of each sample's group among them (N,), label of each group (G,) or (G, L)).
 
-    A group's label is the greatest of its samples', column by column: a patient counts as ill if one image shows it.
+    A group's label is the greatest of its samples', column by column: a patient counts as ill if one image shows it. It
+    is missing (NaN) where all of its samples' are.
     """
+    labels = known_or_below(labels)
     group_numbers, group_row = torch.unique(groups, return_inverse=True)
     group_labels = labels.new_zeros(len(group_numbers), *labels.shape[1:])  # (G,) or (G, L)
     # the maximum over each group's samples; scatter wants one target row per label value
     index = group_row if labels.ndim == 1 else group_row[:, None].expand_as(labels)
     group_labels.scatter_reduce_(0, index, labels, "amax", include_self=False)
+    if labels.is_floating_point():
+        group_labels = torch.where(group_labels < 0, torch.nan, group_labels)
     return group_numbers, group_row, group_labels
+
+
+def known_or_below(labels: Tensor) -> Tensor:
+    """``labels`` with -1 in place of a missing one (NaN), below every value: NaN is equal to nothing, not to itself."""
+    return labels.nan_to_num(nan=-1.0) if labels.is_floating_point() else labels
 
 
 def stratified_order(labels: Tensor, ids: Tensor, *key: int | str) -> Tensor:

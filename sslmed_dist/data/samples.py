@@ -54,7 +54,7 @@ def describe(dataset: Dataset, content: bool | None = None) -> Samples:
     ids, labels, lines = dataset.ids.tolist(), dataset.labels.tolist(), []
     for position in dataset.ids.argsort().tolist():
         entry = kept[position]
-        line: dict[str, Any] = {"id": ids[position], "label": labels[position]}
+        line: dict[str, Any] = {"id": ids[position], "label": written(labels[position])}
         line |= {} if entry.file is None else {"file": entry.file, "size": entry.size}
         line |= {"content": digests[id(entry)]} if id(entry) in digests else {}
         lines.append(json.dumps(line))
@@ -64,6 +64,13 @@ def describe(dataset: Dataset, content: bool | None = None) -> Samples:
 def listed(lines: Sequence[str], content: bool) -> Samples:
     """The samples of these lines."""
     return Samples(hashlib.sha256("\n".join(lines).encode()).hexdigest(), content, lines)
+
+
+def written(label: Any) -> Any:
+    """A label, or a list of them, as JSON can hold it: null where one is missing (NaN)."""
+    if isinstance(label, list):
+        return [written(value) for value in label]
+    return None if label != label else label
 
 
 def by_readers(work: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Result]:

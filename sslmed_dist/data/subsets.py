@@ -86,26 +86,64 @@ def fold(
     folds: int,
     index: int,
     part: Literal["train", "val"] = "train",
+    by: Literal["patient", "scanner"] = "patient",
+    scanners: Tensor | None = None,
 ) -> Tensor:
     """Cross-validation: the samples of fold ``index`` (``part`` "val") or all others ("train").
 
-    Groups are dealt in turn within each label and never split. Folds therefore have equal numbers of groups, and of
-    each label's groups, to within one.
+    by "patient": groups are dealt in turn within each label and never split. Folds therefore have equal numbers of
+    groups, and of each label's groups, to within one. by "scanner": all samples of one of the ``scanners`` (int64 (N,))
+    are in one fold, so that every fold is of scanners that the others do not have. A patient is never split either:
+    scanners that share one stay together. The largest are dealt first, each to the smallest fold so far.
 
-    ``ValueError`` unless 2 <= folds <= number of groups and 0 <= index < folds.
+    ``ValueError`` unless 2 <= folds <= number of groups (of scanners) and 0 <= index < folds, and for data that does
+    not say its scanners.
     """
+    if by == "scanner":
+        if scanners is None:
+            raise ValueError("subset fold: this data does not say which scanner a sample is from")
+        groups = together(scanners, groups)
     group_numbers, group_row, group_labels = group_table(labels, groups)
     if not 2 <= folds <= len(group_numbers):
         raise ValueError(f"subset fold: folds is {folds}; allowed: 2 to {len(group_numbers)} (the number of groups)")
     if not 0 <= index < folds:
         raise ValueError(f"subset fold: index is {index}; allowed: 0 to {folds - 1}")
-    # deal the groups, sorted by label, to folds 0, 1, ..., 0, 1, ... and hand the fold on to their samples
     fold_of_group = torch.empty_like(group_numbers)  # (G,)
-    fold_of_group[stratified_order(group_labels, group_numbers, seed, "fold")] = (
-        torch.arange(len(group_numbers)) % folds
-    )
+    if by == "scanner":
+        fold_of_group = largest_first(torch.bincount(group_row), group_numbers, folds, seed)
+    else:
+        # deal the groups, sorted by label, to folds 0, 1, ..., 0, 1, ... and hand the fold on to their samples
+        order = stratified_order(group_labels, group_numbers, seed, "fold")
+        fold_of_group[order] = torch.arange(len(group_numbers)) % folds
     in_fold = fold_of_group[group_row] == index  # (N,) boolean
     return torch.nonzero(in_fold if part == "val" else ~in_fold)[:, 0]
+
+
+def together(scanners: Tensor, groups: Tensor) -> Tensor:
+    """Int64 (N,): the smallest scanner of those that are linked to a sample's, by patients who were on both."""
+    linked = scanners.clone()
+    while True:
+        # every patient, then every scanner, takes the smallest number among its samples, until nothing changes
+        before = linked
+        for numbers in (groups, scanners):
+            rows = torch.unique(numbers, return_inverse=True)[1]
+            smallest = linked.new_full((int(rows.max()) + 1,), torch.iinfo(torch.int64).max)
+            linked = smallest.scatter_reduce(0, rows, linked, "amin")[rows]
+        if torch.equal(linked, before):
+            return linked
+
+
+def largest_first(sizes: Tensor, numbers: Tensor, folds: int, seed: int) -> Tensor:
+    """The fold of each group (int64 (G,)) of ``sizes`` samples: the largest first, each to the smallest fold so far.
+    Of groups of one size a keyed order decides."""
+    shuffled = randomness.order(numbers, seed, "fold", "scanner")
+    order = shuffled[torch.argsort(sizes[shuffled], descending=True, stable=True)]
+    filled, fold_of_group = [0] * folds, torch.empty_like(numbers)
+    for group in order.tolist():
+        smallest = filled.index(min(filled))
+        fold_of_group[group] = smallest
+        filled[smallest] += int(sizes[group])
+    return fold_of_group
 
 
 def classes(labels: Tensor, groups: Tensor, ids: Tensor, *, seed: int, keep: tuple[int, ...]) -> Tensor:

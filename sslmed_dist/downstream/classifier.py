@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.data.dataset import Dataset, unlabelled
 from sslmed_dist.downstream.coverage import coverage
 from sslmed_dist.downstream.features import extract
 from sslmed_dist.downstream.predictions import Predictions
@@ -51,6 +51,9 @@ def classified(
     They are taken as they are: no hyper-parameter is chosen here. ``trained_on`` are the positions of the training
     samples, whose classes are compared with those of test. ``ValueError`` unless there is one output per class of the
     data."""
+    missing = int(unlabelled(dataset.labels.cpu()[positions.cpu()]).sum())
+    if missing:
+        raise ValueError(f"{dataset.name}: {missing} samples that are scored lack a label")
     features = extract(Outputs(method).to(device), dataset, positions, views=views, device=device, seed=seed)
     if features.x.shape[1] != len(dataset.classes):
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.data.dataset import Dataset, unlabelled
 
 SPLITS = ("train", "val", "test")
 # The arm of the floor below.
@@ -159,8 +159,10 @@ def check(dataset: Dataset, positions: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{dataset.name}: the split {name} is empty")
     for name in SPLITS:
         labels = dataset.labels.cpu()[positions[name].cpu()]
-        if not dataset.classes or (labels < 0).any():
-            raise ValueError(f"{dataset.name}: the split {name} holds unlabelled samples; evaluation needs labels")
+        count = int(unlabelled(labels).sum())
+        if not dataset.classes or count:
+            what = f"{count} unlabelled samples (one label missing is enough)"
+            raise ValueError(f"{dataset.name}: the split {name} holds {what}; evaluation needs labels")
     test = positions["test"].cpu()
     for name in ("train", "val"):
         seen = positions[name].cpu()

@@ -15,7 +15,7 @@ from sslmed_dist import randomness, registry
 from sslmed_dist.arguments import located
 from sslmed_dist.config import Config, load, merge, replace
 from sslmed_dist.data import DATASETS, SUBSETS, SUPPLIES
-from sslmed_dist.data.dataset import Dataset, Item, Subset
+from sslmed_dist.data.dataset import Dataset, Item, Subset, unlabelled
 from sslmed_dist.data.oversample import oversample
 from sslmed_dist.downstream import (
     EVALUATORS,
@@ -72,6 +72,7 @@ def load_data(settings: Config, split: str, overrides: Mapping[str, Any] | None 
             groups=dataset.groups,
             ids=dataset.ids,
             names=[record["file"] for record in dataset.records if "file" in record],
+            scanners=getattr(dataset, "scanners", None),
             seed=randomness.key(settings.run.seed, "subset"),
         )
         dataset = Subset(dataset, positions)
@@ -102,7 +103,9 @@ def resolve(settings: Config, dataset: Dataset) -> Config:
             filled_in["method"][key] = data_values[key]
         elif settings.method[key] != data_values[key]:
             raise ValueError(f"method.{key}: {settings.method[key]}, but {dataset.name} has {data_values[key]}")
-    if "classes" in method_arguments and (not dataset.classes or bool((dataset.labels < 0).any())):
+    masks_missing = getattr(METHODS[settings.method["name"]], "masks_missing_labels", False)
+    lacking = (dataset.labels < 0) if masks_missing else unlabelled(dataset.labels)
+    if "classes" in method_arguments and (not dataset.classes or bool(lacking.any())):
         raise ValueError(f"{dataset.name}: holds unlabelled samples; the method {settings.method['name']} needs labels")
     missing = [key for key in ("mean", "std") if settings.views.get(key) is None]
     if missing:

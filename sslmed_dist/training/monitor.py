@@ -11,7 +11,7 @@ import torch
 
 from sslmed_dist import randomness
 from sslmed_dist.config import Config
-from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.data.dataset import Dataset, unlabelled
 from sslmed_dist.data.partition import hold_out
 from sslmed_dist.downstream import metrics
 from sslmed_dist.downstream.features import extract_splits
@@ -27,7 +27,7 @@ class Monitor:
     """The images that are looked at, chosen once by the run's seed. ``ValueError`` for a dataset without labels."""
 
     def __init__(self, settings: Config, dataset: Dataset) -> None:
-        if not dataset.classes or bool((dataset.labels < 0).any()):
+        if not dataset.classes or bool(unlabelled(dataset.labels).any()):
             raise ValueError(f"evaluate.every: {dataset.name} holds unlabelled samples; nearest neighbours need labels")
         rest, queries = hold_out(
             labels=dataset.labels,

@@ -16,18 +16,21 @@ class ExamDataset(Dataset):
 
     counts  int64 (N,), the number of slices of each exam, at least 1
     clip    None: ``fetch`` gives one slice of each exam. S: it gives S slices
+    scanners  int64 (N,), a number for each scanner, None where the data does not say it
 
     ``labels`` of task "multi" are float32 (N, L): 1, 0, or NaN where a label is missing. Without any label they are
     int64 -1.
     """
 
-    def __init__(self, *, counts: Tensor, clip: int | None = None, **facts: Any) -> None:
+    def __init__(
+        self, *, counts: Tensor, clip: int | None = None, scanners: Tensor | None = None, **facts: Any
+    ) -> None:
         """``facts`` are the arguments of ``Dataset``. ``ValueError`` for a clip of less than one slice."""
         if clip is not None and clip < 1:
             raise ValueError(f"data.clip: expected a number of slices, 1 or more, or null for one slice, got {clip}")
         super().__init__(**facts)
         assert len(counts) == len(self.ids) and int(counts.min()) > 0
-        self.counts, self.clip = counts, clip
+        self.counts, self.clip, self.scanners = counts, clip, scanners
 
     @abstractmethod
     def slices(self, position: int, numbers: Tensor) -> Tensor:

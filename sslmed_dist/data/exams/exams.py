@@ -80,11 +80,11 @@ class Exams(ExamDataset):
         table = self.store.table
         values = torch.tensor([rows[exam.name].labels for exam in chosen], dtype=torch.float32)
         scanner_of = {exam.name: scanner_name(exam, rows[exam.name]) for exam in self.store.exams}
-        self.scanners = torch.tensor(numbered([scanner_of[e.name] for e in chosen], list(scanner_of.values())))
         self.stacks = [exam.slots[plane] for exam in chosen]
         super().__init__(
             counts=torch.tensor([stack.count for stack in self.stacks]),
             clip=clip,
+            scanners=torch.tensor(numbered([scanner_of[e.name] for e in chosen], list(scanner_of.values()))),
             name=f"{folder.name} {plane}",
             ids=torch.tensor([number[exam.name] for exam in chosen]),
             labels=values if table is not None and table.labels else torch.full((len(chosen),), -1),
@@ -190,9 +190,8 @@ def require_no_copies(store: Store, part: Mapping[str, str], folder: Path) -> No
         for slot, stack in exam.slots.items():
             first = seen.setdefault((slot, stack.digest), exam.name)
             if part[first] and part[exam.name] and part[first] != part[exam.name]:
-                raise ValueError(
-                    f"{folder}: exams {first} ({part[first]}) and {exam.name} ({part[exam.name]}) are equal"
-                )
+                both = f"{first} ({part[first]}) and {exam.name} ({part[exam.name]})"
+                raise ValueError(f"{folder}: the slices of {both} are equal, and they are in two splits")
 
 
 def scanner_name(exam: Exam, row: Row) -> str:

@@ -86,8 +86,12 @@ def read_header(path: Path, *, pixels: bool) -> Any:
                 return None
             header = pydicom.dcmread(path, stop_before_pixels=not pixels, force=True)
             state_encoding(header)
-        is_image = "PixelData" in header if pixels else "Rows" in header and "Columns" in header
-        return header if is_image and "SOPClassUID" in header else None
+        if "PixelData" in header if pixels else "Rows" in header and "Columns" in header:
+            return header
+        # a header that breaks off is read as far as it goes
+        if not len(header) or "Image Storage" in getattr(header.get("SOPClassUID"), "name", ""):
+            raise ValueError("an image without pixels: its end is missing")
+        return None
 
 
 def state_encoding(header: Any) -> None:

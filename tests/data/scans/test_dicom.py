@@ -112,6 +112,7 @@ def test_run_lengths_are_decoded_and_other_files_passed_over(tmp_path: Path) -> 
         header.save_as(path)
     report = pydicom.dcmread(files[0])
     del report.PixelData
+    report.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"  # basic text
     report.save_as(tmp_path / "report.dcm")
     (tmp_path / "notes.txt").write_text("not DICOM")
     (tmp_path / "below").mkdir()
