@@ -11,7 +11,34 @@ def data_check(arguments: argparse.Namespace) -> int:
     """``sslmed data check``."""
     from sslmed_dist.data.check import inspect
 
-    return found(*inspect(arguments.path))
+    given = options(arguments.overrides)
+    if set(given) - {"series"}:
+        raise ValueError(f"data check: {sorted(set(given) - {'series'})[0]} is no option; allowed: series.SLOT=RULE")
+    rules = given.get("series")
+    if rules is not None and not (isinstance(rules, dict) and all(isinstance(rule, str) for rule in rules.values())):
+        raise ValueError("series: expected series.SLOT=RULE, each rule a text")
+    return found(*inspect(arguments.path, rules))
+
+
+def data_labels(arguments: argparse.Namespace) -> int:
+    """``sslmed data labels``."""
+    from pathlib import Path
+
+    from sslmed_dist import registry
+    from sslmed_dist.analysis.labels import concurrence_plot, describe_labels
+    from sslmed_dist.data import DATASETS
+
+    leaf = {"root": arguments.root, **options(arguments.overrides), "name": arguments.name}
+    split = leaf.pop("split", "all")
+    dataset = registry.build(DATASETS, leaf, "data", split=split)
+    if dataset.task != "multi":
+        raise ValueError(f"{dataset.name}: has one label a sample; the description is of several that stand together")
+    described = describe_labels(dataset.labels, dataset.classes)
+    show(*described.lines())
+    if arguments.plot is not None:
+        phantom = (Path(arguments.root) / "phantom.json").is_file()
+        show(concurrence_plot(described, arguments.plot, "phantoms" if phantom else ""))
+    return 0
 
 
 def data_show(arguments: argparse.Namespace) -> int:
@@ -65,6 +92,7 @@ def data_phantom(arguments: argparse.Namespace) -> int:
 DATA: dict[str, Callable[[argparse.Namespace], int]] = {
     "check": data_check,
     "show": data_show,
+    "labels": data_labels,
     "prepare": data_prepare,
     "pack": data_pack,
     "phantom": data_phantom,

@@ -92,7 +92,7 @@ def scumble_of(labels: Tensor, ir: Tensor) -> Tensor:
     return torch.where(active.any(1), 1.0 - geometric / arithmetic, 0.0)
 
 
-def concurrence_plot(described: LabelDescription, path: Path) -> Path:
+def concurrence_plot(described: LabelDescription, path: Path, title: str = "") -> Path:
     """Draw which labels stand together into the image file ``path``, and return it: an arc for each label, as long as
     its number of samples, and a ribbon between two labels, as wide as the number of samples that have both.
     ``ValueError`` where matplotlib is not installed."""
@@ -127,6 +127,7 @@ def concurrence_plot(described: LabelDescription, path: Path) -> Path:
             ends.append((used[k], used[k] + width))
             used[k] += width
         axes.fill(*ribbon(*ends), color=f"C{one % 10}", alpha=0.35, linewidth=0)
+    axes.set_title(title)
     axes.set_xlim(-1.4, 1.4)
     axes.set_ylim(-1.3, 1.3)
     with writing(path) as file:

@@ -1,13 +1,14 @@
 """``inspect``: what a file or folder of images holds, and what is wrong with it.
 
-The report is for the owner of the data at their own terminal: it may name files, but it never prints header text of
-medical formats, where patients are named.
+The report is for the owner of the data at their own terminal: it may name files. Of the header text of medical formats,
+where patients are named, it prints only descriptions of series, which rules are written for, and names of scanners.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sslmed_dist.data.check.arrays import inspect_archive, inspect_cifar, inspect_stl10
+from sslmed_dist.data.check.examinations import holds_examinations, inspect_examinations
 from sslmed_dist.data.check.exams import inspect_mrnet, inspect_volumes
 from sslmed_dist.data.check.files import inspect_images, inspect_listing, inspect_pack
 from sslmed_dist.data.check.findings import Findings
@@ -64,24 +65,32 @@ LAYOUTS: dict[str, tuple[Callable[[Path], bool], Inspection]] = {
     ),
     "NIfTI exams": (lambda root: any(NAME.fullmatch(entry.name) for entry in root.iterdir()), inspect_volumes),
     "MRNet": (is_mrnet, inspect_mrnet),
+    "examinations": (holds_examinations, inspect_examinations),
     "packed JPEG or MedMNIST .npz": (lambda root: len(list(root.glob("*.npz"))) == 1, inspect_archive),
     "image folder": (lambda root: any(e.suffix.lower() in SUFFIXES for e in root.rglob("*")), inspect_images),
 }
 
 
-def inspect(path: str | Path) -> tuple[list[str], list[str]]:
+def inspect(path: str | Path, series: Mapping[str, str] | None = None) -> tuple[list[str], list[str]]:
     """(report lines, problems) of the set in ``path``.
 
     The lines name its layout, samples per split and class, sizes, channels, depth and geometry. Problems are corrupt,
     constant, repeated, missing or unlabelled images, empty classes, patients in two splits and masks that do not fit;
-    without any, nothing about the set needs attention. ``ValueError`` when ``path`` does not exist or has none of the
-    layouts that can be read.
+    without any, nothing about the set needs attention. ``series`` are the rules of a recipe for examinations, which are
+    tried out. ``ValueError`` when ``path`` does not exist or has none of the layouts that can be read, and for
+    ``series`` with another layout.
     """
     root = Path(path)
     if not root.exists():
         raise ValueError(f"{root}: no such file or folder")
     findings = Findings()
-    recognise(root)(root, findings)
+    inspection = recognise(root)
+    if series is not None and inspection is not inspect_examinations:
+        raise ValueError(f"series: {root} is no folder of examinations, which alone has series to be chosen")
+    if series is not None:
+        inspect_examinations(root, findings, series)
+    else:
+        inspection(root, findings)
     # names out of files and of files may hold anything, also what a terminal obeys
     return [printable(line) for line in findings.lines], [printable(p) for p in findings.problems]
 

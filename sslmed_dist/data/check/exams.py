@@ -1,6 +1,8 @@
 """Inspection of exam sets: NIfTI volumes with masks, and the MRNet layout."""
 
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ from sslmed_dist.data.check.findings import Findings
 from sslmed_dist.data.dataset import content_hash
 from sslmed_dist.data.exams.abdominal import ORGANS, Exam, list_exams, read_exam, unpaired
 from sslmed_dist.data.exams.exam_set import read_sites
-from sslmed_dist.data.exams.mrnet import FOLDERS, LABELS, exam_number, open_stack, read_table
+from sslmed_dist.data.exams.mrnet import FOLDERS, LABELS, SIDE, exam_number, open_stack, read_table
+from sslmed_dist.data.npz import map_array
 from sslmed_dist.data.scans.nifti import stored_axes
 
 
@@ -107,12 +110,24 @@ def inspect_mrnet(root: Path, findings: Findings) -> None:
     inspect_sites(root, seen_ids, findings)
 
 
+def side_of(paths: Sequence[Path]) -> int:
+    """Pixels along a side of the first exam that can be read; those of MRNet where there is none."""
+    for path in paths:
+        with suppress(ValueError):
+            shape = map_array(path).shape
+            if len(shape) == 3 and shape[1] == shape[2]:
+                return int(shape[1])
+    return SIDE
+
+
 def inspect_stacks(folder: Path, findings: Findings) -> tuple[set[int], list[tuple[str, bytes]]]:
     """Read every exam of one plane; return the exam numbers and (file name, content hash) of the readable ones."""
     present_ids, slice_counts, digests, constant = set(), [], [], []
-    for path in sorted(folder.glob("*.npy")):
+    paths = sorted(folder.glob("*.npy"))
+    side = side_of(paths)
+    for path in paths:
         try:
-            exam_id, stack = exam_number(path), np.array(open_stack(path))
+            exam_id, stack = exam_number(path), np.array(open_stack(path, side))
         except ValueError as error:
             findings.problems.append(str(error))
             continue
@@ -121,7 +136,8 @@ def inspect_stacks(folder: Path, findings: Findings) -> tuple[set[int], list[tup
         digests.append((path.name, content_hash(torch.from_numpy(stack))))
         if stack.max() == stack.min():
             constant.append(path.name)
-    span = f", {min(slice_counts)} to {max(slice_counts)} slices of 256 x 256, 8 bit" if slice_counts else ""
+    span = f", {min(slice_counts)} to {max(slice_counts)} slices of {side} x {side}, 8 bit" if slice_counts else ""
+    span += f" (not {SIDE}: to be read with data.side={side})" if side != SIDE else ""
     findings.lines.append(f"{folder.parent.name}/{folder.name}: {len(present_ids)} exams{span}")
     findings.named(f"{folder.parent.name}/{folder.name}", "constant exams", constant)
     return present_ids, digests

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslmed_dist.data.dataset import Dataset, Item, Split, Stored, select_split
+from sslmed_dist.data.dataset import Item, Split, Stored, select_split
+from sslmed_dist.data.exams.exam_dataset import ExamDataset
 from sslmed_dist.data.exams.exam_set import draw_slices, read_sites, split_exams
 from sslmed_dist.data.samples import in_file
 from sslmed_dist.data.scans.nifti import axial_slices, read_canonical
@@ -22,6 +23,7 @@ ORGANS = ("liver", "right kidney", "left kidney", "spleen")  # values 1 ... 4 of
 NAME = re.compile(r"(image|label)_(\d{1,9})\.nii(\.gz)?")
 PERCENTILES = (0.5, 99.5)  # of a volume's voxels: intensities that become 0 and 1
 SLICE_LIMIT = 4096  # slice s of exam n has the sample id 4096 n + s
+Unit = Literal["exam", "slice", "stack"]
 Volume = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
@@ -36,15 +38,16 @@ class Exam:
     facts: dict[str, Any]  # the exam's part of ``records``
 
 
-class Abdominal(Dataset):
+class Abdominal(ExamDataset):
     """Exams ``image_PP.nii[.gz]`` with organ masks ``label_PP.nii[.gz]`` (all or none) in one folder, as CHAOS T2-SPIR
     is packed (Kavur et al. 2021). ``sites.csv`` (id,site) gives the sites, where there is one.
 
     unit "exam": a sample is an exam, its id is PP. ``fetch`` draws one of its non-empty slices (those with more than
-    one value), uniformly, keyed by (seed, "slice", epoch, id, draw). unit "slice": a sample is a non-empty slice, its
-    id is 4096 PP + slice number. Labels are float32 (N, L): 1 where organ ``organs[k]`` (mask value k + 1) has
-    ``min_voxels`` voxels or more in the slice, or in some slice of the exam; without masks int64 -1. groups are exam
-    numbers.
+    one value), uniformly, keyed by (seed, "slice", epoch, id, draw), or with ``clip`` so many of them. unit "slice": a
+    sample is a non-empty slice, its id is 4096 PP + slice number. unit "stack": a sample is ``stack`` non-empty slices
+    that follow each other (the last of an exam may have fewer), of which ``fetch`` draws as of an exam; its id is that
+    of its first slice. Labels are float32 (N, L): 1 where organ ``organs[k]`` (mask value k + 1) has ``min_voxels``
+    voxels or more in some slice of the sample; without masks int64 -1. groups are exam numbers.
     Intensities: each volume is clipped to its 0.5 and 99.5 percentiles and scaled to [0, 1], float32. The volume is
     turned to right-anterior-superior and cut along its third axis. With ``size`` slices are zero-padded to a square and
     resized (bilinear, antialiased). They stay in memory.
@@ -55,15 +58,22 @@ class Abdominal(Dataset):
         self,
         root: str | Path,
         split: Split = "all",
-        unit: Literal["exam", "slice"] = "exam",
+        unit: Unit = "exam",
         size: int | None = None,
         organs: tuple[str, ...] = ORGANS,
         min_voxels: int = 1,
         val_fraction: float = 0.0,
         test_fraction: float = 0.0,
         seed: int = 0,
+        clip: int | None = None,
+        stack: int = 5,
     ) -> None:
-        """``ValueError`` naming the file: a missing or mismatched mask, not 3-D, NaN, constant, truncated."""
+        """``ValueError`` naming the file: a missing or mismatched mask, not 3-D, NaN, constant, truncated; and for a
+        clip of slices, or a stack of none."""
+        if clip is not None and unit == "slice":
+            raise ValueError("data.clip: a sample of unit slice is one slice; allowed: unit exam or stack, or no clip")
+        if stack < 1:
+            raise ValueError(f"data.stack: expected a number of slices, 1 or more, got {stack}")
         folder = Path(root)
         files = find_exams(folder)
         part = split_exams(list(files), (val_fraction, test_fraction), seed, str(folder))
@@ -71,35 +81,40 @@ class Abdominal(Dataset):
         exams = [
             read_exam(exam_number, *files[exam_number], organs=organs, min_voxels=min_voxels) for exam_number in numbers
         ]
-        self.unit = unit
         self.kept = {path.name: in_file(folder, path.name) for path, _ in (files[number] for number in numbers)}
-        # the slices of all exams in one tensor; those of exam e are rows starts[e] ... starts[e] + counts[e] - 1
+        # the slices of all exams in one tensor; those of sample n are rows starts[n] ... starts[n] + counts[n] - 1
         self.images = stack_slices(exams, size, folder)  # (S, 1, H, W)
-        self.counts = torch.tensor([len(exam.kept) for exam in exams])  # (E,)
-        self.starts = torch.cumsum(self.counts, 0) - self.counts  # (E,)
+        cuts = [pieces(len(exam.kept), {"exam": len(exam.kept), "slice": 1, "stack": stack}[unit]) for exam in exams]
+        counts = torch.tensor([len(piece) for cut in cuts for piece in cut])  # (N,)
+        self.starts = torch.cumsum(counts, 0) - counts
         sites = read_sites(folder / "sites.csv", numbers)
         # samples per exam: what is known of an exam is repeated for each of its samples
-        repeat = self.counts if unit == "slice" else torch.ones_like(self.counts)  # (E,)
+        repeat = torch.tensor([len(cut) for cut in cuts])  # (E,)
         exam_numbers = torch.tensor(numbers).repeat_interleave(repeat)
-        slices = torch.tensor([slice_number for exam in exams for slice_number in exam.kept])
+        firsts = torch.tensor([exam.kept[piece[0]] for exam, cut in zip(exams, cuts, strict=True) for piece in cut])
         super().__init__(
+            counts=counts,
+            clip=clip,
             name=folder.name,
-            ids=exam_numbers * SLICE_LIMIT + slices if unit == "slice" else exam_numbers,
-            labels=exam_labels(exams, unit),
+            ids=exam_numbers if unit == "exam" else exam_numbers * SLICE_LIMIT + firsts,
+            labels=sample_labels(exams, cuts),
             classes=() if exams[0].present is None else organs,
             channels=1,
             bits=16,
             groups=exam_numbers.clone(),
             sites=None if sites is None else sites.repeat_interleave(repeat),
-            records=exam_records(exams, unit),
+            records=sample_records(exams, cuts, unit),
         )
 
     def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
-        rows = positions
-        if self.unit == "exam":
-            drawn = draw_slices(self.counts[positions], self.ids[positions], seed=seed, epoch=epoch, draw=draw)
-            rows = self.starts[positions] + drawn
+        if self.clip is not None:
+            return super().fetch(positions, seed=seed, epoch=epoch, draw=draw)
+        drawn = draw_slices(self.counts[positions], self.ids[positions], seed=seed, epoch=epoch, draw=draw)
+        rows = self.starts[positions] + drawn
         return self.item(self.images.index_select(0, rows.to(self.device)), positions, draw)
+
+    def slices(self, position: int, numbers: Tensor) -> Tensor:
+        return self.images.index_select(0, (self.starts[position] + numbers).to(self.device)).cpu()
 
     def value_range(self) -> tuple[float, float]:
         return (0.0, 1.0)
@@ -224,17 +239,29 @@ def resize_square(slices: Tensor, size: int) -> Tensor:
     return F.interpolate(square, (size, size), mode="bilinear", antialias=True, align_corners=False).clamp(0.0, 1.0)
 
 
-def exam_labels(exams: Sequence[Exam], unit: str) -> Tensor:
-    """(N, L) float32 organ presence per slice or per exam; int64 -1 (N,) without masks."""
-    # an exam has an organ when one of its slices has it: the maximum over slices
-    present = [exam.present for exam in exams if exam.present is not None]
-    if not present:
-        return torch.full((sum(len(e.kept) for e in exams) if unit == "slice" else len(exams),), -1)
-    return torch.cat(present) if unit == "slice" else torch.stack([p.amax(0) for p in present])
+def pieces(count: int, length: int) -> list[range]:
+    """The numbers 0 to ``count`` - 1 cut into ranges of ``length``, the last perhaps shorter."""
+    return [range(start, min(start + length, count)) for start in range(0, count, length)]
 
 
-def exam_records(exams: Sequence[Exam], unit: str) -> list[dict[str, Any]]:
-    """File, geometry and slice number (for exams: all slice numbers) of every sample."""
-    if unit == "exam":
-        return [exam.facts | {"slices": exam.kept} for exam in exams]
-    return [exam.facts | {"slice": slice_number} for exam in exams for slice_number in exam.kept]
+def sample_labels(exams: Sequence[Exam], cuts: Sequence[Sequence[range]]) -> Tensor:
+    """(N, L) float32 organ presence per sample; int64 -1 (N,) without masks. ``cuts``: the slices of the samples of
+    each exam."""
+    # a sample has an organ when one of its slices has it: the maximum over slices
+    present = [
+        exam.present[list(piece)].amax(0)
+        for exam, cut in zip(exams, cuts, strict=True)
+        for piece in cut
+        if exam.present is not None
+    ]
+    return torch.stack(present) if present else torch.full((sum(map(len, cuts)),), -1)
+
+
+def sample_records(exams: Sequence[Exam], cuts: Sequence[Sequence[range]], unit: str) -> list[dict[str, Any]]:
+    """File, geometry and slice number (of exams and stacks all slice numbers) of every sample."""
+    records = []
+    for exam, cut in zip(exams, cuts, strict=True):
+        for piece in cut:
+            numbers = exam.kept[piece.start : piece.stop]
+            records.append(exam.facts | ({"slice": numbers[0]} if unit == "slice" else {"slices": numbers}))
+    return records

@@ -130,4 +130,4 @@ def stored_values(scaled: NDArray[np.float32], how: Preparation) -> Stored:
 def reasons(aside: Sequence[LeftAside]) -> list[str]:
     """Why things were left aside, one entry for each, without what is particular to one: of ``reasons`` equal ones can
     be counted."""
-    return [re.sub(r"\d+", "n", item.reason.partition(":")[0].partition(",")[0]) for item in aside]
+    return [item.reason.partition(" (")[0] for item in aside]

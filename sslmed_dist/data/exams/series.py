@@ -155,7 +155,7 @@ def dicom_series(frames: list[Frame], tags: Tags) -> Series | LeftAside:
     affine = affine_of(ordered[0], normal * step)
     plane, oblique = nearest_plane(affine)
     if oblique > MOST_OBLIQUE:
-        return LeftAside(tags.description, len(frames), f"oblique by {oblique:.0f} degrees, so of no plane")
+        return LeftAside(tags.description, len(frames), f"of no plane (oblique by {oblique:.0f} degrees)")
     missing = int(np.maximum(np.rint(gaps / step) - 1, 0).sum())
     pairs = zip(ordered[:-1], ordered[1:], gaps, strict=True)
     holes = [f"{before.name} and {after.name}" for before, after, gap in pairs if gap > 1.5 * step]
@@ -178,12 +178,12 @@ def why_no_stack(frames: Sequence[Frame], tags: Tags) -> tuple[str, str]:
     cosines = [abs(float(frame.normal @ frames[0].normal)) for frame in frames]
     if min(cosines) < MIXED:
         planes = {int(np.abs(frame.normal).argmax()) for frame in frames}
-        return f"a localizer: its images lie in {max(len(planes), 2)} planes", ""
+        return f"a localizer (its images lie in {max(len(planes), 2)} planes)", ""
     if "LOCALIZER" in tags.image_type or LOCALIZER.search(tags.description):
         return "a localizer by its name", ""
     places = Counter(round(float(frame.position @ frames[0].normal) / SAME_PLACE / 10) for frame in frames)
     if len(places) < len(frames):
-        return f"{len(frames)} images in {len(places)} places, so several volumes and not one", ""
+        return f"several volumes and not one ({len(frames)} images in {len(places)} places)", ""
     if MAPS & set(tags.image_type) or MAP_WORDS.search(tags.description):
         return "a map computed from other series", ""
     if "SECONDARY" in tags.image_type[1:2] or ("DERIVED" in tags.image_type[:1] and not tags.lossy):

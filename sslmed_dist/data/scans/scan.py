@@ -1,5 +1,6 @@
 """One scan as it is stored, in its own array order: a NIfTI file, or a folder with one DICOM series."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,13 @@ def stem(path: Path) -> str:
     return path.resolve().name
 
 
-def read_scan(path: Path) -> StoredScan:
-    """Read a NIfTI file, or a folder that holds one DICOM series. ``ValueError`` naming it as ``load_nifti`` and
-    ``dicom.read_series`` do, also for a file that is not NIfTI."""
+def read_scan(path: Path, files: Sequence[Path] | None = None) -> StoredScan:
+    """Read a NIfTI file, or a folder that holds one DICOM series: of the folder all files, or ``files`` alone.
+    ``ValueError`` naming it as ``load_nifti`` and ``dicom.read_series`` do, also for a file that is not NIfTI."""
     if path.is_dir():
         from sslmed_dist.data.scans.dicom import read_series
 
-        series = read_series(path)
+        series = read_series(path, files)
         voxels: Voxels = np.asarray(series.voxels, dtype=np.float32)
         if not np.isfinite(voxels).all():
             raise ValueError(f"{path}: {int((~np.isfinite(voxels)).sum())} voxels are NaN or infinite")

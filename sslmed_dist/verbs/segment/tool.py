@@ -18,7 +18,7 @@ from sslmed_dist.atomic_files import sha256, write_atomically
 from sslmed_dist.data.scans.dicom_seg import require_highdicom, write_dicom_seg
 from sslmed_dist.data.scans.grid import from_model, same_grid
 from sslmed_dist.data.scans.nifti import nifti_like
-from sslmed_dist.data.scans.scan import StoredScan, read_scan, stem
+from sslmed_dist.data.scans.scan import StoredScan, stem
 from sslmed_dist.printable import note
 from sslmed_dist.run_folder import environment, write_json
 from sslmed_dist.training.pretrained import Part
@@ -144,7 +144,7 @@ def read_support(
     """The organs to look for, and what ``run.json`` says of the support. ``ValueError`` names the file: it is
     unreadable, the mask lies in another grid than its image, has values that are no integer ids, is empty, or does not
     hold a label that is asked for."""
-    scan, mask = read_scan(support), read_scan(support_mask)
+    scan, mask = read_said(support), read_said(support_mask)
     placement = placed(model, scan)
     if not same_grid(placement, placed(model, mask)):
         raise ValueError(
@@ -200,11 +200,19 @@ def require_oriented(scan: StoredScan) -> None:
         )
 
 
+def read_said(path: Path) -> StoredScan:
+    """The scan in ``path``; what of its folder was left aside is said. ``ValueError`` as ``read_one``."""
+    scan, notes = read_one(path)
+    for note in notes:
+        say(f"{path.name}: {note}")
+    return scan
+
+
 def segment_one(
     model: Model, organs: Sequence[Organ], path: Path, out: Path, settings: Settings
 ) -> tuple[list[Path], Volumes, dict[str, Any]]:
     """Read, search and write one query: (files, rows of ``volumes.csv``, what ``run.json`` says of it)."""
-    scan = read_scan(path)
+    scan = read_said(path)
     placement = placed(model, scan)
     if settings.quadrants:
         require_oriented(scan)

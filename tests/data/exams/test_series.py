@@ -58,7 +58,7 @@ def test_a_series_between_all_planes_is_of_none(tmp_path: Path) -> None:
     # the normal runs along (1, 1, 1), 54.7 degrees off every axis
     affine[:3, :3] = np.array([[1, -1, 0], [1, 1, -2], [1, 1, 1]]).T / np.sqrt([2, 6, 3]) * np.array(SIDES)
     write_series(tmp_path, values(affine, 0), affine)
-    assert left_aside(tmp_path) == [(4, "oblique by 55 degrees, so of no plane")] and not read(tmp_path).series
+    assert left_aside(tmp_path) == [(4, "of no plane (oblique by 55 degrees)")] and not read(tmp_path).series
 
 
 @pytest.mark.parametrize("stored", ["axial", "coronal", "sagittal from left to right"])
@@ -111,10 +111,10 @@ def cut_header(folder: Path) -> None:
 
 # kind: (what is written, what is left aside, series that remain, slices missing of the first)
 ASIDE: dict[str, tuple[Callable[[Path], Any], list[tuple[int, str]], int]] = {
-    "localizer by its planes": (mixed, [(8, "a localizer: its images lie in 2 planes")], 0),
+    "localizer by its planes": (mixed, [(8, "a localizer (its images lie in 2 planes)")], 0),
     "localizer by its name": (lambda f: write(f, "t2_loc sag"), [(4, "a localizer by its name")], 0),
     "location is none": (lambda f: write(f, "t2_local"), [], 1),
-    "several volumes": (same_places, [(8, "8 images in 4 places, so several volumes and not one")], 0),
+    "several volumes": (same_places, [(8, "several volumes and not one (8 images in 4 places)")], 0),
     "ADC": (
         lambda f: write(f, "x", ImageType=["DERIVED", "PRIMARY", "DIFFUSION", "ADC"]),
         [(4, "a map computed from other series")],

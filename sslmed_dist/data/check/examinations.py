@@ -1,0 +1,135 @@
+"""Inspection of folders of examinations, and of packs of them: what was found, and which series a recipe would take."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from sslmed_dist.data.check.findings import Findings
+from sslmed_dist.data.exams.exam_files import find_exams
+from sslmed_dist.data.exams.exam_series import DEFAULT_RULES, Preparation, candidates, reasons
+from sslmed_dist.data.exams.exam_store import SUMMARY, TABLE, open_pack
+from sslmed_dist.data.exams.exam_table import Table, read_exam_table
+from sslmed_dist.data.exams.series import Examination, read_examination
+from sslmed_dist.data.scans.nifti import SUFFIXES
+
+LOOKED_AT = 2000  # files that are opened to see whether a folder holds DICOM
+WRITTEN_OUT = 100  # examinations whose series are listed
+
+
+def holds_examinations(root: Path) -> bool:
+    """Whether the folder is a pack of exams, has a table of exams, or holds DICOM or NIfTI files at some depth."""
+    if (root / SUMMARY).is_file():
+        return True
+    if (root / TABLE).is_file():
+        with (root / TABLE).open("rb") as file:
+            heading = file.readline(4096).decode("utf-8-sig", "replace").lower()
+        if "exam" in [word.strip() for word in heading.split(",")]:
+            return True
+    for number, path in enumerate(path for path in root.rglob("*") if path.is_file()):
+        if number >= LOOKED_AT:
+            return False
+        if path.name.lower().endswith((".dcm", *SUFFIXES)):
+            return True
+        with path.open("rb") as file:
+            if file.read(132)[128:] == b"DICM":
+                return True
+    return False
+
+
+def inspect_examinations(root: Path, findings: Findings, rules: Mapping[str, str] | None = None) -> None:
+    """The series of every examination, which of them each slot of the ``rules`` would take (by default any series of
+    each plane), what is left aside and why, and the labels of the table."""
+    if (root / SUMMARY).is_file():
+        inspect_exam_pack(root, findings)
+        return
+    findings.lines.append("layout: examinations (DICOM or NIfTI)")
+    how = Preparation(DEFAULT_RULES if rules is None else rules)
+    try:
+        table = read_exam_table(root / TABLE) if (root / TABLE).is_file() else None
+        found = find_exams(root, table)
+    except ValueError as error:
+        findings.problems.append(str(error))
+        return
+    findings.lines.append(f"examinations: {len(found.files)}" + ("" if table else ", without a table labels.csv"))
+    findings.named(TABLE, "rows without an examination", found.without_files)
+    findings.named(str(root), "examinations without a row", found.without_row)
+    slots: Counter[str] = Counter()
+    aside: Counter[str] = Counter()
+    scanners: Counter[str] = Counter()
+    for number, (name, files) in enumerate(found.files.items()):
+        exam = read_examination(files)
+        chosen = inspect_exam(name, exam, how, findings, listed=number < WRITTEN_OUT)
+        slots.update(chosen)
+        aside.update(reasons(exam.aside))
+        scanners.update({series.tags.scanner or "unknown" for series in exam.series})
+    if len(found.files) > WRITTEN_OUT:
+        findings.lines.append(f"... and {len(found.files) - WRITTEN_OUT} examinations more, counted below")
+    findings.classes("examinations with a series for", {slot: slots[slot] for slot in how.rules})
+    findings.lines.append("scanners: " + ", ".join(f"{name} {count}" for name, count in sorted(scanners.items())))
+    findings.lines.extend(f"left aside: {reason} ({count})" for reason, count in sorted(aside.items()))
+    if table is not None:
+        inspect_table(table, findings)
+
+
+def inspect_exam(name: str, exam: Examination, how: Preparation, findings: Findings, *, listed: bool) -> list[str]:
+    """The slots that an examination has; its lines and problems are written down."""
+    taken: dict[int, str] = {}
+    fitting = {slot: candidates(exam.series, slot, rule) for slot, rule in how.rules.items()}
+    for slot, series in fitting.items():
+        if series:
+            several = f" (of {len(series)})" if len(series) > 1 else ""
+            taken[id(series[0])] = f"{taken.get(id(series[0]), '')} {slot}{several}".strip()
+    if listed:
+        for series in exam.series:
+            side = f" {series.tags.laterality}" if series.tags.laterality else ""
+            findings.lines.append(f"{name} | {taken.get(id(series), '-')} | {series.line}{side}")
+        for item in exam.aside:
+            findings.lines.append(f"{name} | left aside | {item.description} ({item.images} images): {item.reason}")
+    if len(exam.studies) > 1:
+        findings.problems.append(f"{name}: {len(exam.studies)} studies; name each by its StudyInstanceUID in a row")
+    if not any(fitting.values()):
+        findings.problems.append(f"{name}: no series for any of {', '.join(how.rules)}")
+    findings.problems.extend(item.detail for item in exam.aside if item.reason == "a damaged file")
+    for series in exam.series:
+        if series.missing:
+            between = "; ".join(series.holes[:3])
+            findings.problems.append(f"{name}: {series.line}: {series.missing} slices missing, between {between}")
+    return [slot for slot, series in fitting.items() if series]
+
+
+def inspect_table(table: Table, findings: Findings) -> None:
+    """Splits, sources, sites, and for each label how often it is there, absent and missing."""
+    for what in ("split", "source", "site", "laterality"):
+        counts = Counter(getattr(row, what) or "not said" for row in table.rows)
+        if set(counts) != {"not said"}:
+            findings.lines.append(f"{what}: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
+    for k, label in enumerate(table.labels):
+        values = [row.labels[k] for row in table.rows]
+        positive, negative = values.count(1.0), values.count(0.0)
+        missing = len(values) - positive - negative
+        findings.lines.append(f"label {label}: {positive} with, {negative} without, {missing} missing")
+        if not positive or not negative:
+            findings.problems.append(f"label {label}: all known values are {0 if negative else 1}")
+
+
+def inspect_exam_pack(root: Path, findings: Findings) -> None:
+    """How many examinations a pack has in each slot, and how it was written."""
+    findings.lines.append("layout: pack of examinations")
+    try:
+        store = open_pack(root)
+    except ValueError as error:
+        findings.problems.append(str(error))
+        return
+    how = store.how
+    findings.lines.append(
+        f"examinations: {len(store.exams)}, slices of {how.size} x {how.size} pixels of {how.mm:g} mm, {how.bits} bit"
+    )
+    for slot, rule in how.rules.items():
+        stacks = [exam.slots[slot] for exam in store.exams if slot in exam.slots]
+        slices, several = sum(stack.count for stack in stacks), sum(stack.others > 0 for stack in stacks)
+        findings.lines.append(
+            f"{slot} (rule {rule!r}): {len(stacks)} exams, {slices:,} slices; chosen among several series: {several}"
+        )
+    findings.named(str(root), "exams without any series", [exam.name for exam in store.exams if not exam.slots])
+    if store.table is not None:
+        inspect_table(store.table, findings)

@@ -1,0 +1,30 @@
+"""The one series of a folder, for who needs just one: several that would do are refused, and listed."""
+
+from pathlib import Path
+
+from sslmed_dist.data.exams.series import read_examination
+from sslmed_dist.data.scans.scan import StoredScan, read_scan
+
+
+def read_one(path: Path) -> tuple[StoredScan, list[str]]:
+    """The scan in ``path`` (a NIfTI file, or a folder with DICOM files right in it) as ``read_scan`` reads it, and a
+    line for each series of the folder that was left aside (localizers, maps).
+
+    ``ValueError`` as ``read_scan``, for a damaged file, and for a folder of several series, which are listed.
+    """
+    if not path.is_dir():
+        return read_scan(path), []
+    found = read_examination(sorted(entry for entry in path.iterdir() if entry.is_file()))
+    for item in found.aside:
+        if item.detail:
+            raise ValueError(item.detail)
+    if len(found.series) > 1:
+        lines = "; ".join(series.line for series in found.series)
+        raise ValueError(
+            f"{path}: {len(found.series)} series in it that would do ({lines}); put the files of one into a folder of "
+            "their own"
+        )
+    if not found.series:  # nothing to choose from: the strict reader says what is wrong
+        return read_scan(path), []
+    notes = [f"left aside: {item.images} images, {item.reason}" for item in found.aside]
+    return read_scan(path, found.series[0].files), notes
