@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sslmed_dist import registry
-from sslmed_dist.data.partition import PARTITIONS, dirichlet_shares, group_table, hold_out, stratified_order
+from sslmed_dist.data.partition import PARTITIONS, dirichlet_shares, group_table, hold_out, strata, stratified_order
 
 COUNT = 240
 LABELS = torch.arange(COUNT) % 5
@@ -154,3 +154,11 @@ def test_a_group_has_the_greatest_label_of_its_samples():
 def test_stratified_order_keeps_equal_labels_together():
     order = stratified_order(LABELS, IDS, 0, "x")
     assert torch.equal(LABELS[order], LABELS.sort().values)
+
+
+def test_a_missing_label_is_a_value_of_its_own_and_does_not_hide_another() -> None:
+    nan = float("nan")
+    labels = torch.tensor([[1, nan], [1, nan], [0, nan], [nan, 0], [nan, 1]])
+    assert strata(labels).unique(return_counts=True)[1].tolist() == [1, 1, 1, 2]
+    _, _, of_group = group_table(labels, torch.tensor([0, 0, 0, 1, 1]))
+    assert torch.allclose(of_group, torch.tensor([[1, nan], [nan, 1]]), equal_nan=True)

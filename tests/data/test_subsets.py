@@ -149,3 +149,38 @@ def test_classes_keeps_the_chosen_labels():
 def test_impossible_subsets_are_refused(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         cut(name, **arguments)
+
+
+def scanner_folds(scanners: list[int], groups: list[int], folds: int = 3) -> list[list[int]]:
+    labels, ids = torch.zeros(len(groups), 2), torch.arange(len(groups))
+    parts = []
+    for index in range(folds):
+        given = {"seed": 3, "folds": folds, "index": index, "by": "scanner", "scanners": torch.tensor(scanners)}
+        val = SUBSETS["fold"](labels, torch.tensor(groups), ids, part="val", **given)
+        train = SUBSETS["fold"](labels, torch.tensor(groups), ids, **given)
+        assert sorted([*val.tolist(), *train.tolist()]) == list(range(len(groups)))
+        parts.append(val.tolist())
+    return parts
+
+
+def test_folds_by_scanner_share_neither_scanner_nor_patient() -> None:
+    scanners = [0] * 5 + [1] * 3 + [2] * 2 + [3] + [4]
+    groups = list(range(12))
+    parts = scanner_folds(scanners, groups)
+    assert sorted(sum(parts, [])) == groups and sorted(map(len, parts)) == [3, 4, 5]
+    assert all(
+        len({scanners[i] for i in part} & {scanners[i] for i in other}) == 0
+        for part in parts
+        for other in parts
+        if part is not other
+    )
+    groups[11] = groups[0]  # the patient of scanner 0 was on scanner 4 too
+    parts = scanner_folds(scanners, groups)
+    assert any({0, 11} <= set(part) for part in parts) and sorted(map(len, parts)) == [3, 3, 6]
+
+
+def test_folds_by_scanner_refuse_too_few_scanners_and_data_without() -> None:
+    with pytest.raises(ValueError, match="folds is 3; allowed: 2 to 2"):
+        scanner_folds([0, 0, 1, 1], [0, 1, 2, 3])
+    with pytest.raises(ValueError, match="does not say which scanner"):
+        SUBSETS["fold"](torch.zeros(4), torch.arange(4), torch.arange(4), seed=0, folds=2, index=0, by="scanner")

@@ -75,10 +75,10 @@ def inspect_exam(name: str, exam: Examination, how: Preparation, findings: Findi
     """The slots that an examination has; its lines and problems are written down."""
     taken: dict[int, str] = {}
     fitting = {slot: candidates(exam.series, slot, rule) for slot, rule in how.rules.items()}
-    for slot, series in fitting.items():
-        if series:
-            several = f" (of {len(series)})" if len(series) > 1 else ""
-            taken[id(series[0])] = f"{taken.get(id(series[0]), '')} {slot}{several}".strip()
+    for slot, those in fitting.items():
+        if those:
+            several = f" (of {len(those)})" if len(those) > 1 else ""
+            taken[id(those[0])] = f"{taken.get(id(those[0]), '')} {slot}{several}".strip()
     if listed:
         for series in exam.series:
             side = f" {series.tags.laterality}" if series.tags.laterality else ""
@@ -94,7 +94,7 @@ def inspect_exam(name: str, exam: Examination, how: Preparation, findings: Findi
         if series.missing:
             between = "; ".join(series.holes[:3])
             findings.problems.append(f"{name}: {series.line}: {series.missing} slices missing, between {between}")
-    return [slot for slot, series in fitting.items() if series]
+    return [slot for slot, those in fitting.items() if those]
 
 
 def inspect_table(table: Table, findings: Findings) -> None:

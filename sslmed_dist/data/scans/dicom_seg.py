@@ -36,7 +36,9 @@ def write_dicom_seg(
     """
     require_highdicom()
     if len(set(series.files)) < len(series.files):
-        raise ValueError(f"{folder}: a DICOM-SEG of an enhanced multi-frame file is not supported; leave --dicom-seg out")
+        raise ValueError(
+            f"{folder}: a DICOM-SEG of an enhanced multi-frame file is not supported; leave --dicom-seg out"
+        )
     if values.shape != series.voxels.shape:
         raise ValueError(f"values: expected the shape {series.voxels.shape} of the series, got {values.shape}")
     # label ids may be any numbers; DICOM counts segments from 1

@@ -15,11 +15,12 @@ import torch
 
 from sslmed_dist import outputs
 from sslmed_dist.atomic_files import sha256, write_atomically
+from sslmed_dist.data.exams.one_series import read_one
 from sslmed_dist.data.scans.dicom_seg import require_highdicom, write_dicom_seg
 from sslmed_dist.data.scans.grid import from_model, same_grid
 from sslmed_dist.data.scans.nifti import nifti_like
 from sslmed_dist.data.scans.scan import StoredScan, stem
-from sslmed_dist.printable import note
+from sslmed_dist.printable import note, say
 from sslmed_dist.run_folder import environment, write_json
 from sslmed_dist.training.pretrained import Part
 from sslmed_dist.verbs.segment import files

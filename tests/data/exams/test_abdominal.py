@@ -194,3 +194,24 @@ def test_real_chaos_exams(tmp_path):
     liver, spleen = (data.images[data.labels[:, k] > 0].mean(0)[0] for k in (0, 3))
     assert liver.shape == spleen.shape == (96, 96)
     assert data.records[0]["spacing_mm"] == pytest.approx((1.25, 1.25, 7.7), abs=0.01)
+
+
+def test_stacks_are_exams_of_a_few_slices(tmp_path):
+    whole, slices = abdominal(write_exams(tmp_path)), abdominal(tmp_path, unit="slice")
+    stacks = abdominal(tmp_path, unit="stack", stack=2, clip=3)
+    per_exam = [-(-int(count) // 2) for count in whole.counts]
+    assert len(stacks) == sum(per_exam) and stacks.counts.sum() == len(slices) and int(stacks.counts.max()) == 2
+    assert stacks.groups.tolist() == whole.ids.repeat_interleave(torch.tensor(per_exam)).tolist()
+    first = 0
+    for position, count in enumerate(stacks.counts.tolist()):
+        rows = range(first, first + count)
+        assert int(stacks.ids[position]) == int(slices.ids[first])
+        assert torch.equal(stacks.labels[position], slices.labels[rows.start : rows.stop].amax(0))
+        assert torch.equal(stacks.slices(position, torch.arange(count)), slices.images[rows.start : rows.stop])
+        first += count
+    batch = stacks.fetch(torch.arange(len(stacks)), seed=0, epoch=0, draw=torch.zeros(len(stacks), dtype=torch.int64))
+    assert batch["images"].shape[:2] == (len(stacks), 3) and torch.equal(batch["length"], stacks.counts)
+    with pytest.raises(ValueError, match="data.clip: a sample of unit slice is one slice"):
+        abdominal(tmp_path, unit="slice", clip=2)
+    with pytest.raises(ValueError, match="data.stack: expected a number of slices"):
+        abdominal(tmp_path, unit="stack", stack=0)
