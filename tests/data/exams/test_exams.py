@@ -13,7 +13,7 @@ import torch
 
 from sslmed_dist.cli import main
 from sslmed_dist.data import DATASETS
-from sslmed_dist.data.exams.exam_series import Preparation, fixed_pixels, prepare_series
+from sslmed_dist.data.exams.exam_series import Preparation, fixed_pixels
 from sslmed_dist.data.exams.exams import Exams
 from sslmed_dist.data.exams.series import read_examination, read_stack
 from sslmed_dist.data.phantom.chaos import uid
@@ -291,12 +291,3 @@ def test_a_series_that_cannot_be_read_gives_way_to_the_next(hospital: Path, tmp_
     path.write_bytes(path.read_bytes()[:-20])
     exams = Exams(tmp_path / "set", "all", **SMALL)
     assert exams.records[0]["description"] == "sagittal_pd0" and len(exams) == 4
-
-
-def test_a_constant_series_is_refused_by_name(hospital: Path, tmp_path: Path) -> None:
-    shutil.copytree(hospital / "p3", tmp_path / "p3")
-    for path in tmp_path.rglob("*.dcm"):
-        edit(path, PixelData=b"\1\0" * 30)
-    (series,) = read_examination(sorted(tmp_path.rglob("*.dcm"))).series
-    with pytest.raises(ValueError, match=r"\.dcm: all pixels of its series are equal \(1\)"):
-        prepare_series(series, Preparation({"sagittal": ""}), "")

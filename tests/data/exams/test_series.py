@@ -12,6 +12,7 @@ import pytest
 from pydicom.uid import RLELossless
 
 from sslmed_dist.data.exams.exam_series import candidates
+from sslmed_dist.data.exams.one_series import read_one
 from sslmed_dist.data.exams.series import PLANES, Examination, mirrored, read_examination, read_stack
 from sslmed_dist.data.phantom.chaos import write_series
 from tests.data.exams.dicom_series import SHAPE, SIDES, STORED, affine_of, edit, enhance, values, write
@@ -239,3 +240,21 @@ def test_real_examinations_are_read_as_they_are(patient: str) -> None:
         assert best.tags.number == number and best.missing == 0
     stack = read_stack(candidates(found.series, "axial", "t2_tse")[0])
     assert stack.shape[0] == usable[1 if patient != "ProstateX-0001" else 2][1] and stack.max() > 300
+
+
+def test_one_series_of_a_folder_is_read_and_several_are_listed(tmp_path: Path) -> None:
+    """What ``segment`` asks for: a localizer in the folder is left aside, a second series is refused."""
+    write(tmp_path, "t2", "axial", axis=0)
+    alone, notes = read_one(tmp_path)
+    write(tmp_path, "localizer", "coronal")
+    scan, notes = read_one(tmp_path)
+    assert notes == ["left aside: 4 images, a localizer by its name"]
+    assert np.array_equal(scan.voxels, alone.voxels) and np.array_equal(scan.affine, affine_of("axial"))
+    files = write(tmp_path, "t1", "coronal")
+    with pytest.raises(ValueError, match="2 series in it that would do .*t1 plane=coronal .*; t2 plane=axial"):
+        read_one(tmp_path)
+    for path in files:
+        path.unlink()
+    cut_header(tmp_path)
+    with pytest.raises(ValueError, match="a-0.dcm: cannot be read"):
+        read_one(tmp_path)
