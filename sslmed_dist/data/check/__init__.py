@@ -9,10 +9,11 @@ from pathlib import Path
 
 from sslmed_dist.data.check.arrays import inspect_archive, inspect_cifar, inspect_stl10
 from sslmed_dist.data.check.examinations import holds_examinations, inspect_examinations
-from sslmed_dist.data.check.exams import inspect_mrnet, inspect_volumes
+from sslmed_dist.data.check.exams import inspect_kneemri, inspect_mrnet, inspect_volumes
 from sslmed_dist.data.check.files import inspect_images, inspect_listing, inspect_pack
 from sslmed_dist.data.check.findings import Findings
 from sslmed_dist.data.exams.abdominal import NAME
+from sslmed_dist.data.exams.kneemri import TABLE
 from sslmed_dist.data.exams.mrnet import FOLDERS
 from sslmed_dist.data.images.decode import SUFFIXES
 from sslmed_dist.data.images.flowers import read_flowers17
@@ -65,6 +66,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], bool], Inspection]] = {
     ),
     "NIfTI exams": (lambda root: any(NAME.fullmatch(entry.name) for entry in root.iterdir()), inspect_volumes),
     "MRNet": (is_mrnet, inspect_mrnet),
+    "KneeMRI": (lambda root: (root / TABLE).is_file() and any(root.glob("vol[0-9][0-9]")), inspect_kneemri),
     "examinations": (holds_examinations, inspect_examinations),
     "packed JPEG or MedMNIST .npz": (lambda root: len(list(root.glob("*.npz"))) == 1, inspect_archive),
     "image folder": (lambda root: any(e.suffix.lower() in SUFFIXES for e in root.rglob("*")), inspect_images),

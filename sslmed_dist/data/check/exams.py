@@ -10,6 +10,7 @@ import torch
 
 from sslmed_dist.data.check.findings import Findings
 from sslmed_dist.data.dataset import content_hash
+from sslmed_dist.data.exams import kneemri
 from sslmed_dist.data.exams.abdominal import ORGANS, Exam, list_exams, read_exam, unpaired
 from sslmed_dist.data.exams.exam_set import read_sites
 from sslmed_dist.data.exams.mrnet import FOLDERS, LABELS, SIDE, exam_number, open_stack, read_table
@@ -160,3 +161,29 @@ def inspect_labels(root: Path, folder: str, exam_ids: list[int], findings: Findi
         findings.named(
             path.name, "exams without a label", [f"{exam_id:04d}" for exam_id in exam_ids if exam_id not in labels]
         )
+
+
+def inspect_kneemri(root: Path, findings: Findings) -> None:
+    """Pickled knee volumes: volumes per split and diagnosis, and every volume or row that cannot be used."""
+    findings.lines.append("layout: KneeMRI")
+    try:
+        rows, volumes = kneemri.read_rows(root / kneemri.TABLE), kneemri.find_volumes(root)
+    except ValueError as error:
+        findings.problems.append(str(error))
+        return
+    findings.named(kneemri.TABLE, "rows without their volume", sorted(set(rows) - set(volumes)))
+    findings.named(str(root), "volumes without a row", sorted(set(volumes) - set(rows)))
+    digests: dict[str, list[tuple[str, bytes]]] = {}
+    diagnoses: Counter[tuple[str, str]] = Counter()
+    for name, (split, path) in volumes.items():
+        try:
+            volume = kneemri.read_volume(path)
+        except ValueError as error:
+            findings.problems.append(str(error))
+            continue
+        digests.setdefault(split, []).append((name, content_hash(torch.from_numpy(volume.astype(np.float32)))))
+        if name in rows:
+            diagnoses[split, kneemri.CLASSES[int(rows[name]["aclDiagnosis"])]] += 1
+    for split in digests:
+        findings.classes(split, {name: diagnoses[split, name] for name in kneemri.CLASSES})
+    findings.repeats(digests, "volumes")

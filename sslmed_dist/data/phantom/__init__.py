@@ -11,6 +11,7 @@ from sslmed_dist.data.phantom.abdomen import write_abdomen
 from sslmed_dist.data.phantom.chaos import write_btcv, write_chaos
 from sslmed_dist.data.phantom.knee import write_knee
 from sslmed_dist.data.phantom.knee_exams import write_knee_exams
+from sslmed_dist.data.phantom.kneemri import write_kneemri
 from sslmed_dist.data.phantom.layouts import LAYOUTS, writer
 from sslmed_dist.data.phantom.shapes import write_shapes
 
@@ -18,6 +19,7 @@ PHANTOMS: dict[str, Callable[..., Path]] = {
     "shapes": write_shapes,
     "knee": write_knee,
     "knee_exams": write_knee_exams,
+    "kneemri": write_kneemri,
     "abdomen": write_abdomen,
     "chaos": write_chaos,
     "btcv": write_btcv,

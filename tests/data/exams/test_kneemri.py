@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from sslmed_dist.data import DATASETS
+from sslmed_dist.data.check import inspect
 from sslmed_dist.data.exams.exam_dataset import exams_of
 from sslmed_dist.data.exams.kneemri import FOLDERS, KneeMRI
+from sslmed_dist.data.phantom.kneemri import write_kneemri
 
 HEADING = "examId,seriesNo,aclDiagnosis,kneeLR,roiX,roiY,roiZ,roiHeight,roiWidth,roiDepth,volumeFilename"
 
@@ -104,3 +106,15 @@ def test_a_row_without_its_volume_is_left_out_with_a_count(root: Path) -> None:
     exams = KneeMRI(root, "all", side=12)
     assert len(exams) == 9 and exams.notices == ("1 rows of the table without their volume, left out",)
     assert exams.ids.tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+
+
+def test_the_phantom_is_in_this_layout_and_check_reads_it(tmp_path: Path) -> None:
+    folder = write_kneemri(tmp_path / "set", exams=20, size=16, slices=(2, 4))
+    exams = KneeMRI(folder, "all", "classes", side=16)
+    assert len(exams) == 20 and exams.labels.bincount().tolist() == [14, 4, 2]
+    lines, _ = inspect(folder)
+    assert lines[:2] == ["layout: KneeMRI", "train: healthy 8, partially injured 3, ruptured 1"]
+    (folder / "vol08" / "500007-4.pck").write_bytes(b"nothing")
+    (folder / "vol01" / "500010-4.pck").unlink()
+    text = "\n".join(inspect(folder)[1])
+    assert "500007-4.pck: not a readable pickle" in text and "1 rows without their volume: 500010-4.pck" in text
