@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sslmed_dist.data.scans.frames import SAME_DIRECTION, Frame, read_slices
+from sslmed_dist.data.scans.frames import SAME_DIRECTION, Frame, Slice, read_slices
+from sslmed_dist.data.scans.memory import require_voxels
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 UNEVEN = 0.01  # the most that a slice distance may differ from the usual one, as a share of the usual one
@@ -53,14 +54,21 @@ def read_series(folder: str | Path, files: Sequence[Path] | None = None) -> Seri
     ``ValueError`` naming the file or folder: no DICOM image, files of two series, a single slice, colour images, pixels
     that cannot be decoded, positions or spacings missing or impossible, slices of different sizes, orientations or
     pixel spacings, two slices at one position, a slice missing (distances differ by more than 1 %), slices that are not
-    stacked along their normal (tilted gantry).
+    stacked along their normal (tilted gantry), or more voxels than ``memory.most_voxels``.
     """
     series_folder = Path(folder)
     if not series_folder.is_dir():
         raise ValueError(f"{series_folder}: no such folder")
     if files is None:
         files = [path for path in sorted(series_folder.iterdir()) if path.is_file()]
-    slices = [item for path in files for item in read_slices(path)]
+    slices: list[Slice] = []
+    count = 0  # voxels so far
+    for path in files:
+        of_file = read_slices(path)
+        slices += of_file
+        count += sum(item.pixels.size for item in of_file)
+        if of_file:
+            require_voxels(count, (*of_file[0].pixels.shape[::-1], len(slices)), series_folder)
     require_one_series(series_folder, [item.frame for item in slices])
     # file names and instance numbers are not reliable: the order is that of the positions along the normal
     normal = slices[0].frame.normal  # (3,) unit vector in LPS

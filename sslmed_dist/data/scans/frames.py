@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslmed_dist.data.damage import damage_named, reason
+from sslmed_dist.data.scans.memory import require_voxels
 
-MOST_PIXELS = 2**28  # of a slice, 16,384 x 16,384
-MOST_FRAME_PIXELS = 2**30  # of all frames of a file
+MOST_PIXELS = 2**26  # of a slice, 8,192 x 8,192
+MOST_BYTES = 2**29  # of a file, which pydicom reads as a whole: a slice of 32 bits, and as much again
 MEASURED = ("CT", "PT", "NM")  # modalities whose values are a measure, whatever is shown bright
 SAME_DIRECTION = 1e-3  # difference of a direction cosine, and relative difference of pixel spacings
 # A file without the preamble of PS3.10 begins with the tag of its first element, of group 0002 or 0008.
@@ -74,6 +75,8 @@ def read_header(path: Path, *, pixels: bool) -> Any:
     import pydicom
     from pydicom.errors import InvalidDicomError
 
+    if pixels and path.stat().st_size > MOST_BYTES:
+        require_bytes(path, read_header(path, pixels=False))
     with damage_named(path, "cannot be read, truncated or not DICOM"):
         try:
             header: Any = pydicom.dcmread(path, stop_before_pixels=not pixels)
@@ -92,6 +95,19 @@ def read_header(path: Path, *, pixels: bool) -> Any:
         if not len(header) or "Image Storage" in getattr(header.get("SOPClassUID"), "name", ""):
             raise ValueError("an image without pixels: its end is missing")
         return None
+
+
+def require_bytes(path: Path, header: Any) -> None:
+    """``ValueError`` for a file of more bytes than the images that its ``header`` speaks of can have: pydicom reads all
+    of it. None is no image, whose bytes nobody needs."""
+    if header is None:
+        return
+    count = whole_number(path, header, "NumberOfFrames") or 1
+    sides = [whole_number(path, header, name) or 0 for name in ("Rows", "Columns")]
+    pixels, size = count * sides[0] * sides[1], path.stat().st_size
+    require_voxels(pixels, (count, *sides), path)
+    if size > max(MOST_BYTES, 8 * pixels):
+        raise ValueError(f"{path}: {size:,} bytes for {pixels:,} pixels; allowed: {max(MOST_BYTES, 8 * pixels):,}")
 
 
 def state_encoding(header: Any) -> None:
@@ -230,11 +246,10 @@ def numbers(path: Path, header: Any, name: str, count: int) -> list[float]:
 
 
 def stored_pixels(path: Path, header: Any, frames: list[Frame]) -> NDArray[Any]:
-    """The stored pixels (frames, rows, columns). ``ValueError`` when they cannot be decoded, are larger than 2^30 in
-    all by the header, or do not fit it."""
+    """The stored pixels (frames, rows, columns). ``ValueError`` when they cannot be decoded, are more than
+    ``memory.most_voxels`` by the header, or do not fit it."""
     shape = (len(frames), *frames[0].shape)
-    if shape[0] * shape[1] * shape[2] > MOST_FRAME_PIXELS:
-        raise ValueError(f"{path}: {shape[0]} frames of {shape[1]} x {shape[2]}; allowed: {MOST_FRAME_PIXELS:,} pixels")
+    require_voxels(shape[0] * shape[1] * shape[2], shape, path)
     try:
         stored: NDArray[Any] = header.pixel_array
     except Exception as error:  # each decoder raises what it likes

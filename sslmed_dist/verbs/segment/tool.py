@@ -20,7 +20,7 @@ from sslmed_dist.data.scans.dicom_seg import require_highdicom, write_dicom_seg
 from sslmed_dist.data.scans.grid import from_model, same_grid
 from sslmed_dist.data.scans.nifti import nifti_like
 from sslmed_dist.data.scans.scan import StoredScan, stem
-from sslmed_dist.printable import note, say
+from sslmed_dist.printable import note
 from sslmed_dist.run_folder import environment, write_json
 from sslmed_dist.training.pretrained import Part
 from sslmed_dist.verbs.segment import files
@@ -145,7 +145,7 @@ def read_support(
     """The organs to look for, and what ``run.json`` says of the support. ``ValueError`` names the file: it is
     unreadable, the mask lies in another grid than its image, has values that are no integer ids, is empty, or does not
     hold a label that is asked for."""
-    scan, mask = read_said(support), read_said(support_mask)
+    (scan, notices), (mask, of_mask) = read_said(support), read_said(support_mask)
     placement = placed(model, scan)
     if not same_grid(placement, placed(model, mask)):
         raise ValueError(
@@ -155,28 +155,17 @@ def read_support(
     wanted = ids(mask, labels)
     if settings.quadrants:
         require_oriented(scan)
-    notices = [*said_of(scan), *said_of(mask)]
     stack, clipping = standardised(scan, placement, settings.intensity, settings.window)
     organs = learn(model, scan, mask, wanted, stack, settings.quadrants)
     support_record = {
         "image": support.name,
         "mask": support_mask.name,
         "mask_sha256": sha256(support_mask) if support_mask.is_file() else None,
-        "notices": notices,
+        "notices": [*notices, *of_mask],
         "intensity": clipping,
         "slices": {str(organ.label): [int(z) for z in organ.shown.slices] for organ in organs},
     }
     return organs, support_record
-
-
-def said_of(scan: StoredScan) -> list[str]:
-    """What reading a scan changed or had to guess, which is also said on standard error; for ``run.json``."""
-    notices = [] if scan.series is None else list(scan.series.notices)
-    if not scan.oriented:
-        notices.append("has neither a qform nor an sform: where left and right are is a guess")
-    for notice in notices:
-        note(f"{scan.path}: {notice}")
-    return notices
 
 
 def ids(mask: StoredScan, labels: Sequence[int]) -> list[int]:
@@ -201,23 +190,26 @@ def require_oriented(scan: StoredScan) -> None:
         )
 
 
-def read_said(path: Path) -> StoredScan:
-    """The scan in ``path``; what of its folder was left aside is said. ``ValueError`` as ``read_one``."""
-    scan, notes = read_one(path)
-    for note in notes:
-        say(f"{path.name}: {note}")
-    return scan
+def read_said(path: Path) -> tuple[StoredScan, list[str]]:
+    """The scan in ``path``, and a line for everything that reading it left aside, changed or had to guess. They are
+    also said on standard error. ``ValueError`` as ``read_one``."""
+    scan, notices = read_one(path)
+    notices += [] if scan.series is None else scan.series.notices
+    if not scan.oriented:
+        notices.append("has neither a qform nor an sform: where left and right are is a guess")
+    for notice in notices:
+        note(f"{scan.path}: {notice}")
+    return scan, notices
 
 
 def segment_one(
     model: Model, organs: Sequence[Organ], path: Path, out: Path, settings: Settings
 ) -> tuple[list[Path], Volumes, dict[str, Any]]:
     """Read, search and write one query: (files, rows of ``volumes.csv``, what ``run.json`` says of it)."""
-    scan = read_said(path)
+    scan, notices = read_said(path)
     placement = placed(model, scan)
     if settings.quadrants:
         require_oriented(scan)
-    notices = said_of(scan)
     stack, clipping = standardised(scan, placement, settings.intensity, settings.window)
     findings = search(model, organs, stack, placement, settings.quadrants)
     values, probability, margins = native(findings, scan)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sslmed_dist.data.phantom.chaos import write_series
-from sslmed_dist.data.scans import dicom, memory, nifti
+from sslmed_dist.data.scans import dicom, frames, memory, nifti
 
 SHAPE = (5, 7, 6)
 TURNS = {"RAS": np.diag([2.0, 3.0, 4.0, 1.0]), "LPI": np.diag([-2.0, -3.0, -4.0, 1.0]), "tilted": np.eye(4)}
@@ -85,8 +85,8 @@ def test_a_dicom_file_of_more_bytes_than_a_slice_has_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_series(tmp_path / "s", np.zeros((7, 5, 6), np.uint16), np.diag([1.0, 1.0, 2.0, 1.0]))
-    monkeypatch.setattr(dicom, "MOST_BYTES", 600)
-    with pytest.raises(ValueError, match=r"bytes; allowed for one slice: 600"):
+    monkeypatch.setattr(frames, "MOST_BYTES", 600)
+    with pytest.raises(ValueError, match=r"bytes for 35 pixels; allowed: 600"):
         dicom.read_series(tmp_path / "s")
 
 
