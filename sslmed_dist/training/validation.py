@@ -64,13 +64,14 @@ class Validation:
         return None if settings.plan.validate is None else cls(settings, method, views)
 
     def measure(self, state: TrainState, patience: int | None) -> tuple[Metrics, bool]:
-        """The means of the loss terms over the split, and whether the loss is the lowest so far. ``state.watch`` takes
-        note of it. At the lowest loss also ``lowest_loss`` and the other terms there, such as ``lowest_accuracy``: the
-        accuracy at the lowest validation loss, which Table 3.12 prints."""
-        values = self.terms(state)
-        lowest = state.watch.see(values["loss"], state.epoch, patience)
+        """The means of the loss terms over the split, called ``val_loss``, ``val_accuracy``, ..., and whether the loss
+        is the lowest so far. ``state.watch`` takes note of it. At the lowest loss also ``val_accuracy_at_lowest_loss``
+        and the like: the accuracy that Table 3.12 prints."""
+        terms = self.terms(state)
+        lowest = state.watch.see(terms["loss"], state.epoch, patience)
+        values = {f"{self.split}_{name}": value for name, value in terms.items()}
         if lowest:
-            values |= {f"lowest_{name}": value for name, value in values.items()}
+            values |= {f"{self.split}_{name}_at_lowest_loss": value for name, value in terms.items()}
         return values, lowest
 
     @torch.no_grad()
@@ -94,7 +95,7 @@ class Validation:
 
     def line(self, state: TrainState, values: Metrics) -> str:
         """What is printed after an epoch."""
-        own = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if not name.startswith("lowest_"))
+        own = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if not name.endswith("_at_lowest_loss"))
         watch = state.watch
         ended = f"; ends here: no lower loss for {state.epoch - watch.lowest_epoch} epochs" if watch.ended else ""
-        return f"epoch {state.epoch}: {self.split} {own} (lowest loss after epoch {watch.lowest_epoch}){ended}"
+        return f"epoch {state.epoch}: {own} (lowest loss after epoch {watch.lowest_epoch}){ended}"

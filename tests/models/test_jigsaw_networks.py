@@ -59,6 +59,16 @@ def test_shapes(name: str, wide: int, side: int) -> None:
     assert encoder.maps_dim == encoder.feature_dim
 
 
+def test_published_shapes() -> None:
+    """Sec. 3.4.1.6: 4 x 4 x 4096 of patches; of a whole slice 16 x 16 x 4096. SSLACL: 8 x 8 x 2048."""
+    with torch.device("meta"):
+        skid, sslacl = SKID(), SSLACL()
+        assert skid.maps(torch.empty(2, 9, 1, 64, 64)).shape == (2, 4096, 4, 4)
+        assert skid.maps(torch.empty(2, 1, 256, 256)).shape == (2, 4096, 16, 16)
+        assert sslacl.maps(torch.empty(2, 9, 1, 64, 64)).shape == (2, 2048, 8, 8)
+        assert sslacl.stem.branch(8, torch.empty(3, 1, 256, 256)).shape == (3, 512, 64, 64)
+
+
 def test_grey_images_are_repeated_for_skid_and_other_shapes_refused() -> None:
     encoder = small("v3")
     grey = torch.rand(2, 9, 1, 16, 16)
@@ -133,5 +143,5 @@ def test_one_branch_in_training_mode_is_refused_with_batch_norm() -> None:
 
 def test_no_network_keeps_a_mean_of_zero_parts() -> None:
     """He-normal weights, biases zero: activations neither vanish nor explode on standard normal patches."""
-    features = small("sslacl").maps(torch.randn(4, 9, 1, 32, 32))
+    features = small("sslacl").maps(torch.randn(4, 9, 1, 32, 32)).detach()
     assert 0.3 < float(features.std()) < 3.0
