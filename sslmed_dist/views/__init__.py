@@ -8,6 +8,7 @@ from sslmed_dist.views.episode import EpisodeViews
 from sslmed_dist.views.geometric import GeometricViews
 from sslmed_dist.views.jumbled import JumbledViews
 from sslmed_dist.views.standard import StandardViews
+from sslmed_dist.views.volume import VolumeViews
 
 VIEWS: dict[str, type[nn.Module]] = {
     "contrastive": ContrastiveViews,
@@ -17,4 +18,5 @@ VIEWS: dict[str, type[nn.Module]] = {
     "jumbled": JumbledViews,
     "multi_crop": MultiCropViews,
     "standard": StandardViews,
+    "volume": VolumeViews,
 }

@@ -66,7 +66,7 @@ class Intensity(nn.Module):
         return unit if inside else unit.clamp_(0.0, 1.0)
 
     def normalise(self, images: Tensor, out: Tensor) -> Tensor:
-        """(x - mean) / std of ``images`` (B, C, H, W), written to ``out`` of the same shape, which is returned."""
+        """(x - mean) / std of ``images`` (..., C, H, W), written to ``out`` of the same shape, which is returned."""
         if self.plain:
             return out.copy_(images)
         return torch.sub(images, self.mean, out=out).div_(self.std)
