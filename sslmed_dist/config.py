@@ -71,10 +71,11 @@ FREEDOM: Mapping[str, Freedom] = {
     **dict.fromkeys(("federated.runtime", "federated.timeout_s", "federated.quorum"), SAME),
     **dict.fromkeys(("evaluate", "federated.compare"), LOOK),
     **dict.fromkeys(("evaluate.pictures", "evaluate.every"), SAME),
-    **dict.fromkeys(("method.channels", "method.classes", "method.task", "views.pixel_mm"), DATA),
     "method.pretext_classes": DATA,
+    **dict.fromkeys(("method.channels", "method.classes", "method.task", "method.names", "views.pixel_mm"), DATA),
     # A run resolves its normalisation from its own training data and so from its seed's partition.
-    **dict.fromkeys(("views.mean", "views.std"), Freedom(experiment=True, resolved=True)),
+    # So do the numbers of its labels.
+    **dict.fromkeys(("views.mean", "views.std", "method.label_counts"), Freedom(experiment=True, resolved=True)),
 }
 
 

@@ -59,6 +59,8 @@ class Plan:
     """How long and in what arithmetic ``fit`` trains. ``batch_size`` is the global batch, over all workers.
     ``precision`` ``auto`` is bf16 on a GPU and float32 elsewhere, ``channels_last`` ``auto`` is true on a GPU and false
     elsewhere; a run decides at its start, writes it down and keeps to it.
+    ``copies``: so many different draws of every sample (slices and views) come again and again, instead of a new one
+    each time; null: every draw is new.
     ``micro_batch``: how many of its samples (over all workers too) the gradient cache embeds at a time; null turns the
     cache off.
     ``slices_per_exam``: rows of the batch that a visit of an exam gives, in succession. ``validate``: after each epoch
@@ -73,6 +75,7 @@ class Plan:
     slices_per_exam: int = 1
     validate: Literal["val", "test"] | None = None
     patience: int | None = None
+    copies: int | None = None
     precision: Literal["float32", "bf16", "fp16", "float64", "auto"] = "float32"
     channels_last: bool | Literal["auto"] = False
     compile: bool = False
@@ -86,8 +89,8 @@ class Plan:
     resident: bool = True
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "batch_size", "micro_batch", "steps_per_epoch", "draws", "slices_per_exam", "patience")
-        require_least("plan", self, 1, *counts, "log_every", "checkpoint_every", "keep_last")
+        counts = ("epochs", "batch_size", "micro_batch", "steps_per_epoch", "draws", "copies", "slices_per_exam")
+        require_least("plan", self, 1, *counts, "patience", "log_every", "checkpoint_every", "keep_last")
         require_least("plan", self, 0, "keep_every", "loader_threads")
         require_between("plan.slices_per_exam", self.slices_per_exam, 1, MOST_SLICES)
         require_between("plan.loader_threads", self.loader_threads, 0, MOST_THREADS)

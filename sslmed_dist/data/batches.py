@@ -25,6 +25,8 @@ class Batches:
     ...: of an exam S slices, each drawn from all of its slices. ``global_batch`` counts these rows, so a batch of S is
     one exam, on any number of workers. A dataset with ``repeats`` has V = their sum visits in a pass in place of N; the
     c-th visit of a sample has the draw number p C + c, C the largest of the repeats.
+    ``copies`` K: the draw numbers go through 0 ... K - 1 again and again, and all are those of epoch 0, so a sample
+    comes in K ways and no more. The order of the samples is a new one in every pass all the same.
     ``workers`` > 0 fetches that many batches at a time in threads; they still come in order, and only ``AHEAD`` per
     worker are held. Attributes: ``dataset``, ``global_batch``, ``local_batch``, ``steps`` (per epoch).
     """
@@ -40,11 +42,12 @@ class Batches:
         steps_per_epoch: int | None = None,
         draws: int = 1,
         slices_per_exam: int = 1,
+        copies: int | None = None,
         workers: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
         """``ValueError``: a batch that the workers cannot share evenly, or more rows than the samples give."""
-        counts = {"global_batch": global_batch, "draws": draws, "slices_per_exam": slices_per_exam}
+        counts = {"global_batch": global_batch, "draws": draws, "slices_per_exam": slices_per_exam, "copies": copies}
         for name, value in {**counts, "steps_per_epoch": steps_per_epoch}.items():
             if value is not None and value < 1:
                 raise ValueError(f"batches: {name} must be at least 1, got {value}")
@@ -69,10 +72,15 @@ class Batches:
         self.seed, self.rank, self.workers, self.device = seed, rank, workers, torch.device(device)
         self.slices_per_exam = slices_per_exam
         self.steps = steps_per_epoch or rows // global_batch
+        self.copies = copies
+        # Passes of an epoch, the last one perhaps in part.
+        self.passes = -(-self.steps * global_batch // (len(self.visited) * slices_per_exam))
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Item]:
         """This rank's batches ``start_step``, ``start_step + 1``, ... of an epoch; earlier ones are not even read."""
         plan = self.plan(epoch, start_step)
+        if self.copies is not None:
+            plan = ((positions, self.copied(epoch, draw)) for positions, draw in plan)
         fetched = self.fetch_ahead(epoch, plan) if self.workers else (self.fetch(epoch, *rows) for rows in plan)
         with closing(fetched):
             for batch in fetched:
@@ -107,10 +115,23 @@ class Batches:
 
     def fetch(self, epoch: int, positions: Tensor, draw: Tensor) -> Item:
         """The batch of ``positions`` and their ``draw`` numbers, int64 (B,) each; page-locked when it goes to a GPU."""
-        batch = self.dataset.fetch(positions, seed=self.seed, epoch=epoch, draw=draw)
+        batch = self.dataset.fetch(positions, seed=self.seed, epoch=self.drawn_as(epoch), draw=draw)
         if self.device.type != "cuda":
             return batch
         return {name: value if value.is_cuda else value.pin_memory() for name, value in batch.items()}
+
+    def copied(self, epoch: int, draw: Tensor) -> Tensor:
+        """Which of the copies the draw numbers of an epoch are, int64 (B,): those of a sample come one after another,
+        over all passes of all epochs."""
+        assert self.copies is not None
+        visit, row = draw // self.slices_per_exam, draw % self.slices_per_exam
+        # the pass since the beginning, and the how manieth visit of it
+        number = epoch * self.passes + visit // self.most + visit % self.most
+        return (number * self.slices_per_exam + row) % self.copies
+
+    def drawn_as(self, epoch: int) -> int:
+        """The epoch that the draws of slices and views are keyed by."""
+        return epoch if self.copies is None else 0
 
     def fetch_ahead(self, epoch: int, plan: Iterator[tuple[Tensor, Tensor]]) -> Generator[Item, None, None]:
         """The same batches, fetched by threads. Closing the iterator, or an error in it, ends the threads."""

@@ -7,6 +7,7 @@ from sslmed_dist.methods.byol import BYOL, SimSiam
 from sslmed_dist.methods.classify import Classify
 from sslmed_dist.methods.contrastive import Contrastive
 from sslmed_dist.methods.cowpro import CoWPro
+from sslmed_dist.methods.diagnose import Diagnose
 from sslmed_dist.methods.dino import DINO
 from sslmed_dist.methods.geometric import Geometric
 from sslmed_dist.methods.jigsaw import Jigsaw
@@ -25,6 +26,7 @@ METHODS: Mapping[str, Callable[..., Any]] = {
     "cowpro": CoWPro,
     "jigsaw": Jigsaw,
     "geometric": Geometric,
+    "diagnose": Diagnose,
 }
 
 __all__ = ["METHODS", "Method"]

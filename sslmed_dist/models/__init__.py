@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sslmed_dist.models.alexnet import AlexNet
 from sslmed_dist.models.dilated import DilatedResNet
 from sslmed_dist.models.heads import DinoHead, Identity, Projection
 from sslmed_dist.models.jigsaw_networks import SKID, SSLACL
 from sslmed_dist.models.prototype_heads import ALPNetHead, CoWProHead, PANetHead
 from sslmed_dist.models.resnet import ResNet
+from sslmed_dist.models.sequence import CNN3DHead, ConvLSTMHead, DivframHead, MaxHead, MeanHead, SliceHead
 from sslmed_dist.models.timm_encoder import TimmEncoder
 from sslmed_dist.models.vgg import VGG
 
@@ -18,7 +20,16 @@ ENCODERS: Mapping[str, Callable[..., Any]] = {
     "skid": SKID,
     "timm": TimmEncoder,
     "vgg": VGG,
+    "alexnet": AlexNet,
 }
 HEADS: Mapping[str, Callable[..., Any]] = {"projection": Projection, "identity": Identity, "dino": DinoHead}
 # Heads without parameters that score a query's pixels by a support's prototypes.
 PROTOTYPE_HEADS: Mapping[str, Callable[..., Any]] = {"cowpro": CoWProHead, "alpnet": ALPNetHead, "panet": PANetHead}
+# Heads that read the slices of an examination together.
+SLICE_HEADS: Mapping[str, Callable[..., SliceHead]] = {
+    "divfram": DivframHead,
+    "convlstm": ConvLSTMHead,
+    "cnn3d": CNN3DHead,
+    "max": MaxHead,
+    "mean": MeanHead,
+}

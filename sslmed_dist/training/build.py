@@ -95,10 +95,11 @@ def resolve(settings: Config, dataset: Dataset) -> Config:
     them, mean and std of the normalisation, and for episodes the pixel size. ``ValueError`` where the configuration
     already says something else, or where a method that needs labels meets unlabelled samples."""
     filled_in: dict[str, Any] = {"method": {}}
-    data_values = {"channels": dataset.channels, "classes": len(dataset.classes), "task": dataset.task}
+    data_values: dict[str, Any] = {"channels": dataset.channels, "classes": len(dataset.classes)}
+    data_values |= {"task": dataset.task, "names": list(dataset.classes)}
     method_arguments = inspect.signature(registry.split(METHODS, settings.method, "method")[0]).parameters
-    # Every method has channels; only some take classes and task.
-    for key in ("channels", *(key for key in ("classes", "task") if key in method_arguments)):
+    # Every method has channels; only some take classes, task and names.
+    for key in ("channels", *(key for key in ("classes", "task", "names") if key in method_arguments)):
         if settings.method.get(key) is None:
             filled_in["method"][key] = data_values[key]
         elif settings.method[key] != data_values[key]:
@@ -107,6 +108,8 @@ def resolve(settings: Config, dataset: Dataset) -> Config:
     lacking = (dataset.labels < 0) if masks_missing else unlabelled(dataset.labels)
     if "classes" in method_arguments and (not dataset.classes or bool(lacking.any())):
         raise ValueError(f"{dataset.name}: holds unlabelled samples; the method {settings.method['name']} needs labels")
+    if "label_counts" in method_arguments and settings.method.get("label_counts") is None:
+        filled_in["method"]["label_counts"] = label_counts(dataset)
     missing = [key for key in ("mean", "std") if settings.views.get(key) is None]
     if missing:
         normalisation = dict(zip(("mean", "std"), moments(dataset, settings.run.seed), strict=True))
@@ -135,6 +138,13 @@ def decided_by_views(settings: Config, dataset: Dataset, keys: Sequence[str]) ->
             raise ValueError(f"method.{key}: {settings.method[key]}, but the views have {value}")
         values[key] = value
     return values
+
+
+def label_counts(dataset: Dataset) -> list[list[int]]:
+    """(samples without, samples with) each label, where it is known; of classes one row, the samples of each."""
+    if dataset.task == "single":
+        return [torch.bincount(dataset.labels, minlength=len(dataset.classes)).tolist()]
+    return [[int((column == value).sum()) for value in (0, 1)] for column in dataset.labels.unbind(1)]
 
 
 def pixel_size(dataset: Dataset) -> float | None:

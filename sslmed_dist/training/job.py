@@ -144,6 +144,7 @@ def assemble(settings: Config, dataset: Dataset | None = None) -> Job:
         steps_per_epoch=plan.steps_per_epoch,
         draws=plan.draws,
         slices_per_exam=plan.slices_per_exam,
+        copies=plan.copies,
         workers=plan.loader_threads,
         device=device,
     )

@@ -26,6 +26,9 @@ class Batches(Protocol):
     def epoch(self, epoch: int, start_step: int = 0) -> Iterable[Batch]:
         """This rank's part of the batches of one epoch, from ``start_step`` on."""
 
+    def drawn_as(self, epoch: int) -> int:
+        """The epoch that the draws of slices and views are keyed by."""
+
 
 @dataclass
 class Watch:

@@ -114,7 +114,7 @@ class Stepper:
         """The batch on the device, its images replaced by their views, in the precision and memory format to embed."""
         batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         with torch.no_grad():
-            batch = self.views(batch, seed=self.batches.seed, epoch=epoch)
+            batch = self.views(batch, seed=self.batches.seed, epoch=self.batches.drawn_as(epoch))
         for name, value in batch.items():
             # Images (N, C, H, W); examinations and clips have an axis more, and no memory format of channels.
             if value.is_floating_point() and value.dim() >= 4:

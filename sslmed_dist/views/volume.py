@@ -84,9 +84,9 @@ class VolumeViews(nn.Module):
         with located("views"):
             self.intensity = Intensity(channels, value_range, mean, std)
             # Any rotation above 0 makes the geometry fill the corners as ``fill`` says.
-            still = {"crop_ratio": (1.0, 1.0)} if motion else {}
             scale = (1.0, 1.0) if motion else crop_scale
-            self.geometry = Geometry(size, scale, flip=0.0, rotation=1.0 if motion else 0.0, fill=fill, **still)
+            ratio = (1.0, 1.0) if motion else (3 / 4, 4 / 3)
+            self.geometry = Geometry(size, scale, ratio, flip=0.0, rotation=1.0 if motion else 0.0, fill=fill)
         self.words: tuple[str, ...] = TURN if motion else self.geometry.words
         self.register_buffer("word_keys", word_keys(self.words), persistent=False)
         # Tables of (cos, sin), of shifts in coordinates of [-1, 1], and of scales, looked up by the draws.

@@ -199,3 +199,15 @@ def test_oversampling_visits_each_class_as_often_as_the_largest():
 def test_what_cannot_be_balanced_is_refused(labels, label, message):
     with pytest.raises(ValueError, match=message):
         oversample(labels, torch.arange(3), classes=("a",), seed=0, label=label)
+
+
+def test_copies_come_again_and_again_in_new_orders():
+    """Three draws of every sample, keyed as epoch 0, whatever the epoch; two passes an epoch."""
+    data = numbered(8)
+    batches = Batches(data, global_batch=4, seed=2, draws=2, copies=3)
+    seen = [list(batches.epoch(epoch)) for epoch in range(3)]
+    draws = [[sorted({int(d) for b in part for d in b["draw"]}) for part in (epoch[:2], epoch[2:])] for epoch in seen]
+    assert draws == [[[0], [1]], [[2], [0]], [[1], [2]]]
+    orders = [[int(i) for b in part for i in b["index"]] for epoch in seen for part in (epoch[:2], epoch[2:])]
+    assert all(sorted(order) == list(range(8)) for order in orders) and len({tuple(order) for order in orders}) == 6
+    assert batches.drawn_as(5) == 0 and Batches(data, global_batch=4, seed=2).drawn_as(5) == 5
