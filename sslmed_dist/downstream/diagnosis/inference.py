@@ -41,7 +41,7 @@ class Examiner:
     @torch.inference_mode()
     def of_clips(self, slices: Tensor, numbers: Tensor) -> Tensor:
         """Probabilities (R, L) of R clips of one examination, the slices ``numbers`` (R, K) of ``slices``."""
-        there, places = numbers.unique(return_inverse=True)
+        there, places = torch.unique(numbers, return_inverse=True)
         view = self.view(slices[there])  # (1, n, C, H, W)
         length = torch.tensor([numbers.shape[1]], device=self.device)
         out = []
@@ -67,7 +67,7 @@ class Examiner:
         """Which slices count for a label, by occlusion: (numbers (K,), differences (K,) float64). Of up to ``slices``
         evenly spaced slices, the probability of all of them less the probability without this one."""
         count, most = len(slices), self.sampling.slices
-        numbers = torch.linspace(0, count - 1, min(count, most)).round().to(torch.int64).unique()
+        numbers = torch.unique(torch.linspace(0, count - 1, min(count, most)).round().to(torch.int64))
         if len(numbers) == 1:
             return numbers, torch.zeros(1, dtype=torch.float64)
         whole = self.of_clips(slices, numbers[None])[0, label]
