@@ -194,6 +194,14 @@ def segment(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def diagnose(arguments: argparse.Namespace) -> int:
+    """``sslmed diagnose``."""
+    from sslmed_dist.verbs.diagnose import tool
+
+    show(*tool.diagnose(arguments))
+    return 0
+
+
 def data(arguments: argparse.Namespace) -> int:
     """``sslmed data``."""
     from sslmed_dist.cli_data import DATA
@@ -225,6 +233,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "export": export,
     "embed": embed,
     "segment": segment,
+    "diagnose": diagnose,
     "data": data,
     "demo": demo,
     "doctor": doctor,

@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     measuring(verbs)
     giving_away(verbs)
     segmenting(verbs)
+    diagnosing(verbs)
     handling_data(verbs)
     demo = verbs.add_parser("demo", help="the whole story on phantom data: Ray, Flower, report")
     demo.add_argument("--out", type=path, default=Path("runs"), help="where runs and phantom data go")
@@ -168,6 +169,20 @@ def segmenting(verbs: Verbs) -> None:
     segment.add_argument("--dicom-seg", action="store_true", help="also write DICOM-SEG (needs the extra dicom)")
     forcing(segment, "masks of an earlier run that nobody changed since")
     segment.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
+
+
+def diagnosing(verbs: Verbs) -> None:
+    """``diagnose``."""
+    diagnose = verbs.add_parser("diagnose", help="train and measure a diagnosis, or examine one (research use only)")
+    diagnose.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="not with --predict")
+    diagnose.add_argument("overrides", nargs="*", default=[], metavar="SECTION.KEY=VALUE")
+    diagnose.add_argument("--check", action="store_true", help="validate everything, try two steps of each part, stop")
+    diagnose.add_argument("--resume", choices=("auto", "never"), default="auto", help="go on with a run of this name")
+    diagnose.add_argument("--predict", type=Path, metavar="FOLDER", help="examine the exams of this folder")
+    diagnose.add_argument("--model", type=Path, metavar="RUN", help="with --predict: the run folder of a diagnosis")
+    diagnose.add_argument("--out", type=Path, metavar="DIR", help="with --predict: must not hold the outputs yet")
+    diagnose.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="with --predict")
+    forcing(diagnose, "the outputs of an earlier --predict")
 
 
 def handling_data(verbs: Verbs) -> None:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from sslmed_dist import plain_yaml, registry
-from sslmed_dist.sections import PATHS, PRETRAINED, Config, Evaluate, Federated, Leaf, Plan, Ray, Run
+from sslmed_dist.sections import PATHS, PRETRAINED, Config, Diagnosis, Evaluate, Federated, Leaf, Plan, Ray, Run
 
 __all__ = [
     "PATHS",
     "Config",
+    "Diagnosis",
     "Evaluate",
     "Federated",
     "Leaf",
@@ -69,7 +70,7 @@ FREEDOM: Mapping[str, Freedom] = {
     **dict.fromkeys(("plan.log_every", "plan.checkpoint_every", "plan.keep_last", "plan.keep_every"), SAME),
     **dict.fromkeys(("plan.loader_threads", "plan.resident"), SAME),
     **dict.fromkeys(("federated.runtime", "federated.timeout_s", "federated.quorum"), SAME),
-    **dict.fromkeys(("evaluate", "federated.compare"), LOOK),
+    **dict.fromkeys(("evaluate", "federated.compare", "diagnose"), LOOK),
     **dict.fromkeys(("evaluate.pictures", "evaluate.every"), SAME),
     "method.pretext_classes": DATA,
     **dict.fromkeys(("method.channels", "method.classes", "method.task", "method.names", "views.pixel_mm"), DATA),

@@ -182,6 +182,30 @@ class Federated:
 
 
 @dataclass(frozen=True)
+class Diagnosis:
+    """How ``sslmed diagnose`` makes one diagnosis of several models, its parts, and measures it.
+
+    ``parts``: for each part, by its name, what differs from the run: ``{sagittal: {data: {plane: sagittal}}}``. A part
+    may be a plane, a series, a single label. Without any there is one part, the run itself.
+    ``sampling``, ``draws``, ``slices``: which slices are looked at (``downstream.diagnosis.sampling``).
+    ``published``: the thesis's intervals, 100 re-samplings of 1,000, beside the honest ones."""
+
+    parts: Mapping[str, Leaf] = field(default_factory=dict)
+    sampling: Literal["normal", "fifths", "uniform"] = "normal"
+    draws: int = 8
+    slices: int = 16
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        require_least("diagnose", self, 1, "draws", "slices")
+        for name, part in self.parts.items():
+            require_component("diagnose.parts", name)
+            where = f"diagnose.parts.{name}"
+            if not isinstance(part, Mapping) or not set(part) <= {"data", "views", "method", "optim", "plan", "run"}:
+                raise ValueError(f"{where}: expected some of data, views, method, optim, plan, run, got {part!r:.200}")
+
+
+@dataclass(frozen=True)
 class Config:
     """The resolved configuration of one run. Sections are described by their own classes."""
 
@@ -195,6 +219,7 @@ class Config:
     ray: Ray = field(default_factory=Ray)
     evaluate: Evaluate = field(default_factory=Evaluate)
     federated: Federated | None = None
+    diagnose: Diagnosis | None = None
 
     def __post_init__(self) -> None:
         if self.federated is not None and self.plan.validate is not None:

@@ -28,6 +28,10 @@ METRIC_NAMES = {
     "tolerance": "tolerance",
     "hd95": "HD95, mm",
     "surface_dice": "surface Dice, %",
+    "sensitivity": "sensitivity, %",
+    "specificity": "specificity, %",
+    "brier": "Brier score",
+    "calibration_error": "calibration error",
 }
 PERCENT = (
     "accuracy",
@@ -38,6 +42,8 @@ PERCENT = (
     "dice_last_support",
     "dice_sd_supports",
     "surface_dice",
+    "sensitivity",
+    "specificity",
 )
 KIND_NAMES = {
     "true_positive": "true positives (two views of an image)",

@@ -1,0 +1,1 @@
+"""``sslmed diagnose``: from examinations to probabilities, and what they are worth."""

@@ -1,0 +1,61 @@
+"""Exams that no run has seen, as the data of a part: the slices in the layout that the part was trained on."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sslmed_dist import registry
+from sslmed_dist.config import Config
+from sslmed_dist.data import DATASETS
+from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.data.exams.exam_dataset import ExamDataset, exams_of
+from sslmed_dist.data.exams.mrnet import open_stack
+
+ENDING = ".npy"
+
+
+class StackedExams(ExamDataset):
+    """Unlabelled exams in files like MRNet's, uint8 (S, 256, 256) each, of one plane; ids are 0, 1, ... in the order of
+    the files."""
+
+    def __init__(self, files: Sequence[Path], names: Sequence[str], plane: str) -> None:
+        """``ValueError`` naming a file that cannot be read or holds something else."""
+        self.files = list(files)
+        counts = torch.tensor([len(open_stack(path)) for path in self.files])
+        ids = torch.arange(len(self.files))
+        records = [{"exam": name} for name in names]
+        facts = {"name": plane, "labels": torch.full((len(ids),), -1), "classes": (), "channels": 1}
+        super().__init__(counts=counts, ids=ids, records=records, **facts)
+
+    def slices(self, position: int, numbers: Tensor) -> Tensor:
+        return torch.from_numpy(open_stack(self.files[position])[numbers.numpy()]).unsqueeze(1)
+
+    def value_range(self) -> tuple[float, float]:
+        return (0.0, 255.0)
+
+    def to(self, device: str | torch.device) -> "StackedExams":
+        clone = copy.copy(self)
+        clone.device = torch.device(device)
+        return clone
+
+
+def read_exams(folder: Path, settings: Config) -> Dataset | None:
+    """The exams in ``folder`` that have what the part of these ``settings`` looks at; None where there is none.
+
+    A part that was trained on MRNet's layout takes ``PLANE.npy`` (one exam) or ``PLANE/NAME.npy`` (the exams NAME). Any
+    other is read by its own dataset, with the folder as its root. ``ValueError`` for what cannot be read."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: expected a folder of exams")
+    if settings.data["name"] != "mrnet":
+        leaf = {key: value for key, value in settings.data.items() if key not in ("subset", "root")}
+        dataset: Dataset = registry.build(DATASETS, {**leaf, "root": str(folder)}, "data", split="all")
+        exams_of(dataset)
+        return dataset
+    plane = str(settings.data.get("plane", "sagittal"))
+    alone, several = folder / f"{plane}{ENDING}", sorted((folder / plane).glob(f"*{ENDING}"))
+    if alone.is_file():
+        return StackedExams([alone], [folder.name], plane)
+    return StackedExams(several, [path.stem for path in several], plane) if several else None

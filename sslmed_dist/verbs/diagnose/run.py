@@ -1,0 +1,131 @@
+"""``sslmed diagnose CONFIG``: train every part, put them together, measure, and write what came out."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sslmed_dist import outputs
+from sslmed_dist.atomic_files import refuse_links, sha256, write_atomically
+from sslmed_dist.config import Config
+from sslmed_dist.downstream import write_rows
+from sslmed_dist.downstream.diagnosis.inference import ExamScores
+from sslmed_dist.downstream.predictions import Predictions
+from sslmed_dist.printable import note
+from sslmed_dist.run_folder import RunFolder, write_json
+from sslmed_dist.training import build
+from sslmed_dist.training.check import check_training
+from sslmed_dist.verbs.diagnose import page, scoring
+from sslmed_dist.verbs.diagnose.likeness import likeness
+from sslmed_dist.verbs.diagnose.parts import Part, examiner, load_method, read_parts, section, train
+from sslmed_dist.verbs.diagnose.scoring import Combination, Exams
+
+RESULTS, MODEL, PREDICTIONS, PAGE = "evaluate/diagnosis.json", "diagnosis.json", "predictions.csv", "diagnosis.html"
+
+
+def check(settings: Config) -> list[str]:
+    """Validate everything and try two steps of each part; nothing is written. Returns lines that say what it is."""
+    lines = []
+    for part in read_parts(settings):
+        summary = check_training(part.settings, part.learnt())
+        counts = f"{len(part.rest)} train, {len(part.val)} held out, {len(part.test)} test exams"
+        lines += [f"part      {part.name}: {counts}", *summary.lines]
+    return lines
+
+
+def run(settings: Config, resume: str = "auto") -> Path:
+    """Train and measure; what was interrupted goes on where it stopped. Returns the page. The run folder then holds
+    ``parts/NAME`` (a run each), ``evaluate/diagnosis.json``, ``predictions.csv``, ``diagnosis.json`` (what
+    ``--predict`` needs beside the parts) and ``diagnosis.html``."""
+    folder = settings.folder
+    refuse_links(folder)
+    outputs.require_ours(folder / RESULTS, outputs.is_results)
+    parts = read_parts(settings)
+    for line in dict.fromkeys(line for part in parts for line in (*part.train.notices, *part.test.notices)):
+        note(f"data: {line}")
+    for part in parts:
+        train(part, resume)
+    run_folder = RunFolder(folder, settings)
+    run_folder.open("auto")
+    try:
+        run_folder.describe()
+        return measure(settings, parts)
+    finally:
+        run_folder.close()
+
+
+def measure(settings: Config, parts: Sequence[Part]) -> Path:
+    """Examine held-out and test exams by every part, combine, score, and write."""
+    folder, diagnosis, seed = settings.folder, section(settings), settings.run.seed
+    held, tested, files = [], [], {}
+    device = build.choose_device(settings)
+    for part in parts:
+        method, resolved, path = load_method(part.folder)
+        look = examiner(method, resolved, part.train, diagnosis, device)
+        held.append(look.examine(part.train, part.val))
+        tested.append(look.examine(part.test, torch.arange(len(part.test))))
+        files[part.name] = {"file": path.name, "sha256": sha256(path)}
+        note(f"{part.name}: {len(part.val)} held-out and {len(part.test)} test exams examined")
+    classes = scoring.label_names(tested)
+    combination = scoring.combine(joined(parts, held, test=False), classes)
+    test = joined(parts, tested, test=True)
+    arms = scoring.arms_of(parts, test, combination, seed)
+    rows = scoring.rows_of_arms(arms, published=diagnosis.published, seed=seed)
+    facts = {"combination": described(parts, combination), "notices": list(parts[0].test.notices)}
+    write_rows(folder / RESULTS, rows, encoder=files, **facts)
+    write_json(folder / MODEL, {outputs.MARK: "sslmed diagnose", **described(parts, combination), **known_range(parts)})
+    write_atomically(folder / PREDICTIONS, table(parts, test, combination, arms).encode())
+    content = page.html(settings, rows, arms, combination, [part.name for part in parts])
+    write_atomically(folder / PAGE, content.encode())
+    return folder / PAGE
+
+
+def joined(parts: Sequence[Part], scores: Sequence[ExamScores], *, test: bool) -> Exams:
+    """The exams of all parts that ``scores`` are of."""
+    datasets = [part.test if test else part.train for part in parts]
+    positions = [torch.arange(len(part.test)) if test else part.val for part in parts]
+    return scoring.join(datasets, positions, scores)
+
+
+def described(parts: Sequence[Part], combination: Combination) -> dict[str, Any]:
+    """The combination as plain data, by part and label; null where a part does not answer a label."""
+
+    def plain(values: torch.Tensor) -> list[float | None]:
+        return [None if value != value else round(value, 9) for value in values.tolist()]
+
+    by_part = {
+        part.name: {"accuracies": plain(combination.accuracies[k]), "weights": plain(combination.weights[k])}
+        for k, part in enumerate(parts)
+    }
+    return {"labels": list(combination.classes), "parts": by_part, "temperatures": plain(combination.temperatures)}
+
+
+def known_range(parts: Sequence[Part]) -> dict[str, Any]:
+    """What the training exams of each part are like: number of slices, spacing in mm, mean and deviation of the
+    intensities on [0, 1], each as the least and greatest value. A new exam outside of it is warned about."""
+    return {"training": {part.name: likeness(part.train, part.rest) for part in parts}}
+
+
+def table(parts: Sequence[Part], test: Exams, combination: Combination, arms: dict[str, Predictions]) -> str:
+    """``predictions.csv``: a line for each test exam and label. The exam is its number, and its name where the data
+    has one: the file stays at the site, as the run folder does."""
+    names: dict[int, str] = {}
+    for part in parts:
+        records = part.test.records or [{} for _ in range(len(part.test))]
+        names |= {int(i): str(r.get("exam", "")) for i, r in zip(part.test.ids, records, strict=True)}
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    own = [f"{part.name}{suffix}" for part in parts for suffix in ("", " spread")]
+    combinations = (scoring.ENSEMBLE, scoring.SCALED, scoring.MEAN)
+    writer.writerow(["exam", "name", "label", "truth", *combinations, *own])
+    for row, exam in enumerate(test.ids.tolist()):
+        for column, label in enumerate(combination.classes):
+            truth = test.labels[row, column]
+            pairs = [(p[row, column], s[row, column]) for p, s in zip(test.probabilities, test.spread, strict=True)]
+            values = [arms[arm].scores[row, column] for arm in combinations] + [v for pair in pairs for v in pair]
+            written = ["" if value.isnan() else f"{float(value):.6f}" for value in values]
+            writer.writerow([exam, names[exam], label, "" if truth.isnan() else int(truth), *written])
+    return stream.getvalue()
