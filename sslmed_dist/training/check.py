@@ -167,6 +167,7 @@ def describe(tried: Tried, memory: str, spent: str) -> list[str]:
         f"run       {settings.folder.name}, seed {settings.run.seed}, fingerprint {fingerprint(settings)[:12]}",
         f"data      {data.name}: {len(data)} samples, {data.channels} channel(s), {len(data.classes)} classes",
         f"method    {settings.method['name']}: {weights:,} parameters, {size(work.method) / 2**20:.1f} MiB",
+        *([] if work.features is None else [f"features  {work.features.line()}"]),
         f"plan      {plan.epochs} epochs x {work.batches.steps} steps = {steps} steps of {plan.batch_size}",
         f"device    {device}, {torch.get_num_threads()} thread(s), {plan.precision}",
         f"memory    {memory}",

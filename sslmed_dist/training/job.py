@@ -21,6 +21,7 @@ from sslmed_dist.run_folder import RunFolder, differences
 from sslmed_dist.training import engine, optim
 from sslmed_dist.training.allocation import keep_freed_memory
 from sslmed_dist.training.build import build_views, choose_device, compile_encoder, load_data, resolve, resolve_auto
+from sslmed_dist.training.feature_cache import FOLDER, FeatureSet, Given, feature_set
 from sslmed_dist.training.monitor import Monitor
 from sslmed_dist.training.pretrained import find, first_method
 from sslmed_dist.training.progress import Progress
@@ -43,6 +44,7 @@ class Job:
     samples: Samples | None = None  # of the dataset; in a run folder only, and on rank 0
     validation: Validation | None = None
     best: dict[str, Tensor] | None = None  # the method's state at the lowest validation loss, on the CPU
+    features: FeatureSet | None = None  # of a frozen encoder; then the batches are of these, and views see nothing
 
     def content(self) -> dict[str, Any]:
         """What a checkpoint holds beside the step."""
@@ -135,8 +137,10 @@ def assemble(settings: Config, dataset: Dataset | None = None) -> Job:
         method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if plan.compile:
         compile_encoder(method.encoder)
+    views = build_views(settings, dataset).to(device)
+    features = feature_set(method, dataset, views, settings, device)
     batches = Batches(
-        dataset.to(device) if plan.resident else dataset,
+        features or (dataset.to(device) if plan.resident else dataset),
         global_batch=plan.batch_size,
         seed=settings.run.seed,
         rank=distributed.rank(),
@@ -148,13 +152,13 @@ def assemble(settings: Config, dataset: Dataset | None = None) -> Job:
         workers=plan.loader_threads,
         device=device,
     )
-    views = build_views(settings, dataset).to(device)
     optimisation = optim.build(
         settings.optim, method, batch_size=plan.batch_size, epochs=plan.epochs, per_epoch=batches.steps
     )
     state = begin(method, optimisation, plan, batches.steps)
     validation = Validation.of(settings, method, views)
-    return Job(settings, dataset, method, views, batches, state, validation=validation)
+    shown = Given() if features else views
+    return Job(settings, dataset, method, shown, batches, state, validation=validation, features=features)
 
 
 def train(
@@ -178,6 +182,8 @@ def train(
         bar = Progress(title or run.path.name, total(job), job.batches.global_batch, job.state.step)
         with Stop(run.path) as stop, bar:
             run_fit(job, run, stop, bar)
+        if job.features is not None and not job.state.stopped and distributed.rank() == 0:
+            job.features.close(run.path / FOLDER)
     finally:
         run.close()
     return job
@@ -200,6 +206,8 @@ def take_over(job: Job, run: RunFolder, resume: str) -> None:
     if distributed.rank() == 0:
         go_on(job, run, saved)
     distributed.barrier()
+    if job.features is not None and not job.finished():
+        job.features.open(run.path / FOLDER)
 
 
 def go_on(job: Job, run: RunFolder, saved: Mapping[str, Any] | None) -> None:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class StackedExams(ExamDataset):
         counts = torch.tensor([len(open_stack(path)) for path in self.files])
         ids = torch.arange(len(self.files))
         records = [{"exam": name} for name in names]
-        facts = {"name": plane, "labels": torch.full((len(ids),), -1), "classes": (), "channels": 1}
+        facts: dict[str, Any] = {"name": plane, "labels": torch.full((len(ids),), -1), "classes": (), "channels": 1}
         super().__init__(counts=counts, ids=ids, records=records, **facts)
 
     def slices(self, position: int, numbers: Tensor) -> Tensor:
