@@ -11,7 +11,7 @@ from sslmed_dist import config, plain_yaml
 from sslmed_dist.cli_answers import options
 from sslmed_dist.training.evaluation_data import overridden
 
-SECTIONS = "data, views, method, run, optim, plan, driver, ray, evaluate, federated"
+SECTIONS = "data, views, method, run, optim, plan, driver, ray, evaluate, federated, diagnose"
 PLAN = (
     "epochs, batch_size, micro_batch, steps_per_epoch, draws, slices_per_exam, validate, patience, precision, "
     "channels_last, compile, deterministic, clip, "

@@ -14,8 +14,8 @@ SLACK = 0.05  # of the range, that a value may lie outside of it
 
 
 def facts(dataset: Dataset, position: int) -> dict[str, float]:
-    """What is compared of the exam at ``position``: slices, pixel_mm and slice_mm where known, and mean and deviation
-    of its intensities on [0, 1]."""
+    """What is compared of the exam at ``position``: the number of slices, the spacing along
+    each axis where it is known, and mean and deviation of its intensities on [0, 1]."""
     exams, places = exams_of(dataset)
     place = int(places[position])
     record = dataset.records[position] if dataset.records else {}
@@ -25,8 +25,8 @@ def facts(dataset: Dataset, position: int) -> dict[str, float]:
     values = {"slices": float(len(slices))}
     values |= {"intensity mean": float(unit.mean()), "intensity deviation": float(unit.std())}
     spacing = record.get("spacing_mm")
-    if spacing:
-        values |= {"pixel_mm": float(spacing[0]), "slice_mm": float(spacing[-1])}
+    for axis, size in enumerate(spacing or ()):
+        values[f"spacing {axis + 1} in mm"] = float(size)
     return values
 
 
