@@ -1,7 +1,7 @@
 """A diagnosis from the slices of an examination: an encoder of slices, a head over them, one logit a label."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class Diagnose(Method):
     ``cache_gb`` is the most that may be kept. A cache needs ``plan.copies``.
     """
 
+    validates: ClassVar[bool] = True
     encoder: DenseEncoder
     weights: Tensor
 

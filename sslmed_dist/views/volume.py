@@ -50,7 +50,7 @@ class VolumeViews(nn.Module):
     * ``published_code``: by -20, 0 or 20 degrees, by 1 or 1.15, and by -15, 0 or 15 pixels along each axis.
     * ``crop``: a random resized crop of the area share ``crop_scale``, the thesis's chapter 4. It does not state the
       share; [0.5, 1] is ours.
-    * ``none``: nothing is random. This is the view of evaluation.
+    * ``none``: nothing is random. This is the view of evaluation, and what the others are in evaluation mode.
 
     Shifts are shares of the slice: they are pixels of a slice of 256 x 256. Every draw is keyed by (seed, "views",
     epoch, sample id, draw, 0, word), so an examination looks the same in any batch. Past the slice's edge is what
@@ -108,7 +108,7 @@ class VolumeViews(nn.Module):
         exams, slices, channels = images.shape[:3]
         flat = self.standard({"images": images.flatten(0, 1)}, seed=seed, epoch=epoch)["views_0"]
         view = flat.view(exams, slices * channels, self.size, self.size)
-        if self.transforms != "none":
+        if self.transforms != "none" and self.training:
             index, draws = (batch[name].to(images.device) for name in ("index", "draw"))
             table = draw(self.words, self.word_keys, seed=seed, epoch=epoch, index=index, draw=draws, view=0)
             # The slices of an examination as the channels of one image: one grid moves them all.

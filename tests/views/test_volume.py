@@ -53,10 +53,13 @@ def test_one_transform_moves_all_slices_of_an_exam(transforms: str) -> None:
 
 @pytest.mark.parametrize("side, size", [(32, 32), (48, 32), (20, 32)])
 def test_without_transforms_it_is_the_standard_view_of_every_slice(side: int, size: int) -> None:
-    """Nothing depends on seed and epoch, and slices past the end are 0."""
+    """Nothing depends on seed and epoch, and slices past the end are 0; so it is in evaluation mode, too."""
     batch, given = exams(3, 3, side), {"mean": (0.4,), "std": (0.3,)}
+    tried = make(size, "pretext", **given).eval()(batch, seed=1, epoch=1)["views_0"]
     view = make(size, "none", **given)(batch, seed=1, epoch=1)["views_0"]
-    assert torch.equal(view, make(size, "none", **given)(batch, seed=2, epoch=5)["views_0"])
+    assert torch.equal(view, make(size, "none", **given)(batch, seed=2, epoch=5)["views_0"]) and torch.equal(
+        view, tried
+    )
     standard = VIEWS["standard"](size, channels=1, value_range=(0.0, 255.0), **given)
     for exam, length in enumerate(batch["length"].tolist()):
         alone = standard({"images": batch["images"][exam]}, seed=0, epoch=0)["views_0"]

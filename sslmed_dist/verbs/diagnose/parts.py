@@ -130,7 +130,8 @@ def load_method(folder: Path) -> tuple[Diagnose, Config, Path]:
         raise ValueError(f"{path}: holds no training of a diagnosis")
     method = pretrained.untrained_method(settings)
     assert isinstance(method, Diagnose)
-    checkpoint.load_method(method, saved["method"], path)
+    # Where training watched a validation loss, the weights at the lowest one.
+    checkpoint.load_method(method, saved.get("best") or saved["method"], path)
     return method, settings, path
 
 
