@@ -74,8 +74,7 @@ FREEDOM: Mapping[str, Freedom] = {
     **dict.fromkeys(("evaluate.pictures", "evaluate.every"), SAME),
     "method.pretext_classes": DATA,
     **dict.fromkeys(("method.channels", "method.classes", "method.task", "method.names", "views.pixel_mm"), DATA),
-    # A run resolves its normalisation from its own training data and so from its seed's partition.
-    # So do the numbers of its labels.
+    # A run resolves its normalisation (and counts its labels) from its own training data, so from its seed's partition.
     **dict.fromkeys(("views.mean", "views.std", "method.label_counts"), Freedom(experiment=True, resolved=True)),
 }
 

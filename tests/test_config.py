@@ -13,9 +13,9 @@ from sslmed_dist.training.evaluation_data import overridden
 
 SECTIONS = "data, views, method, run, optim, plan, driver, ray, evaluate, federated, diagnose"
 PLAN = (
-    "epochs, batch_size, micro_batch, steps_per_epoch, draws, slices_per_exam, validate, patience, precision, "
-    "channels_last, compile, deterministic, clip, "
-    "log_every, checkpoint_every, keep_last, keep_every, loader_threads, resident"
+    "epochs, batch_size, micro_batch, steps_per_epoch, draws, slices_per_exam, validate, patience, copies, precision, "
+    "channels_last, compile, deterministic, clip, log_every, checkpoint_every, keep_last, keep_every, loader_threads, "
+    "resident"
 )
 NUMBERS = "; a number has to be finite in float32, a whole number within 2^53"
 COMPONENT = (
