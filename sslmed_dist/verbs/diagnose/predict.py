@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist import config, outputs
+from sslmed_dist.analysis import gradcam
 from sslmed_dist.atomic_files import sha256, write_atomically
 from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import Dataset
@@ -142,6 +143,12 @@ def examine(said: Answer, part: str, look: Examiner, slices: Tensor, labels: Seq
         numbers, differences = look.without_each(slices, k)
         strongest = differences.abs().argsort(descending=True)[:3]
         said.slices += [(part, label, int(numbers[i]) + 1, float(differences[i])) for i in strongest]
+        # Where in the slice that counts most the answer comes from, in the clip of all of these slices.
+        view = look.view(slices[numbers])
+        place = int(strongest[0])
+        where = gradcam.of_slices(look.method, view, k)[place]
+        picture = predicted_page.overlay(view[0, place, 0].float().cpu(), where.float().cpu())
+        said.pictures.append((f"{part}, {label}, slice {int(numbers[place]) + 1}", picture))
     return row
 
 

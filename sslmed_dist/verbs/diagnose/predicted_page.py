@@ -3,7 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+from torch.nn import functional
+
 from sslmed_dist.printable import as_html
+from sslmed_dist.report import plots
+from sslmed_dist.report.page import image
 from sslmed_dist.verbs.diagnose.page import document
 
 HINT = (
@@ -23,6 +28,7 @@ class Answer:
     parts: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     slices: list[tuple[str, str, int, float]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    pictures: list[tuple[str, bytes]] = field(default_factory=list)  # caption and PNG: they hold pixels
 
 
 def html(answers: Sequence[Answer], labels: Sequence[str], phantom: bool) -> str:
@@ -32,7 +38,7 @@ def html(answers: Sequence[Answer], labels: Sequence[str], phantom: bool) -> str
         body.append(f"<h2>{as_html(answer.exam)}</h2>")
         body += [f"<p class='banner caution'>{as_html(warning)}</p>" for warning in answer.warnings]
         body.append(probabilities(answer, labels))
-        body.append(slices(answer))
+        body += [slices(answer), pictures(answer)]
     return document("Probabilities of findings", body, phantom)
 
 
@@ -66,3 +72,25 @@ def slices(answer: Answer) -> str:
     head = "<tr><th>finding</th><th>part</th><th>slice, from 1</th><th>without it the probability falls by</th></tr>"
     table = f"<div class='scroll'><table class='plain'><thead>{head}</thead>{rows}</table></div>"
     return f"<details><summary>Slices that count</summary>{table}</details>"
+
+
+def overlay(view: Tensor, where: Tensor) -> bytes:
+    """A slice (H, W) with Grad-CAM (h, w) over it, as PNG."""
+    figure = plots.new_figure((2.2, 2.2))
+    axes = figure.subplots()
+    axes.imshow(view.numpy(), cmap="gray")
+    size = (int(view.shape[0]), int(view.shape[1]))
+    heat = functional.interpolate(where[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    axes.imshow(heat.numpy(), cmap="inferno", alpha=0.6 * heat.numpy(), vmin=0.0, vmax=1.0)
+    axes.set_axis_off()
+    return plots.png(figure, 100)
+
+
+def pictures(answer: Answer) -> str:
+    """The slice that counts most for each part and label, with what speaks for the finding in it."""
+    shown = "".join(
+        f"<figure>{image(content, caption)}<figcaption>{as_html(caption)}</figcaption></figure>"
+        for caption, content in answer.pictures
+    )
+    said = "Grad-CAM at the maps that the head reads. This page holds image pixels: do not send it out."
+    return f"<details><summary>Where</summary><p class='hint'>{said}</p><div class='figures'>{shown}</div></details>"
