@@ -55,7 +55,7 @@ class Diagnose(Method):
         label_counts: tuple[tuple[int, ...], ...] | None = None,
         freeze: bool = True,
         input: Literal["whole", "patches"] = "whole",  # noqa: A002, a key of the configuration
-        chunk: int = 4,
+        chunk: int = 2,
         cache: Literal["float16", "pooled", "off"] = "off",
         cache_gb: float = 40.0,
         channels: int = 1,
