@@ -17,7 +17,7 @@ from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.printable import note
 from sslmed_dist.run_folder import RunFolder, write_json
 from sslmed_dist.training import build
-from sslmed_dist.training.check import check_training
+from sslmed_dist.training.check import check_lines
 from sslmed_dist.verbs.diagnose import page, scoring
 from sslmed_dist.verbs.diagnose.likeness import likeness
 from sslmed_dist.verbs.diagnose.parts import Part, examiner, load_method, read_parts, section, train
@@ -30,9 +30,8 @@ def check(settings: Config) -> list[str]:
     """Validate everything and try two steps of each part; nothing is written. Returns lines that say what it is."""
     lines = []
     for part in read_parts(settings):
-        summary = check_training(part.settings, part.learnt())
         counts = f"{len(part.rest)} train, {len(part.val)} held out, {len(part.test)} test exams"
-        lines += [f"part      {part.name}: {counts}", *summary.lines]
+        lines += [f"part      {part.name}: {counts}", *check_lines(part.settings, part.learnt())]
     return lines
 
 
