@@ -161,7 +161,7 @@ def check(dataset: Dataset, positions: Mapping[str, Tensor]) -> None:
         labels = dataset.labels.cpu()[positions[name].cpu()]
         count = int(unlabelled(labels).sum())
         if not dataset.classes or count:
-            what = f"{count} unlabelled samples (one label missing is enough)"
+            what = f"unlabelled samples ({count}; one missing label is enough)"
             raise ValueError(f"{dataset.name}: the split {name} holds {what}; evaluation needs labels")
     test = positions["test"].cpu()
     for name in ("train", "val"):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from sslmed_dist.data import DATASETS, PARTITIONS, SUBSETS, ArrayDataset, Subset, duplicates
+from sslmed_dist.data.dataset import unlabelled
 from sslmed_dist.data.joined import Joined
 from sslmed_dist.registry import check
 
@@ -93,3 +94,9 @@ def test_a_joined_set_keeps_what_its_parts_know() -> None:
     assert joined.notices == ("left aside: 1 .txt files", "part 0", "part 2")
     assert joined.to("cpu").notices == joined.notices
     assert Joined([part(0), part(2, sites=False)]).sites is None
+
+
+def test_a_sample_is_unlabelled_where_one_of_its_labels_is_missing() -> None:
+    assert unlabelled(torch.tensor([0, -1, 3])).tolist() == [False, True, False]
+    labels = torch.tensor([[0.0, 1.0], [float("nan"), 1.0], [float("nan"), float("nan")]])
+    assert unlabelled(labels).tolist() == [False, True, True]

@@ -140,6 +140,16 @@ def test_scans_are_known_by_their_files_and_a_packed_folder_by_its_voxels(tmp_pa
     assert digest(Episodes(tmp_path / "copy", masks="organs")) != digest(by_folder)
 
 
+def test_a_missing_label_is_null_and_equal_to_itself() -> None:
+    labels = torch.tensor([[1.0, float("nan")], [0.0, 1.0]])
+    arrays = {"images": torch.zeros(2, 1, 2, 2), "classes": ("a", "b"), "name": "x"}
+    lines = samples.describe(ArrayDataset(labels=labels, **arrays)).lines  # type: ignore[arg-type]
+    assert '"label": [1.0, null]' in lines[0] and '"label": [0.0, 1.0]' in lines[1]
+    assert samples.first_difference(lines, samples.describe(ArrayDataset(labels=labels.clone(), **arrays)).lines) == ""  # type: ignore[arg-type]
+    other = samples.describe(ArrayDataset(labels=labels.nan_to_num(), **arrays)).lines  # type: ignore[arg-type]
+    assert samples.first_difference(lines, other) == "sample 0 has label [1.0, 0.0], it had [1.0, None]"
+
+
 def test_knee_exams_are_known_by_their_files(tmp_path: Path) -> None:
     write_knee(tmp_path / "knee", train=2, valid=1, slices=(17, 18))
     shutil.copytree(tmp_path / "knee", tmp_path / "copy")

@@ -115,3 +115,13 @@ def test_evaluators_mistakes_name_the_dataset() -> None:
 
     with pytest.raises(ValueError, match="made-up: knn.k: 200 neighbours asked of n = 20"):
         predict(RawPixels(), made_up(), thirds(), evaluators={"knn": KNN()}, seed=0, **settings())
+
+
+def test_one_missing_label_of_several_is_refused() -> None:
+    data = made_up()
+    data.labels = torch.zeros(len(data), 2)
+    data.labels[3, 1] = float("nan")
+    with pytest.raises(
+        ValueError, match=r"the split train holds unlabelled samples \(1; one missing label is enough\)"
+    ):
+        extract_splits(RawPixels(), data, thirds(), **settings())
