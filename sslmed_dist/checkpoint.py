@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sslmed_dist.atomic_files import ENDING, UNFINISHED, write_atomically, writing
 from sslmed_dist.json_files import Fields, checked
 from sslmed_dist.state_dicts import misfit, require_held
+from sslmed_dist.zip_files import open_zip
 
 FORMAT, VERSION = "sslmed-dist checkpoint", 1
 MAGIC = b"PK\x03\x04"  # how every zip archive, and so every torch.save file, starts
@@ -121,7 +122,7 @@ def verify(path: Path) -> None:
     if start and start != MAGIC[: len(start)]:
         raise ValueError(f"{path}: not a checkpoint of this program")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             # torch stores its members as they are; a member that has to be inflated may be of any size
             members = archive.infolist()
             plain = all(plain_member(member, path) for member in members)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sslmed_dist.json_files import LARGEST_OBJECT, require_ordinary
+from sslmed_dist.zip_files import open_zip
 
 # What the marks are called and say: a key of JSON and of a safetensors header, a member of an .npz.
 MARK, EXPORT, FEATURES = "written_by", "sslmed export", "sslmed embed"
@@ -95,7 +96,7 @@ def is_features(path: Path) -> bool:
     """The features of ``embed``: an .npz with the mark."""
     import numpy as np
 
-    with zipfile.ZipFile(path) as archive:
+    with open_zip(path) as archive:
         member = archive.getinfo(f"{MARK}.npy")
         if member.file_size > 1024:
             return False

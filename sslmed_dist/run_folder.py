@@ -17,6 +17,7 @@ from sslmed_dist.checkpoint import Checkpoints
 from sslmed_dist.curve_events import LiveCurves
 from sslmed_dist.json_files import Fields, Lines
 from sslmed_dist.printable import say
+from sslmed_dist.zip_files import open_zip
 
 # The keys that a line of metrics may have beside its name and value.
 METRIC_KEYS: Fields = {
@@ -98,7 +99,7 @@ def phantom_data(settings: config.Config) -> bool:
     root = Path(str(settings.data["root"])).expanduser()
     if root.is_file() and zipfile.is_zipfile(root):
         try:
-            with zipfile.ZipFile(root) as archive:
+            with open_zip(root) as archive:
                 if "phantom.npy" in archive.namelist():
                     return True
         except zipfile.BadZipFile as error:

@@ -7,7 +7,6 @@ a part of an encoder is never loaded.
 """
 
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from sslmed_dist import checkpoint, state_dicts
 from sslmed_dist.outputs import LARGEST_HEADER
+from sslmed_dist.zip_files import open_zip
 
 # A network whose name has one of these words is the slow copy of one that is trained: momentum_encoder, encoder_k,
 # teacher, target_network, model_ema, backbone_momentum.
@@ -44,7 +44,7 @@ def is_checkpoint(path: Path) -> bool:
     if not is_archive(path):
         return False
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             pickles = [member for member in archive.infolist() if member.filename.endswith("/data.pkl")]
             if not all(checkpoint.plain_member(member, path) for member in pickles):
                 return True

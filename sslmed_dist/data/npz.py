@@ -16,6 +16,7 @@ import numpy as np
 
 from sslmed_dist.data.damage import damage_named
 from sslmed_dist.printable import excerpt
+from sslmed_dist.zip_files import open_zip
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 # An array may have this many bytes in any case, and this many times the bytes that it takes in the file.
@@ -30,7 +31,7 @@ def open_archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfil
     names the file, also a name that stands in it twice."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    with damage_named(path, "not a readable .npz"), zipfile.ZipFile(path) as archive:
+    with damage_named(path, "not a readable .npz"), open_zip(path) as archive:
         members: dict[str, zipfile.ZipInfo] = {}
         for info in archive.infolist():
             name = info.filename.removesuffix(SUFFIX)
