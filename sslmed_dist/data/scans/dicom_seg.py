@@ -9,6 +9,7 @@ import numpy as np
 
 from sslmed_dist import __version__
 from sslmed_dist.data.scans.dicom import Series
+from sslmed_dist.data.scans.dicom_file import read_dicom
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -92,9 +93,7 @@ def segmentation(sources: list[Any], frames: Array, labels: Sequence[int], model
 def read_headers(folder: Path, series: Series) -> list[Any]:
     """The headers of the series' files in slice order, without their pixels. ``ValueError`` naming a file that lacks
     an identifier which the segmentation refers to."""
-    import pydicom
-
-    headers: list[Any] = [pydicom.dcmread(folder / name, stop_before_pixels=True) for name in series.files]
+    headers: list[Any] = [read_dicom(folder / name, header_only=True) for name in series.files]
     for name, header in zip(series.files, headers, strict=True):
         for attribute in ("SOPInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
             if not header.get(attribute):

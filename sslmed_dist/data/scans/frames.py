@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslmed_dist.data.damage import damage_named, reason
+from sslmed_dist.data.scans.dicom_file import MOST_BYTES, read_dicom
 from sslmed_dist.data.scans.memory import require_voxels
 
 MOST_PIXELS = 2**26  # of a slice, 8,192 x 8,192
-MOST_BYTES = 2**29  # of a file, which pydicom reads as a whole: a slice of 32 bits, and as much again
 MEASURED = ("CT", "PT", "NM")  # modalities whose values are a measure, whatever is shown bright
 SAME_DIRECTION = 1e-3  # difference of a direction cosine, and relative difference of pixel spacings
 # A file without the preamble of PS3.10 begins with the tag of its first element, of group 0002 or 0008.
@@ -72,14 +72,13 @@ def read_header(path: Path, *, pixels: bool) -> Any:
     """The header of a DICOM file that holds an image, with its ``pixels`` or without; None for a file that is not
     DICOM or holds no image (DICOMDIR, reports). A file without preamble is DICOM as well. ``ValueError`` naming a
     damaged file; a file that is called ``.dcm`` and is none is one of them."""
-    import pydicom
     from pydicom.errors import InvalidDicomError
 
     if pixels and path.stat().st_size > MOST_BYTES:
         require_bytes(path, read_header(path, pixels=False))
     with damage_named(path, "cannot be read, truncated or not DICOM"):
         try:
-            header: Any = pydicom.dcmread(path, stop_before_pixels=not pixels)
+            header: Any = read_dicom(path, header_only=not pixels)
         except InvalidDicomError:
             with path.open("rb") as file:
                 bare = file.read(4).startswith(BARE)
@@ -87,7 +86,7 @@ def read_header(path: Path, *, pixels: bool) -> Any:
                 raise
             if not bare:
                 return None
-            header = pydicom.dcmread(path, stop_before_pixels=not pixels, force=True)
+            header = read_dicom(path, header_only=not pixels, force=True)
             state_encoding(header)
         if "PixelData" in header if pixels else "Rows" in header and "Columns" in header:
             return header

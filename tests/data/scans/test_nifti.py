@@ -8,10 +8,11 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 
 from sslmed_dist.data.phantom.chaos import write_series
-from sslmed_dist.data.scans import dicom, frames, memory, nifti
+from sslmed_dist.data.scans import dicom, dicom_file, frames, memory, nifti
 
 SHAPE = (5, 7, 6)
 TURNS = {"RAS": np.diag([2.0, 3.0, 4.0, 1.0]), "LPI": np.diag([-2.0, -3.0, -4.0, 1.0]), "tilted": np.eye(4)}
@@ -88,6 +89,26 @@ def test_a_dicom_file_of_more_bytes_than_a_slice_has_is_not_read(
     monkeypatch.setattr(frames, "MOST_BYTES", 600)
     with pytest.raises(ValueError, match=r"bytes for 35 pixels; allowed: 600"):
         dicom.read_series(tmp_path / "s")
+
+
+def test_deflated_dicom_is_read_and_inflated_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set of the syntax "deflated" is inflated as a whole by pydicom, even for its header alone."""
+    folder = tmp_path / "s"
+    write_series(folder, np.arange(210, dtype=np.uint16).reshape(7, 5, 6), np.diag([1.0, 1.0, 2.0, 1.0]))
+    plain = dicom.read_series(folder)
+    for path in folder.iterdir():
+        header = pydicom.dcmread(path)
+        header.ImageComments = "x" * 8000
+        header.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+        header.save_as(path)
+    read = dicom.read_series(folder)
+    assert np.array_equal(read.voxels, plain.voxels) and np.array_equal(read.affine, plain.affine)
+    monkeypatch.setattr(dicom_file, "PIECE", 64)
+    for limit in (2000, 500):  # the files have some 700 bytes: of those above the limit only the header is asked for
+        monkeypatch.setattr(dicom_file, "MOST_BYTES", limit)
+        monkeypatch.setattr(dicom, "MOST_BYTES", limit)
+        with pytest.raises(ValueError, match=rf"s/\S+: .*bytes inflate to more than {limit:,}, the most that are read"):
+            dicom.read_series(folder)
 
 
 def test_nibabel_is_not_heard(tmp_path: Path) -> None:
