@@ -235,13 +235,13 @@ def unlabelled(labels: Tensor) -> Tensor:
     return ~(known if labels.ndim == 1 else known.all(1))
 
 
-def select_split(splits: Sequence[str], split: str, where: str) -> Tensor:
+def select_split(splits: Sequence[str], split: str, where: str, hint: str = "") -> Tensor:
     """Positions (int64 (n,), ascending) of the samples of one ``split``, or of all samples for "all".
 
     ``splits`` has the split name of every sample. ``ValueError`` names the splits there are when ``split`` is none of
-    them.
+    them, and ends with ``hint``.
     """
     present = [name for name in SPLITS if name in set(splits)]
     if split != "all" and split not in present:
-        raise ValueError(f"{where}: no split {split!r}; allowed: {', '.join([*present, 'all'])}")
+        raise ValueError(f"{where}: no split {split!r}; allowed: {', '.join([*present, 'all'])}{hint}")
     return torch.tensor([i for i, name in enumerate(splits) if split in ("all", name)], dtype=torch.int64)

@@ -14,7 +14,7 @@ from sslmed_dist.data.check.findings import Findings
 from sslmed_dist.data.dataset import SPLITS, content_hash
 from sslmed_dist.data.images.decode import open_picture
 from sslmed_dist.data.images.files import Listing
-from sslmed_dist.data.images.folder import read_trees, split_folders
+from sslmed_dist.data.images.folder import read_trees, require_classes, split_folders
 from sslmed_dist.data.images.packed import Packed
 from sslmed_dist.data.images.shards import open_shard, read_summary
 from sslmed_dist.data.images.walk import said
@@ -29,6 +29,11 @@ def inspect_images(root: Path, findings: Findings) -> None:
     findings.lines.append("layout: image folder")
     split_names = split_folders(root)
     trees, aside = read_trees(root, split_names)
+    if not split_names:
+        try:
+            require_classes(root)
+        except ValueError as error:
+            findings.problems.append(str(error))
     classes = sorted({kind for tree in trees.values() for kind in tree} - {""})
     digests = {}
     for split, tree in trees.items():

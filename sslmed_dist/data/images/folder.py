@@ -1,5 +1,7 @@
 """Folders of image files, one folder per class or none, decoded when fetched."""
 
+import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Literal
 import torch
 
 from sslmed_dist import randomness
-from sslmed_dist.data.dataset import SPLITS, Split
+from sslmed_dist.data.dataset import SPLITS, Split, select_split
 from sslmed_dist.data.images.decode import SUFFIXES
 from sslmed_dist.data.images.files import Duplicates, ImageFiles, Listing
 from sslmed_dist.data.images.walk import HIDDEN, hidden, said, walk
@@ -19,6 +21,7 @@ SYNONYMS = {
     **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+SPLIT_WORD = re.compile(rf"(?<![a-z])(?:{'|'.join(SYNONYMS)})(?![a-z])")  # a word of a folder's name in small letters
 Tree = dict[str, list[Path]]  # class folder, "" for none -> image files
 
 
@@ -42,11 +45,15 @@ def image_folder(
     positions in the list of all files sorted by path; with split folders those of train, then val, then test.
     ``duplicates``: training images whose bytes are also in val or test are said and kept (``keep``; null does so unless
     more than 20 GiB would have to be read), left out of training, ids unchanged (``drop``), or an error (``refuse``).
-    ``ValueError``: no image, a class without one, a bad fraction, or a first image that cannot be decoded.
+    ``ValueError``: no image, a class without one, a bad fraction, a first image that cannot be decoded, or folders that
+    look like splits where classes are expected (``require_classes``).
     """
     if size < 1 or val_fraction < 0 or test_fraction < 0 or val_fraction + test_fraction >= 1:
         raise ValueError(f"{root}: size must be at least 1, val_fraction + test_fraction at least 0 and below 1")
     listing = list_folder(Path(root), val_fraction, test_fraction, seed)
+    if not split_folders(Path(root)):
+        require_classes(Path(root))
+    select_split(listing.splits, split, str(root), hint=above(Path(root)))
     return ImageFiles(listing, split, size=size, channels=channels, bits=bits, workers=workers, duplicates=duplicates)
 
 
@@ -84,6 +91,45 @@ def split_folders(root: Path) -> dict[str, str]:
         if split is not None:
             known[split] = folder
     return {split: known[split] for split in SPLITS if split in known}
+
+
+def above(root: Path) -> str:
+    """What a message adds where ``root`` is one split of a set, and the set was meant; "" where it is none."""
+    folder = Path(os.path.abspath(root))
+    if folder.name.lower() not in SYNONYMS:
+        return ""
+    others = [name for name in folders_in(folder.parent) if name != folder.name and name.lower() in SYNONYMS]
+    return f"; the folder above has {' and '.join([folder.name, *others])}: {root.parent}" if others else ""
+
+
+def folders_in(folder: Path) -> list[str]:
+    """The names of the folders in ``folder`` that are not hidden, sorted; none where it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and not hidden(entry.name))
+    except OSError:
+        return []
+
+
+def require_classes(root: Path) -> None:
+    """``ValueError`` where the folders in ``root`` would be read as classes and look like splits, or like whole sets:
+    test images would be trained on. That is where folders are called like a train and another split and more
+    ("train_images", "test2017"), or where a folder holds the folders of a train and another split."""
+    folders = folders_in(root)
+    alike = {folder: SYNONYMS[word[0]] for folder in folders if (word := SPLIT_WORD.search(folder.lower()))}
+    if set(alike.values()) > {"train"}:
+        raise ValueError(
+            f"{root}: the folders {', '.join(alike)} look like splits, and would be read as classes; call them "
+            f"{', '.join(split for split in SPLITS if split in alike.values())}"
+        )
+    for folder in folders:
+        inside = {SYNONYMS.get(name.lower(), "") for name in folders_in(root / folder)} - {""}
+        if inside > {"train"}:
+            names = " and ".join(split for split in SPLITS if split in inside)
+            raise ValueError(
+                f"{root}: the folder {folder} would be read as a class, and holds folders of {names}; allowed: "
+                f"ROOT/train/CLASS, ROOT/test/CLASS, or this folder alone, {root / folder}"
+            )
 
 
 def read_trees(root: Path, split_names: Mapping[str, str]) -> tuple[dict[str, Tree], Counter[str]]:

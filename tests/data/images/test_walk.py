@@ -1,6 +1,7 @@
 """Which files of a folder are read: links, hidden and foreign files, several pages, and names of split folders."""
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -99,6 +100,48 @@ def test_images_beside_the_split_folders_are_said(tmp_path: Path) -> None:
     for level, name in enumerate(("train/a/1.png", "test/a/1.png", "spare/a/1.png", "spare/2.png", "loose.png")):
         save(tmp_path / name, level)
     assert folder(tmp_path).notices == ("left aside: 3 images outside of the folders train, test",)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ("training_set/a", "test_set/a"),
+            "the folders test_set, training_set look like splits, .*; call them train, test",
+        ),
+        (("train2017/a", "val2017/a", "c/a"), "the folders train2017, val2017 look like splits"),
+        (("images-Train/a", "images (Test)/a"), r"the folders images \(Test\), images-Train look like splits"),
+        (
+            ("xray/train/a", "xray/test/a"),
+            "the folder xray would be read as a class, and holds folders of train and test",
+        ),
+        (("a/Training", "a/valid", "b/x"), "the folder a would be read as a class, and holds folders of train and val"),
+    ],
+)
+def test_folders_of_splits_are_not_read_as_classes(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+    for name in names:
+        save(tmp_path / "set" / name / "1.png")
+    with pytest.raises(ValueError, match=f"set: {said}"):
+        folder(tmp_path / "set", "all")
+    assert any(re.search(said, problem) for problem in inspect(tmp_path / "set")[1])
+
+
+@pytest.mark.parametrize(
+    "names", [("train/1.png",), ("train_station/1.png", "bus/1.png"), ("vehicle/train/1.png", "b/1.png")]
+)
+def test_a_class_may_be_called_train(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        save(tmp_path / name)
+    assert len(folder(tmp_path)) == len(names)
+
+
+def test_a_split_that_was_given_as_the_set_points_at_the_set(tmp_path: Path) -> None:
+    for name in ("set/Train/a/1.png", "set/test/a/1.png", "train/a/1.png"):
+        save(tmp_path / name)
+    with pytest.raises(ValueError, match=r"no split 'test'; .*; the folder above has Train and test: .*/set$"):
+        folder(tmp_path / "set" / "Train", "test")
+    with pytest.raises(ValueError, match="no split 'test'; allowed: train, all$"):  # nothing above it
+        folder(tmp_path / "train", "test")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
