@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sslmed_dist import config, plain_yaml
-from sslmed_dist.json_files import Fields, checked, read_object
+from sslmed_dist.json_files import Fields, checked, read_object, require_ordinary
 from sslmed_dist.report.series import Key, Series, read_series
 
 Row = dict[str, Any]
@@ -33,6 +33,7 @@ SECTIONS: Fields = {
     **dict.fromkeys(("data", "views", "method", "optim"), dict[str, Any] | str | None),
 }
 SIMILARITY = "similarity.json"  # a histogram, as similarity-*.json; every other file of evaluate/ holds rows
+LARGEST_NOTICES, LARGEST_PICTURE = 2**20, 2**26  # bytes
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -159,9 +160,11 @@ def other_title(tree: Tree, path: Path) -> str:
 
 
 def read_notices(path: Path) -> list[str]:
-    """What reading the data left aside, guessed or replaced, as the run wrote it down; nothing where it did not."""
+    """What reading the data left aside, guessed or replaced, as the run wrote it down; nothing where it did not.
+    ``ValueError`` for a file of more than ``LARGEST_NOTICES`` bytes."""
     if not path.is_file():
         return []
+    require_ordinary(path, LARGEST_NOTICES)
     return [f"data: {line}" for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
 
 
@@ -203,6 +206,7 @@ def read_pictures(folder: Path, drawn: Sequence[Path]) -> list[tuple[str, bytes]
     caption_order = {name: position for position, name in enumerate(captions)}
     pictures = []
     for path in sorted(drawn, key=lambda path: (caption_order.get(path.name, len(caption_order)), path.name)):
+        require_ordinary(path, LARGEST_PICTURE)
         data = path.read_bytes()
         if not data.startswith(PNG):
             raise ValueError(f"{path}: not a PNG file")

@@ -11,7 +11,8 @@ from typing import Any
 from sslmed_dist import checkpoint
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.data.dataset import Dataset
-from sslmed_dist.data.samples import Samples, describe, first_difference
+from sslmed_dist.data.samples import Samples, describe, first_difference, listed
+from sslmed_dist.data.text_files import read_text
 from sslmed_dist.printable import note
 from sslmed_dist.run_folder import OtherData, RunFolder
 
@@ -26,13 +27,14 @@ def recognise(folder: Path, dataset: Dataset, known: Mapping[str, Any] | None) -
     if known is None or samples.digest == known["digest"]:
         return samples
     counts = f"{known['count']} then, {len(samples.lines)} now"
-    try:
-        first = first_difference(read_list(folder / LIST), samples.lines)
-    except (ValueError, KeyError, TypeError):  # the list only serves to say what differs; a damaged one says nothing
-        first = ""
+    before = read_list(folder / LIST)
+    if listed(before, samples.content).digest == known["digest"]:
+        first = first_difference(before, samples.lines)
+    else:
+        first = f"in which sample they differ is not known: {LIST} is missing, or not that of the run"
     raise ValueError(
-        f"data: {dataset.name} holds other samples than {folder} was trained on ({counts}"
-        f"{'; ' + first if first else ''}); allowed: the same data, or another run.name to start a new run"
+        f"data: {dataset.name} holds other samples than {folder} was trained on ({counts}; {first}); "
+        "allowed: the same data, or another run.name to start a new run"
     )
 
 
@@ -53,10 +55,11 @@ def known_of(run: RunFolder) -> Mapping[str, Any] | None:
 
 
 def read_list(path: Path) -> Sequence[str]:
-    """The lines of a list of samples; none where it is missing, for it only serves to say what differs."""
+    """The lines of a list of samples; none where it is missing, too long, or no text: it only serves to say what
+    differs."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        return read_text(path).splitlines()
+    except ValueError:
         return []
 
 

@@ -1,6 +1,7 @@
 """A run goes on with the samples it began with; what its folder says never contradicts its checkpoint."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,22 @@ def test_other_samples_are_refused_and_nothing_changes(tmp_path: Path, counts: d
     allowed = "allowed: the same data, or another run.name to start a new run"
     assert str(caught.value) == f"data: tiny holds other samples than {run} was trained on ({said}); {allowed}"
     assert files(run) == before
+
+
+@pytest.mark.parametrize("damage", ["missing", "other lines", "no text", "a pipe"])
+def test_what_differs_is_not_guessed_from_another_list(tmp_path: Path, damage: str) -> None:
+    run = stopped(tmp_path)
+    listed = run / "samples.jsonl"
+    lines = listed.read_text()
+    listed.unlink()
+    if damage == "a pipe":
+        os.mkfifo(listed)
+    elif damage != "missing":
+        listed.write_bytes(lines.replace('"id": 0', '"id": 1').encode() if damage == "other lines" else b"\xff\xfe")
+    other_images(tmp_path / "tiny.npz")
+    unknown = r"\(48 then, 48 now; in which sample they differ is not known: samples.jsonl is missing, or not that"
+    with pytest.raises(ValueError, match=unknown):
+        job.train(settings_of(tmp_path))
 
 
 def test_samples_are_named_where_the_normalisation_that_comes_from_them_differs(tmp_path: Path) -> None:
