@@ -9,13 +9,13 @@ a part of it as plain data. No torch here, so that ``sslmed --help`` and configu
 import dataclasses
 import hashlib
 import json
-import os
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sslmed_dist import plain_yaml, registry
+from sslmed_dist.home_folder import at_home, require_homes
 from sslmed_dist.sections import PATHS, PRETRAINED, Config, Diagnosis, Evaluate, Federated, Leaf, Plan, Ray, Run
 
 __all__ = [
@@ -98,6 +98,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def read(path: Path, inherited_by: Path | None = None) -> dict[str, Any]:
     """The YAML file as a tree, merged over its parent, which may have no parent of its own."""
+    if path.is_dir():
+        again = path / "config.yaml"
+        run = f"; to go on with the run in it: sslmed train {again}" if again.is_file() else ""
+        raise ValueError(f"{path}: is a folder; expected a configuration file{run}")
     if not path.is_file():
         child = f" (the base of {inherited_by})" if inherited_by else ""
         raise ValueError(f"{path}: no such configuration file{child}")
@@ -154,7 +158,8 @@ def overridden(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """``plan.epochs=3`` as a nested tree; the value is YAML."""
+    """``plan.epochs=3`` as a nested tree; the value is YAML. ``ValueError`` where YAML would quietly read another value
+    than was written: a text whose line breaks it turns into spaces, and ``~`` alone, which means nothing to it."""
     path, separator, value = text.partition("=")
     keys = path.split(".")
     if not separator or not all(keys):
@@ -163,15 +168,19 @@ def parse_override(text: str) -> dict[str, Any]:
         tree: Any = at_home(plain_yaml.parse(value))
     except ValueError as error:
         raise ValueError(f"override {text!r:.200}: the value is not valid YAML: {error}") from None
+    if value.strip() == "~":
+        raise ValueError(f"override {text!r:.200}: ~ alone is YAML's null; write null, or the path of the home folder")
+    if isinstance(tree, str) and "\n" in value.strip():
+        raise ValueError(f"override {text!r:.200}: a text of several lines, which YAML would make one")
     for key in reversed(keys):  # from the inside out
         tree = NameAlone(name=tree) if key == "name" else {key: tree}
     return dict(tree)
 
 
-def paths(tree: Mapping[str, Any]) -> dict[str, str]:
-    """The paths in the tree of a configuration, by their dotted keys (``PATHS``). The word ``pretrained``, which asks
-    for a download, is none."""
-    found = {dotted: below(tree, dotted.split(".")) for dotted in PATHS}
+def paths(tree: Mapping[str, Any], keys: Sequence[str] = PATHS) -> dict[str, str]:
+    """The paths in the tree of a configuration, by their dotted keys. The word ``pretrained``, which asks for a
+    download, is none."""
+    found = {dotted: below(tree, dotted.split(".")) for dotted in keys}
     return {
         dotted: value for dotted, value in found.items() if isinstance(value, str) and value not in ("", PRETRAINED)
     }
@@ -199,17 +208,9 @@ def sections() -> list[str]:
 def from_tree(tree: Mapping[str, Any], where: str) -> Config:
     """A ``Config`` from plain data (of a YAML file, a checkpoint, a message). ``where`` names the source in messages.
     ``ValueError`` names the key and what is allowed."""
-    return typing.cast(Config, section(Config, at_home(tree), where, ""))
-
-
-def at_home(value: Any) -> Any:
-    """Plain data in which every text that begins with ``~`` and a slash, or ``~USER``, is the path that a shell would
-    make of it: such a text is a path, under whatever key it stands."""
-    if isinstance(value, Mapping):
-        return {key: at_home(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [at_home(item) for item in value]
-    return os.path.expanduser(value) if isinstance(value, str) else value
+    tree = at_home(tree)
+    require_homes(paths(tree, (*PATHS, "run.dir", "run.start_from", "run.continue_from")), where)
+    return typing.cast(Config, section(Config, tree, where, ""))
 
 
 def section(kind: type, tree: Any, where: str, path: str) -> Any:

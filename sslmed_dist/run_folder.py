@@ -25,6 +25,7 @@ METRIC_KEYS: Fields = {
     **dict.fromkeys(("step", "epoch", "round"), int | None),
     **dict.fromkeys(("site", "split", "arm"), str | None),
 }
+STARTED = {"config.yaml", "environment.json", "samples.jsonl", "notices.txt", ".lock"}  # what a start writes down
 PACKAGES = ("torch", "torchvision", "numpy", "ray", "flwr")
 
 
@@ -45,15 +46,15 @@ class RunFolder:
 
     def open(self, resume: str) -> None:
         """Prepare to write. ``resume``: ``auto`` goes on where a run of the same fingerprint stopped; ``never`` refuses
-        a folder with checkpoints. ``ValueError`` for another run's folder, for one that another process is writing, for
-        one that cannot be written, and for one with a link in it."""
+        a folder with checkpoints. ``ValueError`` for another run's folder (unless it was ``only_begun``), for one that
+        another process is writing, for one that cannot be written, and for one with a link in it."""
         refuse_links(self.path)
         existing = self.path / "config.yaml"
         if resume == "never" and self.checkpoints.steps():
             raise ValueError(f"{self.path}: holds a run already; choose another run.name, or --resume auto")
         if existing.exists():
             before = config.load(existing)
-            if config.fingerprint(before) != config.fingerprint(self.config):
+            if config.fingerprint(before) != config.fingerprint(self.config) and not self.only_begun():
                 raise self.told_apart(before)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,12 @@ class RunFolder:
             raise ValueError(f"{self.path}: another process is writing this run") from None
         except OSError as error:
             raise ValueError(f"{self.path}: cannot be written: {error.strerror}") from None
+
+    def only_begun(self) -> bool:
+        """Whether nothing lies in the folder but what a start writes down: its run failed before the first step, or a
+        mistake in its settings ended it, and another may take its place."""
+        kept = {file.name for file in self.path.iterdir() if file.is_dir() or file.stat().st_size}
+        return kept <= STARTED
 
     def told_apart(self, before: config.Config) -> ValueError:
         """The error that says what makes the run of the settings ``before`` another one than this: ``OtherData`` where

@@ -222,6 +222,33 @@ def test_a_tilde_is_the_home_folder_under_every_key(tmp_path: Path, monkeypatch:
     assert config.parse_override("root=~/x") == {"root": "/home/me/x"}
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("run.dir=~nobody-here/r", "run.dir: '~nobody-here/r': the home folder of ~nobody-here is not known"),
+        ("data.root=~nobody-here", "data.root: '~nobody-here': the home folder of ~nobody-here is not known"),
+        ("run.name=a\nb", "'run.name=a\\\\nb': a text of several lines, which YAML would make one"),
+        ("run.continue_from=~", "'run.continue_from=~': ~ alone is YAML's null; write null, or the path"),
+    ],
+)
+def test_a_path_or_text_that_yaml_would_quietly_change_is_refused(tmp_path: Path, override: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        config.load(write(tmp_path / "a.yaml", LEAVES), [override])
+
+
+def test_a_value_of_several_lines_that_is_no_text_is_read() -> None:
+    assert config.parse_override("views.mean=[1,\n 2]\n") == {"views": {"mean": [1, 2]}}
+
+
+def test_a_folder_in_the_place_of_a_configuration_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run: is a folder; expected a configuration file$"):
+        (tmp_path / "run").mkdir()
+        config.load(tmp_path / "run")
+    write(tmp_path / "run" / "config.yaml", LEAVES)
+    with pytest.raises(ValueError, match="; to go on with the run in it: sslmed train .*/run/config.yaml$"):
+        config.load(tmp_path / "run")
+
+
 @pytest.mark.parametrize("section", ["data", "views", "method"])
 def test_a_required_section_is_missing(tmp_path: Path, section: str) -> None:
     path = write(tmp_path / "wrong.yaml", {key: leaf for key, leaf in LEAVES.items() if key != section})

@@ -19,7 +19,7 @@ FLOORS: tuple[set[str], ...] = (
     {
         *("__init__", "registry", "arguments", "atomic_files", "randomness", "distributed", "plain_yaml", "sections"),
         *("config", "checkpoint", "run_folder", "cli_parser", "endings", "user_cache", "printable", "json_files"),
-        *("curve_events", "strips", "zip_files"),
+        *("curve_events", "strips", "zip_files", "home_folder"),
         *("state_dicts", "weights", "outputs"),
     },
     {"data", "views", "losses", "models"},
@@ -59,6 +59,7 @@ NO_TORCH = (
     "atomic_files",
     "printable",
     "json_files",
+    "home_folder",
     "__init__",
 )
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

@@ -4,6 +4,7 @@ import getpass
 import json
 import os
 import re
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,26 @@ def test_there_is_one_writer(tmp_path: Path) -> None:
     second.close()
 
 
-def test_another_run_is_refused_and_told_apart(tmp_path: Path) -> None:
+def test_another_run_takes_the_place_of_one_that_only_began(tmp_path: Path) -> None:
+    """A mistake that ended a run before its first step does not stand in the way of its correction."""
     opened(tmp_path).close()
+    opened(tmp_path, plan={"epochs": 7}).close()
+    assert config.load(tmp_path / "config.yaml").plan.epochs == 7
+    begun = opened(tmp_path, plan={"epochs": 7})
+    assert refused(tmp_path) == "another process is writing this run"
+    begun.close()
+    for name in ("metrics.jsonl", "checkpoints/step_000000001.pt", "sites/a/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+        assert refused(tmp_path).startswith("holds another run (different: plan.epochs)")
+        (tmp_path / name).unlink()
+        shutil.rmtree(tmp_path / Path(name).parts[0], ignore_errors=True)
+
+
+def test_another_run_is_refused_and_told_apart(tmp_path: Path) -> None:
+    run = opened(tmp_path)
+    run.metrics.write({"loss": 1.0}, step=1)
+    run.close()
     changed: dict[str, Any] = {"method": {"loss": {"temperature": 0.5}}, "run": {"seed": 1, "device": "cpu"}}
     line = refused(
         tmp_path, plan={"log_every": 3, "epochs": 7}, driver="ray", optim={"name": "sgd", "lr": 0.1}, **changed

@@ -12,7 +12,7 @@ from sslmed_dist import checkpoint, distributed, registry, state_dicts
 from sslmed_dist.config import Config, fingerprint, from_tree, to_tree
 from sslmed_dist.data.batches import Batches
 from sslmed_dist.data.dataset import Dataset
-from sslmed_dist.data.samples import Samples
+from sslmed_dist.data.samples import Samples, describe
 from sslmed_dist.downstream import EVALUATORS
 from sslmed_dist.methods import Method
 from sslmed_dist.models.normalization import synchronise
@@ -93,9 +93,10 @@ class Job:
         if problem:
             raise ValueError(f"{path}: its training state is damaged: optimiser: {problem}")
 
-    def inherit(self, source: Path) -> None:
+    def inherit(self, source: Path) -> Mapping[str, Any] | None:
         """Begin with the whole state of the run folder or checkpoint file ``source``: method, optimiser, queues.
-        ``ValueError`` where that is no training, or of another method, architecture or optimiser."""
+        Returns what its checkpoint knows of its samples. ``ValueError`` where that is no training, or of another
+        method, architecture or optimiser."""
         path = find(source)
         saved = checkpoint.load(path)
         if saved["kind"] != "training":
@@ -114,6 +115,7 @@ class Job:
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
             self.require_momenta(saved["state"], path)
+        return saved.get("samples")
 
 
 def assemble(settings: Config, dataset: Dataset | None = None) -> Job:
@@ -200,9 +202,11 @@ def take_over(job: Job, run: RunFolder, resume: str) -> None:
     latest, other = run.checkpoints.latest(), job.settings.run.continue_from
     saved = None if latest is None else job.restore(latest)
     if saved is None and other is not None:
-        job.inherit(Path(other).expanduser())
+        inherited = job.inherit(Path(other).expanduser())
         if distributed.rank() == 0:
             note(f"goes on from {other}; the same run.seed would draw its order and views of images once more")
+            if inherited and inherited["digest"] != describe(job.dataset, bool(inherited["content"])).digest:
+                note(f"{other} was trained on other samples than these ({inherited['count']} of them)")
     if distributed.rank() == 0:
         go_on(job, run, saved)
     distributed.barrier()
@@ -226,6 +230,8 @@ def go_on(job: Job, run: RunFolder, saved: Mapping[str, Any] | None) -> None:
         return
     if saved is not None and known is None:
         note("this checkpoint is of an older version: whether the samples are still those of the run is not known")
+    if saved is None and run.metrics.path.is_file() and run.metrics.path.stat().st_size:
+        note(f"{run.path.name} has metrics and no checkpoint: it begins anew; results that lie there are of before")
     changed = ", ".join(paths)
     # Scalars and a stop request that are newer than the checkpoint belong to the interrupted attempt.
     run.metrics.cut(job.state.step)

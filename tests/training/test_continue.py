@@ -49,6 +49,22 @@ def test_everything_is_taken_over_but_the_schedule_is_its_own(tmp_path: Path, fi
     assert rates[0] != rates[1] and work.state.step == 0 and job.total(work) == 12
 
 
+def test_other_samples_than_those_of_the_first_run_are_said(
+    tmp_path: Path, first: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "was trained on other samples than these"
+    for train in (48, 50):
+        folder = tmp_path / str(train)
+        folder.mkdir()
+        tiny.write_images(folder / "tiny.npz", train=train)
+        work = moco(folder, run={"name": "second", "continue_from": str(first)}, plan={"epochs": 1})
+        run = job.train(work).settings.folder
+        assert (f"{said} (48 of them)" in capsys.readouterr().err) is (train == 50)
+    shutil.rmtree(run / "checkpoints")
+    job.train(work)
+    assert "second has metrics and no checkpoint: it begins anew" in capsys.readouterr().err
+
+
 def test_it_is_another_run_that_resumes_from_itself(tmp_path: Path, first: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(first, source)
