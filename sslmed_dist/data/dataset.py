@@ -47,7 +47,10 @@ class Dataset(ABC):
     notices   what was left aside, guessed or replaced while reading, a line each, without a name of a file
     repeats   int64 (N,), how often a pass of training visits each sample; None is once each
     device    where ``fetch`` puts its tensors
+    in_memory whether ``fetch`` only looks up images that lie in memory: nothing is decoded
     """
+
+    in_memory = False
 
     def __init__(
         self,
@@ -138,7 +141,7 @@ class Subset(Dataset):
             notices=dataset.notices,
         )
         self.repeats = repeats
-        self.device = dataset.device
+        self.device, self.in_memory = dataset.device, dataset.in_memory
 
     def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
         return self.dataset.fetch(self.positions[positions], seed=seed, epoch=epoch, draw=draw)
@@ -157,6 +160,8 @@ class Subset(Dataset):
 
 class ArrayDataset(Dataset):
     """All images in one tensor (N, C, H, W): uint8, or float32 in [0, 1]."""
+
+    in_memory = True
 
     def __init__(
         self,

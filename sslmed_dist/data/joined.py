@@ -1,6 +1,8 @@
 """Several splits of one dataset as one set, so that an evaluation can name any sample by one position."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,13 +39,39 @@ class Joined(Dataset):
         for part in parts:  # the parts of one set say the same things: each once
             self.dropped |= part.dropped
         self.notices = tuple(dict.fromkeys(notice for part in parts for notice in part.notices))
-        self.device = first.device
+        self.device, self.in_memory = first.device, all(part.in_memory for part in parts)
+        self.kept: dict[tuple[Any, ...], Item] = {}  # batches by what they were fetched for
+        self.room = 0  # bytes that may still be kept
 
     def positions(self, part_index: int) -> Tensor:
         """Positions of the samples of part ``part_index``, int64 (n,)."""
         return torch.arange(int(self.starts[part_index]), int(self.starts[part_index + 1]))
 
+    @contextmanager
+    def keeping(self, room: int) -> Iterator[None]:
+        """A block in which batches of up to ``room`` bytes in all are kept as they were fetched, for who asks for the
+        same ones again, as every arm of an evaluation does. Images that lie in memory anyway are not."""
+        self.room = 0 if self.in_memory else room
+        try:
+            yield
+        finally:
+            self.room = 0
+            self.kept.clear()
+
     def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
+        key = (tuple(positions.tolist()), seed, epoch, tuple(draw.tolist())) if self.room or self.kept else ()
+        batch = self.kept.get(key) if key else None
+        if batch is None:
+            batch = self.read(positions, seed, epoch, draw)
+            size = sum(value.numel() * value.element_size() for value in batch.values())
+            if not key or size > self.room:
+                return batch
+            self.room -= size
+            self.kept[key] = batch
+        return {name: value.clone() for name, value in batch.items()}  # whoever writes into it changes its own
+
+    def read(self, positions: Tensor, seed: int, epoch: int, draw: Tensor) -> Item:
+        """``fetch`` from the parts."""
         owner = torch.searchsorted(self.starts, positions, right=True) - 1  # (B,) part that holds each position
         batch: Item = {}
         for part_index in torch.unique(owner).tolist():

@@ -30,6 +30,8 @@ from sslmed_dist.training import build, pretrained
 from sslmed_dist.training.build import build_evaluators
 from sslmed_dist.verbs.measurement import Measurement, measurement
 
+MOST_KEPT = 2**30  # bytes of images that are kept while the arms are measured: 7,000 in colour of 224 x 224 pixels
+
 
 def arm_predictions(
     settings: Config, encoder: nn.Module, dataset: Dataset, parts: Mapping[str, Tensor], arm: str = "encoder"
@@ -94,7 +96,8 @@ def evaluate(asked: Measurement) -> Path:
         note(f"data: {line}")
     out = asked.folder / "evaluate" / f"{asked.stem}.json"
     outputs.require_ours(out, outputs.is_results)
-    rows, predictions = all_rows(trained, settings, dataset, parts, asked.part)
+    with dataset.keeping(MOST_KEPT):  # every arm is shown the same images
+        rows, predictions = all_rows(trained, settings, dataset, parts, asked.part)
     write_cases(out.with_name(f"{out.stem}-cases.csv"), predictions)
     facts = {
         "encoder": {"file": trained.file.name, "sha256": trained.sha256},

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch import Tensor
 
 from sslmed_dist.data import DATASETS, PARTITIONS, SUBSETS, ArrayDataset, Subset, duplicates
-from sslmed_dist.data.dataset import unlabelled
+from sslmed_dist.data.dataset import Item, unlabelled
 from sslmed_dist.data.joined import Joined
 from sslmed_dist.registry import check
 
@@ -100,3 +101,36 @@ def test_a_sample_is_unlabelled_where_one_of_its_labels_is_missing() -> None:
     assert unlabelled(torch.tensor([0, -1, 3])).tolist() == [False, True, False]
     labels = torch.tensor([[0.0, 1.0], [float("nan"), 1.0], [float("nan"), float("nan")]])
     assert unlabelled(labels).tolist() == [False, True, True]
+
+
+class Counted(ArrayDataset):
+    """A set whose images have to be decoded: ``read`` counts how many were."""
+
+    in_memory, read = False, 0
+
+    def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
+        self.read += len(positions)
+        return super().fetch(positions, seed=seed, epoch=epoch, draw=draw)
+
+
+def test_batches_are_kept_within_bounds_and_as_they_were() -> None:
+    images = torch.arange(4 * 48, dtype=torch.uint8).reshape(4, 3, 4, 4)
+    data = Counted(name="a", images=images, labels=torch.zeros(4, dtype=torch.int64), classes=("x",))
+    joined = Joined([data])
+
+    def fetched(*positions: int, draw: int = 0) -> Tensor:
+        at = torch.tensor(positions)
+        return joined.fetch(at, seed=0, epoch=0, draw=torch.full_like(at, draw))["images"]
+
+    with joined.keeping(2 * (48 + 24) + 71):  # two images with their label, id and draw, and not quite a third
+        fetched(0, 1).zero_()  # whoever was given a batch may write into it
+        assert torch.equal(fetched(0, 1), images[:2]) and data.read == 2
+        fetched(0, 1).zero_()
+        assert torch.equal(fetched(0, 1), images[:2]) and data.read == 2
+        assert torch.equal(fetched(0, 1, draw=1), images[:2]) and data.read == 4  # another draw may be another image
+        assert torch.equal(fetched(2), images[2:3]) and torch.equal(fetched(2), images[2:3]) and data.read == 6
+    assert torch.equal(fetched(0, 1), images[:2]) and data.read == 8 and not joined.kept
+    plain = Joined([ArrayDataset(name="a", images=images, labels=data.labels, classes=("x",))])
+    with plain.keeping(10**6):
+        plain.fetch(torch.tensor([0]), seed=0, epoch=0, draw=torch.tensor([0]))
+        assert not plain.kept

@@ -1,6 +1,7 @@
 """What ``sslmed evaluate`` says of a run: a classifier's own predictions, rows of several protocols, similarities."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 
 from sslmed_dist import cli, config
+from sslmed_dist.data.images.files import ImageFiles
 from sslmed_dist.training import build, job, pretrained
 from sslmed_dist.training.evaluation_data import evaluation_splits, overridden
-from sslmed_dist.verbs.evaluate import all_rows, evaluate_run, own_predictions
+from sslmed_dist.verbs.evaluate import all_rows, evaluate, evaluate_run, own_predictions
 from sslmed_dist.verbs.measurement import measurement
 from sslmed_dist.verbs.similarities import similarities
 from tests import tiny
@@ -243,3 +245,22 @@ def test_a_slow_copy_has_no_predictions_of_the_classifier(tmp_path: Path) -> Non
     for part, own in (("encoder", True), ("momentum", False)):
         rows, _ = all_rows(trained, done.settings, dataset, parts, part)  # type: ignore[arg-type]
         assert any(row.score.evaluator == "classifier" for row in rows) == own
+
+
+def test_every_arm_is_shown_images_that_were_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = job.train(tiny.settings(tmp_path)).settings.folder
+    overrides = [*noise(tmp_path / "set", "ab"), "data.channels=1", "evaluate.protocols=[{name: knn, k: 3}]"]
+    decode, decoded = ImageFiles.decode, Counter[str]()
+
+    def counted(self: ImageFiles, position: int) -> torch.Tensor:
+        decoded[self.files[position]] += 1
+        return decode(self, position)
+
+    monkeypatch.setattr(ImageFiles, "decode", counted)
+    asked = measurement(run, overrides=overrides)
+    assert sum(dict(decoded).values()) == 0 and asked.data[1]["test"].tolist()
+    tried = sum(decoded.values())  # the first image of each split is read as a test
+    kept = rows_of(evaluate(asked))
+    assert sum(decoded.values()) - tried == 18
+    monkeypatch.setattr("sslmed_dist.verbs.evaluate.MOST_KEPT", 0)
+    assert rows_of(evaluate(measurement(run, overrides=overrides))) == kept and sum(decoded.values()) - 2 * tried == 72
