@@ -48,9 +48,21 @@ def save(path: Path, *, kind: str, config: Mapping[str, Any], fingerprint: str, 
         with writing(path) as file:
             torch.save(payload, file)
     except (ValueError, RuntimeError) as error:  # torch's archive writer reports a full disk as RuntimeError
-        reason = str(error).removeprefix(f"{path}: could not be written: ").splitlines()[0]
-        raise ValueError(f"{path}: checkpoint could not be written: {reason}; the previous one is kept") from None
+        reason = cause(error) or str(error).removeprefix(f"{path}: could not be written: ").splitlines()[0]
+        kept = "; the previous one is kept" if any(path.parent.glob("*.pt")) else ""
+        raise ValueError(f"{path}: checkpoint could not be written: {reason}{kept}") from None
     return path
+
+
+def cause(error: BaseException) -> str:
+    """What the system said of a write (``No space left on device``) that ended in ``error``; "" where it said nothing.
+    torch's archive writer reports where it stood in the file, and only by the way what happened."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.strerror:
+            return seen.strerror
+        seen = seen.__cause__ or seen.__context__
+    return ""
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from torch import Tensor
 
 MOST_TIMES = 8  # a file's tensors may have so many times its bytes: some share theirs
 SHOWN = 3  # examples of each kind of misfit; their number is always said
+VARIANCE = "running_var"  # of batch norm; its root is taken
 COUNTER = ".num_batches_tracked"  # of batch norm; absent from files older than torch 0.4.1, idle in evaluation
 
 
 def misfit(expected: Mapping[str, Tensor], state: Mapping[str, object]) -> str | None:
     """What keeps ``state`` from being loaded where ``expected`` is: keys that are missing or unexpected, other shapes
-    (theirs and ours), other types of number, and numbers that are not finite. None where it fits."""
+    (theirs and ours), other types of number, numbers that are not finite, and variances below 0. None where it fits."""
     missing = [key for key in sorted(expected) if key not in state]
     unexpected = [key for key in sorted(state) if key not in expected]
     shared = [key for key in sorted(expected) if key in state]
@@ -23,7 +24,7 @@ def misfit(expected: Mapping[str, Tensor], state: Mapping[str, object]) -> str |
         if theirs.shape != expected[key].shape
     ]
     retyped = [
-        f"{key} {getattr(state[key], 'dtype', type(state[key]).__name__)} in the file and {expected[key].dtype} here"
+        f"{key} {kind(state[key])} in the file and {kind(expected[key])} here"
         for key in shared
         if key not in tensors or not same_kind(tensors[key], expected[key])
     ]
@@ -33,14 +34,30 @@ def misfit(expected: Mapping[str, Tensor], state: Mapping[str, object]) -> str |
         for key, theirs in tensors.items()
         if theirs.shape == expected[key].shape and same_kind(theirs, expected[key]) and not finite(theirs)
     ]
+    below = [
+        key
+        for key, theirs in tensors.items()
+        if key.endswith(VARIANCE)
+        and key not in infinite
+        and same_kind(theirs, expected[key])
+        and bool((theirs < 0).any())
+    ]
     parts = (
         listed("missing", missing),
         listed("unexpected", unexpected),
         listed("of another shape", reshaped),
         listed("of another type", retyped),
         listed("not finite", infinite),
+        listed("with variances below 0", below),
     )
     return "; ".join(part for part in parts if part) or None
+
+
+def kind(value: object) -> str:
+    """What sort of values these are, as a message says it: torch.float32, sparse torch.float32, list."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{'' if value.layout == torch.strided else 'sparse '}{value.dtype}"
 
 
 def momenta_misfit(momenta: Mapping[int, Mapping[str, object]], parameters: Sequence[tuple[str, Tensor]]) -> str | None:

@@ -107,6 +107,14 @@ REFUSED: dict[str, tuple[Tree, str]] = {
     ),
     "NaN": (changed(lambda s: s.update({"bn1.bias": torch.full((4,), float("nan"))})), "1 not finite (bn1.bias)"),
     "infinite": (changed(lambda s: s.update({"bn1.bias": torch.full((4,), float("inf"))})), "1 not finite (bn1.bias)"),
+    "a variance below 0": (
+        changed(lambda s: s.update({"bn1.running_var": torch.full((4,), -1.0)})),
+        "1 with variances below 0 (bn1.running_var)",
+    ),
+    "sparse": (
+        changed(lambda s: s.update({"bn1.bias": torch.ones(4).to_sparse()})),
+        "1 of another type (bn1.bias sparse torch.float32 in the file and torch.float32 here)",
+    ),
     "two encoders": (under("a.") | under("b.", SLOW), "holds 2 encoders, 'a.', 'b.'; save one alone"),
     "no tensor": ({"epoch": 1}, "expected a state dict of tensors, got dict without any"),
     "two of one name": ({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}}, "two tensors are called a.b"),

@@ -231,7 +231,8 @@ def go_on(job: Job, run: RunFolder, saved: Mapping[str, Any] | None) -> None:
     if saved is not None and known is None:
         note("this checkpoint is of an older version: whether the samples are still those of the run is not known")
     if saved is None and run.metrics.path.is_file() and run.metrics.path.stat().st_size:
-        note(f"{run.path.name} has metrics and no checkpoint: it begins anew; results that lie there are of before")
+        old = "; results in evaluate/ are of before" if any(run.path.glob("evaluate/*.json")) else ""
+        note(f"{run.path.name} has metrics and no checkpoint: it begins anew{old}")
     changed = ", ".join(paths)
     # Scalars and a stop request that are newer than the checkpoint belong to the interrupted attempt.
     run.metrics.cut(job.state.step)
