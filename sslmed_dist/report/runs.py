@@ -111,6 +111,11 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
     environment = folder / "environment.json"
     results = {path: read_object(path) for path in evaluations}
     own = {path: tree for path, tree in results.items() if not is_other(path)}
+    remarks += [
+        f"{path.stem} was measured at {tree['unfinished']}"
+        for path, tree in results.items()
+        if checked(tree, str(path), {}, {"unfinished": str}).get("unfinished")
+    ]
     return Run(
         folder=folder,
         config=read_config(folder / "config.yaml"),

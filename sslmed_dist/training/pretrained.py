@@ -36,6 +36,7 @@ class Pretrained:
     sha256: str
     taken: str | None = None  # of a file of weights: what was loaded and what was left aside
     samples: Mapping[str, Any] | None = None  # what the checkpoint knows of those that it was trained on
+    unfinished: str = ""  # of a checkpoint from before the end of its run: which step of how many
 
 
 def find(source: Path, which: str = "last") -> Path:
@@ -99,7 +100,17 @@ def load(source: Path, which: str = "last", device: torch.device | str = "cpu", 
     whole = {**state_dicts.counters(encoder.state_dict()), **state}
     checkpoint.require_fit(encoder, whole, path)
     fill(encoder, whole)
-    return Pretrained(encoder.to(device).eval(), settings, path, sha256(path), samples=saved.get("samples"))
+    return Pretrained(
+        encoder.to(device).eval(), settings, path, sha256(path), None, saved.get("samples"), stage(saved, settings)
+    )
+
+
+def stage(saved: Mapping[str, Any], settings: Config) -> str:
+    """Which step of how many the checkpoint of a run stands at; "" at its end, and where it does not say."""
+    state = saved["state"] if saved["kind"] == "training" else {}
+    per_epoch = state.get("steps_per_epoch") or settings.plan.steps_per_epoch
+    total = (per_epoch or 0) * settings.plan.epochs
+    return f"step {state['step']} of {total}: before the end of its run" if state.get("step", 0) < total else ""
 
 
 def outlined(build: Callable[[], Module], where: str) -> Module:

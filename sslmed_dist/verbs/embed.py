@@ -57,6 +57,8 @@ def embed(
     trained = pretrained.load(source, which, part=part)
     if trained.taken is not None:
         note(f"weights: {trained.taken}")
+    if trained.unfinished:
+        note(f"note: {trained.file.name} is of {trained.unfinished}")
     dataset, skipped = read_images(images, trained.settings, skip_bad, note)
     for line in dataset.notices:
         note(f"note: data: {line}")

@@ -92,6 +92,8 @@ def evaluate(asked: Measurement) -> Path:
     if not settings.evaluate.protocols:
         raise ValueError("evaluate.protocols: is empty, so there is nothing to measure; allowed: [{name: knn}], say")
     dataset, parts = asked.data
+    if trained.unfinished:
+        note(f"{trained.file.name} is of {trained.unfinished}")
     for line in dataset.notices:
         note(f"data: {line}")
     out = asked.folder / "evaluate" / f"{asked.stem}.json"
@@ -104,6 +106,7 @@ def evaluate(asked: Measurement) -> Path:
         "part": asked.part,
         "measured_on": asked.measured_on,
         "phantom_data": on_phantoms(settings),
+        "unfinished": trained.unfinished,
         "notices": list(dataset.notices),
     }
     write_rows(out, rows, **facts)

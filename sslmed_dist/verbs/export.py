@@ -5,7 +5,7 @@ from typing import Any
 
 from sslmed_dist import outputs
 from sslmed_dist.atomic_files import write_atomically
-from sslmed_dist.printable import without_folders
+from sslmed_dist.printable import note, without_folders
 from sslmed_dist.run_folder import write_json
 from sslmed_dist.training.pretrained import Part, load
 
@@ -36,6 +36,8 @@ def export_encoder(
     weights, card = out.with_name(f"{stem}.safetensors"), out.with_name(f"{stem}.json")
     outputs.require_writable([(weights, outputs.is_export), (card, outputs.is_description)], force=force)
     trained = load(source, which, part=part)
+    if trained.unfinished:
+        note(f"{trained.file.name} is of {trained.unfinished}")
     tensors = {key: value.contiguous() for key, value in trained.encoder.state_dict().items()}
     write_atomically(weights, save(tensors, metadata={"format": "pt", outputs.MARK: outputs.EXPORT}))
     views = trained.settings.views

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sslmed_dist.atomic_files import write_atomically
-from sslmed_dist.json_files import read_object
+from sslmed_dist.json_files import Fields, checked, read_object
 from sslmed_dist.printable import as_markdown
 from sslmed_dist.run_folder import environment, write_json
 
@@ -17,6 +17,10 @@ KIND = "sslmed acceptance"
 FILE, BEFORE, TABLE, LOG = "results.json", "results.before.json", "table.md", "log.txt"  # all that is written
 DONE = ("passed", "failed", "missed")  # a part that ended in one of these is not run again
 SAME = ("source", "card", "device", "rehearsal", "disturb")  # facts under which results belong together
+
+VALUES = list[dict[str, Any]]
+PART: Fields = {"name": str, "state": str, "seconds": float, "limit": float, "allowed": float, "values": VALUES}
+VALUE: Fields = {"name": str, "value": float | None, "unit": str, "held": bool | None}
 
 
 def source_digest() -> str:
@@ -69,7 +73,12 @@ class Results:
     """The results in the folder ``out``. Those of the same source, card and sizes are kept, and gone on with."""
 
     def __init__(self, out: Path, now: Mapping[str, Any]) -> None:
-        """``ValueError`` where ``out`` holds a file of that name that is none of ours."""
+        """Makes the folder. ``ValueError`` where that cannot be, or it holds a file of that name that is none of ours
+        or was damaged."""
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--out: {out}: cannot be a folder for results: {error.strerror}") from None
         self.out, self.facts = out, dict(now)
         self.parts: dict[str, dict[str, Any]] = {}
         self.note: str | None = None
@@ -82,7 +91,7 @@ class Results:
                 write_json(out / BEFORE, before)
                 self.note = f"{FILE} is of another {', '.join(other)}; it is kept as {BEFORE}, and all parts run anew"
             else:
-                self.parts = {part["name"]: part for part in before["parts"]}
+                self.parts = {part["name"]: part for part in read_parts(before, out / FILE)}
 
     def has(self, name: str) -> bool:
         """Whether a part need not run again. One that was cut off at its own limit would be again; one that the end of
@@ -95,7 +104,7 @@ class Results:
     def put(self, order: Sequence[str], name: str, result: Mapping[str, Any]) -> None:
         """Take over a part's result and write both files. ``order``: the names of all parts."""
         self.parts[name] = {"name": name, **result, "at": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())}
-        self.parts = {part: self.parts[part] for part in sorted(self.parts, key=order.index)}
+        self.parts = {part: self.parts[part] for part in sorted(self.parts, key=[*order, *self.parts].index)}
         write_json(self.out / FILE, self.facts | {"parts": list(self.parts.values())})
         write_atomically(self.out / TABLE, self.table().encode())
 
@@ -117,6 +126,16 @@ class Results:
                 lines.append(row([*first, *said_by, f"{part['seconds']:.0f}"]))
                 first = ["", ""]
         return "\n".join(lines) + "\n"
+
+
+def read_parts(tree: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    """The parts of a file of results. ``ValueError`` names the one that lacks a field."""
+    parts: list[dict[str, Any]] = checked(tree, str(path), {"parts": list[dict[str, Any]]})["parts"]
+    for number, part in enumerate(parts):
+        where = f"{path}: parts[{number}]"
+        for position, value in enumerate(checked(part, where, PART)["values"]):
+            checked(value, f"{where}: values[{position}]", VALUE)
+    return parts
 
 
 def row(cells: Sequence[str]) -> str:

@@ -156,6 +156,36 @@ def test_mistakes_are_one_line(
     assert message in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/x"])
+def test_a_place_that_cannot_hold_results_is_one_line(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    command = ["--rehearse", "--data", str(tmp_path), "--out", str(tmp_path / place)]
+    assert gpu.main(command, [Part("fine", "speed", fine, 9.0)]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be a folder for results: " in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([{}], r"parts\[0\]: has no allowed, limit, name"),
+        ("x", "parts: expected list"),
+        ([{"name": "fine", "state": 1, "seconds": 1, "limit": 1, "allowed": 1, "values": []}], "state: expected text"),
+        (
+            [{"name": "a", "state": "passed", "seconds": 1, "limit": 1, "allowed": 1, "values": [{}]}],
+            r"parts\[0\]: values\[0\]: has no held, name",
+        ),
+    ],
+)
+def test_results_that_were_changed_are_one_line(parts: Any, message: str, tmp_path: Path) -> None:
+    now = facts("cpu", True, None)
+    (tmp_path / "results.json").write_text(json.dumps(now | {"parts": parts}))
+    with pytest.raises(ValueError, match=f"results.json: .*{message}"):
+        Results(tmp_path, now)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main(["--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2

@@ -264,3 +264,15 @@ def test_every_arm_is_shown_images_that_were_decoded_once(tmp_path: Path, monkey
     assert sum(decoded.values()) - tried == 18
     monkeypatch.setattr("sslmed_dist.verbs.evaluate.MOST_KEPT", 0)
     assert rows_of(evaluate(measurement(run, overrides=overrides))) == kept and sum(decoded.values()) - 2 * tried == 72
+
+
+def test_what_is_measured_before_the_end_of_a_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = job.train(tiny.settings(tmp_path)).settings.folder
+    said = "measured at step 5 of 6: before the end of its run"
+    assert cli.main(["evaluate", str(run), "--which", "step_5"]) == 0
+    assert "note: step_000000005.pt is of step 5 of 6: before the end of its run" in capsys.readouterr().err
+    assert cli.main(["report", str(run)]) == 0 and said in (run / "report.html").read_text()
+    assert said in (run / "report.md").read_text()
+    (run / "evaluate" / "step_5.json").unlink()
+    assert cli.main(["evaluate", str(run)]) == 0 and cli.main(["report", str(run)]) == 0
+    assert "before the end" not in capsys.readouterr().err + (run / "report.html").read_text()
