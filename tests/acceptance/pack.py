@@ -45,11 +45,11 @@ DEPTHS = (101, 50, 34, 18)
 
 
 def pack(source: Path, out: Path) -> list[str]:
-    """Write and check everything; returns what is missing, in words. ``ValueError``: no such source, a damaged file, or
-    too much in all."""
+    """Write and check everything; returns what is missing, in words. ``ValueError``: no such source, a damaged file,
+    too much in all, or an ``out`` that is no folder for it alone."""
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder; give DATA=FOLDER with {CIFAR} and {EXAMS}/")
-    out.mkdir(parents=True, exist_ok=True)
+    require_own(out, source)
     missing = []
     if (source / CIFAR).is_file():
         write_atomically(out / CIFAR, (source / CIFAR).read_bytes())
@@ -60,8 +60,27 @@ def pack(source: Path, out: Path) -> list[str]:
         write_episodes(source / EXAMS, out / EPISODES)
     else:
         missing.append(f"{EPISODES}: no {EXAMS}/ in {source}; without it CoWPro is not trained")
+    if len(missing) == 2 and not any(out.iterdir()):
+        out.rmdir()  # nothing was found: no empty folder stays behind
+        raise ValueError("; ".join(missing))
     check(out)
     return missing + write_weights(source / NETWORKS, out)
+
+
+def require_own(out: Path, source: Path) -> None:
+    """Make the folder ``out``. ``ValueError`` where that cannot be, or it holds something else than an earlier pack,
+    the data itself, say."""
+    place, taken = out.resolve(), [folder.resolve() for folder in (source / EXAMS, source / NETWORKS)]
+    if place == source.resolve() or any(folder in (place, *place.parents) for folder in taken):
+        raise ValueError(f"{out}: is a folder of the data in {source}; give another PACK=FOLDER")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{out}: cannot be a folder for the pack: {error.strerror}") from None
+    ours = {CIFAR, CIFAR_SMALL, EPISODES, WEIGHTS, DESCRIPTION}
+    other = sorted(path.name for path in out.iterdir() if path.name not in ours or not path.is_file())
+    if other:
+        raise ValueError(f"{out}: holds {other[0]}, which is of no pack; give an empty or new PACK=FOLDER")
 
 
 def write_small(whole: Path, small: Path, sizes: Mapping[Split, int] = SMALL) -> None:

@@ -78,6 +78,26 @@ def test_what_is_missing_is_said(source: Path, tmp_path: Path, capsys: pytest.Ca
     assert "cifar10-jpeg.npz: not a readable .npz" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("in", "in: is a folder of the data in .*; give another PACK=FOLDER"),
+        ("in/weights/new", "in/weights/new: is a folder of the data in"),
+        ("file", "file: cannot be a folder for the pack: "),
+        ("full", "full: holds notes.txt, which is of no pack"),
+        ("new/one", "cifar10-jpeg.npz: not in .*; without it .*; episodes.npz: no chaos-t2spir/ in"),
+    ],
+)
+def test_a_pack_is_written_to_a_folder_of_its_own(place: str, message: str, tmp_path: Path) -> None:
+    for name in ("in/weights/weights.pt", "file", "full/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=message):
+        pack.pack(tmp_path / "in", tmp_path / place)
+    assert (tmp_path / "in/weights/weights.pt").read_text() == "mine"
+    assert not (tmp_path / "in/weights/new").exists() and not (tmp_path / "new/one").exists()
+
+
 @pytest.mark.slow
 def test_too_much_is_refused_and_weights_that_do_not_fit_are_left_out(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
