@@ -180,10 +180,8 @@ def parse_override(text: str) -> dict[str, Any]:
 def paths(tree: Mapping[str, Any], keys: Sequence[str] = PATHS) -> dict[str, str]:
     """The paths in the tree of a configuration, by their dotted keys. The word ``pretrained``, which asks for a
     download, is none."""
-    found = {dotted: below(tree, dotted.split(".")) for dotted in keys}
-    return {
-        dotted: value for dotted, value in found.items() if isinstance(value, str) and value not in ("", PRETRAINED)
-    }
+    values = {dotted: below(tree, dotted.split(".")) for dotted in keys}
+    return {key: value for key, value in values.items() if isinstance(value, str) and value not in ("", PRETRAINED)}
 
 
 def below(tree: Any, keys: Sequence[str]) -> Any:

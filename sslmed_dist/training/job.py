@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslmed_dist import checkpoint, distributed, registry, state_dicts
+from sslmed_dist import checkpoint, distributed, registry
 from sslmed_dist.config import Config, fingerprint, from_tree, to_tree
 from sslmed_dist.data.batches import Batches
 from sslmed_dist.data.dataset import Dataset
@@ -26,7 +26,7 @@ from sslmed_dist.training.monitor import Monitor
 from sslmed_dist.training.pretrained import find, first_method
 from sslmed_dist.training.progress import Progress
 from sslmed_dist.training.same_data import open_folder, recognise, write_down
-from sslmed_dist.training.state import TrainState, begin
+from sslmed_dist.training.state import TrainState, begin, require_momenta
 from sslmed_dist.training.stopping import Stop
 from sslmed_dist.training.validation import Validation
 
@@ -71,7 +71,7 @@ class Job:
         ``ValueError`` names the file and what does not fit or is damaged."""
         checkpoint.load_method(self.method, saved["method"], path)
         with checkpoint.state_of(path):
-            self.require_momenta(saved["state"], path)
+            require_momenta(self.method, self.state, saved["state"], path)
             self.state.load_state_dict(saved["state"])
         self.best = saved.get("best")
 
@@ -82,16 +82,6 @@ class Job:
     def finished(self) -> bool:
         """Whether there is nothing left to train: all steps are done, or the validation loss ended training early."""
         return self.state.step >= total(self) or self.state.watch.ended
-
-    def require_momenta(self, state: Mapping[str, Any], path: Path) -> None:
-        """``ValueError`` naming the checkpoint ``path`` and the tensors of its optimiser that are not finite, or of
-        another shape than their parameters (``state_dicts.momenta_misfit``)."""
-        names = {id(parameter): name for name, parameter in self.method.named_parameters()}
-        groups = self.state.optimisation.optimizer.param_groups
-        parameters = [(names[id(parameter)], parameter) for group in groups for parameter in group["params"]]
-        problem = state_dicts.momenta_misfit(state["optimizer"]["state"], parameters)
-        if problem:
-            raise ValueError(f"{path}: its training state is damaged: optimiser: {problem}")
 
     def inherit(self, source: Path) -> Mapping[str, Any] | None:
         """Begin with the whole state of the run folder or checkpoint file ``source``: method, optimiser, queues.
@@ -114,7 +104,7 @@ class Job:
                 self.state.inherit(saved["state"])
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
-            self.require_momenta(saved["state"], path)
+            require_momenta(self.method, self.state, saved["state"], path)
         return saved.get("samples")
 
 

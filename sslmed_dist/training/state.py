@@ -1,13 +1,15 @@
 """What ``fit`` takes and where training stands: batches, the state that is saved, the average over ranks."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from sslmed_dist import state_dicts
 from sslmed_dist.config import Plan
 from sslmed_dist.methods.method import Method
 from sslmed_dist.training.optim import Optimisation
@@ -122,3 +124,14 @@ def begin(method: Method, optimisation: Optimisation, plan: Plan, steps_per_epoc
         )
     scaler = GradScaler(device.type) if plan.precision == "fp16" else None
     return TrainState(optimisation, steps_per_epoch, scaler=scaler)
+
+
+def require_momenta(method: Method, state: TrainState, saved: Mapping[str, Any], path: Path) -> None:
+    """``ValueError`` naming the checkpoint ``path`` and the tensors of the optimiser in ``saved``, its training state,
+    that are not finite, or of another shape than their parameters of ``method`` (``state_dicts.momenta_misfit``)."""
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    groups = state.optimisation.optimizer.param_groups
+    parameters = [(names[id(parameter)], parameter) for group in groups for parameter in group["params"]]
+    problem = state_dicts.momenta_misfit(saved["optimizer"]["state"], parameters)
+    if problem:
+        raise ValueError(f"{path}: its training state is damaged: optimiser: {problem}")
