@@ -174,13 +174,13 @@ def segmenting(verbs: Verbs) -> None:
 def diagnosing(verbs: Verbs) -> None:
     """``diagnose``."""
     diagnose = verbs.add_parser("diagnose", help="train and measure a diagnosis, or examine one (research use only)")
-    diagnose.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="not with --predict")
-    diagnose.add_argument("overrides", nargs="*", default=[], metavar="SECTION.KEY=VALUE")
+    diagnose.add_argument("config", type=path, nargs="?", metavar="CONFIG", help="not with --predict")
+    overriding(diagnose, "of the recipe; not with --predict")
     diagnose.add_argument("--check", action="store_true", help="validate everything, try two steps of each part, stop")
     diagnose.add_argument("--resume", choices=("auto", "never"), default="auto", help="go on with a run of this name")
-    diagnose.add_argument("--predict", type=Path, metavar="FOLDER", help="examine the exams of this folder")
-    diagnose.add_argument("--model", type=Path, metavar="RUN", help="with --predict: the run folder of a diagnosis")
-    diagnose.add_argument("--out", type=Path, metavar="DIR", help="with --predict: must not hold the outputs yet")
+    diagnose.add_argument("--predict", type=path, metavar="FOLDER", help="examine the exams of this folder")
+    diagnose.add_argument("--model", type=path, metavar="RUN", help="with --predict: the run folder of a diagnosis")
+    diagnose.add_argument("--out", type=path, metavar="DIR", help="with --predict: must not hold the outputs yet")
     diagnose.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="with --predict")
     forcing(diagnose, "the outputs of an earlier --predict")
 

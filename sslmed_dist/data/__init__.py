@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from sslmed_dist.data.arrangements import arrangements
+from sslmed_dist.data.arrangements import arrangements as draw_arrangements
 from sslmed_dist.data.batches import Batches
 from sslmed_dist.data.dataset import ArrayDataset, Dataset, Subset, duplicates
 from sslmed_dist.data.exams.abdominal import Abdominal
@@ -47,7 +47,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 
 # What views may ask for by the name of an argument: it is made here, with the arguments that stand in the recipe under
 # that name (``views.arrangements: {rule: setarr, classes: 500}``), because views do not import data.
-SUPPLIES: dict[str, Callable[..., Tensor]] = {"arrangements": arrangements}
+SUPPLIES: dict[str, Callable[..., Tensor]] = {"arrangements": draw_arrangements}
 
 __all__ = [
     "DATASETS",

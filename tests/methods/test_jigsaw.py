@@ -181,7 +181,7 @@ def test_training_ends_when_the_validation_loss_stops_falling(tmp_path: Path, mo
                 "method": {"name": "byol"},
                 "views": {"name": "contrastive", "size": 12, "jitter": None, "grey": 0.0},
             },
-            r"^plan\.validate: not with the method byol; allowed: classify, geometric, jigsaw, or null",
+            r"^plan\.validate: not with the method byol; allowed: classify, diagnose, geometric, jigsaw, or null",
         ),
     ],
 )

@@ -106,7 +106,7 @@ def test_deflated_dicom_is_read_and_inflated_within_bounds(tmp_path: Path, monke
     monkeypatch.setattr(dicom_file, "PIECE", 64)
     for limit in (2000, 500):  # the files have some 700 bytes: of those above the limit only the header is asked for
         monkeypatch.setattr(dicom_file, "MOST_BYTES", limit)
-        monkeypatch.setattr(dicom, "MOST_BYTES", limit)
+        monkeypatch.setattr(frames, "MOST_BYTES", limit)
         with pytest.raises(ValueError, match=rf"s/\S+: .*bytes inflate to more than {limit:,}, the most that are read"):
             dicom.read_series(folder)
 
