@@ -26,6 +26,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from sslmed_dist import distributed
+
 WORKERS = 4
 START_S = 120.0  # four interpreters import torch at the same time, perhaps on one busy core
 
@@ -41,8 +43,7 @@ def send(pipe: Connection, message: object) -> None:
 
 def leave() -> None:
     """Leave the last task's group, if this process is still in it."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    distributed.leave()
 
 
 def execute(

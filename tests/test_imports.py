@@ -19,7 +19,7 @@ FLOORS: tuple[set[str], ...] = (
     {
         *("__init__", "registry", "arguments", "atomic_files", "randomness", "distributed", "plain_yaml", "sections"),
         *("config", "checkpoint", "run_folder", "cli_parser", "endings", "user_cache", "printable", "json_files"),
-        *("curve_events", "strips", "zip_files", "home_folder"),
+        *("curve_events", "strips", "zip_files", "home_folder", "links"),
         *("state_dicts", "weights", "outputs"),
     },
     {"data", "views", "losses", "models"},
@@ -35,7 +35,7 @@ FLOORS: tuple[set[str], ...] = (
 )
 # Parts that may not import all that is below them: they know no configuration, no run and no file but their own.
 NARROW = {"registry", "arguments", "atomic_files", "randomness", "distributed", "user_cache", "printable", "strips"}
-NARROW |= {"weights", "outputs", "zip_files"}
+NARROW |= {"weights", "outputs", "zip_files", "links"}
 ALLOWED: dict[str, set[str]] = {
     **{part: NARROW for part in ("data", "views", "losses", "models")},
     "methods": NARROW | {"losses", "models"},

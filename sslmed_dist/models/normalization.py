@@ -21,12 +21,13 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
     One message carries every rank's mean and variance. The variance of all rows is the mean of the ranks' variances
     plus the variance of their means (Chan et al. 1979), exact for equal counts. A rank's variance is a mean of squared
-    deviations, free of cancellation; torch.var_mean over these axes takes longer than the convolution before it.
+    deviations, free of cancellation; torch.var_mean over these axes takes longer than the convolution before it, and a
+    second array for the squares as long as all the rest.
     """
     axes, shape = layout(x)
     wide = x if x.dtype == torch.float64 else x.float()
     local_mean = wide.mean(axes)
-    local_variance = (wide - local_mean.view(shape)).square().mean(axes)
+    local_variance = (wide - local_mean.view(shape)).square_().mean(axes)
     means, variances = distributed.gather(torch.stack([local_mean, local_variance])[None]).unbind(1)  # (W, C) each
     mean = means.mean(0)
     return mean, variances.mean(0) + (means - mean).square().mean(0)
@@ -73,15 +74,18 @@ class Synchronised(torch.autograd.Function):
             gradients = iter(torch.autograd.grad(composed(x, weight, bias, eps), inputs, grads[0], create_graph=True))
             return *(next(gradients) if t is not None and t.requires_grad else None for t in (x, weight, bias)), None
         scale = torch.rsqrt(variance + eps)
-        # The first part; the gradients of weight and bias are sum(dy xhat) and sum(dy) over this rank's rows.
-        x_gradient, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(
-            grads[0], x, weight, mean, variance, mean, scale, False, eps, [True, True, True]
+        # The gradients of weight and bias are sum(dy xhat) and sum(dy) over this rank's rows.
+        _, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(
+            grads[0], x, weight, mean, variance, mean, scale, False, eps, [False, True, True]
         )
-        # The second part: those two sums, as means over all ranks, are slope and offset of the other batch norm.
+        # The second part: those two sums, as means over all ranks, are slope and offset of the other batch norm. To it
+        # comes the first part, dy w r, in one pass (the kernel above would write it, for another to read).
         count = x.numel() // x.shape[1] * distributed.world_size()
         means = distributed.reduce_sum(torch.stack([weight_gradient, bias_gradient])) / count  # (2, C)
-        slope, offset = -means * (scale if weight is None else scale * weight)
-        x_gradient += F.batch_norm(x, mean, variance, slope, offset, False, 0.0, eps)
+        factor = scale if weight is None else scale * weight
+        slope, offset = -means * factor
+        x_gradient = F.batch_norm(x, mean, variance, slope, offset, False, 0.0, eps)
+        x_gradient.addcmul_(grads[0], factor.view(layout(x)[1]))
         return x_gradient, None if weight is None else weight_gradient, None if bias is None else bias_gradient, None
 
 
