@@ -217,7 +217,8 @@ def environment_rank() -> int:
 def leave() -> None:
     """Leave the group, if there is one; ranks that wait for this one's message fail."""
     if dist.is_available() and dist.is_initialized():
-        direct = LINKS.pop(dist.group.WORLD, None)
+        group = dist.group.WORLD
+        direct = LINKS.pop(group, None) if group is not None else None
         if direct is not None:
             direct.close()
         dist.destroy_process_group()

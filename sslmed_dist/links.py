@@ -66,7 +66,7 @@ class Links:
 
 def content(x: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, in place."""
-    return memoryview(x.detach().reshape(-1).view(torch.uint8).numpy())
+    return x.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
 def connect(timeout_s: float) -> Links | None:

@@ -1,4 +1,4 @@
-"""Messages by sockets: the values, sizes and types, a rank that is late, silent or gone, ranks that are not together."""
+"""Messages by sockets: values, sizes and types; a rank that is late, silent or gone; ranks that are apart."""
 
 import time
 
@@ -85,14 +85,12 @@ def one_fails() -> None:
     distributed.reduce_sum(torch.ones(2))
     if distributed.rank() == 1:
         raise ZeroDivisionError("rank 1 has had enough")
-    try:
+    with pytest.raises(RuntimeError, match="rank 1 is gone"):
         distributed.reduce_sum(torch.ones(2))
-    except RuntimeError as error:
-        raise ValueError(str(error)) from None
 
 
 def test_those_who_wait_for_a_failed_rank_fail_too(gloo: GlooPool) -> None:
-    with pytest.raises(RankError, match=r"rank 1 failed first \(failed: \[0, 1\]\)") as failure:
+    with pytest.raises(RankError, match=r"rank 1 failed first \(failed: \[1\]\)") as failure:
         gloo.run(one_fails, 2, timeout=20.0)
     assert "has had enough" in str(failure.value)
 

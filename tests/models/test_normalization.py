@@ -80,19 +80,46 @@ def test_two_processes_equal_one(gloo: GlooPool, dims: int, arguments: dict[str,
         assert float((got - expected).double().norm()) <= 1e-12 * float(expected.double().norm()), name
 
 
-def walk_in_half_precision() -> tuple[torch.dtype, Tensor]:
-    """Statistics are computed in float32 whatever comes in."""
-    norm = synchronise(nn.BatchNorm1d(CHANNELS), CPU)
-    mine = slice(distributed.rank() * 4, distributed.rank() * 4 + 4)
-    y = norm((rows(2, 0) - 50.0)[mine].bfloat16())
-    return y.dtype, y.float().detach()
+def in_channels_last() -> tuple[Tensor, Tensor, list[bool]]:
+    """Output and gradient of this rank's rows stored channels last, and whether both are stored that way."""
+    norm: nn.Module = layer(4, {})
+    if distributed.active():
+        norm = synchronise(norm, CPU)
+    mine = slice(distributed.rank() * ROWS // 2, (distributed.rank() + 1) * ROWS // 2) if distributed.active() else ...
+    last = {"memory_format": torch.channels_last}
+    x = rows(4, 0)[mine].to(**last).requires_grad_()  # type: ignore[call-overload]
+    y = norm(x)
+    (gradient,) = torch.autograd.grad(y, x, rows(4, 9)[mine].to(**last))  # type: ignore[call-overload]
+    return y.detach(), gradient, [t.is_contiguous(**last) for t in (y, gradient)]
+
+
+def test_channels_last_stays_and_equals_one_process(gloo: GlooPool) -> None:
+    y, gradient, _ = in_channels_last()
+    first, second = gloo.run(in_channels_last, 2)
+    assert first[2] == second[2] == [True, True]
+    for got, expected in ((torch.cat([first[0], second[0]]), y), (torch.cat([first[1], second[1]]), gradient)):
+        assert float((got - expected).norm()) <= 1e-12 * float(expected.norm())
+
+
+def walk_in_half_precision() -> tuple[Tensor, Tensor | None]:
+    """Statistics are computed in float32 whatever comes in; the parameters stay float32."""
+    norm: nn.Module = layer(2, {}).float()
+    if distributed.active():
+        norm = synchronise(norm, CPU)
+    mine = slice(distributed.rank() * 4, distributed.rank() * 4 + 4) if distributed.active() else ...
+    x = (rows(2, 0) - 50.0)[mine].bfloat16()
+    x = (x if distributed.active() else x.float()).requires_grad_()
+    y = norm(x)
+    (y.float() * (rows(2, 9) - 50.0)[mine].float()).sum().backward()
+    return y.detach(), x.grad
 
 
 def test_half_precision_in_and_out(gloo: GlooPool) -> None:
     parts = gloo.run(walk_in_half_precision, 2)
-    expected = nn.BatchNorm1d(CHANNELS)((rows(2, 0) - 50.0).bfloat16().float()).detach()
-    assert [dtype for dtype, _ in parts] == [torch.bfloat16] * 2
-    torch.testing.assert_close(torch.cat([y for _, y in parts]), expected, rtol=0.01, atol=0.01)
+    for ours, expected in zip(zip(*parts, strict=True), walk_in_half_precision(), strict=True):
+        assert [t.dtype for t in ours] == [torch.bfloat16] * 2 and expected is not None
+        got = torch.cat(list(ours)).float()
+        assert float((got - expected).norm()) <= 0.01 * float(expected.norm())
 
 
 def network() -> nn.Sequential:
