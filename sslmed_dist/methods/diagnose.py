@@ -40,6 +40,7 @@ class Diagnose(Method):
     """
 
     validates: ClassVar[bool] = True
+    masks_missing_labels: ClassVar[bool] = True
     encoder: DenseEncoder
     weights: Tensor
 

@@ -22,6 +22,8 @@ class Method(nn.Module, ABC):
     site_only: ClassVar[tuple[str, ...]] = ()
     # Whether ``objective`` changes no state (queues, centres), so that it can be asked for validation samples too.
     validates: ClassVar[bool] = False
+    # Whether ``objective`` leaves out labels that are missing (NaN), so that samples without some of them are used.
+    masks_missing_labels: ClassVar[bool] = False
 
     @abstractmethod
     def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

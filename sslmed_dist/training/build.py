@@ -104,7 +104,7 @@ def resolve(settings: Config, dataset: Dataset) -> Config:
             filled_in["method"][key] = data_values[key]
         elif settings.method[key] != data_values[key]:
             raise ValueError(f"method.{key}: {settings.method[key]}, but {dataset.name} has {data_values[key]}")
-    masks_missing = getattr(METHODS[settings.method["name"]], "masks_missing_labels", False)
+    masks_missing = METHODS[settings.method["name"]].masks_missing_labels
     lacking = (dataset.labels < 0) if masks_missing else unlabelled(dataset.labels)
     if "classes" in method_arguments and (not dataset.classes or bool(lacking.any())):
         raise ValueError(f"{dataset.name}: holds unlabelled samples; the method {settings.method['name']} needs labels")

@@ -22,25 +22,19 @@ def random(index: Tensor, labels: int, seed: int) -> Tensor:
 
 class Metadata:
     """Logistic regression on what is known of an examination without its images (scanner, voxel size, number of
-    slices, ...): features (M, F), NaN where unknown, and labels (M, L), NaN where missing.
+    slices, ...): standardised features (M, F) without gaps, and labels (M, L), NaN where missing.
 
-    Features are standardised; one that is unknown counts as the mean, and where a feature is unknown for some
-    examinations that it is unknown is a feature of its own. The ridge penalty of each label is the one of
-    ``PENALTIES`` with the least cross entropy over five folds of patients.
+    The ridge penalty of each label is the one of ``PENALTIES`` with the least cross entropy over five folds of
+    patients. Without any feature (F = 0) the answer is the share of positives.
     """
 
     def __init__(self, features: Tensor, labels: Tensor, groups: Tensor, *, seed: int) -> None:
-        """``ValueError`` for no examination or no feature."""
-        if features.ndim != 2 or not features.numel():
-            raise ValueError(f"metadata: expected features (N, F) of at least one of each, got {tuple(features.shape)}")
-        features = features.double()
-        self.gaps = features.isnan().any(dim=0)
-        self.mean = features.nanmean(dim=0).nan_to_num()
-        self.scale = torch.ones_like(self.mean)
-        prepared = self.prepared(features)
-        spread = prepared.std(dim=0, correction=0)
-        self.scale = torch.where(spread[: features.shape[1]] > 0, spread[: features.shape[1]], 1.0)
-        x, fold = self.prepared(features), folds_of(groups, seed)
+        """``ValueError`` for no examination, or a feature that is not finite."""
+        if features.ndim != 2 or not len(features):
+            raise ValueError(f"metadata: expected features (N, F) of at least one exam, got {tuple(features.shape)}")
+        if not bool(features.isfinite().all()):
+            raise ValueError("metadata: expected finite features")
+        x, fold = features.double(), folds_of(groups, seed)
         self.weights = torch.full((x.shape[1] + 1, labels.shape[1]), torch.nan, dtype=torch.float64)
         self.penalties: list[float | None] = []
         for column in range(labels.shape[1]):
@@ -50,14 +44,9 @@ class Metadata:
             if penalty is not None:
                 self.weights[:, column] = logistic(x[known], labels[known, column].double(), penalty)
 
-    def prepared(self, features: Tensor) -> Tensor:
-        """Standardised features, then a column for each feature that may be unknown."""
-        known = (features.double() - self.mean) / self.scale
-        return torch.cat([known.nan_to_num(), features.isnan().double()[:, self.gaps]], 1)
-
     def predict(self, features: Tensor) -> Tensor:
         """Probabilities (N, L) of features (N, F), float64; NaN for a label that lacked a value in training."""
-        return torch.sigmoid(with_one(self.prepared(features)) @ self.weights)
+        return torch.sigmoid(with_one(features.double()) @ self.weights)
 
 
 def with_one(x: Tensor) -> Tensor:

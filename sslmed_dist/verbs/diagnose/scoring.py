@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist.data.dataset import Dataset
-from sslmed_dist.data.exams.exam_dataset import exams_of
+from sslmed_dist.data.exams.metadata import MetadataColumns
 from sslmed_dist.downstream import ALL_SITES, Row, Score, compared_rows, rows_of
 from sslmed_dist.downstream.diagnosis import calibration, ensemble, floors, measures
 from sslmed_dist.downstream.diagnosis.inference import ExamScores
@@ -104,9 +104,10 @@ def arms_of(parts: Sequence[Part], test: Exams, combination: Combination, seed: 
     answers[RANDOM] = floors.random(test.ids, len(combination.classes), seed)
     groups = torch.cat([part.train.groups[part.rest] for part in parts])
     groups = groups[first_of_each(torch.cat([part.train.ids[part.rest] for part in parts]))[1]]
-    learnt = facts_of([part.train for part in parts], ids)
-    asked = facts_of([part.test for part in parts], test.ids)
-    answers[METADATA] = floors.Metadata(learnt, labels, groups, seed=seed).predict(asked)
+    trained = {part.name: part.learnt() for part in parts}
+    columns = MetadataColumns(trained, ids)
+    floor = floors.Metadata(columns(trained, ids), labels, groups, seed=seed)
+    answers[METADATA] = floor.predict(columns({part.name: part.test for part in parts}, test.ids))
     facts = (test.labels, test.groups, test.ids, combination.classes)
     return {name: measures.as_predictions(probabilities, *facts) for name, probabilities in answers.items()}
 
@@ -116,41 +117,6 @@ def training_labels(parts: Sequence[Part], classes: tuple[str, ...]) -> tuple[Te
     ids, first = first_of_each(torch.cat([part.train.ids[part.rest] for part in parts]))
     labels = torch.cat([labels_of(part.train, part.rest, classes) for part in parts])
     return ids, labels[first]
-
-
-def facts_of(datasets: Sequence[Dataset], ids: Tensor) -> Tensor:
-    """What is known of exams without their images, (N, F), NaN where unknown: in each part the number of slices and the
-    pixel's and the slice's size in mm; the scanner, and the site, each as columns of 0 and 1."""
-    columns = []
-    for dataset in datasets:
-        exams, places = exams_of(dataset)
-        values = torch.full((len(ids), 4), torch.nan, dtype=torch.float64)
-        wanted = torch.isin(dataset.ids, ids)
-        rows = torch.searchsorted(ids, dataset.ids[wanted])
-        values[rows, 0] = exams.counts[places][wanted].double()
-        sizes = [record.get("spacing_mm") for record in dataset.records] or [None] * len(dataset)
-        spacing = torch.tensor([list(size) if size else [torch.nan] * 3 for size in sizes], dtype=torch.float64)
-        values[rows, 1:] = spacing[wanted]
-        columns.append(values)
-    for name in ("scanners", "sites"):
-        columns += categories(datasets, ids, name)
-    table = torch.cat(columns, 1)
-    return table
-
-
-def categories(datasets: Sequence[Dataset], ids: Tensor, name: str) -> list[Tensor]:
-    """A column of 0 and 1 for each value below 64 of the attribute ``name`` (scanners, sites) of the exams; none where
-    the data does not know it."""
-    values = torch.full((len(ids),), -1)
-    for dataset in datasets:
-        exams, places = exams_of(dataset)
-        own = getattr(exams, name, None)
-        if own is not None:
-            wanted = torch.isin(dataset.ids, ids)
-            values[torch.searchsorted(ids, dataset.ids[wanted])] = own[places][wanted]
-    if not bool((values >= 0).any()):
-        return []
-    return [torch.nn.functional.one_hot(values.clamp(-1, 63) + 1, 65).double()]
 
 
 def rows_of_arms(arms: dict[str, Predictions], *, published: bool, seed: int) -> list[Row]:

@@ -8,7 +8,7 @@ import torch
 
 from sslmed_dist.data.dataset import ArrayDataset, Subset
 from sslmed_dist.data.exams.exam_dataset import ExamDataset
-from sslmed_dist.data.exams.metadata import MOST_SCANNERS, metadata_features
+from sslmed_dist.data.exams.metadata import MOST_PLACES, MetadataColumns
 from sslmed_dist.data.exams.mrnet import MRNet
 from sslmed_dist.data.phantom import write_knee
 
@@ -32,33 +32,53 @@ def described(records: list[dict[str, Any]], **facts: Any) -> Described:
     return Described(name="exams", classes=("a",), channels=1, records=records, **given)
 
 
-def test_numbers_have_one_scale_and_scanners_a_column_each() -> None:
+def test_numbers_have_the_training_s_scale_and_scanners_a_column_each() -> None:
     records = [
         {"spacing_mm": [3.0 + k, 0.5, 0.5], "echo_ms": None if k == 2 else 30.0 + k, "slots": ["sagittal"]}
         for k in range(4)
     ]
-    features, names = metadata_features(described(records, scanners=torch.tensor([7, 2, 7, 2])))
-    assert names == ("slices", "step_mm", "echo_ms", "scanner 0", "scanner 1")  # what does not differ is no feature
-    assert torch.allclose(features[:, :3].mean(0), torch.zeros(3), atol=1e-6)
-    assert torch.allclose(features[:, 1], (torch.arange(4.0) - 1.5) / torch.arange(4.0).std())
-    assert features[2, 2] == 0  # missing: the mean
-    assert features[:, 3:].tolist() == [[0, 1], [1, 0], [0, 1], [1, 0]]
+    counts = torch.tensor([10, 13, 10, 15])
+    sets = {"s": described(records, counts=counts, scanners=torch.tensor([7, 2, 7, 2]))}
+    learnt = MetadataColumns(sets, torch.arange(4))
+    # What does not differ is no feature.
+    assert learnt.names == ("s: slices", "s: step_mm", "s: echo_ms", "s: echo_ms unknown", "scanner 0", "scanner 1")
+    x = learnt(sets, torch.arange(4))
+    assert torch.allclose(x[:, :3].mean(0), torch.zeros(3).double(), atol=1e-12)
+    assert torch.allclose(x[:, 1], (torch.arange(4.0).double() - 1.5) / torch.arange(4.0).double().std())
+    assert x[:, 2:4].tolist()[2] == [0, 1]  # unknown: the mean, and it says so
+    assert x[:, 4:].tolist() == [[0, 1], [1, 0], [0, 1], [1, 0]]
+    # Another set keeps columns and scale: twice the step, all else unknown or new.
+    other = described([{"spacing_mm": [9.0, 0.5, 0.5]}], counts=torch.tensor([20]), scanners=torch.tensor([5]))
+    row = learnt({"s": other}, torch.tensor([0]))[0]
+    std = float(torch.arange(4.0).double().std())
+    assert row.tolist() == pytest.approx([8 / float(counts.double().std()), 4.5 / std, 0, 1, 0, 0])
 
 
-def test_a_subset_has_the_rows_of_the_set_and_many_scanners_share_the_last_column() -> None:
+def test_series_have_columns_of_their_own_and_what_repeats_is_left_out() -> None:
+    first, second = described([{}] * 4), described([{}] * 2, ids=torch.tensor([1, 3]), counts=torch.tensor([5, 9]))
+    learnt = MetadataColumns({"a": first, "again": first, "b": second}, torch.arange(4))
+    assert learnt.names == ("a: slices", "b: slices", "b: slices unknown")
+    x = learnt({"a": first, "again": first, "b": second}, torch.arange(4))
+    assert x[:, 2].tolist() == [1, 0, 1, 0] and x[0, 1] == 0 and x[1, 1] == -x[3, 1]
+
+
+def test_a_subset_is_learnt_alone_and_many_scanners_share_the_last_column() -> None:
     data = described([{} for _ in range(100)], scanners=torch.arange(100))
-    features, names = metadata_features(data)
-    assert len(names) == 1 + MOST_SCANNERS and features[:, 1:].sum(1).tolist() == [1.0] * 100
-    part, same = metadata_features(Subset(data, torch.tensor([3, 99])))
-    assert same == names and torch.equal(part, features[[3, 99]])
+    learnt = MetadataColumns({"s": data}, torch.arange(100))
+    x = learnt({"s": data}, torch.arange(100))
+    assert len(learnt.names) == 1 + MOST_PLACES and x[:, 1:].sum(1).tolist() == [1.0] * 100
+    part = Subset(data, torch.arange(0, 100, 2))
+    assert len(MetadataColumns({"s": part}, part.ids).names) == 1 + 50
+    assert MetadataColumns({"s": part}, part.ids)({"s": data}, torch.arange(100))[1::2, 1:].sum() == 0
 
 
 def test_mrnet_has_slices_and_sites_and_images_have_none(tmp_path: Path) -> None:
     write_knee(tmp_path / "knee", train=4, valid=0, sites=2, size=16, slices=(3, 9), planes=("axial",))
-    features, names = metadata_features(MRNet(tmp_path / "knee", plane="axial", side=16))
-    assert names == ("slices", "site 0", "site 1") and features.shape == (4, 3)
+    data = MRNet(tmp_path / "knee", plane="axial", side=16)
+    learnt = MetadataColumns({"axial": data}, data.ids)
+    assert learnt.names == ("axial: slices", "site 0", "site 1") and learnt({"axial": data}, data.ids).shape == (4, 3)
     images = ArrayDataset(
         name="x", images=torch.zeros(2, 1, 4, 4), labels=torch.zeros(2, dtype=torch.int64), classes=("a",)
     )
     with pytest.raises(ValueError, match="expected a set of examinations"):
-        metadata_features(images)
+        MetadataColumns({"x": images}, images.ids)

@@ -130,7 +130,6 @@ def test_metadata_predict_what_they_hold_and_no_more() -> None:
     ids = torch.arange(count)
     scanner = randomness.integers(2, "scanner", ids).double()
     features = torch.stack([scanner, randomness.normal("noise", ids), torch.full((count,), 3.0).double()], 1)
-    features[::4, 1] = NAN
     labels = torch.stack(
         [
             (scanner + randomness.normal("l", ids) > 0.5).float(),
@@ -145,10 +144,13 @@ def test_metadata_predict_what_they_hold_and_no_more() -> None:
     one, other = (predicted[scanner[150:] == value, 0].mean() for value in (1, 0))
     assert one - other > 0.2
     assert predicted[:, 1].std().item() < 0.1 and predicted[:, 2].isnan().all() and made.penalties[2] is None
-    with pytest.raises(
-        ValueError, match=r"^metadata: expected features \(N, F\) of at least one of each, got \(0, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"^metadata: expected features \(N, F\) of at least one exam, got \(0, 3\)"):
         floors.Metadata(features[:0], labels[:0], ids[:0], seed=0)
+    with pytest.raises(ValueError, match=r"^metadata: expected finite features"):
+        floors.Metadata(features / 0, labels, ids, seed=0)
+    # Without a feature it is the majority answer.
+    share = floors.Metadata(features[:, :0], labels, ids, seed=0).predict(features[:5, :0])
+    assert torch.allclose(share[:, :2], labels[:, :2].double().nanmean(0).expand(5, 2), atol=1e-6)
 
 
 def test_folds_keep_patients_together() -> None:
