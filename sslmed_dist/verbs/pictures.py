@@ -15,6 +15,7 @@ from sslmed_dist import config, randomness
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.data.exams.exam_dataset import middle, of_slices
 from sslmed_dist.downstream import OneShot, extract
 from sslmed_dist.downstream.knn import neighbours_of
 from sslmed_dist.printable import say
@@ -93,6 +94,9 @@ def make_for_report(runs: Sequence[Path]) -> None:
 def neighbour_samples(settings: Config, train: Dataset, order: Tensor) -> tuple[Samples, Samples, str]:
     """Queries, the samples among which their neighbours are looked for, and both in words. Queries are test images
     where the run has any, otherwise training images; neighbours are training images."""
+    train = of_slices(train)
+    if settings.data.get("clip") is not None:  # neighbours are single slices
+        settings = config.replace(settings, evaluate={"data": {**settings.evaluate.data, "clip": None}})
     try:
         dataset, parts = evaluation_splits(settings)
     except ValueError as error:  # no test split, say: the encoder has a space all the same
@@ -113,8 +117,9 @@ def draw(settings: Config, dataset: Dataset, network: nn.Module, folder: Path) -
         write_atomically(folder / "pictures" / "episodes.png", episodes_sheet(settings, dataset))
         return describe(folder, {"episodes.png": EPISODES})
     order = randomness.order(dataset.ids, settings.run.seed, "pictures")
-    shown, others = Samples(dataset, order[:SHOWN]), Samples(dataset, order[SHOWN:][:LIMIT])
-    draw_views(settings, shown, folder)
+    single = of_slices(dataset)
+    draw_views(settings, Samples(dataset, order[:SHOWN]), folder)
+    shown, others = Samples(single, order[:SHOWN]), Samples(single, order[SHOWN:][:LIMIT])
     draw_neighbours(settings, network, shown, others, "Images", folder)
 
 
@@ -198,10 +203,12 @@ def views_sheet(settings: Config, shown: Samples) -> bytes:
     """PNG: images beside their training views, on one grey scale: the views' normalisation is taken back."""
     seed, dataset = settings.run.seed, shown.dataset
     batch = shown.batch(seed)
-    stored = batch["images"].cpu()
+    length = batch.get("length")
+    stored = middle(batch["images"].cpu(), length)  # of an exam its middle slice
     low, high = scale_of(stored, dataset)
     made_by = build.build_views(settings, dataset)
     outputs = made_by(batch, seed=seed, epoch=0)
+    outputs = {name: middle(view, length) if name.startswith("views_") else view for name, view in outputs.items()}
     if "patches" in outputs:  # the patches of a puzzle, in the order the method gets them
         outputs["views_puzzle"] = puzzle(outputs["patches"], stored.shape[1])
     if "patches" in outputs and "pretext_label" in outputs:  # and each in its cell, by the arrangement that was drawn

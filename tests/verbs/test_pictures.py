@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslmed_dist import cli
+from sslmed_dist import cli, config, randomness
 from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import ArrayDataset
 from sslmed_dist.training import build, job, pretrained
 from sslmed_dist.training.evaluation_data import evaluation_splits
 from sslmed_dist.verbs import pictures
 from sslmed_dist.verbs.pictures import Samples
-from tests import tiny
+from tests import knees, tiny
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +160,27 @@ def test_a_federation_shows_the_images_of_its_sites(tmp_path: Path, monkeypatch:
     (Path("federation") / "pictures" / "views.png").write_bytes(b"drawn by federate")
     pictures.make(Path("federation"))  # what is there stays
     assert drawn(Path("federation"))["views.png"] == b"drawn by federate"
+
+
+def test_exams_are_drawn_by_their_middle_slices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    knees.write_exams(tmp_path / "knees", train=8, valid=4, planes=("sagittal",))
+    settings = config.from_tree(knees.tree(tmp_path, plan={"epochs": 1}), "test")
+    job.train(settings)
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(pictures, "views_picture", lambda *images, **words: seen.update(images=images) or b"")
+    pictures.make(settings.folder)
+    stored, views = seen["images"]
+    train = build.load_data(settings, "train")
+    order = randomness.order(train.ids, settings.run.seed, "pictures")[: pictures.SHOWN]
+    batch = train.fetch(order, seed=settings.run.seed, epoch=0, draw=torch.zeros_like(order))
+    rows = [int(length) // 2 for length in batch["length"]]
+    assert {2, 1} & set(rows) and torch.equal(stored, torch.stack([batch["images"][i, k] for i, k in enumerate(rows)]))
+    assert views["views_0"].shape == (6, 1, 32, 32)
+    captions = json.loads((settings.folder / "pictures" / "captions.json").read_text())
+    assert captions["neighbours.png"].startswith("Test images (left) and their nearest among 6 training images")
+    # An evaluation of single images says what it needs.
+    measured = ["evaluate", str(settings.folder), "evaluate.protocols=[{name: knn, k: 2}]"]
+    assert cli.main(measured) == 2
+    assert "data.clip: " in (said := capsys.readouterr().err) and "set evaluate.data={clip: null}" in said

@@ -1,5 +1,6 @@
 """A set of examinations: a sample is one series of slices, fetched as one keyed slice or as a clip of several."""
 
+import copy
 from abc import abstractmethod
 from typing import Any
 
@@ -77,3 +78,21 @@ def exams_of(dataset: Dataset) -> tuple[ExamDataset, Tensor]:
     if not isinstance(whole, ExamDataset):
         raise ValueError(f"{dataset.name}: expected a set of examinations (mrnet, kneemri, exams, ...)")
     return whole, dataset.positions if isinstance(dataset, Subset) else torch.arange(len(dataset))
+
+
+def of_slices(dataset: Dataset) -> Dataset:
+    """``dataset``, of examinations with a clip the same ones without it: a sample is one keyed slice."""
+    whole = dataset.dataset if isinstance(dataset, Subset) else dataset
+    if not isinstance(whole, ExamDataset) or whole.clip is None:
+        return dataset
+    single = copy.copy(whole)
+    single.clip = None
+    return Subset(single, dataset.positions) if isinstance(dataset, Subset) else single
+
+
+def middle(images: Tensor, length: Tensor | None) -> Tensor:
+    """(B, C, H, W): of clips (B, S, C, H, W) with ``length`` (B,) slices the middle one of each; images as they are."""
+    if images.ndim != 5:
+        return images
+    place = torch.full((len(images),), images.shape[1]) if length is None else length
+    return images[torch.arange(len(images), device=images.device), (place // 2).to(images.device)]
