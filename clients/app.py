@@ -39,7 +39,7 @@ from sslmed_dist.federation.messages import (
     RunSettings,
     SiteError,
 )
-from sslmed_dist.federation.sites import Site, federated_section, own_site, simulated_sites
+from sslmed_dist.federation.sites import Dealt, dealt_sites, federated_section, own_site
 
 FAILED = 2  # Flower's code for an app that raised
 
@@ -56,7 +56,7 @@ class LocalSite:
 
 
 # A simulation's process serves many rounds of several sites: the data is read and dealt once.
-DEALT: dict[tuple[str, str | None], list[Site]] = {}
+DEALT: dict[tuple[str, str | None], Dealt] = {}
 
 
 @app.query()  # type: ignore[untyped-decorator]
@@ -141,7 +141,7 @@ def site_of(settings: Config, node: Node) -> LocalSite:
         raise SiteError("this node's configuration has no state-dir, the folder of the site's own state")
     settings = replace(settings, data=node.data(settings.data))
     if node.partition is not None:
-        site = dealt(settings)[node.partition]
+        site = dealt(settings).site(node.partition)
     elif node.site is None:
         raise SiteError("this node's configuration has no site, the name of the site")
     elif node.data_root is None:
@@ -154,12 +154,12 @@ def site_of(settings: Config, node: Node) -> LocalSite:
     return LocalSite(site.name, site.pretrain, folder)
 
 
-def dealt(settings: Config) -> list[Site]:
+def dealt(settings: Config) -> Dealt:
     """The simulated sites, from memory where this process has dealt them before."""
     key = (fingerprint(settings), settings.data.get("root"))
     if key not in DEALT:
         DEALT.clear()
-        DEALT[key] = simulated_sites(settings)
+        DEALT[key] = dealt_sites(settings)
     return DEALT[key]
 
 

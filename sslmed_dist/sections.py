@@ -144,6 +144,10 @@ class Evaluate:
                 )
 
 
+# What a federation can be compared with: floors, and encoders trained otherwise or not at all.
+Arm = Literal["metadata", "raw_pixels", "copy_mask", "random", "local", "pooled"]
+
+
 @dataclass(frozen=True)
 class Federated:
     """A federation: its rounds, how data is dealt to simulated sites, what is shared and what makes a round fail.
@@ -171,7 +175,7 @@ class Federated:
     quorum: int = 2
     timeout_s: float = 3600.0
     runtime: Literal["in_process", "simulation", "deployment"] = "simulation"
-    compare: tuple[Literal["raw_pixels", "copy_mask", "random", "local", "pooled"], ...] = ("random", "local", "pooled")
+    compare: tuple[Arm, ...] = ("random", "local", "pooled")
 
     def __post_init__(self) -> None:
         require_least("federated", self, 1, "rounds", "local_epochs", "quorum", "held_out_groups")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from sslmed_dist.downstream.classifier import CLASSIFIER, classified
+from sslmed_dist.downstream.exam_probe import METADATA, ExamProbe, Metadata
 from sslmed_dist.downstream.features import RAW_PIXELS, Features, RawPixels, SplitFeatures, extract, extract_splits
 from sslmed_dist.downstream.knn import KNN
 from sslmed_dist.downstream.linear import LinearProbe
@@ -26,6 +27,7 @@ from sslmed_dist.downstream.rows import (
 from sslmed_dist.downstream.similarity import Histogram, histogram
 
 EVALUATORS: dict[str, Callable[..., Evaluator | Segmenting]] = {
+    "exam_probe": ExamProbe,
     "knn": KNN,
     "linear": LinearProbe,
     "one_shot": OneShot,
@@ -34,6 +36,7 @@ EVALUATORS: dict[str, Callable[..., Evaluator | Segmenting]] = {
 
 # What every encoder must beat, by the name of its arm; an evaluator says which is its own (``floor``).
 FLOORS: dict[str, Callable[[], nn.Module]] = {
+    METADATA: Metadata,
     RAW_PIXELS: RawPixels,
     COPY_MASK: CopyMask,
 }
@@ -44,9 +47,11 @@ __all__ = [
     "COPY_MASK",
     "EVALUATORS",
     "FLOORS",
+    "METADATA",
     "KNN",
     "CopyMask",
     "Evaluator",
+    "ExamProbe",
     "Features",
     "Histogram",
     "LinearProbe",

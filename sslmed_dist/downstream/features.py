@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from sslmed_dist.data.dataset import Dataset, unlabelled
+from sslmed_dist.data.dataset import Dataset, Item, unlabelled
 
 SPLITS = ("train", "val", "test")
 # The arm of the floor below.
@@ -20,7 +20,7 @@ class Features:
     """Features of N samples and what is known of them."""
 
     x: Tensor  # (N, D) float32
-    labels: Tensor  # (N,) int64 class numbers, or (N, L) float32 for the task ``multi``
+    labels: Tensor  # (N,) int64 class numbers, or (N, L) float32 for the task ``multi``, NaN where one is missing
     groups: Tensor  # (N,) int64 patients
     index: Tensor  # (N,) int64 sample ids
 
@@ -58,6 +58,15 @@ class RawPixels(nn.Module):
         return images.flatten(1)
 
 
+@runtime_checkable
+class Imageless(Protocol):
+    """A floor that looks at no image: what it knows of the samples stands in for their features."""
+
+    def features(self, dataset: Dataset, positions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Float32 (N, F) for each split's ``positions``; what is learnt of the numbers is learnt of ``train``."""
+        ...
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """A block in which ``module`` is in evaluation mode. Afterwards every submodule is in the mode it was in before
@@ -93,7 +102,8 @@ def extract(
     """Features of the samples at ``positions`` (int64 (N,)) under the first view, on the CPU.
 
     The encoder runs in evaluation mode on ``device`` without gradients; its modes are put back afterwards. A position
-    that comes again is fetched with the next draw number (0, 1, ...). Non-finite features are a ``ValueError``.
+    that comes again is fetched with the next draw number (0, 1, ...). The features of an exam of several slices
+    (``data.clip``) are those of ``of_exams``. Non-finite features are a ``ValueError``.
     """
     positions = positions.cpu()
     draws = occurrences(positions)
@@ -103,8 +113,11 @@ def extract(
             chunk = slice(start, start + batch_size)
             batch = dataset.fetch(positions[chunk], seed=seed, epoch=0, draw=draws[chunk])
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            x = encoder(views(batch, seed=seed, epoch=0)["views_0"]).float().flatten(1).cpu()  # (B, D)
-            outputs.append((x, batch["labels"].cpu(), batch["index"].cpu()))
+            if batch["images"].ndim == 5:
+                x = of_exams(encoder, batch, views=views, batch_size=batch_size, seed=seed)
+            else:
+                x = of_images(encoder, batch, views=views, seed=seed)
+            outputs.append((x.cpu(), batch["labels"].cpu(), batch["index"].cpu()))
     groups = dataset.groups.cpu()[positions]
     if not outputs:
         return Features(torch.zeros(0, 0), dataset.labels.cpu()[positions], groups, dataset.ids.cpu()[positions])
@@ -119,6 +132,23 @@ def extract(
     return Features(x, labels, groups, index)
 
 
+def of_images(encoder: nn.Module, batch: Item, *, views: nn.Module, seed: int) -> Tensor:
+    """The features (B, D) of ``batch["images"]`` (B, C, H, W) under the first view."""
+    features: Tensor = encoder(views(batch, seed=seed, epoch=0)["views_0"]).float().flatten(1)
+    return features
+
+
+def of_exams(encoder: nn.Module, batch: Item, *, views: nn.Module, batch_size: int, seed: int) -> Tensor:
+    """The features of exams of several slices: the mean, then the greatest value over an exam's slices of each feature
+    of the slices, (B, 2 D). "images" are (B, S, C, H, W), of which "length" (B,) are slices; the rest is left out. At
+    most ``batch_size`` slices are in the encoder at once."""
+    images, length = batch["images"], batch["length"]
+    real = torch.arange(images.shape[1], device=images.device)[None] < length[:, None]  # (B, S)
+    slices = [of_images(encoder, {"images": part}, views=views, seed=seed) for part in images[real].split(batch_size)]
+    exams = torch.cat(slices).split(length.tolist())
+    return torch.stack([torch.cat([exam.mean(0), exam.amax(0)]) for exam in exams])
+
+
 def extract_splits(
     encoder: nn.Module,
     dataset: Dataset,
@@ -128,13 +158,20 @@ def extract_splits(
     device: torch.device | str,
     batch_size: int = 256,
     seed: int = 0,
+    missing: bool = False,
 ) -> SplitFeatures:
-    """``extract`` for the positions of ``train``, ``val`` (may be empty) and ``test``; arguments as for ``extract``.
+    """``extract`` for the positions of ``train``, ``val`` (may be empty) and ``test``; arguments as for ``extract``,
+    ``missing`` as for ``check``. What an ``Imageless`` floor says stands in for the features.
 
     ``ValueError`` for a missing or unlabelled split, an empty train or test, and where a sample or a patient of test is
     also in train or val.
     """
-    check(dataset, positions)
+    check(dataset, positions, missing)
+    if isinstance(encoder, Imageless):
+        x = encoder.features(dataset, positions)
+        known = (dataset.labels.cpu(), dataset.groups.cpu(), dataset.ids.cpu())
+        parts = {name: Features(x[name], *(of[positions[name].cpu()] for of in known)) for name in SPLITS}
+        return SplitFeatures(**parts, task=dataset.task, classes=tuple(dataset.classes))
     train, val, test = (
         extract(encoder, dataset, positions[name], views=views, device=device, batch_size=batch_size, seed=seed)
         for name in SPLITS
@@ -149,9 +186,9 @@ def extract_splits(
     return SplitFeatures(train, val, test, dataset.task, tuple(dataset.classes))
 
 
-def check(dataset: Dataset, positions: Mapping[str, Tensor]) -> None:
+def check(dataset: Dataset, positions: Mapping[str, Tensor], missing: bool = False) -> None:
     """``ValueError`` unless the three splits are there, train and test hold samples, all samples are labelled, and no
-    sample or patient of test is in train or val."""
+    sample or patient of test is in train or val. ``missing``: of several labels some may be missing."""
     if set(positions) != set(SPLITS):
         raise ValueError(f"{dataset.name}: expected the splits {', '.join(SPLITS)}, got {', '.join(sorted(positions))}")
     for name in ("train", "test"):
@@ -159,7 +196,7 @@ def check(dataset: Dataset, positions: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{dataset.name}: the split {name} is empty")
     for name in SPLITS:
         labels = dataset.labels.cpu()[positions[name].cpu()]
-        count = int(unlabelled(labels).sum())
+        count = 0 if missing and labels.ndim == 2 else int(unlabelled(labels).sum())
         if not dataset.classes or count:
             what = f"unlabelled samples ({count}; one missing label is enough)"
             raise ValueError(f"{dataset.name}: the split {name} holds {what}; evaluation needs labels")

@@ -92,6 +92,7 @@ class LinearProbe:
         """
         x, target = train.x, targets(train.labels, classes)
         multi = train.labels.ndim == 2
+        known = ~target.isnan()  # (N, C); a missing label adds nothing to the loss
         rates = torch.tensor(self.learning_rates, dtype=x.dtype, device=x.device)
         weight = x.new_zeros((x.shape[1], len(rates), classes))  # (D, R, C)
         bias = x.new_zeros((len(rates), classes))
@@ -106,7 +107,8 @@ class LinearProbe:
                 logits = (x[part] @ weight.flatten(1)).view(len(part), len(rates), classes) + bias  # (B, R, C)
                 probability = logits.sigmoid() if multi else logits.softmax(dim=2)
                 # the gradient of the cross-entropy with respect to the logits
-                error = (probability - target[part][:, None]) / (len(part) * (classes if multi else 1))
+                error = (probability - target[part][:, None]) / (known[part].sum() if multi else len(part))
+                error = error.where(known[part][:, None], 0.0)
                 weight_gradient = (x[part].T @ error.flatten(1)).view_as(weight)
                 # SGD with momentum, as torch.optim.SGD
                 weight_velocity.mul_(self.momentum).add_(weight_gradient.add_(weight, alpha=self.weight_decay))
@@ -142,7 +144,7 @@ def logits_of(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def targets(labels: Tensor, classes: int) -> Tensor:
-    """Float32 (N, C): one-hot for class numbers (N,), the labels themselves for (N, L)."""
+    """Float32 (N, C): one-hot for class numbers (N,), the labels themselves for (N, L), NaN where one is missing."""
     return labels.float() if labels.ndim == 2 else functional.one_hot(labels, classes).float()
 
 
@@ -150,7 +152,8 @@ def validation(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     """(accuracy or mean AUC, minus the loss) on val; the AUC is 0 where no label has both values."""
     ones = torch.ones((1, len(labels)), dtype=torch.float64, device=logits.device)
     if labels.ndim == 2:
-        loss = functional.binary_cross_entropy_with_logits(logits, labels.double())
+        known = ~labels.isnan()
+        loss = functional.binary_cross_entropy_with_logits(logits[known], labels[known].double())
         auc = float(metrics.mean_auc(logits, labels, weights=ones)[0])
         return (0.0 if math.isnan(auc) else auc), -float(loss)
     return float(metrics.accuracy(logits, labels, weights=ones)[0]), -float(functional.cross_entropy(logits, labels))

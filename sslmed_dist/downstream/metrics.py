@@ -102,22 +102,29 @@ def auc(scores: Tensor, positive: Tensor, *, weights: Tensor) -> Tensor:
     return wins / (positives.sum(dim=1) * negatives.sum(dim=1))
 
 
+def label_auc(scores: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
+    """``auc`` over the samples whose label is known; scores (N,), labels 1, 0, or NaN where missing, (N,) -> (R,)."""
+    known = labels == labels
+    return auc(scores[known], labels[known], weights=weights[:, known])
+
+
 def binary_auc(scores: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
     """AUC of class 1 of two, ranked by the difference of the two scores; scores (N, 2), labels int64 (N,) -> (R,)."""
     return auc(scores[:, 1] - scores[:, 0], labels == 1, weights=weights)
 
 
 def mean_auc(scores: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
-    """Mean AUC over labels; scores (N, L), labels {0, 1} (N, L) -> (R,).
+    """Mean AUC over labels; scores (N, L), labels {0, 1}, or NaN where missing, (N, L) -> (R,).
 
     A label that lacks positives or negatives in the sample as it is has no AUC and is left out of every re-sampling.
     A re-sampling in which one of the other labels lacks them is NaN, since a mean over fewer labels would be another
     measure.
     """
-    defined = [column for column in range(labels.shape[1]) if len(torch.unique(labels[:, column])) == 2]
+    both = (labels == 1).any(0) & (labels == 0).any(0)
+    defined = torch.nonzero(both).flatten().tolist()
     if not defined:
         return torch.full((weights.shape[0],), torch.nan, dtype=torch.float64, device=weights.device)
-    areas = [auc(scores[:, column], labels[:, column], weights=weights) for column in defined]
+    areas = [label_auc(scores[:, column], labels[:, column], weights=weights) for column in defined]
     return torch.stack(areas).mean(dim=0)
 
 

@@ -70,6 +70,13 @@ class Evaluator(Protocol):
 
 
 @runtime_checkable
+class Masking(Protocol):
+    """An evaluator that leaves missing labels out, so that a sample with some of its labels can be used."""
+
+    masks_missing: bool
+
+
+@runtime_checkable
 class Demanding(Protocol):
     """An evaluator that does not work on every number of samples."""
 
@@ -145,7 +152,7 @@ def one_label(column: int) -> Statistic:
     """The statistic "AUC of the label ``column``"; scores and labels (N, L) -> (R,)."""
 
     def area(scores: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
-        return metrics.auc(scores[:, column], labels[:, column], weights=weights)
+        return metrics.label_auc(scores[:, column], labels[:, column], weights=weights)
 
     return area
 
@@ -156,8 +163,9 @@ def undefined(metric: str, predictions: Predictions) -> str:
         return "undefined: no test samples"
     label = metric.partition("/")[2]
     if label:
-        values = torch.unique(predictions.labels[:, predictions.classes.index(label)])
-        return f"undefined: every test sample is {label} = {int(values[0])}"
+        values = predictions.labels[:, predictions.classes.index(label)]
+        known = values[~values.isnan()]
+        return f"undefined: every test sample is {label} = {int(known[0])}" if len(known) else f"undefined: no {label}"
     if predictions.task == "multi":
         return "undefined: no label has both values among the test samples"
     names = [predictions.classes[int(class_number)] for class_number in torch.unique(predictions.labels)]
@@ -191,7 +199,8 @@ def compare(first: Predictions, second: Predictions, evaluator: str, *, seed: in
 
     ``ValueError`` if the two are not predictions of the same samples in the same order.
     """
-    if not torch.equal(first.index, second.index) or not torch.equal(first.labels, second.labels):
+    same = torch.equal(first.index, second.index) and first.labels.shape == second.labels.shape
+    if not same or not torch.allclose(first.labels, second.labels, rtol=0.0, atol=0.0, equal_nan=True):
         raise ValueError(f"{evaluator}: only predictions of the same test samples can be compared")
     if first.by_sample:  # only over the entries for which both have a number
         missing = first.scores.isnan() | second.scores.isnan()

@@ -18,7 +18,7 @@ from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.downstream.coverage import remarks_in
 from sslmed_dist.downstream.features import SplitFeatures, check, extract_splits
 from sslmed_dist.downstream.metrics import Score
-from sslmed_dist.downstream.predictions import Evaluator, Predictions, Segmenting, compare, measure, pool
+from sslmed_dist.downstream.predictions import Evaluator, Masking, Predictions, Segmenting, compare, measure, pool
 from sslmed_dist.printable import printable
 
 # The site of rows that hold the samples of every site (and of runs that know no sites).
@@ -53,10 +53,13 @@ def predict(
     """The test predictions of every evaluator by its name: what ``rows_of``, ``pooled_rows`` and ``compared_rows``
     measure. ``splits_positions`` are the samples (int64 (N,)) of train, val and test. An evaluator's ``ValueError`` is
     raised again with the dataset's name in front."""
-    check(dataset, splits_positions)
+    missing = all(isinstance(evaluator, Masking) for evaluator in evaluators.values())
+    check(dataset, splits_positions, missing)
     splits: SplitFeatures | None = None
     if not all(isinstance(evaluator, Segmenting) for evaluator in evaluators.values()):
-        splits = extract_splits(encoder, dataset, splits_positions, views=views, device=device, seed=seed)
+        splits = extract_splits(
+            encoder, dataset, splits_positions, views=views, device=device, seed=seed, missing=missing
+        )
         splits = splits.to(device)
     predictions = {}
     for name, evaluator in evaluators.items():

@@ -17,6 +17,7 @@ from sslmed_dist.data import PARTITIONS
 from sslmed_dist.data.dataset import Dataset, Subset
 from sslmed_dist.data.partition import hold_out
 from sslmed_dist.federation.messages import SiteError
+from sslmed_dist.printable import note
 from sslmed_dist.training import build
 
 
@@ -82,10 +83,30 @@ def site_names(fed: Federated, count: int) -> list[str]:
     return list(fed.site_names)
 
 
+class TooSmall(SiteError):
+    """A site whose data are too few to train on and to hold a part out."""
+
+
 def split_site(name: str, dataset: Dataset, settings: Config) -> Site:
     """Split one site's data into train, val and test: by ``federated.held_out`` and ``federated.validation`` as
     fractions, or by numbers of patients where ``federated.held_out_groups`` is set. No patient is in two parts.
-    ``SiteError`` where the rest is less than one batch."""
+    ``TooSmall`` where one of the parts would be empty, or what is left to train on is less than one batch."""
+    try:
+        train, val, test = three_parts(dataset, settings)
+    except ValueError as error:
+        raise TooSmall(f"{name}: {error}") from None
+    rest = len(train) + len(val)
+    rows, batch = rest * settings.plan.draws * settings.plan.slices_per_exam, settings.plan.batch_size
+    if rows < batch:  # an epoch would have no whole batch
+        raise TooSmall(
+            f"{name}: {rest} training samples x {settings.plan.draws} draws, fewer than one batch of {batch}; "
+            "allowed: a smaller plan.batch_size, fewer sites, or more plan.draws"
+        )
+    return Site(name, dataset, train, val, test)
+
+
+def three_parts(dataset: Dataset, settings: Config) -> tuple[Tensor, Tensor, Tensor]:
+    """Train, val and test of ``split_site``. ``ValueError`` where one would be empty."""
     fed = federated_section(settings)
     by_patient = fed.held_out_groups is not None
     # First the test part is held out, then, from the rest, the validation part.
@@ -105,19 +126,48 @@ def split_site(name: str, dataset: Dataset, settings: Config) -> Site:
         groups_per_site=1 if by_patient else None,
         seed=randomness.key(fed.seed, "validation"),
     )
-    rows, batch = len(rest) * settings.plan.draws * settings.plan.slices_per_exam, settings.plan.batch_size
-    if rows < batch:  # an epoch would have no whole batch
-        raise SiteError(
-            f"{name}: {len(rest)} training samples x {settings.plan.draws} draws, fewer than one batch of {batch}; "
-            "allowed: a smaller plan.batch_size, fewer sites, or more plan.draws"
-        )
     # ``train`` and ``val`` are positions in ``rest``; a site wants positions in its dataset.
-    return Site(name, dataset, rest[train], rest[val], test)
+    return rest[train], rest[val], test
 
 
 def simulated_sites(settings: Config) -> list[Site]:
     """Deal the split ``federated.pool`` of one dataset to sites, by ``federated.partition``. Sample ids stay those of
-    the whole dataset."""
+    the whole dataset. Sites that are too small are left out with a line. ``TooSmall`` where fewer than
+    ``federated.quorum`` are left: it says what each of the others lacks."""
+    dealt = dealt_sites(settings)
+    if dealt.excluded and len(dealt.usable) < federated_section(settings).quorum:
+        raise TooSmall("; ".join(dealt.excluded))
+    for line in dealt.excluded:
+        note(f"left out: {line}")
+    return dealt.usable
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """The sites that one dataset was dealt to. In the place of a site that is too small stands why."""
+
+    sites: tuple[Site | TooSmall, ...]
+
+    @property
+    def usable(self) -> list[Site]:
+        """The sites that are left, in their order."""
+        return [site for site in self.sites if isinstance(site, Site)]
+
+    @property
+    def excluded(self) -> list[str]:
+        """A line for each of the others."""
+        return [str(site) for site in self.sites if isinstance(site, TooSmall)]
+
+    def site(self, number: int) -> Site:
+        """The site ``number``, counted from 0 with those that are left out. ``TooSmall`` for one of these."""
+        site = self.sites[number]
+        if isinstance(site, TooSmall):
+            raise site
+        return site
+
+
+def dealt_sites(settings: Config) -> Dealt:
+    """All sites that ``simulated_sites`` deals to, with those that are left out."""
     fed = federated_section(settings)
     dataset = build.load_data(settings, fed.pool)
     count = fed.partition.get("count")
@@ -134,7 +184,13 @@ def simulated_sites(settings: Config) -> list[Site]:
         seed=randomness.key(fed.seed, "partition"),
     )
     names = site_names(fed, len(parts))
-    return [split_site(name, Subset(dataset, part), settings) for name, part in zip(names, parts, strict=True)]
+    sites: list[Site | TooSmall] = []
+    for name, part in zip(names, parts, strict=True):
+        try:
+            sites.append(split_site(name, Subset(dataset, part), settings))
+        except TooSmall as error:
+            sites.append(error)
+    return Dealt(tuple(sites))
 
 
 def everything(sites: Sequence[Site]) -> Subset:

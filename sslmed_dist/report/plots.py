@@ -8,6 +8,7 @@ from typing import Any
 # Okabe and Ito's colours, which the colour-blind can tell apart; the blue is lighter on a dark page.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D31", "#7F7F7F")
 ARM_COLOURS = {
+    "metadata": "#8C8C6A",
     "raw_pixels": "#9AA0A6",
     "copy_mask": "#B7A99A",
     "random": "#7F7F7F",

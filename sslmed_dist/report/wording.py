@@ -5,6 +5,7 @@ from typing import Any
 
 ALL_SITES = "all"
 ARM_NAMES = {
+    "metadata": "metadata only",
     "raw_pixels": "raw pixels",
     "copy_mask": "copied support mask",
     "random": "random encoder",

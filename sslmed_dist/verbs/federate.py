@@ -20,9 +20,11 @@ from sslmed_dist.drivers import launcher
 from sslmed_dist.federation.sites import (
     Site,
     everything,
+    expected_sites,
     federated_section,
     resolve_for_all,
     simulated_sites,
+    site_names,
     training_settings,
 )
 from sslmed_dist.training import build, job, pretrained
@@ -152,7 +154,8 @@ def measure(settings: Config, sites: list[Site], dataset: Dataset) -> Path:
         for site, site_predictions in zip(sites, predictions[arm], strict=True)
     }
     write_cases(out.with_name("sites-cases.csv"), by_arm_and_site)
-    write_rows(out, rows, sites=sizes, phantom_data=on_phantoms(settings))
+    left_out = [name for name in site_names(fed, expected_sites(fed)) if name not in sizes]  # too small
+    write_rows(out, rows, sites=sizes, left_out=left_out, phantom_data=on_phantoms(settings))
     return out
 
 
