@@ -26,7 +26,8 @@ def coverage(
     if task == "multi":
         groups = {
             "never positive in train, so that their AUC says nothing": in_train == 0,
-            "always positive in train, so that their AUC says nothing": ((train == 0).sum(0).cpu() == 0) & (in_train > 1),
+            "always positive in train, so that their AUC says nothing": ((train == 0).sum(0).cpu() == 0)
+            & (in_train > 1),
             "with one positive training sample": in_train == 1,
         }
         return tuple(f"{beginning}{what}: {listed(classes, which)}" for what, which in groups.items() if which.any())

@@ -1,4 +1,4 @@
-"""A frozen encoder on whole examinations: a linear probe on what it says of their slices, and the metadata as a floor."""
+"""A frozen encoder on whole examinations: a linear probe on what it says of their slices, and a floor of metadata."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sslmed_dist import randomness
 from sslmed_dist.data.dataset import Dataset
-from sslmed_dist.data.exams.metadata import metadata_features
+from sslmed_dist.data.exams.metadata import MetadataColumns
 from sslmed_dist.data.joined import Joined
 from sslmed_dist.downstream.features import Features, SplitFeatures
 from sslmed_dist.downstream.linear import LinearProbe
@@ -27,9 +27,15 @@ class Metadata(nn.Module):
         them: the scales of two sets' columns differ."""
         if isinstance(dataset, Joined):
             raise ValueError(f"{dataset.name}: the floor metadata is measured by sslmed federate and sslmed diagnose")
-        known, _ = metadata_features(dataset)
-        known = known if known.shape[1] else torch.zeros(len(known), 1)  # nothing is known: the probe's offset is left
-        return {name: known[rows.cpu()] for name, rows in positions.items()}
+        series = {"exam": dataset}
+        columns = MetadataColumns(series, dataset.ids[positions["train"].cpu()].sort().values)
+        features = {}
+        for name, rows in positions.items():
+            ids, order = dataset.ids[rows.cpu()].sort()
+            known = columns(series, ids).float()[order.argsort()]
+            # Where nothing is known, the probe's offset is left.
+            features[name] = known if known.shape[1] else torch.zeros(len(ids), 1)
+        return features
 
 
 class ExamProbe(LinearProbe):

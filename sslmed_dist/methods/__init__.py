@@ -1,7 +1,6 @@
 """Pretraining methods."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from sslmed_dist.methods.byol import BYOL, SimSiam
 from sslmed_dist.methods.classify import Classify
@@ -15,7 +14,7 @@ from sslmed_dist.methods.method import Method
 from sslmed_dist.methods.moco import MoCoV2
 from sslmed_dist.methods.pirl import PIRL
 
-METHODS: Mapping[str, Callable[..., Any]] = {
+METHODS: Mapping[str, type[Method]] = {
     "classify": Classify,
     "contrastive": Contrastive,
     "moco_v2": MoCoV2,

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -94,7 +93,8 @@ def test_measures_leave_missing_labels_out_and_arms_compare() -> None:
     by_hand = []
     for column in range(2):
         truth, guess = predictions.labels[:, column].tolist(), predictions.scores[:, column].tolist()
-        pairs = [(p, n) for p, t in zip(guess, truth) if t == 1 for n, s in zip(guess, truth) if s == 0]
+        known = list(zip(guess, truth, strict=True))
+        pairs = [(p, n) for p, t in known if t == 1 for n, s in known if s == 0]
         by_hand.append(sum((p > n) + 0.5 * (p == n) for p, n in pairs) / len(pairs))
     assert [scores["auc/acl"], scores["auc/meniscus"]] == pytest.approx(by_hand)
     assert scores["auc"] == pytest.approx(sum(by_hand) / 2) and by_hand[0] > 0.9
