@@ -144,8 +144,9 @@ def of_exams(encoder: nn.Module, batch: Item, *, views: nn.Module, batch_size: i
     most ``batch_size`` slices are in the encoder at once."""
     images, length = batch["images"], batch["length"]
     real = torch.arange(images.shape[1], device=images.device)[None] < length[:, None]  # (B, S)
-    slices = [of_images(encoder, {"images": part}, views=views, seed=seed) for part in images[real].split(batch_size)]
-    exams = torch.cat(slices).split(length.tolist())
+    parts = torch.split(images[real], batch_size)
+    slices = [of_images(encoder, {"images": part}, views=views, seed=seed) for part in parts]
+    exams = torch.split(torch.cat(slices), length.tolist())
     return torch.stack([torch.cat([exam.mean(0), exam.amax(0)]) for exam in exams])
 
 
