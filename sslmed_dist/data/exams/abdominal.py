@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sslmed_dist.data.dataset import Item, Split, Stored, select_split
 from sslmed_dist.data.exams.exam_dataset import ExamDataset
-from sslmed_dist.data.exams.exam_set import draw_slices, read_sites, split_exams
+from sslmed_dist.data.exams.exam_set import draw_slices, fold_splits, read_sites, split_exams
 from sslmed_dist.data.samples import in_file
 from sslmed_dist.data.scans.nifti import axial_slices, read_canonical
 from sslmed_dist.strips import MOST_ASPECT
@@ -23,7 +23,9 @@ ORGANS = ("liver", "right kidney", "left kidney", "spleen")  # values 1 ... 4 of
 NAME = re.compile(r"(image|label)_(\d{1,9})\.nii(\.gz)?")
 PERCENTILES = (0.5, 99.5)  # of a volume's voxels: intensities that become 0 and 1
 SLICE_LIMIT = 4096  # slice s of exam n has the sample id 4096 n + s
+BAR = 1 / 16  # standard deviation of the bar that shows a position, as a share of the side
 Unit = Literal["exam", "slice", "stack"]
+Show = Literal["pixels", "position"]
 Volume = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
@@ -51,7 +53,10 @@ class Abdominal(ExamDataset):
     Intensities: each volume is clipped to its 0.5 and 99.5 percentiles and scaled to [0, 1], float32. The volume is
     turned to right-anterior-superior and cut along its third axis. With ``size`` slices are zero-padded to a square and
     resized (bilinear, antialiased). They stay in memory.
-    split: by patient, ``val_fraction`` and ``test_fraction`` of the exams, keyed by ``seed``.
+    show "position": in place of each slice stands a drawing of where in its volume it lies (``position_bars``) and
+    nothing of what it shows. Whatever is told from those drawings, an encoder need not see an organ to tell.
+    split: by patient, ``val_fraction`` and ``test_fraction`` of the exams, keyed by ``seed``; or with ``fold`` the
+    exams of cross-validation in ``folds`` parts (``fold_splits``).
     """
 
     def __init__(
@@ -67,16 +72,26 @@ class Abdominal(ExamDataset):
         seed: int = 0,
         clip: int | None = None,
         stack: int = 5,
+        show: Show = "pixels",
+        fold: int | None = None,
+        folds: int = 5,
     ) -> None:
         """``ValueError`` naming the file: a missing or mismatched mask, not 3-D, NaN, constant, truncated; and for a
-        clip of slices, or a stack of none."""
+        clip of slices, a stack of none, or a fold that is not there or stands beside fractions."""
         if clip is not None and unit == "slice":
             raise ValueError("data.clip: a sample of unit slice is one slice; allowed: unit exam or stack, or no clip")
         if stack < 1:
             raise ValueError(f"data.stack: expected a number of slices, 1 or more, got {stack}")
         folder = Path(root)
         files = find_exams(folder)
-        part = split_exams(list(files), (val_fraction, test_fraction), seed, str(folder))
+        if fold is None:
+            part = split_exams(list(files), (val_fraction, test_fraction), seed, str(folder))
+        elif val_fraction or test_fraction:
+            raise ValueError(
+                "data.fold: the fold decides the splits; allowed: no val_fraction and test_fraction beside"
+            )
+        else:
+            part = fold_splits(list(files), fold, folds, seed, str(folder))
         numbers = [list(files)[i] for i in select_split(part, split, str(folder)).tolist()]
         exams = [
             read_exam(exam_number, *files[exam_number], organs=organs, min_voxels=min_voxels) for exam_number in numbers
@@ -84,6 +99,8 @@ class Abdominal(ExamDataset):
         self.kept = {path.name: in_file(folder, path.name) for path, _ in (files[number] for number in numbers)}
         # the slices of all exams in one tensor; those of sample n are rows starts[n] ... starts[n] + counts[n] - 1
         self.images = stack_slices(exams, size, folder)  # (S, 1, H, W)
+        if show == "position":
+            self.images = position_bars(torch.cat([relative_places(exam) for exam in exams]), *self.images.shape[2:])
         cuts = [pieces(len(exam.kept), {"exam": len(exam.kept), "slice": 1, "stack": stack}[unit]) for exam in exams]
         counts = torch.tensor([len(piece) for cut in cuts for piece in cut])  # (N,)
         self.starts = torch.cumsum(counts, 0) - counts
@@ -237,6 +254,19 @@ def resize_square(slices: Tensor, size: int) -> Tensor:
     if side == size:
         return square
     return F.interpolate(square, (size, size), mode="bilinear", antialias=True, align_corners=False).clamp(0.0, 1.0)
+
+
+def relative_places(exam: Exam) -> Tensor:
+    """Where each slice of an exam lies in its volume, float32 (S,): 0 the lowest, 1 the highest slice."""
+    return torch.tensor(exam.kept, dtype=torch.float32) / max(exam.facts["shape"][2] - 1, 1)
+
+
+def position_bars(places: Tensor, height: int, width: int) -> Tensor:
+    """A soft bar across an image, the lower in it the higher the place: float32 (S,) in [0, 1] -> (S, 1, H, W), a
+    normal curve over the rows with the standard deviation ``BAR`` of the height, 1 in its middle."""
+    rows = torch.linspace(0, 1, height)
+    bars = torch.exp(-((rows - places[:, None]) ** 2) / (2 * BAR**2))  # (S, H)
+    return bars[:, None, :, None].expand(-1, 1, height, width).contiguous()
 
 
 def pieces(count: int, length: int) -> list[range]:

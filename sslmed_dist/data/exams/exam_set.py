@@ -35,6 +35,25 @@ def split_exams(numbers: Sequence[int], fractions: tuple[float, float], seed: in
     return [split_of[i] for i in range(len(numbers))]
 
 
+def fold_splits(numbers: Sequence[int], fold: int, folds: int, seed: int, where: str) -> list[str]:
+    """The split of each of the N exams in cross-validation: in a random order that is keyed by ``seed`` they are dealt
+    in turn to ``folds`` folds. Fold ``fold`` is "test", the one after it (after the last the first) "val", the others
+    are "train". So every exam is tested in one fold.
+
+    ``ValueError`` unless 3 <= folds <= N and 0 <= fold < folds.
+    """
+    if not 3 <= folds <= len(numbers):
+        raise ValueError(
+            f"data.folds: expected 3 (train, val, test) to {len(numbers)} (the exams of {where}), got {folds}"
+        )
+    if not 0 <= fold < folds:
+        raise ValueError(f"data.fold: expected 0 to {folds - 1}, got {fold}")
+    order = randomness.order(torch.tensor(numbers), seed, "fold").tolist()
+    names = {fold: "test", (fold + 1) % folds: "val"}
+    split_of = {exam: names.get(place % folds, "train") for place, exam in enumerate(order)}
+    return [split_of[i] for i in range(len(numbers))]
+
+
 def read_sites(path: Path, numbers: Sequence[int]) -> Tensor | None:
     """Site number of each exam, int64 (N,), from a CSV file of "id,site" rows (a heading is skipped); None without the
     file.

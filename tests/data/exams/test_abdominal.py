@@ -215,3 +215,49 @@ def test_stacks_are_exams_of_a_few_slices(tmp_path):
         abdominal(tmp_path, unit="slice", clip=2)
     with pytest.raises(ValueError, match="data.stack: expected a number of slices"):
         abdominal(tmp_path, unit="stack", stack=0)
+
+
+def test_folds_test_every_exam_once_and_share_no_patient(tmp_path):
+    write_exams(tmp_path, numbers=range(1, 8))
+    tested = []
+    for fold in range(3):
+        groups = {
+            part: set(abdominal(tmp_path, unit="slice", fold=fold, folds=3, split=part).groups.tolist())
+            for part in ("train", "val", "test")
+        }
+        assert sum(map(len, groups.values())) == 7 and set.union(*groups.values()) == set(range(1, 8))
+        assert groups["val"] == set(abdominal(tmp_path, fold=(fold + 1) % 3, folds=3, split="test").groups.tolist())
+        tested += groups["test"]
+    assert sorted(tested) == list(range(1, 8))
+    other = [abdominal(tmp_path, fold=0, folds=3, split="test", seed=seed).ids.tolist() for seed in range(9)]
+    assert len(set(map(tuple, other))) > 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"fold": 5}, "data.fold: expected 0 to 4, got 5"),
+        ({"fold": -1}, "data.fold: expected 0 to 4, got -1"),
+        ({"fold": 0, "folds": 2}, "data.folds: expected 3 .*to 5 .*got 2"),
+        ({"fold": 0, "folds": 6}, "data.folds: expected 3 .*to 5 .*got 6"),
+        ({"fold": 0, "val_fraction": 0.2}, "data.fold: the fold decides the splits"),
+    ],
+)
+def test_folds_that_are_not_there_are_named(tmp_path, asked, message):
+    with pytest.raises(ValueError, match=message):
+        abdominal(write_exams(tmp_path, numbers=range(1, 6)), **asked)
+
+
+def test_a_position_is_drawn_in_place_of_the_pixels(tmp_path):
+    write_exams(tmp_path, numbers=(1, 2))
+    pixels, places = (abdominal(tmp_path, unit="slice", size=33, show=show) for show in ("pixels", "position"))
+    assert torch.equal(pixels.ids, places.ids) and torch.equal(pixels.labels, places.labels)
+    assert pixels.images.shape == places.images.shape and not torch.equal(pixels.images, places.images)
+    for position, record in enumerate(places.records):
+        image, where = places.images[position, 0], record["slice"] / (record["shape"][2] - 1)
+        assert torch.equal(image, image[:, :1].expand(33, 33))  # nothing of the slice
+        assert abs(int(image[:, 0].argmax()) / 32 - where) <= 0.5 / 32 and 0 <= image.min() < 1e-4
+    # the masks and the intensities of an exam make no difference to its drawings
+    (tmp_path / "other").mkdir()
+    again = abdominal(write_exams(tmp_path / "other", numbers=(2, 1)), unit="slice", size=33, show="position")
+    assert torch.equal(again.images, places.images)
