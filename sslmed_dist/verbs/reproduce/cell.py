@@ -18,12 +18,16 @@ from sslmed_dist.report.runs import SIMILARITY, read_rows
 from sslmed_dist.training import build, pretrained
 from sslmed_dist.training.build import AUTO
 from sslmed_dist.training.stopping import finish
+from sslmed_dist.verbs.diagnose import run as diagnosis
+from sslmed_dist.verbs.diagnose.run import MODEL, RESULTS
+from sslmed_dist.verbs.diagnose.scoring import ENSEMBLE
 from sslmed_dist.verbs.evaluate import arm_predictions, own_predictions
 from sslmed_dist.verbs.measurement import Measurement
 from sslmed_dist.verbs.reproduce import read_table, table
 from sslmed_dist.verbs.reproduce.table import Metric
 from sslmed_dist.verbs.similarities import similarities
 
+METRICS = "metrics.jsonl"
 FINISHED, BEGUN, MISSING = "finished", "begun, not finished", "not run"
 
 
@@ -64,6 +68,8 @@ def state(cell: Cell) -> str:
 def complete(folder: Path) -> bool:
     """Whether the run in ``folder`` was trained to its end before it was evaluated. ``evaluate`` below notes that in
     its file; ``sslmed evaluate``, which may measure an unfinished run, does not."""
+    if (folder / MODEL).is_file():  # the last but the page that a diagnosis writes of its results
+        return True
     file = folder / "evaluate" / "last.json"
     return file.is_file() and read_object(file, optional={"complete": bool}).get("complete") is True
 
@@ -75,7 +81,9 @@ def results(cell: Cell) -> set[Path]:
 
 def file_of(cell: Cell, metric: Metric) -> Path:
     """The file that a figure of the cell is read from."""
-    name = SIMILARITY if metric.evaluator["name"] == "similarity" else "last.json"
+    if metric.evaluator["name"] == "pretext":
+        return cell.settings.folder / METRICS
+    name = {"similarity": SIMILARITY, "diagnosis": Path(RESULTS).name}.get(metric.evaluator["name"], "last.json")
     return cell.settings.folder / "evaluate" / name
 
 
@@ -93,11 +101,18 @@ def changes(before: Config, now: Config) -> list[str]:
     return run_folder.differences(config.essential(before), config.essential(now))
 
 
-def shortened(cell: Cell) -> list[str]:
-    """For a cell that fine-tunes the encoder of another table's cell: dotted paths of the keys in which that encoder's
-    run differs from the other table as published (fewer epochs, say). Empty where that table is not at hand."""
-    start = cell.settings.run.start_from
-    if start is None or not (Path(start) / "config.yaml").is_file():
+def starts(settings: Config) -> list[str]:
+    """The run folders that a cell, or the parts of its diagnosis, start from, each once."""
+    parts = settings.diagnose.parts.values() if settings.diagnose is not None else ()
+    of_parts = [part.get("run", {}).get("start_from") for part in parts]
+    return list(dict.fromkeys(start for start in [settings.run.start_from, *of_parts] if start is not None))
+
+
+def shortened(cell: Cell, start: str) -> list[str]:
+    """For a cell that starts from the encoder of another table's cell, in the run folder ``start``: dotted paths of the
+    keys in which that encoder's run differs from the other table as published (fewer epochs, say). Empty where that
+    table is not at hand."""
+    if not (Path(start) / "config.yaml").is_file():
         return []
     # The run's folder is .../TABLE/ROW/COLUMN/[fold-K/]seed-N.
     folders = [part for part in Path(start).parts[:-1] if not part.startswith("fold-")]
@@ -111,17 +126,21 @@ def shortened(cell: Cell) -> list[str]:
 
 def needs(cell: Cell) -> str | None:
     """What is missing before the cell can run, in words; None where nothing is."""
-    start, data = cell.settings.run.start_from, cell.settings.data
-    if start is not None and not complete(Path(start)):
-        return f"needs the finished run {start}"
+    data, missing = cell.settings.data, [start for start in starts(cell.settings) if not complete(Path(start))]
+    if missing:
+        return f"needs the finished {'run' if len(missing) == 1 else 'runs'} {', '.join(missing)}"
     if "root" in data and not Path(str(data["root"])).expanduser().exists():
         return f"no data at {data['root']} (--root {data['name']}=PATH)"
     return None
 
 
 def train(cell: Cell) -> None:
-    """Train one cell to its end by its own driver. ``Stopped`` if it was stopped before."""
+    """Train one cell to its end by its own driver, a diagnosis as ``sslmed diagnose`` does, which measures it too.
+    ``Stopped`` if it was stopped before."""
     settings = cell.settings
+    if settings.diagnose is not None:
+        diagnosis.run(settings)
+        return
     finish((ray_train if settings.driver == "ray" else local).train(settings) is not None)
 
 
@@ -133,6 +152,8 @@ def evaluate(cell: Cell) -> None:
     not those that the checkpoint remembers.
     """
     settings, folder = cell.settings, cell.settings.folder
+    if settings.diagnose is not None:
+        return  # measured where it was trained
     trained = pretrained.load(folder)
     data_path = {"data": {"root": settings.data["root"]}} if "root" in settings.data else {}
     # Whole, not merged: of the checkpoint's ``evaluate.data`` no key stays that the cell does not have.
@@ -152,16 +173,21 @@ def evaluate(cell: Cell) -> None:
 
 
 def measured(cell: Cell, metric: Metric) -> float | None:
-    """The encoder's figure in the cell's ``evaluate`` folder, times 100 where it is a per cent; None if not there."""
+    """The figure of the encoder, or of the diagnosis' arm, in the cell's folder, times 100 where it is a per cent; None
+    if not there."""
     file, value = file_of(cell, metric), None
     if not file.is_file():
         return None
-    if file.name == SIMILARITY:  # the figure stands at the top of the file; all else is a row
+    if file.name == METRICS:  # the last line that says it
+        values = [line["value"] for line in run_folder.Metrics(file).read() if line["name"] == metric.name]
+        value = values[-1] if values else None
+    elif file.name == SIMILARITY:  # the figure stands at the top of the file; all else is a row
         value = read_object(file, optional={metric.name: float | None}).get(metric.name)
     else:
-        title = title_of(cell, metric)
+        title, of_diagnosis = title_of(cell, metric), metric.evaluator["name"] == "diagnosis"
+        arm = metric.evaluator.get("arm", ENSEMBLE) if of_diagnosis else "encoder"
         for row in read_rows(file):
-            if (row["arm"], row["evaluator"], row["metric"]) == ("encoder", title, metric.name):
+            if (row["arm"], row["evaluator"], row["metric"]) == (arm, title, metric.name):
                 value = row["value"]
     return None if value is None else float(value) * (100 if metric.percent else 1)
 

@@ -185,7 +185,10 @@ def collect(asked: Request, all_cells: Sequence[Cell], states: Mapping[str, str]
     # What makes this another run than the published one: overrides, and encoders that were trained otherwise.
     changing = [text for text in asked.overrides if not free(text.partition("=")[0])]
     shortened = {
-        f"{cell.settings.run.start_from} ({path})": None for cell in all_cells for path in single.shortened(cell)
+        f"{start} ({path})": None
+        for cell in all_cells
+        for start in single.starts(cell.settings)
+        for path in single.shortened(cell, start)
     }
     return Outcome(asked.table, lines, asked.seeds, asked.overrides, [*changing, *shortened])
 

@@ -17,8 +17,10 @@ from sslmed_dist.sections import Config, Leaf
 Tree = dict[str, Any]
 
 DECIDED = ("run.name", "evaluate.protocols", "run.start_from")  # keys that the table decides, never an override
-# What a metric may name beside EVALUATORS: a fine-tuned classifier's own predictions, and the alignment of two views.
-BESIDE = ("classifier", "similarity")
+# What a metric may name beside EVALUATORS: a fine-tuned classifier's own predictions, the alignment of two views, what
+# sslmed diagnose measured (of the arm ``arm``: ensemble by default), what a pretext's validation said in training.
+BESIDE = ("classifier", "similarity", "diagnosis", "pretext")
+PLANE = "{plane}"  # in ``start_from``: the plane of each part of a diagnosis
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Table:
                      or none
     ``quoted``       of (row, column): from whom the thesis took the figure
     ``not_ours``     rows that are printed and never run, and why
-    ``start_from``   per row the cell ``TABLE/ROW/COLUMN`` whose encoder is fine-tuned
+    ``start_from``   per row the cell ``TABLE/ROW/COLUMN`` whose encoder is fine-tuned. ``{plane}`` in it is the plane
+                     of each part of a diagnosis
     ``cells``        what a single cell (row, column) changes beyond its row and column
     ``folds``        a cell is not one training but one for each of them, and its figure their mean
     ``means``        per row the published mean over all of its figures; where there are any, every row gets such a line
@@ -137,9 +140,22 @@ class Table:
         protocols = [leaf for leaf in protocols if leaf["name"] not in BESIDE]
         settings = config.from_tree(config.merge(tree, {"evaluate": {"protocols": protocols}}), where)
         runs_folder, seed_name = settings.run.dir, f"seed-{settings.run.seed}"
-        start = {"start_from": f"{runs_folder}/{self.start_from[row]}/{seed_name}"} if row in self.start_from else {}
-        run = {"dir": f"{runs_folder}/{folder}", "name": seed_name, **start}
-        return config.replace(settings, run=run)
+        changes: dict[str, Any] = {"run": {"dir": f"{runs_folder}/{folder}", "name": seed_name}}
+        if row in self.start_from:
+            changes = config.merge(changes, started(settings, f"{runs_folder}/{self.start_from[row]}/{seed_name}"))
+        return config.replace(settings, **changes)
+
+
+def started(settings: Config, start: str) -> Tree:
+    """The overrides by which a run, or every part of a diagnosis, starts from the run folder ``start``."""
+    plane = str(settings.data.get("plane", ""))
+    if settings.diagnose is None or not settings.diagnose.parts:
+        return {"run": {"start_from": start.replace(PLANE, plane)}}
+    parts = {}
+    for name, part in settings.diagnose.parts.items():
+        own = str(part.get("data", {}).get("plane", plane))
+        parts[name] = {"run": {"start_from": start.replace(PLANE, own)}}
+    return {"diagnose": {"parts": parts}}
 
 
 def unique(leaves: Iterator[Leaf]) -> list[Leaf]:
