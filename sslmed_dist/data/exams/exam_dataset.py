@@ -12,6 +12,10 @@ from sslmed_dist.data.dataset import Dataset, Item, Subset
 from sslmed_dist.data.exams.exam_set import draw_slices
 
 
+class NoSeries(ValueError):
+    """No exam has the series that was asked for."""
+
+
 class ExamDataset(Dataset):
     """N examinations, each with one series of slices in anatomical order; all slices of the set have one size.
 
@@ -37,6 +41,10 @@ class ExamDataset(Dataset):
     def slices(self, position: int, numbers: Tensor) -> Tensor:
         """The slices ``numbers`` (int64 (S,), in any order, repeats allowed) of the exam at ``position``: (S, C, H, W),
         on the CPU. ``ValueError`` for a file that cannot be read."""
+
+    def reading(self) -> dict[str, Any]:
+        """Arguments by which the dataset of this kind reads other exams as these were read; none by default."""
+        return {}
 
     def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
         """One slice: "images" (B, C, H, W), drawn uniformly, keyed by (seed, "slice", epoch, id, draw). A clip:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist.data.dataset import Split, Stored, select_split
-from sslmed_dist.data.exams.exam_dataset import ExamDataset
+from sslmed_dist.data.exams.exam_dataset import ExamDataset, NoSeries
 from sslmed_dist.data.exams.exam_series import DEFAULT_RULES, Preparation, Side, reasons
 from sslmed_dist.data.exams.exam_set import split_exams
 from sslmed_dist.data.exams.exam_store import SUMMARY, TABLE, Exam, Store, in_memory, open_pack, write_pack
@@ -72,7 +72,7 @@ class Exams(ExamDataset):
         part, left_out = splits_of(self.store, rows, patients, experts, fractions, seed, str(folder))
         usable = [exam for exam in self.store.exams if plane in exam.slots and part[exam.name]]
         if not usable:
-            raise ValueError(f"{folder}: none of {len(self.store.exams)} exams has a series for the slot {plane}")
+            raise NoSeries(f"{folder}: none of {len(self.store.exams)} exams has a series for the slot {plane}")
         require_no_copies(self.store, part, folder)
         chosen = [usable[i] for i in select_split([part[exam.name] for exam in usable], split, str(folder)).tolist()]
         number = {name: position for position, name in enumerate(names)}
@@ -100,6 +100,11 @@ class Exams(ExamDataset):
     def slices(self, position: int, numbers: Tensor) -> Tensor:
         rows = self.stacks[position].start + numbers.numpy()
         return torch.from_numpy(self.store.slices(self.slot, rows)).unsqueeze(1)
+
+    def reading(self) -> dict[str, Any]:
+        """How the exams were prepared: of a pack, what it was written with."""
+        how = self.store.how
+        return {"series": dict(how.rules), "size": how.size, "mm": how.mm, "bits": how.bits, "side": how.side}
 
     def value_range(self) -> tuple[float, float]:
         return (0.0, float(self.store.how.white))

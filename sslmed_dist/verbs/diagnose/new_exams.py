@@ -1,7 +1,7 @@
 """Exams that no run has seen, as the data of a part: the slices in the layout that the part was trained on."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from sslmed_dist import registry
 from sslmed_dist.config import Config
 from sslmed_dist.data import DATASETS
 from sslmed_dist.data.dataset import Dataset
-from sslmed_dist.data.exams.exam_dataset import ExamDataset, exams_of
+from sslmed_dist.data.exams.exam_dataset import ExamDataset, NoSeries, exams_of
 from sslmed_dist.data.exams.mrnet import open_stack
 
 ENDING = ".npy"
@@ -43,16 +43,24 @@ class StackedExams(ExamDataset):
         return clone
 
 
-def read_exams(folder: Path, settings: Config) -> Dataset | None:
+# What says where the training exams lie, and which of them are trained on: nothing about how an exam is read.
+TRAINING = ("root", "subset", "oversample", "val_fraction", "test_fraction", "experts")
+
+
+def read_exams(folder: Path, settings: Config, reading: Mapping[str, Any]) -> Dataset | None:
     """The exams in ``folder`` that have what the part of these ``settings`` looks at; None where there is none.
 
     A part that was trained on MRNet's layout takes ``PLANE.npy`` (one exam) or ``PLANE/NAME.npy`` (the exams NAME). Any
-    other is read by its own dataset, with the folder as its root. ``ValueError`` for what cannot be read."""
+    other is read by its own dataset with the folder as its root, prepared as the training exams were: ``reading`` are
+    the arguments that say how. ``ValueError`` for what cannot be read."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of exams")
     if settings.data["name"] != "mrnet":
-        leaf = {key: value for key, value in settings.data.items() if key not in ("subset", "root")}
-        dataset: Dataset = registry.build(DATASETS, {**leaf, "root": str(folder)}, "data", split="all")
+        leaf = {key: value for key, value in settings.data.items() if key not in TRAINING}
+        try:
+            dataset: Dataset = registry.build(DATASETS, {**leaf, **reading, "root": str(folder)}, "data", split="all")
+        except NoSeries:
+            return None
         exams_of(dataset)
         return dataset
     plane = str(settings.data.get("plane", "sagittal"))

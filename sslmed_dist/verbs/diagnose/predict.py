@@ -85,7 +85,7 @@ def read_model(run: Path) -> dict[str, Any]:
 def open_part(run: Path, name: str, known: Mapping[str, Any], settings: Config, folder: Path) -> Model:
     """One part with the new exams that it can look at."""
     method, own, _ = load_method(run / PARTS / name)
-    dataset = read_exams(folder, own)
+    dataset = read_exams(folder, own, known.get("reading", {}).get(name, {}))
     if dataset is None:
         return Model(name, None, {}, None, {})
     look = examiner(method, own, dataset, section(settings), build.choose_device(settings))

@@ -11,6 +11,7 @@ import torch
 from sslmed_dist import outputs
 from sslmed_dist.atomic_files import refuse_links, sha256, write_atomically
 from sslmed_dist.config import Config
+from sslmed_dist.data.exams.exam_dataset import exams_of
 from sslmed_dist.downstream import write_rows
 from sslmed_dist.downstream.diagnosis.inference import ExamScores
 from sslmed_dist.downstream.predictions import Predictions
@@ -104,8 +105,12 @@ def described(parts: Sequence[Part], combination: Combination) -> dict[str, Any]
 
 def known_range(parts: Sequence[Part]) -> dict[str, Any]:
     """What the training exams of each part are like: number of slices, spacing in mm, mean and deviation of the
-    intensities on [0, 1], each as the least and greatest value. A new exam outside of it is warned about."""
-    return {"training": {part.name: likeness(part.train, part.rest) for part in parts}}
+    intensities on [0, 1], each as the least and greatest value. A new exam outside of it is warned about. ``reading``
+    is how they were read (by which rules, at which scale): new exams are read alike, also where these were a pack."""
+    return {
+        "training": {part.name: likeness(part.train, part.rest) for part in parts},
+        "reading": {part.name: exams_of(part.train)[0].reading() for part in parts},
+    }
 
 
 def table(parts: Sequence[Part], test: Exams, combination: Combination, arms: dict[str, Predictions]) -> str:
