@@ -110,7 +110,8 @@ def stage(saved: Mapping[str, Any], settings: Config) -> str:
     state = saved["state"] if saved["kind"] == "training" else {}
     per_epoch = state.get("steps_per_epoch") or settings.plan.steps_per_epoch
     total = (per_epoch or 0) * settings.plan.epochs
-    return f"step {state['step']} of {total}: before the end of its run" if state.get("step", 0) < total else ""
+    step = state.get("step")  # what a federation's site keeps for itself counts no steps
+    return f"step {step} of {total}: before the end of its run" if step is not None and step < total else ""
 
 
 def outlined(build: Callable[[], Module], where: str) -> Module:

@@ -7,6 +7,7 @@ import torch
 
 from sslmed_dist.data.exams.exams import Exams
 from sslmed_dist.data.phantom import write_knee_exams
+from sslmed_dist.data.phantom.knee import unequal_sites
 from sslmed_dist.data.phantom.knee_anatomy import Knee, draw_knee
 from sslmed_dist.data.phantom.publish import JOINT, draw_joint
 from sslmed_dist.randomness import key
@@ -58,3 +59,15 @@ def test_a_knee_shows_the_side_that_it_says(kind: str) -> None:
     dark = (below < 0.2).float().sum(0)
     left, right = float(dark[36:50].sum()), float(dark[14:28].sum())
     assert left > 2 * right if kind == "left" else right > 2 * left
+
+
+def test_unequal_sites_differ_in_size_and_in_torn_menisci() -> None:
+    ids = torch.arange(600)
+    torn = draw_joint(ids, {"abnormal": 0, "acl": 0, "meniscus": 0}, 0, "x")["meniscus"]
+    sites = unequal_sites(ids, torn, 3, 0)
+    assert torch.bincount(sites).tolist() == [133, 200, 267]  # 1 : 1.5 : 2
+    shares = [float(torn[sites == site].float().mean()) for site in range(3)]
+    assert 0.0 < shares[0] < shares[1] - 0.05 < shares[2] - 0.1
+    turned = torch.arange(599, -1, -1)
+    assert unequal_sites(ids[turned], torn[turned], 3, 0)[turned].equal(sites)  # by id, not by place
+    assert unequal_sites(ids[:5], torn[:5], 1, 0).tolist() == [0] * 5

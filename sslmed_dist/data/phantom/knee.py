@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sslmed_dist.data.phantom.canvas import Dice
 from sslmed_dist.data.phantom.knee_anatomy import LABELS, PLANES, Knee, draw_knee
 from sslmed_dist.data.phantom.publish import assign_sites, draw_joint, draw_labels, publish, require_counts, write_rows
 from sslmed_dist.data.phantom.scanner import Scanner, acquire, scanner
 from sslmed_dist.data.workers import in_processes
-from sslmed_dist.randomness import key
+from sslmed_dist.randomness import key, uniform
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,16 @@ def check_knee(
         raise ValueError(f"slices: expected lowest and highest count, 1 <= lowest <= highest, got {slices}")
 
 
+def unequal_sites(ids: Tensor, torn: Tensor, sites: int, seed: int) -> Tensor:
+    """Site of each exam, int64 (N,) in [0, sites): sizes as 1 to 2 from the first site to the last, evenly between.
+    Exams are dealt in the order of a keyed random number in [0, 1), to which 1/4 is added for a torn meniscus
+    (``torn``, bool (N,)), so that the first sites have few of them and the last one many."""
+    weights = 1.0 + torch.arange(sites, dtype=torch.float64) / max(sites - 1, 1)
+    ends = (weights.cumsum(0) / weights.sum() * len(ids)).round().long()
+    rank = (uniform(seed, "unequal sites", ids) + 0.25 * torn).argsort(stable=True).argsort()
+    return torch.searchsorted(ends, rank, right=True)
+
+
 def write_knee(
     root: str | Path,
     *,
@@ -71,6 +82,7 @@ def write_knee(
     meniscus: float = 0.35,
     findings: Literal["full", "small"] = "full",
     joint: bool = False,
+    unequal: bool = False,
     planes: tuple[str, ...] = tuple(PLANES),
     workers: int = 1,
     seed: int = 0,
@@ -81,8 +93,9 @@ def write_knee(
     than 256), ``{train,valid}-{abnormal,acl,meniscus}.csv`` (id,label; no header) and, beyond MRNet, ``sites.csv``
     (header id,site). Numbers of ``valid`` follow those of ``train``.
     ``findings`` small: a few millimetres wide, in few slices (``Knee.small``). ``joint``: labels go together as in
-    MRNet's training part (``publish.JOINT``), and the three shares have to stay at their defaults. ``workers``
-    processes draw side by side. ``ValueError`` for impossible requests or a used folder.
+    MRNet's training part (``publish.JOINT``), and the three shares have to stay at their defaults. ``unequal``: sites
+    differ in size and in torn menisci (``unequal_sites``). ``workers`` processes draw side by side. ``ValueError`` for
+    impossible requests or a used folder.
     """
     prevalence = dict(zip(LABELS, (abnormal, acl, meniscus), strict=True))
     counts = {"train": train, "valid": valid}
@@ -94,6 +107,7 @@ def write_knee(
     # only what is not as it always was: a set written before is still this set
     spec |= {"findings": findings} if findings != "full" else {}
     spec |= {"joint": joint} if joint else {}
+    spec |= {"unequal": unequal} if unequal else {}
     spec |= {"planes": list(planes)} if tuple(planes) != tuple(PLANES) else {}
     spec |= {**prevalence, "scanners": [asdict(scanner(site, seed)) for site in range(sites)]}
 
@@ -105,7 +119,9 @@ def write_knee(
             names = [f"{exam:04d}" for exam in ids.tolist()]
             draw = draw_joint if joint else draw_labels
             labels = draw(ids, prevalence, seed, "knee", split)
-            exam_sites += assign_sites(ids, sites, seed).tolist()
+            dealt = assign_sites(ids, sites, seed)
+            dealt = unequal_sites(ids, labels["meniscus"], sites, seed) if unequal else dealt
+            exam_sites += dealt.tolist()
             for label, values in labels.items():
                 write_rows(folder / f"{split}-{label}.csv", zip(names, values.int().tolist(), strict=True))
             for row, exam in enumerate(ids.tolist()):
