@@ -1,8 +1,8 @@
 """``sslmed federate``: the federation, and the encoders that it is compared with.
 
 An *arm* is one way to get an encoder for a site: ``federated``, ``local`` (trained on the site's own data alone),
-``pooled`` (trained on all data together), ``random`` (untrained), and floors such as ``raw_pixels``. Every trained arm
-takes the same number of optimiser steps from the same first weights.
+``pooled`` (trained on all data together), ``random`` (untrained), and floors such as ``raw_pixels`` and ``metadata``.
+Every trained arm takes the same number of optimiser steps from the same first weights.
 """
 
 from collections.abc import Mapping

@@ -42,7 +42,12 @@ def write_exam(job: Job) -> None:
 
 
 def check_knee(
-    counts: dict[str, int], prevalence: dict[str, float], size: int, slices: tuple[int, int], planes: tuple[str, ...]
+    counts: dict[str, int],
+    prevalence: dict[str, float],
+    size: int,
+    slices: tuple[int, int],
+    planes: tuple[str, ...],
+    joint: bool,
 ) -> None:
     """``ValueError`` naming an argument of ``write_knee`` that is out of range."""
     require_counts(**counts)
@@ -53,6 +58,8 @@ def check_knee(
             raise ValueError(f"{name}: expected a share in 0-1, got {share}")
         if share > prevalence["abnormal"]:
             raise ValueError(f"{name}: {share} exceeds abnormal {prevalence['abnormal']}, which every tear implies")
+    if joint and tuple(prevalence.values()) != (0.81, 0.18, 0.35):
+        raise ValueError("joint: labels go together as in MRNet, so abnormal, acl and meniscus are not to be given")
     if size < 16:
         raise ValueError(f"size: expected at least 16 pixels, got {size}")
     if not 1 <= slices[0] <= slices[1]:
@@ -63,6 +70,8 @@ def unequal_sites(ids: Tensor, torn: Tensor, sites: int, seed: int) -> Tensor:
     """Site of each exam, int64 (N,) in [0, sites): sizes as 1 to 2 from the first site to the last, evenly between.
     Exams are dealt in the order of a keyed random number in [0, 1), to which 1/4 is added for a torn meniscus
     (``torn``, bool (N,)), so that the first sites have few of them and the last one many."""
+    if sites < 1:
+        raise ValueError(f"sites: expected at least 1, got {sites}")
     weights = 1.0 + torch.arange(sites, dtype=torch.float64) / max(sites - 1, 1)
     ends = (weights.cumsum(0) / weights.sum() * len(ids)).round().long()
     rank = (uniform(seed, "unequal sites", ids) + 0.25 * torn).argsort(stable=True).argsort()
@@ -99,16 +108,13 @@ def write_knee(
     """
     prevalence = dict(zip(LABELS, (abnormal, acl, meniscus), strict=True))
     counts = {"train": train, "valid": valid}
-    check_knee(counts, prevalence, size, slices, tuple(planes))
-    if joint and (abnormal, acl, meniscus) != (0.81, 0.18, 0.35):
-        raise ValueError("joint: labels go together as in MRNet, so abnormal, acl and meniscus are not to be given")
+    check_knee(counts, prevalence, size, slices, tuple(planes), joint)
     spec: dict[str, Any] = {"kind": "knee", "version": 1, **counts, "sites": sites, "size": size}
     spec |= {"slices": list(slices), "seed": seed}
     # only what is not as it always was: a set written before is still this set
-    spec |= {"findings": findings} if findings != "full" else {}
-    spec |= {"joint": joint} if joint else {}
-    spec |= {"unequal": unequal} if unequal else {}
-    spec |= {"planes": list(planes)} if tuple(planes) != tuple(PLANES) else {}
+    usual: dict[str, Any] = {"findings": "full", "joint": False, "unequal": False, "planes": list(PLANES)}
+    asked = {"findings": findings, "joint": joint, "unequal": unequal, "planes": list(planes)}
+    spec |= {name: value for name, value in asked.items() if value != usual[name]}
     spec |= {**prevalence, "scanners": [asdict(scanner(site, seed)) for site in range(sites)]}
 
     def fill(folder: Path) -> None:
@@ -117,10 +123,8 @@ def write_knee(
         for split, count in counts.items():
             ids = torch.arange(count) + len(exam_sites)
             names = [f"{exam:04d}" for exam in ids.tolist()]
-            draw = draw_joint if joint else draw_labels
-            labels = draw(ids, prevalence, seed, "knee", split)
-            dealt = assign_sites(ids, sites, seed)
-            dealt = unequal_sites(ids, labels["meniscus"], sites, seed) if unequal else dealt
+            labels = (draw_joint if joint else draw_labels)(ids, prevalence, seed, "knee", split)
+            dealt = unequal_sites(ids, labels["meniscus"], sites, seed) if unequal else assign_sites(ids, sites, seed)
             exam_sites += dealt.tolist()
             for label, values in labels.items():
                 write_rows(folder / f"{split}-{label}.csv", zip(names, values.int().tolist(), strict=True))
