@@ -258,7 +258,8 @@ def resize_square(slices: Tensor, size: int) -> Tensor:
 
 def relative_places(exam: Exam) -> Tensor:
     """Where each slice of an exam lies in its volume, float32 (S,): 0 the lowest, 1 the highest slice."""
-    return torch.tensor(exam.kept, dtype=torch.float32) / max(exam.facts["shape"][2] - 1, 1)
+    highest = max(int(exam.facts["shape"][2]) - 1, 1)
+    return torch.tensor(exam.kept, dtype=torch.float32) / highest
 
 
 def position_bars(places: Tensor, height: int, width: int) -> Tensor:
