@@ -16,7 +16,7 @@ from tests import knees
 def test_dicom_to_a_probability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_knee_exams(tmp_path / "exams", exams=16, scanners=4, size=32, slices=(4, 5), missing=0.2)
-    pack = ["series.sagittal=pd.*fs", "series.sagittal_t1=t1", "mm=3", "size=48", "side=left"]
+    pack = ["series.sagittal=pd.*fs", "series.sagittal_t1=t1", "mm=3", "size=48"]
     assert cli.main(["data", "pack", "exams", "exams", "pack", *pack]) == 0
     tree = knees.tree(
         tmp_path, plan={"epochs": 1, "batch_size": 2}, method={"weights": "balanced"}, evaluate={"test": "test"}
