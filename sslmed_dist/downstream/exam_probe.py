@@ -23,18 +23,23 @@ class Metadata(nn.Module):
     features (``data.exams.metadata``)."""
 
     def features(self, dataset: Dataset, positions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Float32 (N, F) for each split. ``ValueError`` where ``dataset`` holds no examinations, or several sets of
-        them: the scales of two sets' columns differ."""
-        if isinstance(dataset, Joined):
-            raise ValueError(f"{dataset.name}: the floor metadata is measured by sslmed federate and sslmed diagnose")
-        series = {"exam": dataset}
-        columns = MetadataColumns(series, dataset.ids[positions["train"].cpu()].sort().values)
+        """Float32 (N, F) for each split, in columns learnt on train. ``ValueError`` where ``dataset`` holds no
+        examinations. Of a joined set train has to lie in the first part."""
+        parts = dataset.parts if isinstance(dataset, Joined) else [dataset]
+        starts = dataset.starts.tolist() if isinstance(dataset, Joined) else [0, len(dataset)]
+        train = positions["train"].cpu()
+        assert int(train.max()) < starts[1]
+        columns = MetadataColumns({"exam": parts[0]}, parts[0].ids[train].sort().values)
         features = {}
         for name, rows in positions.items():
-            ids, order = dataset.ids[rows.cpu()].sort()
-            known = columns(series, ids).float()[order.argsort()]
-            # Where nothing is known, the probe's offset is left.
-            features[name] = known if known.shape[1] else torch.zeros(len(ids), 1)
+            # Where nothing is known, one column of zeros: the probe's offset is left.
+            known = torch.zeros(len(rows), max(len(columns.names), 1))
+            for part, start, end in zip(parts, starts, starts[1:], strict=False):
+                own = (rows.cpu() >= start) & (rows.cpu() < end)
+                ids, order = part.ids[rows.cpu()[own] - start].sort()
+                if columns.names and len(ids):
+                    known[own] = columns({"exam": part}, ids).float()[order.argsort()]
+            features[name] = known
         return features
 
 

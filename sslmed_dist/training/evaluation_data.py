@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sslmed_dist import config, randomness
 from sslmed_dist.config import PATHS, Config, from_tree, may, merge, to_tree
-from sslmed_dist.data.dataset import Dataset, Subset
 from sslmed_dist.data.joined import Joined
 from sslmed_dist.data.partition import hold_out
 from sslmed_dist.data.samples import Samples, describe
@@ -31,7 +30,6 @@ def evaluation_splits(settings: Config) -> tuple[Joined, dict[str, Tensor]]:
     taken = settings.method.get("channels")
     if taken is not None and train.channels != taken:
         raise ValueError(f"data: {train.name} has images of {train.channels} channel(s), the encoder takes {taken}")
-    require_images(settings, train)
     dataset = Joined([train, test])  # train comes first, so its positions are those in ``dataset`` too
     try:
         rest, val = hold_out(
@@ -44,18 +42,6 @@ def evaluation_splits(settings: Config) -> tuple[Joined, dict[str, Tensor]]:
     except ValueError as error:
         raise ValueError(f"evaluate.val_fraction: {train.name}: {error}") from None
     return dataset, {"train": rest, "val": val, "test": dataset.positions(1)}
-
-
-def require_images(settings: Config, dataset: Dataset) -> None:
-    """``ValueError`` for evaluators of single images where ``dataset`` gives whole examinations."""
-    whole = dataset.dataset if isinstance(dataset, Subset) else dataset
-    clip = getattr(whole, "clip", None)
-    names = [name for name, it in build.build_evaluators(settings).items() if isinstance(it, Evaluator)]
-    if clip is not None and names:
-        raise ValueError(
-            f"data.clip: {dataset.name} gives {clip} slices an exam, and evaluate.protocols ({', '.join(names)}) "
-            "measure single images; set evaluate.data={clip: null} (sslmed diagnose measures whole exams)"
-        )
 
 
 def overridden(settings: Config, overrides: Sequence[str]) -> Config:

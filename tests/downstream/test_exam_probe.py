@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sslmed_dist.data.dataset import Subset
 from sslmed_dist.data.exams.mrnet import MRNet
 from sslmed_dist.data.joined import Joined
 from sslmed_dist.data.phantom import write_knee
@@ -172,5 +173,9 @@ def test_the_floor_knows_the_metadata_and_looks_at_no_image(knees: MRNet, monkey
     column = found.test.x[:, 0]
     assert torch.corrcoef(torch.stack([counts, column]))[0, 1] == pytest.approx(1.0, abs=1e-5)
     assert found.test.labels.equal(knees.labels[PARTS["test"]]) and found.val.index.equal(knees.ids[PARTS["val"]])
-    with pytest.raises(ValueError, match="metadata is measured by sslmed federate"):
-        Metadata().features(Joined([knees]), PARTS)
+    # The same exams as two sets joined: columns and scales are those of train.
+    rest = torch.cat([PARTS["val"], PARTS["test"]])
+    joined = Joined([Subset(knees, PARTS["train"]), Subset(knees, rest)])
+    places = {name: torch.nonzero(torch.isin(joined.ids, knees.ids[rows]))[:, 0] for name, rows in PARTS.items()}
+    features = Metadata().features(joined, places)
+    assert all(torch.equal(features[name], getattr(found, name).x) for name in PARTS)
