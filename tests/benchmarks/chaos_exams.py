@@ -1,6 +1,6 @@
 """The table of ``configs/tables/exams-chaos.yaml`` with floors and intervals over patients.
 
-    python -m tests.benchmarks.chaos_exams runs/exams-chaos chaos-t2spir [--stack 5] [--weights FILE]
+    python -m tests.benchmarks.chaos_exams runs/exams-chaos chaos-t2spir [--stack 5] [--rows ROW ...] [--weights FILE]
 
 A sample is a short stack of slices of one exam: its feature is the mean over its slices, its labels are the organs that
 any of them shows. In each fold that every row has finished 12 exams train the probe, 4 choose its learning rate, 4 are
@@ -23,11 +23,11 @@ from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.data.exams.exam_set import fold_splits
 from sslmed_dist.downstream import KNN, Features, LinearProbe, Predictions, RawPixels, SplitFeatures, extract
 from sslmed_dist.downstream.features import evaluating
-from sslmed_dist.downstream.predictions import compare, measure, pool
+from sslmed_dist.downstream.predictions import Evaluator, compare, measure, pool
 from sslmed_dist.models import ENCODERS
 from sslmed_dist.training import build, pretrained
 
-EVALUATORS = {"linear": LinearProbe(), "kNN": KNN(k=10)}
+EVALUATORS: dict[str, Evaluator] = {"linear": LinearProbe(), "kNN": KNN(k=10)}
 DRAWS = 3  # arrangements of each slice
 LITE0 = "tf_efficientnet_lite0"
 By = dict[str, dict[str, Predictions]]  # by arm and evaluator
@@ -192,9 +192,10 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--stack", type=int, default=5)
     parser.add_argument("--weights", type=Path)
+    parser.add_argument("--rows", nargs="+", help="default: all that have a folder")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    rows = sorted(path.name for path in asked.runs.iterdir() if path.is_dir())
+    rows = asked.rows or sorted(path.name for path in asked.runs.iterdir() if path.is_dir())
     by, folds = predictions(asked.runs, rows, asked.data, asked.stack, asked.weights)
     of = next(iter(by.values()))["linear"]
     print(f"folds {folds}: {len(of.labels)} stacks of {asked.stack} slices, {len(torch.unique(of.groups))} patients\n")

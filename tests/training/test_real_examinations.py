@@ -8,7 +8,7 @@ import pytest
 
 from sslmed_dist import config
 from sslmed_dist.data import DATASETS
-from sslmed_dist.data.exams.exams import pack_exams
+from sslmed_dist.data.exams.exams import Exams, pack_exams
 from sslmed_dist.drivers import local
 from tests.real_data import real_data
 
@@ -74,7 +74,7 @@ def trained(pack: Path, folder: Path, plane: str, recipe: dict[str, Any]) -> lis
 def test_the_series_of_every_plane_are_chosen_without_labels(pack: Path) -> None:
     for plane in PLANES:
         data = DATASETS["exams"](root=str(pack), plane=plane)
-        assert len(data) == 3 and data.classes == () and data.labels.tolist() == [-1] * 3
+        assert isinstance(data, Exams) and len(data) == 3 and data.classes == () and data.labels.tolist() == [-1] * 3
         assert all("t2" in str(record["description"]).lower() for record in data.records)
         assert min(data.counts.tolist()) >= 15 and data.slices(0, data.counts[:1] // 2).float().std() > 10
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sslmed_dist.data.dataset import Item, Split, Stored, select_split
 from sslmed_dist.data.exams.exam_dataset import ExamDataset
-from sslmed_dist.data.exams.exam_set import deal_exams, draw_slices, read_sites
+from sslmed_dist.data.exams.exam_set import draw_slices, parts_of, read_sites
 from sslmed_dist.data.samples import in_file
 from sslmed_dist.data.scans.nifti import axial_slices, read_canonical
 from sslmed_dist.strips import MOST_ASPECT
@@ -56,7 +56,7 @@ class Abdominal(ExamDataset):
     show "position": in place of each slice stands a drawing of where in its volume it lies (``position_bars``) and
     nothing of what it shows. Whatever is told from those drawings, an encoder need not see an organ to tell.
     split: by patient, ``val_fraction`` and ``test_fraction`` of the exams, keyed by ``seed``; or with ``fold`` the
-    exams of cross-validation in ``folds`` parts (``exam_set.fold_splits``).
+    exams of cross-validation in ``folds`` parts (``fold_splits``).
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Abdominal(ExamDataset):
             raise ValueError(f"data.stack: expected a number of slices, 1 or more, got {stack}")
         folder = Path(root)
         files = find_exams(folder)
-        part = deal_exams(list(files), (val_fraction, test_fraction), fold, folds, seed, str(folder))
+        part = parts_of(list(files), (val_fraction, test_fraction), fold, folds, seed, str(folder))
         numbers = [list(files)[i] for i in select_split(part, split, str(folder)).tolist()]
         exams = [
             read_exam(exam_number, *files[exam_number], organs=organs, min_voxels=min_voxels) for exam_number in numbers
@@ -251,8 +251,8 @@ def resize_square(slices: Tensor, size: int) -> Tensor:
 
 def relative_places(exam: Exam) -> Tensor:
     """Where each slice of an exam lies in its volume, float32 (S,): 0 the lowest, 1 the highest slice."""
-    highest = max(int(exam.facts["shape"][2]) - 1, 1)
-    return torch.tensor(exam.kept, dtype=torch.float32) / highest
+    last: int = max(exam.facts["shape"][2] - 1, 1)
+    return torch.tensor(exam.kept, dtype=torch.float32) / last
 
 
 def position_bars(places: Tensor, height: int, width: int) -> Tensor:

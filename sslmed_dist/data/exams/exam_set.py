@@ -16,18 +16,6 @@ def draw_slices(counts: Tensor, ids: Tensor, *, seed: int, epoch: int, draw: Ten
     return randomness.integers(counts, seed, "slice", epoch, ids, draw)
 
 
-def deal_exams(
-    numbers: Sequence[int], fractions: tuple[float, float], fold: int | None, folds: int, seed: int, where: str
-) -> list[str]:
-    """The split of each of the N exams: ``split_exams`` by ``fractions``, or ``fold_splits`` where a fold is asked for.
-    ``ValueError`` for both, and as theirs."""
-    if fold is None:
-        return split_exams(numbers, fractions, seed, where)
-    if any(fractions):
-        raise ValueError("data.fold: the fold decides the splits; allowed: no val_fraction and test_fraction beside")
-    return fold_splits(numbers, fold, folds, seed, where)
-
-
 def split_exams(numbers: Sequence[int], fractions: tuple[float, float], seed: int, where: str) -> list[str]:
     """The split of each of the N exams. In a random order that is keyed by ``seed``, the first round(test fraction x N)
     are "test", the next round(val fraction x N) "val", the rest "train". ``fractions`` is (val, test).
@@ -64,6 +52,18 @@ def fold_splits(numbers: Sequence[int], fold: int, folds: int, seed: int, where:
     names = {fold: "test", (fold + 1) % folds: "val"}
     split_of = {exam: names.get(place % folds, "train") for place, exam in enumerate(order)}
     return [split_of[i] for i in range(len(numbers))]
+
+
+def parts_of(
+    numbers: Sequence[int], fractions: tuple[float, float], fold: int | None, folds: int, seed: int, where: str
+) -> list[str]:
+    """The split of each exam: ``fold_splits``, or without a fold ``split_exams``. ``ValueError`` as these, and for a
+    fold beside ``fractions``."""
+    if fold is None:
+        return split_exams(numbers, fractions, seed, where)
+    if any(fractions):
+        raise ValueError("data.fold: the fold decides the splits; allowed: no val_fraction and test_fraction beside")
+    return fold_splits(numbers, fold, folds, seed, where)
 
 
 def read_sites(path: Path, numbers: Sequence[int]) -> Tensor | None:
