@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sslmed_dist import plain_yaml, registry
-from sslmed_dist.sections import PATHS, Config, Evaluate, Federated, Leaf, Plan, Ray, Run
+from sslmed_dist.sections import PATHS, Config, Evaluate, Federated, Leaf, Plan, Ray, Run, Screen
 
 __all__ = [
     "PATHS",
@@ -27,6 +27,7 @@ __all__ = [
     "Plan",
     "Ray",
     "Run",
+    "Screen",
     "dump",
     "essential",
     "fingerprint",

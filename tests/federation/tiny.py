@@ -1,6 +1,7 @@
 """A federation small enough for a test: random images in the MedMNIST layout, a narrow ResNet, a few steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from flwr.clientapp import ClientApp
 
 from sslmed_dist import checkpoint, config
 from sslmed_dist.federation import messages
+from sslmed_dist.federation.averages import Average, Round, WeightedMean, shares
 from sslmed_dist.federation.local_round import initial_arrays
+from sslmed_dist.federation.replies import Reply
 from sslmed_dist.federation.round_files import save_round
+from sslmed_dist.federation.shared import Arrays
 from sslmed_dist.federation.sites import resolve_for_all, simulated_sites, training_settings
 
 Tree = Mapping[str, Any]
@@ -82,6 +86,14 @@ def arrays(folder: Path, number: int) -> dict[str, torch.Tensor]:
 def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
     """Bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def averaged(replies: Sequence[Reply], average: Average | None = None, **changes: Any) -> Arrays:
+    """What ``average`` (by default the weighted mean) makes of ``replies``; ``changes`` are fields of the round."""
+    reference = {key: torch.zeros_like(value) for key, value in replies[0].arrays.items()}
+    ordered = sorted(replies, key=lambda reply: reply.site)
+    done = Round(ordered, shares(ordered), reference, len(replies), lambda: 1.0)
+    return (average or WeightedMean()).combine(replace(done, **changes))
 
 
 def log_of(folder: Path) -> str:

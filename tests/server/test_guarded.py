@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 
 from sslmed_dist.federation import messages
 from sslmed_dist.federation.local_round import initial_arrays, local_update
-from sslmed_dist.federation.replies import Reply, fedavg
+from sslmed_dist.federation.replies import Reply
 from sslmed_dist.federation.round_files import last_round
 from sslmed_dist.federation.sites import simulated_sites
 from tests.federation import tiny
@@ -67,11 +67,11 @@ def another_name(reply: Message) -> None:
     ("change", "reason"),
     [
         (not_finite, "tensor encoder.conv1.weight is not finite"),
-        (renamed, "tensor encoder.bn1.bias is missing"),
-        (one_missing, "tensor encoder.conv1.weight is missing"),
+        (renamed, "unreadable reply (its tensors: encoder.bn1.bias is missing"),
+        (one_missing, "unreadable reply (its tensors: encoder.conv1.weight is missing (1 such))"),
         (misshapen, "tensor encoder.conv1.weight has shape"),
         (of_another_type, "tensor encoder.conv1.weight is torch.float64, expected torch.float32"),
-        (without_samples, "it reports 0 samples"),
+        (without_samples, "it reports 0 samples, allowed 1 to "),
         (foreign, "unreadable reply"),
         (another_name, "its reply bears another site's name"),
     ],
@@ -95,7 +95,7 @@ def test_the_average_without_a_bad_site_is_that_of_the_others(tmp_path: Path, mo
         first = initial_arrays(chosen)
         state, _ = local_update(chosen, site.name, site.pretrain, 0, first, tmp_path / site.name)
         replies.append(Reply(site.name, state, len(site.pretrain)))
-    assert tiny.same(tiny.arrays(folder, 1), fedavg(replies))
+    assert tiny.same(tiny.arrays(folder, 1), tiny.averaged(replies))
 
 
 def failing(rounds: tuple[int, ...], names: tuple[str, ...] = ("site-1",)) -> Any:
