@@ -239,7 +239,7 @@ class Median(Average):
     """The coordinate-wise median over sites (Yin et al. 2018, arXiv 1803.01498), the mean of the middle two where their
     number is even. Every site counts the same."""
 
-    single = True
+    least, single = 3, True
 
     def combine(self, done: Round) -> Arrays:
         """The medians."""
@@ -253,7 +253,7 @@ class TrimmedMean(Average):
     single = True
 
     def __init__(self, share: float) -> None:
-        self.share = share
+        self.share, self.least = share, math.ceil(1.0 / share)  # of fewer sites nothing would be left out
 
     def combine(self, done: Round) -> Arrays:
         """The trimmed means."""

@@ -64,13 +64,19 @@ def settings(folder: Path, name: str = "tiny", **changes: Tree) -> config.Config
 
 def federate(chosen: config.Config, monkeypatch: pytest.MonkeyPatch, client: Any = None) -> Path:
     """Run the federation in this process, as the launcher's subprocess would; returns the run folder."""
-    from server import in_process
-
     folder = chosen.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config.dump(chosen))
     travelling = messages.decode(messages.encode(chosen))
     save_round(folder, 0, initial_arrays(chosen), travelling)
+    return goes_on(chosen, monkeypatch, client)
+
+
+def goes_on(chosen: config.Config, monkeypatch: pytest.MonkeyPatch, client: Any = None) -> Path:
+    """Run what is missing of a federation that has begun."""
+    from server import in_process
+
+    folder = chosen.folder
     monkeypatch.setenv("SSLMED_DATA_ROOT", str(chosen.data["root"]))
     monkeypatch.setenv("SSLMED_SITES_DIR", str(folder / "sites"))
     in_process.run(folder, client)
