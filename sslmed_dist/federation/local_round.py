@@ -73,6 +73,21 @@ def local_update(
     return shared, means | ({"missed_rounds": float(rounds_behind)} if rounds_behind else {})
 
 
+def own_tensors(settings: Config, folder: Path) -> Arrays:
+    """The tensors that never left the site whose states are in or below ``folder`` (under FedBN its norms), as they
+    were after its last round; none under a strategy that shares everything. ``ValueError`` where there is no state."""
+    if type(strategies.check(settings).local).own is local_terms.LocalTerm.own:
+        return {}
+    newest = max(folder.rglob("state_round_*.pt"), key=lambda path: path.name, default=None)
+    if newest is None:
+        raise ValueError(f"{folder}: no state of this site, which alone has its norms")
+    method = pretrained.first_method(settings)
+    checkpoint.load_method(method, checkpoint.load(newest)["method"], newest)
+    state, share = method.state_dict(), federated_section(settings).share
+    own = strategies.check(settings).local.own(method)
+    return {key: state[key] for key in shared_keys(method, share) if key in own}
+
+
 def state_path(folder: Path, round_number: int) -> Path:
     """The file of the site's own state before round ``round_number``."""
     return folder / f"state_round_{round_number:05d}.pt"

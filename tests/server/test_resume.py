@@ -8,6 +8,8 @@ import torch
 from flwr.app import Message
 
 from sslmed_dist import checkpoint
+from sslmed_dist.federation.shared import norm_keys
+from sslmed_dist.training import build as training_build
 from tests.federation import tiny
 
 BYOL = {"name": "byol", "encoder": {"name": "resnet", "depth": 9, "width": 4, "stem": "cifar"}}
@@ -67,6 +69,23 @@ def test_fedbn_leaves_norms_as_they_were_before_the_first_round(
     assert not any(torch.equal(first[key], last[key]) for key in first.keys() - set(norms))
     states = [checkpoint.load(folder / "sites" / f"site-{n}" / "state_round_00002.pt")["method"] for n in range(3)]
     assert not torch.equal(states[0]["encoder.bn1.running_mean"], states[1]["encoder.bn1.running_mean"])
+
+
+def test_a_site_is_measured_with_the_norms_that_never_left_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sslmed_dist.verbs.federate import encoder_of
+
+    chosen = tiny.settings(tmp_path, **RESUMED["fedbn"])
+    folder = tiny.federate(chosen, monkeypatch)
+    last = tiny.arrays(folder, 2)
+    for site in ("site-0", "site-2"):
+        own = checkpoint.load(folder / "sites" / site / "state_round_00002.pt")["method"]
+        norms = norm_keys(training_build.build_method(chosen))
+        for key, value in encoder_of("federated", site, chosen).state_dict().items():
+            if f"encoder.{key}" in last:  # counters are nobody's
+                expected = own if f"encoder.{key}" in norms else last
+                assert torch.equal(value, expected[f"encoder.{key}"]), key
+    with pytest.raises(ValueError, match="no state of this site, which alone has its norms"):
+        encoder_of("federated", "site-9", chosen)
 
 
 def test_scaffold_with_one_site_is_plain_descent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
