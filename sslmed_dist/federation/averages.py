@@ -17,7 +17,7 @@ from torch import Tensor
 from sslmed_dist.federation.replies import Reply
 from sslmed_dist.federation.shared import Arrays, is_statistic
 
-CONTROL = "control/"  # begins the names of the tensors that ``Controlled`` sends beside the shared ones
+CONTROL = "control."  # begins the names of the tensors that ``Controlled`` sends beside the shared ones
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,16 @@ def initial_arrays(settings: Config) -> Arrays:
     return {key: state[key].clone() for key in shared_keys(method, federated_section(settings).share)}
 
 
+def first_sent(settings: Config) -> Arrays:
+    """What a site is sent in the first round: ``initial_arrays`` without what the strategy leaves at the sites, and
+    with what it sends beside them."""
+    arrays, strategy = initial_arrays(settings), strategies.check(settings)
+    own = strategy.local.own(pretrained.first_method(settings))
+    shared = {key: value for key, value in arrays.items() if key not in own}
+    strategy.average.begin(shared)
+    return shared | strategy.average.sent()
+
+
 def local_update(
     settings: Config, site: str, dataset: Dataset, round_number: int, arrays: Mapping[str, Tensor], folder: Path
 ) -> tuple[Arrays, dict[str, float]]:

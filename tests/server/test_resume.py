@@ -8,6 +8,7 @@ import torch
 from flwr.app import Message
 
 from sslmed_dist import checkpoint
+from sslmed_dist.federation.local_round import first_sent
 from sslmed_dist.federation.shared import norm_keys
 from sslmed_dist.training import build as training_build
 from tests.federation import tiny
@@ -57,6 +58,24 @@ def test_a_killed_server_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest
     assert all(tiny.same(ours["strategy"][group], theirs["strategy"][group]) for group in theirs["strategy"])
     assert not tiny.same(tiny.arrays(whole, 2), tiny.arrays(whole, 3))
     assert "is excluded" not in tiny.log_of(whole)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedbn", "scaffold", "fedema"])
+def test_a_site_knows_what_it_is_sent_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """From the seed alone, bit for bit: another first model is an attack."""
+    from clients.app import app
+
+    chosen = tiny.settings(tmp_path, **RESUMED[name])
+    sent: list[Any] = []
+
+    def client(message: Message, context: Any) -> Message:
+        if message.metadata.message_type == "train":
+            sent.append(dict(message.content["arrays"].to_torch_state_dict()))
+        reply: Message = app(message, context)
+        return reply
+
+    tiny.federate(chosen, monkeypatch, client)
+    assert tiny.same(sent[0], first_sent(chosen)) and not tiny.same(sent[-1], first_sent(chosen))
 
 
 def test_fedbn_leaves_norms_as_they_were_before_the_first_round(
