@@ -32,8 +32,10 @@ ALWAYS = ("number", "time", "kind", "previous", "digest")
 # What an entry may say beside that. ``tensors`` are [name, dtype, shape, bytes, L2 norm] each. ``epsilon`` is the
 # privacy spent; null means that no noise was added and so no such figure exists. ``count`` and ``size`` are what was
 # reserved. ``answer`` is the number of the entry that was delivered.
-FIELDS = ("run", "round", "sequence", "configuration", "sha256", "bytes", "tensors", "scalars", "withheld", "epsilon")
-FIELDS += ("reason", "data_set", "count", "size", "answer", "model", "message")
+FIELDS: tuple[str, ...] = (
+    *("run", "round", "sequence", "configuration", "sha256", "bytes", "tensors", "scalars", "withheld", "epsilon"),
+    *("reason", "data_set", "count", "size", "answer", "model", "message"),
+)
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,17 @@ class Ledger:
 
     def __post_init__(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.locked():
-            pass
+        self.refresh()
 
     @property
     def head(self) -> Anchor:
         """The last entry. Number 0 and zeros where there is none."""
-        last = self.entries[-1] if self.entries else {"number": 0, "digest": START}
-        return Anchor(last["number"], last["digest"])
+        return Anchor(self.entries[-1]["number"], self.entries[-1]["digest"]) if self.entries else Anchor(0, START)
+
+    def refresh(self) -> None:
+        """Read what other processes have appended."""
+        with self.locked():
+            pass
 
     def append(self, kind: Kind, **content: Any) -> Entry:
         """Write one entry and force it to the disk; returns it. ``ValueError`` for a field that no entry has, or a

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from sslmed_dist.federation.ledger import Entry, Verdict
 from sslmed_dist.printable import as_markdown, printable
 
-COLUMNS = ("number", "time", "kind", "run", "round", "sequence", "bytes", "tensors", "scalars", "withheld", "epsilon")
-COLUMNS += ("sha256", "configuration", "model", "message", "reason", "data_set", "count", "size", "answer")
-COLUMNS += ("previous", "digest")
+COLUMNS: tuple[str, ...] = (
+    *("number", "time", "kind", "run", "round", "sequence", "bytes", "tensors", "scalars", "withheld", "epsilon"),
+    *("sha256", "configuration", "model", "message", "reason", "data_set", "count", "size", "answer"),
+    *("previous", "digest"),
+)
 
 
 def undelivered(entries: Sequence[Entry]) -> list[int]:
