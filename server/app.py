@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from server.roll_call import Sites
+from server.sealed import Sealed
 from server.strategies import STRATEGIES
 from sslmed_dist import __version__, registry
 from sslmed_dist.atomic_files import appending, refuse_links
@@ -93,9 +94,10 @@ def serve(grid: Grid, run_settings: RunSettings, folder: Path) -> int:
     metrics = Metrics(folder / "metrics.jsonl", live=settings.run.tensorboard)
     # A round that was interrupted is run again, so what it has written goes.
     metrics.cut(rounds_done * fed.local_epochs * (settings.plan.steps_per_epoch or 0))
+    sealed = Sealed(run_settings.config, folder)
     strategy_arguments = {
         "settings": settings,
-        "sites": Sites(expected, fed.quorum, fed.timeout_s, settings.method["channels"]),
+        "sites": Sites(expected, fed.quorum, fed.timeout_s, settings.method["channels"], sealed),
         "folder": folder,
         "metrics": metrics,
         "first": rounds_done,

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from server.roll_call import LIFE_S, Sites, failure
+from server.sealed import SiteRefused
 from sslmed_dist.config import Config
 from sslmed_dist.federation.messages import ARRAYS, METRICS, ORDER, SITE, Account, Order
 from sslmed_dist.federation.replies import Reply, screen
@@ -38,7 +39,7 @@ class Guarded(Strategy):  # type: ignore[misc]
         self.timeout_s, self.steps = fed.timeout_s, fed.local_epochs * steps  # steps of a site in one round
         self.asked: dict[int, str] = {}  # the names of the sites of this round, by node
         self.reference: Arrays = {}  # the shared tensors that the sites of this round were sent
-        self.started = 0.0
+        self.started, self.round_number = 0.0, 0
 
     @abstractmethod
     def combine(self, replies: Sequence[Reply]) -> Arrays:
@@ -59,7 +60,10 @@ class Guarded(Strategy):  # type: ignore[misc]
         self.started = time.monotonic()
         round_number = self.first + server_round - 1  # 0, 1, ...: as many rounds are done before it
         content = RecordDict({ARRAYS: arrays, ORDER: ConfigRecord(Order(round_number).to_record())})
-        return [Message(content, node, "train", ttl=max(self.timeout_s, LIFE_S)) for node in self.asked]
+        self.round_number, sealed = round_number, self.sites.sealed
+        opaque = sealed.order(round_number, self.reference) if sealed and sealed.nodes & set(self.asked) else content
+        contents = {node: opaque if sealed and node in sealed.nodes else content for node in self.asked}
+        return [Message(contents[node], node, "train", ttl=max(self.timeout_s, LIFE_S)) for node in self.asked]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -113,8 +117,13 @@ class Guarded(Strategy):  # type: ignore[misc]
         """The message of the site ``name`` as (its reply, its scalars, what is wrong with it or None). The reply is
         None where it cannot be read."""
         try:
-            arrays = dict(message.content[ARRAYS].to_torch_state_dict())
-            account = Account.from_records(message.content[METRICS], message.content[SITE])
+            content, sealed = message.content, self.sites.sealed
+            if sealed is not None:
+                content = sealed.update(message, name, self.round_number, self.reference)
+            arrays = dict(content[ARRAYS].to_torch_state_dict())
+            account = Account.from_records(content[METRICS], content[SITE])
+        except SiteRefused as refusal:
+            return None, {}, str(refusal)
         except Exception as error:  # bytes of a foreign program: whatever they raise, this site is left out
             return None, {}, f"unreadable reply ({type(error).__name__})"
         if account.site != name:

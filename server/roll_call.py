@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from server.sealed import Sealed, SiteRefused
 from sslmed_dist import __version__
 from sslmed_dist.federation.messages import MARK, ORDER, SITE, Greeting, Hello
 from sslmed_dist.printable import printable
@@ -38,7 +39,10 @@ class Sites:
     """The nodes of a federation and the sites that they are. In the first round all ``expected`` sites are waited for,
     in later rounds ``quorum`` of them. ``channels`` is what the images of every site must have."""
 
-    def __init__(self, expected: int, quorum: int, timeout_s: float, channels: int) -> None:
+    def __init__(
+        self, expected: int, quorum: int, timeout_s: float, channels: int, sealed: Sealed | None = None
+    ) -> None:
+        self.sealed = sealed  # for sites of two processes; without it there are none
         self.expected, self.quorum, self.timeout_s, self.channels = expected, quorum, timeout_s, channels
         self.known: dict[int, str] = {}  # by node, the name of a site that passed the greeting
         self.refused: dict[int, str] = {}  # by node, why it may not take part in this round
@@ -80,7 +84,8 @@ class Sites:
     def greet(self, grid: Grid, nodes: Iterable[int], online: set[int], timeout: float) -> None:
         """Send "hello" to ``nodes`` and sort them into known and refused; ``online`` are the ids of all nodes."""
         nodes = list(nodes)
-        content = RecordDict({ORDER: ConfigRecord(Hello(__version__).to_record())})
+        further = {} if self.sealed is None else self.sealed.hello()
+        content = RecordDict({ORDER: ConfigRecord(Hello(__version__).to_record()), **further})
         messages = [Message(content, node, "query", ttl=max(timeout, LIFE_S)) for node in nodes]
         replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages, timeout=timeout)}
         for node in nodes:
@@ -95,7 +100,11 @@ class Sites:
             self.refused[node] = f"node {node}: {failure(reply)}"
             return
         try:
-            greeting = Greeting.from_record(reply.content[SITE])
+            content = reply.content if self.sealed is None else self.sealed.greeting(reply, node)
+            greeting = Greeting.from_record(content[SITE])
+        except SiteRefused as refusal:
+            self.refused[node] = f"node {node}: {printable(str(refusal))[:400]}"
+            return
         except (KeyError, TypeError, ValueError):
             self.refused[node] = f"node {node}: its greeting is not one of this program"
             return
