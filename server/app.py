@@ -15,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from server.guarded import Guarded
 from server.roll_call import Sites
+from server.sealed import Sealed
 from sslmed_dist import __version__
 from sslmed_dist.atomic_files import appending, refuse_links
 from sslmed_dist.federation.messages import ENDING, LAUNCHER, Ending, RunSettings
@@ -93,7 +94,14 @@ def serve(grid: Grid, run_settings: RunSettings, folder: Path) -> int:
     metrics = Metrics(folder / "metrics.jsonl", live=settings.run.tensorboard)
     # A round that was interrupted is run again, so what it has written goes.
     metrics.cut(last.number * fed.local_epochs * (settings.plan.steps_per_epoch or 0))
-    sites = Sites(expected, fed.quorum, fed.timeout_s, settings.method["channels"], registered(folder, fed))
+    sites = Sites(
+        expected,
+        fed.quorum,
+        fed.timeout_s,
+        settings.method["channels"],
+        registered(folder, fed),
+        Sealed(run_settings.config, folder),
+    )
     strategy = Guarded(settings=settings, sites=sites, folder=folder, metrics=metrics, begun=last)
     try:
         strategy.start(grid, ArrayRecord(), fed.rounds - last.number, fed.timeout_s)

@@ -92,11 +92,17 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
         """A message "train" to every usable site; waits for the sites first."""
         self.greetings = self.sites.ready(grid)
         sent = self.current | self.average.sent()  # what Flower hands us as ``arrays`` stays empty: one copy less
-        self.digest, self.started = shared.digest(sent), time.monotonic()
+        self.digest, self.started = shared.model_digest(sent), time.monotonic()
         order = ConfigRecord(Order(self.first + server_round - 1).to_record())  # as many rounds are done before it
         content = RecordDict({ARRAYS: ArrayRecord(torch_state_dict=sent), ORDER: order})
-        life = max(self.timeout_s, LIFE_S)
-        self.asked = {node: Message(content, node, "train", ttl=life) for node in self.greetings}
+        life, sealed = max(self.timeout_s, LIFE_S), self.sites.sealed
+        opaque = content
+        if sealed is not None and sealed.nodes & self.greetings.keys():
+            opaque = sealed.order(self.first + server_round - 1, sent)
+        nodes = sealed.nodes if sealed is not None else ()
+        self.asked = {
+            node: Message(opaque if node in nodes else content, node, "train", ttl=life) for node in self.greetings
+        }
         return list(self.asked.values())
 
     def aggregate_train(
@@ -172,7 +178,7 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
                 bad[name] = failure(received[node])
             else:
                 asked = Asked(name, round_number, self.digest, self.current, greeting.samples)
-                reply, reported, reason = read(received.pop(node), asked)
+                reply, reported, reason = read(received.pop(node), asked, self.sites.sealed)
                 if reply is None:
                     bad[name] = str(reason)
                 else:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from server.sealed import Sealed, SiteRefused
 from sslmed_dist import __version__
 from sslmed_dist.federation.messages import MARK, ORDER, SITE, Greeting, Hello, Unreadable, only
 from sslmed_dist.printable import printable
@@ -46,7 +47,9 @@ class Sites:
         timeout_s: float,
         channels: int,
         registered: Mapping[str, int | None] | None = None,
+        sealed: Sealed | None = None,
     ) -> None:
+        self.sealed = sealed  # for sites of two processes; without it there are none
         self.expected, self.quorum, self.timeout_s, self.channels = expected, quorum, timeout_s, channels
         self.registered = registered
         self.known: dict[int, Greeting] = {}  # by node, what a site that passed the greeting said
@@ -100,7 +103,8 @@ class Sites:
 
     def greet(self, grid: Grid, nodes: Iterable[int], online: set[int], timeout: float) -> None:
         """Send "hello" to ``nodes`` and sort them into known and refused; ``online`` are the ids of all nodes."""
-        content = RecordDict({ORDER: ConfigRecord(Hello(__version__).to_record())})
+        further = {} if self.sealed is None else self.sealed.hello()
+        content = RecordDict({ORDER: ConfigRecord(Hello(__version__).to_record()), **further})
         messages = {node: Message(content, node, "query", ttl=max(timeout, LIFE_S)) for node in nodes}
         received = grid.send_and_receive(list(messages.values()), timeout=timeout)
         replies = by_node(messages, received)
@@ -116,8 +120,12 @@ class Sites:
             self.refused[node] = f"node {node}: {failure(reply)}"
             return
         try:
-            only(reply.content, (SITE,), "the greeting's records")
-            greeting = Greeting.from_record(reply.content[SITE])
+            content = reply.content if self.sealed is None else self.sealed.greeting(reply, node)
+            only(content, (SITE,), "the greeting's records")
+            greeting = Greeting.from_record(content[SITE])
+        except SiteRefused as refusal:
+            self.refused[node] = f"node {node}: {printable(str(refusal))[:400]}"
+            return
         except Exception as error:  # bytes of a foreign program: whatever they raise, this node is refused
             why = str(error) if isinstance(error, Unreadable) else type(error).__name__
             self.refused[node] = f"node {node}: its greeting is not one of this program ({why})"

@@ -216,6 +216,13 @@ def doctor(arguments: argparse.Namespace) -> int:
     return found(*doctor.examine())
 
 
+def site(arguments: argparse.Namespace) -> int:
+    """``sslmed site``."""
+    from sslmed_dist.cli_site import SITE
+
+    return SITE[arguments.action](arguments)
+
+
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": train,
     "federate": federate,
@@ -228,6 +235,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "data": data,
     "demo": demo,
     "doctor": doctor,
+    "site": site,
 }
 
 
