@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from sslmed_dist.federation import resident
+from sslmed_dist.federation import resident, separation
+from sslmed_dist.federation.ledger import Ledger
 from tests.clients.test_relay import talk
 from tests.federation import hospital, tiny
 
@@ -69,13 +71,20 @@ def opens(path: Path) -> Callable[[], bool]:
     return work
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users may enter; pytest's own are closed to them."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 @pytest.mark.slow
-def test_the_network_side_gets_answers_and_nothing_else(tmp_path: Path) -> None:
+def test_the_network_side_gets_answers_and_nothing_else(open_folder: Path) -> None:
     reason = cannot()
     if reason:
         pytest.skip(reason)
-    for place in (tmp_path, *tmp_path.parents[:2]):
-        place.chmod(0o755)
+    tmp_path = open_folder
     chosen = tiny.settings(tmp_path)
     data = Path(str(chosen.data["root"]))
     rehearsal = hospital.site(tmp_path / "rehearsal", data)
@@ -119,3 +128,34 @@ def test_the_network_side_gets_answers_and_nothing_else(tmp_path: Path) -> None:
         side.kill()
         side.wait()
     assert f"user {OTHER_USER} may not connect" in said
+
+
+def test_the_separation_is_proved_by_trying(open_folder: Path) -> None:
+    """Two users, neither of them root: what the network side can read is named, until it can read nothing."""
+    reason = cannot()
+    if reason:
+        pytest.skip(reason)
+    tmp_path = open_folder
+    chosen = tiny.settings(tmp_path)
+    network = {"network_user: null": f"network_user: {NETWORK_USER}"}
+    own = hospital.site(tmp_path / "north", Path(str(chosen.data["root"])), network)
+    Ledger(own.ledger).append("opened")
+    for place, mode in ((Path(own.data), 0o644), (Path(own.state), 0o755), (own.ledger, 0o644)):
+        place.chmod(mode)
+    _, problems = separation.examine(own, None)
+    assert [str(place) in " ".join(problems) for place in (own.data, own.state, own.ledger)] == [True] * 3
+    for place, mode in ((Path(own.data), 0o600), (Path(own.state), 0o700), (own.ledger, 0o600)):
+        place.chmod(mode)
+        os.chown(place, DATA_USER, DATA_USER)
+    proved, problems = separation.examine(own, None)
+    assert problems == [] and "none of 4 files and folders can be read" in proved[0]
+
+
+def test_the_data_side_in_a_namespace_of_its_own_reaches_nothing() -> None:
+    reason = cannot()
+    if reason:
+        pytest.skip(reason)
+    code = "from sslmed_dist.federation.resident import reachable; print(reachable())"
+    alone = subprocess.run(["unshare", "-n", sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert alone.stdout == "None\n", alone.stderr
+    assert resident.reachable() is not None  # here, beside it, a way is known
