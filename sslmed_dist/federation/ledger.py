@@ -131,6 +131,9 @@ class Ledger:
             fcntl.flock(handle, fcntl.LOCK_EX)
             if new:
                 os.fchmod(handle, 0o600)
+                if os.getuid() == 0:  # a command of root's must not lock the data side's own user out
+                    owner = self.path.parent.stat()
+                    os.fchown(handle, owner.st_uid, owner.st_gid)
                 sync_folder(self.path.parent)
             torn = self.catch_up(handle)
             if torn:
@@ -218,22 +221,31 @@ def infinite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def verify(path: Path, anchor: Anchor | None = None) -> Verdict:
-    """Read a ledger and compare each digest; nothing is written. With an ``anchor`` every edit, deletion, reordering,
-    cut and rewrite up to its entry is seen. ``ValueError`` where there is no such file."""
+def read(path: Path) -> tuple[list[Entry], list[str]]:
+    """(the entries that are in order, what is wrong after them) of a ledger; nothing is written. ``ValueError`` where
+    there is no such file."""
     if not path.is_file():
         raise ValueError(f"{path}: no such ledger")
     *lines, torn = path.read_bytes().split(b"\n")
-    head, problems, digests = START, [], []
+    head, entries, problems = START, [], []
     for number, line in enumerate(lines, 1):
         entry, problem = read_entry(line, number, head)
         if entry is None:
             problems.append(f"{problem}; what follows it cannot be trusted")
             break
         head = entry["digest"]
-        digests.append(head)
+        entries.append(entry)
     if torn:
         problems.append("the last line is not whole: a crash while it was written (then no answer left), or a cut")
+    return entries, problems
+
+
+def verify(path: Path, anchor: Anchor | None = None) -> Verdict:
+    """Read a ledger and compare each digest; nothing is written. With an ``anchor`` every edit, deletion, reordering,
+    cut and rewrite up to its entry is seen. ``ValueError`` where there is no such file."""
+    entries, problems = read(path)
+    digests = [entry["digest"] for entry in entries]
+    head = digests[-1] if digests else START
     blind = [f"what was added or cut after entry {anchor.number if anchor else 0}, if all of it forms a chain"]
     if anchor is None:
         blind = ["a cut at the end", "a ledger written anew from the start", "compare with an anchor (--head)"]

@@ -8,6 +8,7 @@ and the door itself lives on.
 import multiprocessing
 import os
 import resource
+import signal
 import threading
 import traceback
 from collections.abc import Mapping
@@ -128,6 +129,8 @@ def in_child(site_path: Path, site: SiteFile, configuration: str, message: bytes
 
 def serve_one(connection: Connection, site_path: str, configuration: str) -> None:
     """The child: one message in, one answer out. The text of an error goes to the site's own log alone."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the door, which lets a round in progress end well
+        signal.signal(number, signal.SIG_IGN)
     data = connection.recv_bytes()
     threading.Thread(target=end_with, args=(connection,), daemon=True).start()
     site = site_file.read(Path(site_path))

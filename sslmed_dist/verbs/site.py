@@ -19,7 +19,7 @@ from sslmed_dist.federation import (
     site_template,
 )
 from sslmed_dist.federation.door import Door, pending_folder
-from sslmed_dist.federation.ledger import Anchor, Ledger, is_digest, verify
+from sslmed_dist.federation.ledger import Anchor, Entry, Ledger, is_digest, read, verify
 from sslmed_dist.federation.policy import Refusal, Request, Spent
 from sslmed_dist.federation.site_file import SiteFile
 from sslmed_dist.federation.site_work import in_child
@@ -91,8 +91,19 @@ def judged(site: SiteFile, settings: config.Config) -> tuple[Lines, Lines]:
 
 def accepted(site: SiteFile) -> set[str]:
     """The digests of the runs that this site has accepted."""
-    entries = Ledger(site.ledger).entries if site.ledger.exists() else []
-    return {entry["configuration"] for entry in entries if entry["kind"] == "accepted"} | set(site.policy.digests)
+    return {entry["configuration"] for entry in entries_of(site) if entry["kind"] == "accepted"} | set(
+        site.policy.digests
+    )
+
+
+def entries_of(site: SiteFile) -> list[Entry]:
+    """The ledger's entries, read only; none where nothing has left yet. ``ValueError`` for a ledger that is broken."""
+    if not site.ledger.exists():
+        return []
+    entries, problems = read(site.ledger)
+    if problems:
+        raise ValueError(f"{site.ledger}: {problems[0]}; see `sslmed site ledger verify`")
+    return entries
 
 
 def waiting(site: SiteFile) -> dict[str, Request]:
@@ -148,16 +159,17 @@ def timed(line: str) -> None:
 def status(path: Path) -> Lines:
     """What this site has sent and spent, what waits, and the anchor of its ledger."""
     site = site_file.read(path)
-    kept, life = Ledger(site.ledger), site.policy.life
-    spent = Spent.of(kept.entries, site.data_set)
+    entries, life = entries_of(site), site.policy.life
+    spent = Spent.of(entries, site.data_set)
+    newest = f"{entries[-1]['number']}:{entries[-1]['digest']}" if entries else "none"
     return [
         f"site {site.site}, key {site_key.load(site_key_of(site)).public}",
         f"the door is {'open' if resident.is_open(site) else 'closed'}: {site.socket}; separation: {site.separation}",
         f"spent of data set {site.data_set}: {spent.rounds} of {life.rounds} rounds, {spent.messages} of "
         f"{life.messages} messages, {spent.size / 1e6:.1f} of {life.megabytes:g} megabytes",
         f"runs accepted: {len(accepted(site))}, waiting: {len(waiting(site))}",
-        f"ledger: {len(kept.entries)} entries; newest {kept.head.text}",
-        *(f"  {ledger_page.line(entry)}" for entry in kept.entries[-5:]),
+        f"ledger: {len(entries)} entries; newest {newest}",
+        *(f"  {ledger_page.line(entry)}" for entry in entries[-5:]),
     ]
 
 
@@ -172,7 +184,7 @@ def verified(path: Path, head: str | None) -> tuple[Lines, Lines]:
     """(what is in order and what this check cannot see, what is wrong)."""
     site = site_file.read(path)
     verdict = verify(site.ledger, None if head is None else Anchor.parse(head))
-    entries = Ledger(site.ledger).entries if not verdict.problems else []
+    entries = read(site.ledger)[0]
     lines = [f"{verdict.entries} entries in order; the last is {verdict.entries}:{verdict.head}"]
     lines += [f"this check cannot see: {what}" for what in verdict.blind]
     left = ledger_page.undelivered(entries)
@@ -182,14 +194,14 @@ def verified(path: Path, head: str | None) -> tuple[Lines, Lines]:
 
 def shown(path: Path) -> Lines:
     """The ledger, a line an entry."""
-    return [ledger_page.line(entry) for entry in Ledger(site_file.read(path).ledger).entries]
+    return [ledger_page.line(entry) for entry in entries_of(site_file.read(path))]
 
 
 def export(path: Path, out: Path) -> Lines:
     """The ledger as a table (``.csv``) or a page (``.md``). ``ValueError`` for another ending or a file in its
     place."""
     site = site_file.read(path)
-    entries, form = Ledger(site.ledger).entries, out.suffix
+    entries, form = entries_of(site), out.suffix
     writers: dict[str, Callable[[], str]] = {
         ".csv": lambda: ledger_page.as_csv(entries),
         ".md": lambda: ledger_page.page(site.site, entries, verify(site.ledger)),

@@ -108,7 +108,7 @@ def test_a_site_that_has_not_accepted_is_named(tmp_path: Path) -> None:
         folder = federate(chosen, [{"socket": own.socket} for own in sites])
     log = tiny.log_of(folder)
     assert "node 2 is refused: node 2: its rules refuse: this site has not accepted the run" in log
-    assert "round 1 of 1: 1 of 1 sites" in log
+    assert "round 1 of 1: 1 of 2 sites" in log
     assert list(json.loads((folder / "sites.json").read_text())) == ["north"]
 
 

@@ -26,7 +26,7 @@ from tests.federation import hospital, tiny
 
 NAME = "JANE_DOE_19700101"
 FORMS = {NAME.encode(), NAME.lower().encode(), NAME.encode().hex().encode(), base64.b64encode(NAME.encode())[:-2]}
-EACH = 53
+EACH = 56
 PIXELS = torch.arange(256, dtype=torch.float32).repeat(64)  # a grey image of 128 x 128, its values 0 to 255
 
 

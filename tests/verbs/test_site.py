@@ -1,17 +1,15 @@
 """``sslmed site`` as the people of a hospital use it."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sslmed_dist.cli import main
-from sslmed_dist.federation import resident, separation, site_file
+from sslmed_dist.federation import resident, site_file
 from sslmed_dist.federation.ledger import Ledger
 from tests.federation import hospital, tiny
 
@@ -145,51 +143,6 @@ def test_a_started_site_answers_and_closes_on_sigterm(tmp_path: Path) -> None:
     assert "only processes keep the two sides apart here" in warned
     kinds = [entry["kind"] for entry in Ledger(own.ledger).entries]
     assert kinds == ["accepted", "opened", "reserved", "answer", "delivered"] and len(digest) == 64
-
-
-def as_users(folder: Path) -> Any:
-    """A reason why two users and a network namespace cannot be tried here, or None."""
-    if os.getuid() != 0:
-        return "needs root, to become two other users"
-    if subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode != 0:
-        return "this machine gives no network namespace"
-    return None
-
-
-DATA_USER, NETWORK_USER = 64321, 64322
-
-
-def test_the_separation_is_proved_by_trying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two users, neither of them root: what the network side can read is named, until it can read nothing."""
-    reason = as_users(tmp_path)
-    if reason:
-        pytest.skip(reason)
-    for place in (tmp_path, *tmp_path.parents[:3]):
-        if place != Path("/tmp"):
-            place.chmod(0o755)
-    chosen = tiny.settings(tmp_path)
-    network = {"network_user: null": f"network_user: {NETWORK_USER}"}
-    own = hospital.site(tmp_path / "north", Path(str(chosen.data["root"])), network)
-    Ledger(own.ledger).append("opened")
-    for place, mode in ((Path(own.data), 0o644), (Path(own.state), 0o755), (own.ledger, 0o644)):
-        place.chmod(mode)
-    _, problems = separation.examine(own, None)
-    assert [str(place) in " ".join(problems) for place in (own.data, own.state, own.ledger)] == [True] * 3
-    for place, mode in ((Path(own.data), 0o600), (Path(own.state), 0o700), (own.ledger, 0o600)):
-        place.chmod(mode)
-        os.chown(place, DATA_USER, DATA_USER)
-    proved, problems = separation.examine(own, None)
-    assert problems == [] and "none of 4 files and folders can be read" in proved[0]
-
-
-def test_the_data_side_in_a_namespace_of_its_own_reaches_nothing() -> None:
-    reason = as_users(Path("/"))
-    if reason:
-        pytest.skip(reason)
-    code = "from sslmed_dist.federation.resident import reachable; print(reachable())"
-    alone = subprocess.run(["unshare", "-n", sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert alone.stdout == "None\n", alone.stderr
-    assert resident.reachable() is not None  # here, beside it, a way is known
 
 
 def test_what_check_says_of_a_laptop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
