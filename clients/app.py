@@ -39,7 +39,7 @@ from sslmed_dist.federation.messages import (
     RunSettings,
     SiteError,
 )
-from sslmed_dist.federation.shared import digest
+from sslmed_dist.federation.shared import model_digest
 from sslmed_dist.federation.sites import Site, federated_section, own_site, simulated_sites
 
 FAILED = 2  # Flower's code for an app that raised
@@ -95,7 +95,7 @@ def update(message: Message, context: Context) -> RecordDict:
     site = site_of(settings, node)
     with Deadline(node, federated_section(settings).timeout_s):
         shared, scalars = local_update(settings, site.name, site.dataset, round_number, arrays, site.folder)
-    account = Account(site.name, len(site.dataset), scalars, round_number, digest(arrays))
+    account = Account(site.name, len(site.dataset), scalars, round_number, model_digest(arrays))
     return RecordDict(
         {
             ARRAYS: ArrayRecord(torch_state_dict=shared),

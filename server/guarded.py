@@ -92,7 +92,7 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
         """A message "train" to every usable site; waits for the sites first."""
         self.greetings = self.sites.ready(grid)
         sent = self.current | self.average.sent()  # what Flower hands us as ``arrays`` stays empty: one copy less
-        self.digest, self.started = shared.digest(sent), time.monotonic()
+        self.digest, self.started = shared.model_digest(sent), time.monotonic()
         order = ConfigRecord(Order(self.first + server_round - 1).to_record())  # as many rounds are done before it
         content = RecordDict({ARRAYS: ArrayRecord(torch_state_dict=sent), ORDER: order})
         life = max(self.timeout_s, LIFE_S)

@@ -35,7 +35,7 @@ def norm_keys(method: Method) -> frozenset[str]:
     return frozenset(f"{name}.{leaf}".lstrip(".") for name, module in norms for leaf in module.state_dict())
 
 
-def digest(arrays: Mapping[str, Tensor]) -> str:
+def model_digest(arrays: Mapping[str, Tensor]) -> str:
     """SHA-256, as hex digits, of tensors: their names in order, types, shapes and values."""
     total = hashlib.sha256()
     for key in sorted(arrays):

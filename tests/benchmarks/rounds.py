@@ -21,7 +21,7 @@ from sslmed_dist.federation.local_round import initial_arrays, local_update
 from sslmed_dist.federation.messages import Account
 from sslmed_dist.federation.replies import Asked, Reply, screen
 from sslmed_dist.federation.round_files import save_round
-from sslmed_dist.federation.shared import digest
+from sslmed_dist.federation.shared import model_digest
 from sslmed_dist.federation.sites import Site, federated_section, simulated_sites, training_settings
 from sslmed_dist.federation.updates import Plausibility
 from sslmed_dist.training import build, engine, job
@@ -86,8 +86,8 @@ def federate(settings: config.Config, site: Site, folder: Path) -> None:
     for number in range(ROUNDS):
         arrays, scalars = local_update(settings, site.name, site.pretrain, number, shared, folder / "site")
         reply = Reply(site.name, arrays, len(site.pretrain))
-        asked = Asked(site.name, number, digest(shared), shared, len(site.pretrain))
-        account = Account(site.name, reply.samples, scalars, number, digest(shared))
+        asked = Asked(site.name, number, model_digest(shared), shared, len(site.pretrain))
+        account = Account(site.name, reply.samples, scalars, number, model_digest(shared))
         assert screen(account, arrays, asked) is None and not plausible.judge([reply], shared)
         shared = WeightedMean().combine(Round([reply], {site.name: 1.0}, shared, 1, lambda: 1.0))
         save_round(folder, number + 1, shared, settings)

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 import sslmed_dist
 from sslmed_dist.federation.messages import Account, Greeting, Unreadable
 from sslmed_dist.federation.replies import SCALARS, TERM, Asked, misfit, screen
-from sslmed_dist.federation.shared import Arrays, digest
+from sslmed_dist.federation.shared import Arrays, model_digest
 from sslmed_dist.losses import LOSSES
 
 
@@ -26,9 +26,9 @@ def model() -> Arrays:
     return tensors | {"encoder.bn.running_mean": torch.zeros(4), "encoder.bn.running_var": torch.full((4,), 2.0)}
 
 
-ASKED = Asked("north", 3, digest(model()), model(), most=32)
+ASKED = Asked("north", 3, model_digest(model()), model(), most=32)
 GOOD = Account("north", 32, {"loss": 1.0, "mio_v3_1": 2.0}, 3, ASKED.model)
-OLDER = digest({**model(), "encoder.bn.bias": torch.ones(4)})
+OLDER = model_digest({**model(), "encoder.bn.bias": torch.ones(4)})
 
 
 @pytest.mark.parametrize(
