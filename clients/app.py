@@ -1,184 +1,90 @@
-"""The ClientApp: "hello" says who the site is, "train" does a round of ``federation.local_round``.
+"""The ClientApp. At a hospital it is a relay: it imports neither torch nor our package, and knows no path but a socket.
 
-What leaves the site: the shared tensors, counts, scalars, the site's name, and the class of an error (of a
-``SiteError`` its line, too). The exception itself is written to ``errors.log`` on the site's own disk, because its text
-may name files or patients.
+A node that was started with ``--node-config 'socket="/run/sslmed/data.sock"'`` belongs to a site of two processes. This
+one has the network and nothing else. It hands the one opaque payload of a message to the site's data side
+(``sslmed site start``), and what comes back to the server. What may happen with it is decided there. A reply is read no
+more than a request is.
 
-Where the data lies and where the site keeps its state is never read from a message. A hospital sets both when it starts
-its SuperNode: ``--node-config 'site="north" data-root="/data" state-dir="/var/lib/sslmed"'``. Simulated sites (their
-node has a ``partition-id``) read both from the environment that the launcher set; their share of one dataset comes from
-``federated.partition``.
+A node without a socket is one of the launcher's own (``clients.research``): same machine, same user, research alone.
 """
 
-import os
-import threading
-import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+import socket
+import struct
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from sslmed_dist import __version__
-from sslmed_dist.atomic_files import appending
-from sslmed_dist.config import Config, fingerprint, replace
-from sslmed_dist.data.dataset import Dataset
-from sslmed_dist.federation.local_round import local_update
-from sslmed_dist.federation.messages import (
-    ARRAYS,
-    MARK,
-    METRICS,
-    ORDER,
-    SITE,
-    Account,
-    Greeting,
-    Node,
-    Order,
-    RunSettings,
-    SiteError,
-)
-from sslmed_dist.federation.sites import Dealt, dealt_sites, federated_section, own_site
-
+PAYLOAD = "payload"  # the record of a message, the array in it, and the array's type: bytes that Flower does not read
 FAILED = 2  # Flower's code for an app that raised
+MARK = "sslmed: "  # begins a reason that the server may show; as in ``federation.messages``
+LENGTH = struct.Struct("<Q")
+MOST = 1 << 33  # bytes of an answer
 
 app = ClientApp()
 
 
-@dataclass(frozen=True)
-class LocalSite:
-    """One site as this process knows it: its name, what it pretrains on, and the folder of its own state."""
-
-    name: str
-    dataset: Dataset
-    folder: Path
-
-
-# A simulation's process serves many rounds of several sites: the data is read and dealt once.
-DEALT: dict[tuple[str, str | None], Dealt] = {}
-
-
 @app.query()  # type: ignore[untyped-decorator]
 def hello(message: Message, context: Context) -> Message:
-    """Who this site is: name, version of the program, number of samples, channels of its images."""
-    return answer(message, context, introduce)
+    """Who this site is."""
+    return answer(message, context, "introduce")
 
 
 @app.train()  # type: ignore[untyped-decorator]
 def train(message: Message, context: Context) -> Message:
-    """One round: the updated shared tensors, the number of samples they come from, and the means of the scalars."""
-    return answer(message, context, update)
+    """One round."""
+    return answer(message, context, "update")
 
 
-def introduce(message: Message, context: Context) -> RecordDict:
-    """The reply to "hello". A server of another version gets an answer too, so that it can name the site; its settings
-    are not read, because they may be of another schema."""
-    run_settings, node = RunSettings.from_record(context.run_config), node_of(context)
-    if run_settings.version != __version__:
-        greeting = Greeting(node.name, __version__, channels=0, samples=0)
-    else:
-        site = site_of(run_settings.settings, node)
-        greeting = Greeting(site.name, __version__, site.dataset.channels, len(site.dataset))
-    return RecordDict({SITE: ConfigRecord(greeting.to_record())})
+def answer(message: Message, context: Context, work: str) -> Message:
+    """The data side's answer, or that of ``clients.research`` for a node of the launcher's own."""
+    place = context.node_config.get("socket")
+    if not place:
+        from clients import research
 
-
-def update(message: Message, context: Context) -> RecordDict:
-    """The reply to "train"."""
-    run_settings, node = RunSettings.from_record(context.run_config), node_of(context)
-    if run_settings.version != __version__:
-        raise SiteError(f"this site runs sslmed_dist {__version__}, the server {run_settings.version}")
-    settings = run_settings.settings
-    round_number = Order.from_record(message.content[ORDER]).number
-    arrays = message.content[ARRAYS].to_torch_state_dict()
-    site = site_of(settings, node)
-    with Deadline(node, federated_section(settings).timeout_s):
-        shared, scalars = local_update(settings, site.name, site.dataset, round_number, arrays, site.folder)
-    account = Account(site.name, len(site.dataset), scalars)
-    return RecordDict(
-        {
-            ARRAYS: ArrayRecord(torch_state_dict=shared),
-            METRICS: MetricRecord(account.to_metrics()),
-            SITE: ConfigRecord(account.to_site()),
-        }
-    )
-
-
-def node_of(context: Context) -> Node:
-    """What this node was told when it was started."""
-    return Node.read(context.node_config, os.environ)
-
-
-def answer(message: Message, context: Context, work: Callable[[Message, Context], RecordDict]) -> Message:
-    """The reply of ``work``. Where it raises, an error reply instead: it says the class of the error, or its text where
-    that may travel."""
+        return research.answer(message, context, getattr(research, work))
     try:
-        return Message(work(message, context), reply_to=message)
-    except Exception as error:  # whatever went wrong here, the server must get an answer and no details
-        # A simulated site has nothing to hide from the person who simulates it; of what it is not known counts as real.
-        may_travel: type[ValueError] = SiteError
-        try:
-            node = node_of(context)
-            may_travel = SiteError if node.deployed else ValueError
-            note(node, error)
-        except Exception:  # a malformed node configuration, a full disk: the reply goes out all the same
-            traceback.print_exception(error)  # to the log of the site's own SuperNode
-        reason = str(error) if isinstance(error, may_travel) else type(error).__name__
-        return Message(Error(FAILED, MARK + reason), reply_to=message)
+        return Message(relayed(message, str(place)), reply_to=message)
+    except KeyError:
+        return refused(message, "the message has no payload for this site's data side; the server is of another kind")
+    except (OSError, ValueError):  # of it the server learns no path
+        return refused(message, "this site's data side does not answer; its own log says why")
 
 
-def note(node: Node, error: Exception) -> None:
-    """Write the exception to the site's own ``errors.log``. ``ValueError`` or ``OSError`` where that cannot be."""
-    if node.state_dir is None:
-        return
-    with appending(Path(node.state_dir) / "errors.log") as log:
-        log.write(f"{node.name}\n{''.join(traceback.format_exception(error))}\n")
+def refused(message: Message, reason: str) -> Message:
+    """An error reply."""
+    return Message(Error(FAILED, MARK + reason), reply_to=message)
 
 
-def site_of(settings: Config, node: Node) -> LocalSite:
-    """The site that this node is. ``SiteError`` names what its node configuration lacks."""
-    if node.state_dir is None:
-        raise SiteError("this node's configuration has no state-dir, the folder of the site's own state")
-    settings = replace(settings, data=node.data(settings.data))
-    if node.partition is not None:
-        site = dealt(settings).site(node.partition)
-    elif node.site is None:
-        raise SiteError("this node's configuration has no site, the name of the site")
-    elif node.data_root is None:
-        raise SiteError("this node's configuration has no data-root, the place of the site's data")
-    else:
-        site = own_site(settings, node.site)
-    site_folder = Path(node.state_dir) / site.name
-    # A hospital's disk may serve several runs; a simulated site's folder belongs to one run already.
-    folder = site_folder / fingerprint(settings)[:16] if node.deployed else site_folder
-    return LocalSite(site.name, site.pretrain, folder)
+def relayed(message: Message, place: str) -> RecordDict:
+    """The payload to the socket ``place``, the answer back. ``KeyError`` for a message without one, ``OSError`` where
+    nobody answers before the message's own time is over."""
+    payload = bytes(message.content[PAYLOAD][PAYLOAD].data)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(message.metadata.ttl)
+        connection.connect(place)
+        connection.sendall(LENGTH.pack(len(payload)))
+        connection.sendall(payload)
+        (length,) = LENGTH.unpack(received(connection, LENGTH.size))
+        if not 0 < length <= MOST:
+            raise ValueError("no answer")
+        data = bytes(received(connection, length))
+    return record(data)
 
 
-def dealt(settings: Config) -> Dealt:
-    """The simulated sites, from memory where this process has dealt them before."""
-    key = (fingerprint(settings), settings.data.get("root"))
-    if key not in DEALT:
-        DEALT.clear()
-        DEALT[key] = dealt_sites(settings)
-    return DEALT[key]
+def received(connection: Any, length: int) -> bytearray:
+    """Exactly ``length`` bytes of a socket."""
+    data = bytearray(length)
+    start, view = 0, memoryview(data)
+    while start < length:
+        count = connection.recv_into(view[start:])
+        if count == 0:
+            raise OSError("closed")
+        start += count
+    return data
 
 
-class Deadline:
-    """End this process when a round takes longer than ``seconds``, the time that the server waits.
-
-    A SuperNode has no time limit of its own: behind an app that hangs it would do nothing more, and still count as
-    online. Only the process of a deployed node is ended, which lives for one message; in a simulation other sites live
-    in the same process.
-    """
-
-    def __init__(self, node: Node, seconds: float) -> None:
-        self.timer = threading.Timer(seconds, os._exit, (1,)) if node.deployed else None
-
-    def __enter__(self) -> None:
-        if self.timer is not None:
-            self.timer.daemon = True
-            self.timer.start()
-
-    def __exit__(self, *_: Any) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
+def record(data: bytes) -> RecordDict:
+    """Opaque bytes as Flower carries them: one array whose type is not one of Flower's."""
+    array = Array(dtype="uint8", shape=(len(data),), stype=PAYLOAD, data=data)
+    return RecordDict({PAYLOAD: ArrayRecord({PAYLOAD: array})})

@@ -13,11 +13,13 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from server.guarded import Guarded
 from server.roll_call import Sites
-from server.strategies import STRATEGIES
-from sslmed_dist import __version__, registry
+from server.sealed import Sealed
+from sslmed_dist import __version__
 from sslmed_dist.atomic_files import appending, refuse_links
 from sslmed_dist.federation.messages import ENDING, LAUNCHER, Ending, RunSettings
+from sslmed_dist.federation.registered import registered
 from sslmed_dist.federation.round_files import last_round
 from sslmed_dist.federation.sites import expected_sites, federated_section
 from sslmed_dist.run_folder import Metrics, write_json
@@ -89,20 +91,20 @@ def serve(grid: Grid, run_settings: RunSettings, folder: Path) -> int:
         raise ValueError(
             "the run folder has no first weights (checkpoints/round_00000.pt); start with `sslmed federate`"
         )
-    rounds_done, arrays = last
     metrics = Metrics(folder / "metrics.jsonl", live=settings.run.tensorboard)
     # A round that was interrupted is run again, so what it has written goes.
-    metrics.cut(rounds_done * fed.local_epochs * (settings.plan.steps_per_epoch or 0))
-    strategy_arguments = {
-        "settings": settings,
-        "sites": Sites(expected, fed.quorum, fed.timeout_s, settings.method["channels"]),
-        "folder": folder,
-        "metrics": metrics,
-        "first": rounds_done,
-    }
-    strategy = registry.build(STRATEGIES, fed.strategy, "federated.strategy", **strategy_arguments)
+    metrics.cut(last.number * fed.local_epochs * (settings.plan.steps_per_epoch or 0))
+    sites = Sites(
+        expected,
+        fed.quorum,
+        fed.timeout_s,
+        settings.method["channels"],
+        registered(folder, fed),
+        Sealed(run_settings.config, folder),
+    )
+    strategy = Guarded(settings=settings, sites=sites, folder=folder, metrics=metrics, begun=last)
     try:
-        strategy.start(grid, ArrayRecord(torch_state_dict=arrays), fed.rounds - rounds_done, fed.timeout_s)
+        strategy.start(grid, ArrayRecord(), fed.rounds - last.number, fed.timeout_s)
     finally:
         metrics.close()
     return fed.rounds

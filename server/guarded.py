@@ -1,85 +1,157 @@
-"""What all strategies share: sites are asked to train, every reply is screened, bad ones are left out and named."""
+"""One round at the server: sites are asked to train, every reply is screened, bad ones are left out and named, the good
+ones are combined by the strategy, and what comes out passes the same screen before it is written down."""
 
 import logging
 import math
 import time
-from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+from torch import Tensor
 
-from server.roll_call import LIFE_S, Sites, failure
+from server.reading import read
+from server.roll_call import LIFE_S, Sites, by_node, failure
 from sslmed_dist.config import Config
-from sslmed_dist.federation.messages import ARRAYS, METRICS, ORDER, SITE, Account, Order
-from sslmed_dist.federation.replies import Reply, screen
-from sslmed_dist.federation.round_files import save_round
+from sslmed_dist.federation import averages, replies, round_files, shared, strategies, updates
+from sslmed_dist.federation.messages import ARRAYS, ORDER, Greeting, Order
+from sslmed_dist.federation.replies import Asked, Reply
 from sslmed_dist.federation.shared import Arrays
 from sslmed_dist.federation.sites import federated_section
 from sslmed_dist.run_folder import Metrics
+from sslmed_dist.training import build, optim
 
 log = logging.getLogger("sslmed.server")
 
 Scalars = dict[str, float]
+AVERAGE = "(average)"  # stands for a site's name where the average is screened; no site can be called so
 
 
-class Guarded(Strategy):  # type: ignore[misc]
-    """The common part of all strategies. ``first`` is the number of rounds done before this start; Flower counts the
-    rounds of this start alone, from 1 (``server_round``)."""
+class Guarded(FlowerStrategy):  # type: ignore[misc]
+    """Flower's strategy around ours. ``begun`` is the round that this start goes on from; Flower counts the rounds of
+    this start alone, from 1 (``server_round``). ``ValueError`` for a round's file that does not fit the strategy."""
 
-    def __init__(self, *, settings: Config, sites: Sites, folder: Path, metrics: Metrics, first: int) -> None:
+    def __init__(
+        self, *, settings: Config, sites: Sites, folder: Path, metrics: Metrics, begun: round_files.Round
+    ) -> None:
         fed = federated_section(settings)
-        steps = settings.plan.steps_per_epoch
-        assert steps is not None  # sites.training_settings demands it
+        assert settings.plan.steps_per_epoch is not None  # sites.training_settings demands it
         self.settings, self.sites, self.folder, self.metrics = settings, sites, folder, metrics
-        self.first, self.rounds, self.quorum = first, fed.rounds, fed.quorum
-        self.timeout_s, self.steps = fed.timeout_s, fed.local_epochs * steps  # steps of a site in one round
-        self.asked: dict[int, str] = {}  # the names of the sites of this round, by node
-        self.reference: Arrays = {}  # the shared tensors that the sites of this round were sent
-        self.started = 0.0
+        self.first, self.rounds, self.quorum, self.share = begun.number, fed.rounds, fed.quorum, fed.screen.share
+        self.timeout_s, self.steps = fed.timeout_s, fed.local_epochs * settings.plan.steps_per_epoch
+        strategy = strategies.check(settings)
+        self.name, self.average = str(fed.strategy["name"]), strategy.average
+        method = build.build_method(settings)  # for the names of its tensors
+        kept = strategy.local.own(method)
+        # Tensors that never leave a site stay in the round's files as they were before the first round.
+        self.resting = {key: value for key, value in begun.arrays.items() if key in kept}
+        self.current = {key: value for key, value in begun.arrays.items() if key not in kept}
+        self.schedule = optim.build(
+            settings.optim,
+            method,
+            batch_size=settings.plan.batch_size,
+            epochs=settings.plan.epochs,
+            per_epoch=settings.plan.steps_per_epoch,
+        )
+        self.plausibility = updates.Plausibility(fed.screen)
+        self.restore(begun)
+        self.asked: dict[int, Message] = {}  # the messages of this round, by node
+        self.greetings: dict[int, Greeting] = {}  # the sites of this round, by node
+        self.digest, self.started = "", 0.0
 
-    @abstractmethod
-    def combine(self, replies: Sequence[Reply]) -> Arrays:
-        """The next shared tensors, from at least one good reply and, if need be, ``self.reference`` (what the sites
-        were sent). ``replies`` are sorted by site name. The same replies must give the same bits; every tensor keeps
-        its type."""
+    def restore(self, begun: round_files.Round) -> None:
+        """Take over what the server kept with the round that this start goes on from."""
+        server, number = begun.server, begun.number
+        try:
+            if server.keys() - {"strategy", "sizes", "seen"}:
+                raise ValueError("unknown parts")
+            if number and not server:
+                if self.average.begin(self.current):
+                    raise ValueError(f"it holds no state of the strategy {self.name}")
+                log.warning("round %d was written by an older version: the screen knows no earlier updates", number)
+            self.average.load(server.get("strategy", {}), self.current)
+            self.plausibility.load(server.get("sizes", {}), self.current)
+            self.sites.seen |= {str(name) for name in server.get("seen", ())}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"checkpoints/round_{number:05d}.pt: server: damaged or foreign: {error}") from None
+
+    def state(self) -> dict[str, object]:
+        """What ``restore`` takes over."""
+        kept = {"strategy": self.average.state(), "sizes": self.plausibility.state()}
+        return kept | {"seen": sorted(self.sites.seen)}
 
     def summary(self) -> None:
         """One line at the start."""
-        log.info("%s: rounds %d to %d", type(self).__name__, self.first + 1, self.rounds)
+        log.info("%s: rounds %d to %d", self.name, self.first + 1, self.rounds)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """A message "train" to every usable site; waits for the sites first."""
-        self.asked = self.sites.ready(grid)
-        self.reference = dict(arrays.to_torch_state_dict())
-        self.started = time.monotonic()
-        round_number = self.first + server_round - 1  # 0, 1, ...: as many rounds are done before it
-        content = RecordDict({ARRAYS: arrays, ORDER: ConfigRecord(Order(round_number).to_record())})
-        return [Message(content, node, "train", ttl=max(self.timeout_s, LIFE_S)) for node in self.asked]
+        self.greetings = self.sites.ready(grid)
+        sent = self.current | self.average.sent()  # what Flower hands us as ``arrays`` stays empty: one copy less
+        self.digest, self.started = shared.model_digest(sent), time.monotonic()
+        order = ConfigRecord(Order(self.first + server_round - 1).to_record())  # as many rounds are done before it
+        content = RecordDict({ARRAYS: ArrayRecord(torch_state_dict=sent), ORDER: order})
+        life, sealed = max(self.timeout_s, LIFE_S), self.sites.sealed
+        opaque = content
+        if sealed is not None and sealed.nodes & self.greetings.keys():
+            opaque = sealed.order(self.first + server_round - 1, sent)
+        nodes = sealed.nodes if sealed is not None else ()
+        self.asked = {
+            node: Message(opaque if node in nodes else content, node, "train", ttl=life) for node in self.greetings
+        }
+        return list(self.asked.values())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Screen the replies, combine the good ones, write the round's checkpoint. ``RuntimeError`` for fewer good
-        replies than the quorum; then the checkpoint of the round before stays the newest."""
+        """Screen the replies, combine the good ones, screen the average, write the round's file. ``RuntimeError`` for
+        fewer good replies than the quorum, or an average that is refused; then the file of the round before stays the
+        newest."""
         rounds_done = self.first + server_round
-        good, scalars, bad = self.sort_out({reply.metadata.src_node_id: reply for reply in replies})
-        for name, reason in bad.items():
-            log.warning("round %d: %s is excluded: %s", rounds_done, name, reason)
+        received, self.asked = by_node(self.asked, replies), {}  # what was sent is not needed any more
+        good, scalars, bad = self.sort_out(received, rounds_done - 1)
+        for name, why in bad.items():
+            log.warning("round %d: %s is excluded: %s", rounds_done, name, why)
+        kept = f"the checkpoint of round {rounds_done - 1} is kept"
         if len(good) < self.quorum:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in bad.items())
+            reasons = "; ".join(f"{name}: {why}" for name, why in bad.items())
             raise RuntimeError(
-                f"round {rounds_done}: {len(good)} good replies, {self.quorum} are needed (federated.quorum); {reasons}"
-                f"; the checkpoint of round {rounds_done - 1} is kept"
+                f"round {rounds_done}: {len(good)} good replies, {self.quorum} are needed (federated.quorum); "
+                f"{reasons}; {kept}"
             )
-        average = self.combine(good)
-        save_round(self.folder, rounds_done, average, self.settings)
-        self.record(rounds_done, good, scalars)
-        return ArrayRecord(torch_state_dict=average), None
+        average, shares = self.combine(good, rounds_done)
+        reason = self.refuse(average)
+        if reason is not None:
+            raise RuntimeError(f"round {rounds_done}: the average is refused: {reason}; {kept}")
+        self.current = average
+        round_files.save_round(self.folder, rounds_done, self.resting | average, self.settings, self.state())
+        self.record(rounds_done, good, scalars, shares)
+        return None, None
+
+    def combine(self, good: Sequence[Reply], rounds_done: int) -> tuple[Arrays, dict[str, float]]:
+        """The next shared tensors by the strategy, and each site's share of the weight."""
+        shares = averages.shares(good, self.share)
+        plain = averages.shares(good)
+        for site, share in shares.items():
+            if share < plain[site]:
+                line = "round %d: %s has %.3g of all samples and weighs %.3g (federated.screen.share)"
+                log.warning(line, rounds_done, site, plain[site], share)
+        steps = range((rounds_done - 1) * self.steps, rounds_done * self.steps)
+
+        def rates() -> float:
+            return math.fsum(self.schedule.learning_rate(step) for step in steps)
+
+        done = averages.Round(good, shares, self.current, self.sites.expected, rates)
+        return self.average.combine(done), shares
+
+    def refuse(self, average: Mapping[str, Tensor]) -> str | None:
+        """Why the average may not become the model, by the rules that replies are screened by; None if it may."""
+        reason = replies.misfit(average, self.current)
+        return reason or self.plausibility.judge([Reply(AVERAGE, average, 1)], self.current).get(AVERAGE)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -91,38 +163,34 @@ class Guarded(Strategy):  # type: ignore[misc]
         """Nothing; see ``configure_evaluate``."""
         return None
 
-    def sort_out(self, replies: dict[int, Message]) -> tuple[list[Reply], dict[str, Scalars], dict[str, str]]:
+    def sort_out(
+        self, received: dict[int, Message], round_number: int
+    ) -> tuple[list[Reply], dict[str, Scalars], dict[str, str]]:
         """Of the replies by node: (the good ones sorted by site name, scalars by the name of a good site, why each
         other site is left out by its name)."""
-        good, scalars, bad = [], {}, {}
-        for node, name in self.asked.items():
-            if node not in replies:
+        good: list[Reply] = []
+        scalars, bad = {}, {}
+        for node, greeting in self.greetings.items():
+            name = greeting.site
+            if node not in received:
                 bad[name] = f"no reply within {self.timeout_s:g} s"
-            elif replies[node].has_error():
-                bad[name] = failure(replies[node])
+            elif received[node].has_error():
+                bad[name] = failure(received[node])
             else:
-                reply, reported, reason = self.read(name, replies[node])
-                if reply is None or reason is not None:
+                asked = Asked(name, round_number, self.digest, self.current, greeting.samples)
+                reply, reported, reason = read(received.pop(node), asked, self.sites.sealed)
+                if reply is None:
                     bad[name] = str(reason)
                 else:
                     good.append(reply)
                     scalars[name] = reported
-        return good, scalars, bad
+        implausible = self.plausibility.judge(good, self.current)
+        scalars = {name: values for name, values in scalars.items() if name not in implausible}
+        return [reply for reply in good if reply.site not in implausible], scalars, bad | implausible
 
-    def read(self, name: str, message: Message) -> tuple[Reply | None, Scalars, str | None]:
-        """The message of the site ``name`` as (its reply, its scalars, what is wrong with it or None). The reply is
-        None where it cannot be read."""
-        try:
-            arrays = dict(message.content[ARRAYS].to_torch_state_dict())
-            account = Account.from_records(message.content[METRICS], message.content[SITE])
-        except Exception as error:  # bytes of a foreign program: whatever they raise, this site is left out
-            return None, {}, f"unreadable reply ({type(error).__name__})"
-        if account.site != name:
-            return None, {}, "its reply bears another site's name"
-        reply = Reply(name, arrays, account.samples)
-        return reply, dict(account.scalars), screen(reply, self.reference)
-
-    def record(self, rounds_done: int, good: Sequence[Reply], scalars: dict[str, Scalars]) -> None:
+    def record(
+        self, rounds_done: int, good: Sequence[Reply], scalars: dict[str, Scalars], shares: Mapping[str, float]
+    ) -> None:
         """Write the metrics of the round, those of each site and their mean weighted by samples, and one line of log.
         ``rounds_done`` counts this round too."""
         keys = {"step": rounds_done * self.steps, "round": rounds_done, "split": "train"}
@@ -131,21 +199,13 @@ class Guarded(Strategy):  # type: ignore[misc]
             if missed:
                 log.warning("round %d: the own state of %s was %d rounds behind", rounds_done, name, missed)
             self.metrics.write({**values, "missed_rounds": missed}, site=name, **keys)
-        total = sum(reply.samples for reply in good)
         # Means of the scalars that every site reports.
         common = set.intersection(*(set(values) for values in scalars.values()))
         means = {
-            key: math.fsum(scalars[reply.site][key] * reply.samples / total for reply in good) for key in sorted(common)
+            key: math.fsum(scalars[reply.site][key] * shares[reply.site] for reply in good) for key in sorted(common)
         }
-        seconds = time.monotonic() - self.started
-        self.metrics.write({**means, "sites": len(good), "samples": total, "seconds": round(seconds, 3)}, **keys)
+        seconds, samples = time.monotonic() - self.started, sum(reply.samples for reply in good)
+        self.metrics.write({**means, "sites": len(good), "samples": samples, "seconds": round(seconds, 3)}, **keys)
         loss = f", loss {means['loss']:.4f}" if "loss" in means else ""
-        log.info(
-            "round %d of %d: %d of %d sites%s, %.1f s",
-            rounds_done,
-            self.rounds,
-            len(good),
-            len(self.asked),
-            loss,
-            seconds,
-        )
+        line = "round %d of %d: %d of %d sites%s, %.1f s"
+        log.info(line, rounds_done, self.rounds, len(good), self.sites.expected, loss, seconds)

@@ -4,13 +4,14 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from server.sealed import Sealed, SiteRefused
 from sslmed_dist import __version__
-from sslmed_dist.federation.messages import MARK, ORDER, SITE, Greeting, Hello
+from sslmed_dist.federation.messages import MARK, ORDER, SITE, Greeting, Hello, Unreadable, only
 from sslmed_dist.printable import printable
 
 log = logging.getLogger("sslmed.server")
@@ -36,26 +37,40 @@ def failure(reply: Message) -> str:
 
 class Sites:
     """The nodes of a federation and the sites that they are. In the first round all ``expected`` sites are waited for,
-    in later rounds ``quorum`` of them. ``channels`` is what the images of every site must have."""
+    in later rounds ``quorum`` of them. ``channels`` is what the images of every site must have. ``registered``: the
+    sites that may take part, with the most samples that each may count (see ``federation.registered``); None: any."""
 
-    def __init__(self, expected: int, quorum: int, timeout_s: float, channels: int) -> None:
+    def __init__(
+        self,
+        expected: int,
+        quorum: int,
+        timeout_s: float,
+        channels: int,
+        registered: Mapping[str, int | None] | None = None,
+        sealed: Sealed | None = None,
+    ) -> None:
+        self.sealed = sealed  # for sites of two processes; without it there are none
         self.expected, self.quorum, self.timeout_s, self.channels = expected, quorum, timeout_s, channels
-        self.known: dict[int, str] = {}  # by node, the name of a site that passed the greeting
+        self.registered = registered
+        self.known: dict[int, Greeting] = {}  # by node, what a site that passed the greeting said
         self.refused: dict[int, str] = {}  # by node, why it may not take part in this round
+        self.seen: set[str] = set()  # names of all sites that ever took part, in earlier starts, too
         self.wanted = expected
+        if registered is None:
+            log.warning("no list of sites (sites.yaml, federated.site_names): whoever greets takes part")
 
-    def ready(self, grid: Grid) -> dict[int, str]:
-        """The names of the sites that are online and passed the greeting, by node, sorted by name.
+    def ready(self, grid: Grid) -> dict[int, Greeting]:
+        """The greetings of the sites that are online and passed it, by node, sorted by name.
 
         It waits until enough of them are there, until every expected site has answered, or until ``timeout_s`` have
         passed. ``RuntimeError`` if fewer than the quorum are usable then: it says how many were online, how many are
-        needed, and why the others are refused.
+        needed, and why the others are refused. Every site that is missing is named in every round.
         """
         self.refused.clear()  # what was wrong with a site may have been mended since the last round
         end = time.monotonic() + self.timeout_s
         while True:
             online = set(grid.get_node_ids())
-            present = {node: name for node, name in self.known.items() if node in online}
+            present = {node: greeting for node, greeting in self.known.items() if node in online}
             strangers = sorted(online - present.keys() - self.refused.keys())
             if strangers:
                 self.greet(grid, strangers, online, max(end - time.monotonic(), 1.0))
@@ -64,26 +79,36 @@ class Sites:
             if len(present) >= self.wanted or answered or time.monotonic() >= end:
                 break
             time.sleep(0.5)
-        for node, reason in self.refused.items():
-            log.warning("node %d is refused: %s", node, reason)
+        self.report(present)
         if len(present) < self.quorum:
             reasons = "".join(f"; {reason}" for reason in self.refused.values())
             raise RuntimeError(
                 f"{len(online)} of {self.expected} sites are online and {len(present)} usable, {self.quorum} needed "
                 f"(federated.quorum); waited up to {self.timeout_s:g} s{reasons}"
             )
-        if self.wanted == self.expected and len(present) < self.expected:
-            log.warning("going on with %d of %d sites", len(present), self.expected)
         self.wanted = self.quorum
-        return dict(sorted(present.items(), key=lambda item: item[1]))
+        self.seen |= {greeting.site for greeting in present.values()}
+        return dict(sorted(present.items(), key=lambda item: item[1].site))
+
+    def report(self, present: Mapping[int, Greeting]) -> None:
+        """Say which nodes are refused and which sites are missing: one that took part before is dead, one that is on
+        the list has not joined."""
+        for node, reason in self.refused.items():
+            log.warning("node %d is refused: %s", node, reason)
+        there = {greeting.site for greeting in present.values()}
+        for name in sorted((self.seen | set(self.registered or ())) - there):
+            log.warning("%s %s", name, "is dead: its node is offline" if name in self.seen else "has not joined")
+        if len(present) < self.expected:
+            log.warning("going on with %d of %d sites", len(present), self.expected)
 
     def greet(self, grid: Grid, nodes: Iterable[int], online: set[int], timeout: float) -> None:
         """Send "hello" to ``nodes`` and sort them into known and refused; ``online`` are the ids of all nodes."""
-        nodes = list(nodes)
-        content = RecordDict({ORDER: ConfigRecord(Hello(__version__).to_record())})
-        messages = [Message(content, node, "query", ttl=max(timeout, LIFE_S)) for node in nodes]
-        replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages, timeout=timeout)}
-        for node in nodes:
+        further = {} if self.sealed is None else self.sealed.hello()
+        content = RecordDict({ORDER: ConfigRecord(Hello(__version__).to_record()), **further})
+        messages = {node: Message(content, node, "query", ttl=max(timeout, LIFE_S)) for node in nodes}
+        received = grid.send_and_receive(list(messages.values()), timeout=timeout)
+        replies = by_node(messages, received)
+        for node in messages:
             if node not in replies:
                 self.refused[node] = f"node {node} did not answer within {math.ceil(timeout)} s"
             else:
@@ -95,23 +120,58 @@ class Sites:
             self.refused[node] = f"node {node}: {failure(reply)}"
             return
         try:
-            greeting = Greeting.from_record(reply.content[SITE])
-        except (KeyError, TypeError, ValueError):
-            self.refused[node] = f"node {node}: its greeting is not one of this program"
+            content = reply.content if self.sealed is None else self.sealed.greeting(reply, node)
+            only(content, (SITE,), "the greeting's records")
+            greeting = Greeting.from_record(content[SITE])
+        except SiteRefused as refusal:
+            self.refused[node] = f"node {node}: {printable(str(refusal))[:400]}"
             return
+        except Exception as error:  # bytes of a foreign program: whatever they raise, this node is refused
+            why = str(error) if isinstance(error, Unreadable) else type(error).__name__
+            self.refused[node] = f"node {node}: its greeting is not one of this program ({why})"
+            return
+        reason = self.objection(node, greeting, online)
+        if reason is not None:
+            self.refused[node] = reason
+            return
+        for other in self.namesakes(node, greeting.site):  # the site was started again and came back as another node
+            del self.known[other]
+        self.known[node] = greeting
+        log.info("%s has joined with %d samples", greeting.site, greeting.samples)
+
+    def objection(self, node: int, greeting: Greeting, online: set[int]) -> str | None:
+        """Why the site that greets so may not take part, or None if it may."""
         name = greeting.site
-        namesakes = [other for other, known in self.known.items() if known == name and other != node]
         if not NAME.fullmatch(name):
-            self.refused[node] = f"node {node}: its name is not made of letters, digits, '_', '.' and '-'"
-        elif greeting.version != __version__:
-            self.refused[node] = f"{name} runs sslmed_dist {printable(greeting.version)[:40]}, the server {__version__}"
-        elif greeting.channels != self.channels:
+            return f"node {node}: its name is not made of letters, digits, '_', '.' and '-'"
+        if greeting.version != __version__:
+            return f"{name} runs sslmed_dist {printable(greeting.version)[:40]}, the server {__version__}"
+        if self.registered is not None and name not in self.registered:
+            return f"node {node}: no site of this run is called {name}"
+        if greeting.channels != self.channels:
             images = f"{name} has images of {greeting.channels} channels"
-            self.refused[node] = f"{images}, the run's method takes {self.channels}"
-        elif any(other in online for other in namesakes):
-            self.refused[node] = f"node {node}: its name {name} is another site's"
-        else:
-            for other in namesakes:  # the site was started again and came back as another node
-                del self.known[other]
-            self.known[node] = name
-            log.info("%s has joined with %d samples", name, greeting.samples)
+            return f"{images}, the run's method takes {self.channels}"
+        most = (self.registered or {}).get(name)
+        if greeting.samples < 1 or (most is not None and greeting.samples > most):
+            allowed = "at least 1" if most is None else f"1 to {most} (sites.yaml)"
+            return f"{name} reports {greeting.samples} samples, allowed {allowed}"
+        if any(other in online for other in self.namesakes(node, name)):
+            return f"node {node}: its name {name} is another site's"
+        return None
+
+    def namesakes(self, node: int, name: str) -> list[int]:
+        """Other nodes that are known under a name."""
+        return [other for other, known in self.known.items() if known.site == name and other != node]
+
+
+def by_node(messages: Mapping[int, Message], replies: Iterable[Message]) -> dict[int, Message]:
+    """The replies by the node that was asked. They are told apart by the message that they answer: an error that the
+    SuperLink itself writes ("the node is gone") names the SuperLink as its source. Of two replies to one message the
+    first counts."""
+    nodes = {message.metadata.message_id: node for node, message in messages.items()}
+    found: dict[int, Message] = {}
+    for reply in replies:
+        node = nodes.get(reply.metadata.reply_to_message_id)
+        if node is not None:
+            found.setdefault(node, reply)
+    return found

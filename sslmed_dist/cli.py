@@ -224,6 +224,13 @@ def doctor(arguments: argparse.Namespace) -> int:
     return found(*doctor.examine())
 
 
+def site(arguments: argparse.Namespace) -> int:
+    """``sslmed site``."""
+    from sslmed_dist.cli_site import SITE
+
+    return SITE[arguments.action](arguments)
+
+
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": train,
     "federate": federate,
@@ -237,6 +244,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "data": data,
     "demo": demo,
     "doctor": doctor,
+    "site": site,
 }
 
 

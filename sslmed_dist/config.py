@@ -16,7 +16,7 @@ from typing import Any
 
 from sslmed_dist import plain_yaml, registry
 from sslmed_dist.home_folder import at_home, require_homes
-from sslmed_dist.sections import PATHS, PRETRAINED, Config, Diagnosis, Evaluate, Federated, Leaf, Plan, Ray, Run
+from sslmed_dist.sections import PATHS, PRETRAINED, Config, Diagnosis, Evaluate, Federated, Leaf, Plan, Ray, Run, Screen
 
 __all__ = [
     "PATHS",
@@ -28,6 +28,7 @@ __all__ = [
     "Plan",
     "Ray",
     "Run",
+    "Screen",
     "dump",
     "essential",
     "fingerprint",

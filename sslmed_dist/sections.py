@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from sslmed_dist.arguments import require_between, require_component
+from sslmed_dist.arguments import require_between, require_component, require_positive
 
 Leaf = Mapping[str, Any]
 # The keys whose values are paths of this machine, beside those of the section ``run``. By their full names: ``weights``
@@ -149,6 +149,29 @@ Arm = Literal["metadata", "raw_pixels", "copy_mask", "random", "local", "pooled"
 
 
 @dataclass(frozen=True)
+class Screen:
+    """The limits of the screen that every reply and every average passes; the formula is in ``federation.updates``.
+
+    How far an update may move a parameter (``tensor``), all of them together (``total``) and a running variance, in
+    sizes of what it started from; how many times a site's own earlier updates (``history``), or the median over sites
+    (``spread``), it may be. ``share``: the most that one site may have of the weight of an average.
+    """
+
+    tensor: float = 50.0
+    variance: float = 500.0
+    total: float = 5.0
+    history: float = 10.0
+    spread: float = 10.0
+    share: float = 0.7
+
+    def __post_init__(self) -> None:
+        for name in ("tensor", "variance", "total"):
+            require_positive(f"federated.screen.{name}", getattr(self, name))
+        require_least("federated.screen", self, 1, "history", "spread")
+        require_between("federated.screen.share", self.share, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
 class Federated:
     """A federation: its rounds, how data is dealt to simulated sites, what is shared and what makes a round fail.
 
@@ -173,6 +196,7 @@ class Federated:
     share: Literal["encoder", "all"] = "encoder"
     keep_state: bool = True
     quorum: int = 2
+    screen: Screen = field(default_factory=Screen)
     timeout_s: float = 3600.0
     runtime: Literal["in_process", "simulation", "deployment"] = "simulation"
     compare: tuple[Arm, ...] = ("random", "local", "pooled")

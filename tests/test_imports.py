@@ -30,7 +30,7 @@ FLOORS: tuple[set[str], ...] = (
     {"report", "drivers"},
     {"verbs"},
     {"cli_answers"},
-    {"cli_data"},
+    {"cli_data", "cli_site"},
     {"cli"},
 )
 # Parts that may not import all that is below them: they know no configuration, no run and no file but their own.
@@ -44,11 +44,12 @@ ALLOWED: dict[str, set[str]] = {
 
 CORE = {"torch", "torchvision", "numpy", "yaml"}
 LAZY = {"nibabel", "monai", "pydicom", "highdicom", "pandas", "matplotlib", "skimage", "scipy", "sklearn", "PIL"}
-LAZY |= {"rich", "tensorboard", "safetensors", "timm"}
+LAZY |= {"rich", "tensorboard", "safetensors", "timm", "cryptography"}
 NO_TORCH = (
     "cli",
     "cli_answers",
     "cli_data",
+    "cli_site",
     "cli_parser",
     "endings",
     "config",

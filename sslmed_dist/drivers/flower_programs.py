@@ -33,6 +33,8 @@ QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "PYTHONUNBUFFERED": "1",
 }
+# Below RAY_TMPDIR, with the longest process id; and the most bytes that the path of a Unix socket may have on Linux.
+RAY_SOCKET, LONGEST_SOCKET = "/ray/session_2026-11-26_00-00-00_000000_4194304/sockets/plasma_store", 107
 START_S = 120.0  # a SuperLink on a busy machine
 
 
@@ -114,11 +116,25 @@ def in_process(workplace: Workplace) -> Popen[bytes]:
 
 
 def simulation(workplace: Workplace) -> Popen[bytes]:
-    """A SuperLink whose nodes are Ray actors. A site takes as many CPUs as it has threads."""
+    """A SuperLink whose nodes are Ray actors. A site takes as many CPUs as it has threads. ``ValueError`` where the
+    place for temporary files has too long a path for Ray's sockets."""
+    require_room_for_sockets(workplace.folder)
     port = superlink(workplace, ["--simulation"], workplace.site_environment())
     cpus = min(workplace.settings.run.threads or 1, len(os.sched_getaffinity(0)))
     sizes = f"num-supernodes={workplace.sites} client-resources-num-cpus={cpus}"
     return submit(workplace, port, ["--federation-config", sizes])
+
+
+def require_room_for_sockets(folder: Path) -> None:
+    """``ValueError`` where a Unix socket of Ray below ``folder`` would have a longer path than Linux takes: Ray ends
+    then without a word of it."""
+    length = len(os.fsencode(folder)) + len(RAY_SOCKET)
+    if length > LONGEST_SOCKET:
+        most = LONGEST_SOCKET - len(RAY_SOCKET) - len(folder.name) - 1
+        raise ValueError(
+            f"{folder.parent}: the path of this place for temporary files is too long for Ray's sockets, by "
+            f"{length - LONGEST_SOCKET} bytes; set TMPDIR to one of at most {most}, such as /tmp"
+        )
 
 
 def deployment(workplace: Workplace) -> Popen[bytes]:

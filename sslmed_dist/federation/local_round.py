@@ -9,9 +9,10 @@ from torch import Tensor
 from sslmed_dist import checkpoint
 from sslmed_dist.config import Config, fingerprint
 from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.federation import local_terms, strategies
 from sslmed_dist.federation.messages import SiteError
 from sslmed_dist.federation.round_files import numbered
-from sslmed_dist.federation.shared import Arrays, load_shared, shared_keys
+from sslmed_dist.federation.shared import Arrays, shared_keys
 from sslmed_dist.federation.sites import federated_section
 from sslmed_dist.training import engine, job, pretrained
 
@@ -21,6 +22,16 @@ def initial_arrays(settings: Config) -> Arrays:
     method = pretrained.first_method(settings)
     state = method.state_dict()
     return {key: state[key].clone() for key in shared_keys(method, federated_section(settings).share)}
+
+
+def first_sent(settings: Config) -> Arrays:
+    """What a site is sent in the first round: ``initial_arrays`` without what the strategy leaves at the sites, and
+    with what it sends beside them."""
+    arrays, strategy = initial_arrays(settings), strategies.check(settings)
+    own = strategy.local.own(pretrained.first_method(settings))
+    shared = {key: value for key, value in arrays.items() if key not in own}
+    strategy.average.begin(shared)
+    return shared | strategy.average.sent()
 
 
 def local_update(
@@ -42,8 +53,10 @@ def local_update(
     work = job.assemble(settings, dataset)
     steps_per_round = fed.local_epochs * work.batches.steps
     # The site's own state first, then the shared tensors over it.
-    rounds_behind = restore_site(work, site, round_number, folder) if fed.keep_state and round_number > 0 else 0
-    load_shared(work.method, arrays, fed.share)
+    turn = local_terms.Turn(work.method, arrays, fed.share)
+    rounds_behind = restore_site(work, site, round_number, folder, turn) if fed.keep_state and round_number > 0 else 0
+    term = strategies.check(settings).local
+    penalty = term.begin(turn)
     # A site that missed rounds goes on where the federation stands.
     work.state.step = round_number * steps_per_round
     work.state.samples = work.state.step * work.batches.global_batch
@@ -54,16 +67,35 @@ def local_update(
         work.settings.plan,
         views=work.views,
         state=work.state,
+        penalty=penalty,
         on_step=lambda _, values: logged.append(values),
         until=(round_number + 1) * fed.local_epochs,
     )
+    steps = range(round_number * steps_per_round, work.state.step)
+    kept = term.end(turn, math.fsum(work.state.optimisation.learning_rate(step) for step in steps))
     if fed.keep_state:
-        save_site(work, round_number + 1, folder)
-    state = work.method.state_dict()
-    shared = {key: state[key].detach().cpu() for key in shared_keys(work.method, fed.share)}
+        save_site(work, round_number + 1, folder, kept)
+    state, own = work.method.state_dict(), term.own(work.method)
+    shared = {key: state[key].detach().cpu() for key in shared_keys(work.method, fed.share) if key not in own}
     # The mean of each scalar over the logged steps of the round.
     means = {name: math.fsum(row[name] for row in logged) / len(logged) for name in logged[-1]} if logged else {}
+    means |= term.scalars()
     return shared, means | ({"missed_rounds": float(rounds_behind)} if rounds_behind else {})
+
+
+def own_tensors(settings: Config, folder: Path) -> Arrays:
+    """The tensors that never left the site whose states are in or below ``folder`` (under FedBN its norms), as they
+    were after its last round; none under a strategy that shares everything. ``ValueError`` where there is no state."""
+    if type(strategies.check(settings).local).own is local_terms.LocalTerm.own:
+        return {}
+    newest = max(folder.rglob("state_round_*.pt"), key=lambda path: path.name, default=None)
+    if newest is None:
+        raise ValueError(f"{folder}: no state of this site, which alone has its norms")
+    method = pretrained.first_method(settings)
+    checkpoint.load_method(method, checkpoint.load(newest)["method"], newest)
+    state, share = method.state_dict(), federated_section(settings).share
+    own = strategies.check(settings).local.own(method)
+    return {key: state[key] for key in shared_keys(method, share) if key in own}
 
 
 def state_path(folder: Path, round_number: int) -> Path:
@@ -76,10 +108,12 @@ def site_states(folder: Path) -> dict[int, Path]:
     return numbered(folder, "state_round")
 
 
-def save_site(work: job.Job, round_number: int, folder: Path) -> None:
-    """Write the state before round ``round_number``. Of the older states only the newest stays, because a server may
-    repeat a round. States of later rounds are deleted: the server has gone back behind them."""
-    checkpoint.save(state_path(folder, round_number), kind="site", round=round_number, **work.content())
+def save_site(work: job.Job, round_number: int, folder: Path, term: Arrays) -> None:
+    """Write the state before round ``round_number``; ``term`` is what the strategy keeps at the site. Of the older
+    states only the newest stays, because a server may repeat a round. States of later rounds are deleted: the server
+    has gone back behind them."""
+    content = work.content() | ({"term": term} if term else {})
+    checkpoint.save(state_path(folder, round_number), kind="site", round=round_number, **content)
     states = site_states(folder)
     # The one just written and the newest before it.
     to_keep = sorted(before_round for before_round in states if before_round <= round_number)[-2:]
@@ -87,8 +121,9 @@ def save_site(work: job.Job, round_number: int, folder: Path) -> None:
         states[before_round].unlink(missing_ok=True)
 
 
-def restore_site(work: job.Job, site: str, round_number: int, folder: Path) -> int:
-    """Load the newest of the site's own states that is not later than round ``round_number``; returns how many rounds
+def restore_site(work: job.Job, site: str, round_number: int, folder: Path, turn: local_terms.Turn) -> int:
+    """Load the newest of the site's own states that is not later than round ``round_number``, and into ``turn`` what
+    the strategy kept there; returns how many rounds
     it is behind. That is 0 normally, and ``round_number`` where there is no state and the site starts afresh (it failed
     in the first rounds, or its disk is new). ``SiteError`` for the state of another run, ``ValueError`` for a damaged
     file."""
@@ -100,4 +135,8 @@ def restore_site(work: job.Job, site: str, round_number: int, folder: Path) -> i
     if saved["kind"] != "site" or saved["fingerprint"] != fingerprint(work.settings):
         raise SiteError(f"{site}: the state for round {round_number} belongs to another run")
     work.load(saved, path)
+    kept = saved.get("term", {})
+    if not isinstance(kept, dict) or not all(isinstance(v, Tensor) and bool(v.isfinite().all()) for v in kept.values()):
+        raise ValueError(f"{path}: term: what the strategy kept is damaged")
+    turn.kept, turn.fresh = kept, False
     return round_number - max(usable)

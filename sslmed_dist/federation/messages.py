@@ -7,8 +7,9 @@ keeps its state never travels: a node learns it when it is started (``Node``).
 
 import base64
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,11 +17,13 @@ from typing import Any, Literal, Self
 from sslmed_dist import __version__
 from sslmed_dist.config import PATHS, Config, below, from_tree, to_tree
 from sslmed_dist.json_files import Fields
+from sslmed_dist.printable import excerpt
 
 Record = dict[str, Any]
 
 ARRAYS, ORDER, METRICS, SITE = "arrays", "config", "metrics", "site"  # the records of a message
-SCALAR = re.compile(r"[a-z][a-z0-9_]{0,39}")  # names of scalars that a server reads
+SCALAR, MOST_SCALARS = re.compile(r"[a-z][a-z0-9_]{0,39}"), 64  # names and number of scalars that a server reads
+MOST_BYTES = 1 << 10  # of a text in a message
 MARK = "sslmed: "  # begins the reasons that our own client app wrote; others may name files of the site
 ENDING = "federation.json"  # in the run folder: an ``Ending``
 # Environment variables by which a launcher tells simulated sites, which have no node configuration of their own, where
@@ -31,6 +34,27 @@ DATA_CACHE, DATA_LIST = "SSLMED_DATA_CACHE", "SSLMED_DATA_LIST"
 
 class SiteError(ValueError):
     """A site's mistake whose line may travel to the server: it names no file, path or patient."""
+
+
+class Unreadable(ValueError):
+    """What a message says is not of the closed schema. Of the message its line quotes printable excerpts only."""
+
+
+def field(record: Mapping[str, Any], name: str, kind: type) -> Any:
+    """The value of a record's field, of exactly the type ``kind``: a float is no count, a truth value is no number, a
+    text has at most ``MOST_BYTES`` letters. ``Unreadable`` names the field."""
+    value = record.get(name)
+    if type(value) is not kind or (isinstance(value, str) and len(value) > MOST_BYTES):
+        raise Unreadable(f"{name} is no {'text' if kind is str else 'whole number'}")
+    return value
+
+
+def only(record: Mapping[str, Any], names: Collection[str], what: str) -> None:
+    """``Unreadable`` unless the record has the fields ``names`` and no others; ``what`` is what it is called."""
+    unmatched = sorted(set(record) ^ set(names), key=str)
+    if unmatched:
+        known = "unknown" if unmatched[0] in record else "missing"
+        raise Unreadable(f"{what}: {excerpt(str(unmatched[0]), 40)} is {known} ({len(unmatched)} such)")
 
 
 def encode(settings: Config) -> str:
@@ -113,9 +137,10 @@ class Greeting:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """What ``to_record`` wrote. ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
-        site, version = str(record["site"]), str(record["version"])
-        return cls(site, version, int(record["channels"]), int(record["samples"]))
+        """What ``to_record`` wrote. ``Unreadable`` for anything else."""
+        only(record, ("site", "version", "channels", "samples"), "the greeting")
+        texts, counts = ("site", "version"), ("channels", "samples")
+        return cls(*(field(record, name, str) for name in texts), *(field(record, name, int) for name in counts))
 
 
 @dataclass(frozen=True)
@@ -136,11 +161,14 @@ class Order:
 
 @dataclass(frozen=True)
 class Account:
-    """What a reply to "train" says beside its tensors: the site, its number of samples, the means of its scalars."""
+    """What a reply to "train" says beside its tensors: the site, its number of samples, the means of its scalars, the
+    round that it answers (0, 1, ...) and the digest of the tensors that it started from (``federation.shared``)."""
 
     site: str
     samples: int
     scalars: Mapping[str, float]
+    round: int
+    model: str
 
     def to_metrics(self) -> Record:
         """The record ``METRICS``."""
@@ -148,18 +176,23 @@ class Account:
 
     def to_site(self) -> Record:
         """The record ``SITE``."""
-        return {"site": self.site}
+        return {"site": self.site, "round": self.round, "model": self.model}
 
     @classmethod
     def from_records(cls, metrics: Mapping[str, Any], site: Mapping[str, Any]) -> Self:
-        """What ``to_metrics`` and ``to_site`` wrote. Of the scalars only those with a plain name (``SCALAR``) and a
-        single number are taken. ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
-        scalars = {
-            key: float(value)
-            for key, value in metrics.items()
-            if SCALAR.fullmatch(key) and isinstance(value, (int, float))
-        }
-        return cls(str(site["site"]), int(metrics["num-examples"]), scalars)
+        """What ``to_metrics`` and ``to_site`` wrote. ``Unreadable`` for anything else: further fields, other types,
+        more than ``MOST_SCALARS`` scalars, or one that has no plain name (``SCALAR``) or is not finite."""
+        only(site, ("site", "round", "model"), "the record of the site")
+        samples, told = field(metrics, "num-examples", int), dict(metrics)
+        del told["num-examples"]
+        if len(told) > MOST_SCALARS:
+            raise Unreadable(f"{len(told)} scalars; allowed: {MOST_SCALARS}")
+        for key, value in told.items():
+            if not SCALAR.fullmatch(str(key)) or type(value) not in (int, float) or not math.isfinite(value):
+                raise Unreadable(f"scalar {excerpt(str(key), 40)} has no plain name or is no finite number")
+        scalars = {key: float(value) for key, value in told.items()}
+        name, number, model = field(site, "site", str), field(site, "round", int), field(site, "model", str)
+        return cls(name, samples, scalars, number, model)
 
 
 @dataclass(frozen=True)

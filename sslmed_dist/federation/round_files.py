@@ -3,12 +3,16 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from sslmed_dist import checkpoint
 from sslmed_dist.config import Config, fingerprint, to_tree
 from sslmed_dist.federation.shared import Arrays
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 def numbered(folder: Path, prefix: str) -> dict[int, Path]:
@@ -18,8 +22,20 @@ def numbered(folder: Path, prefix: str) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
-def save_round(folder: Path, rounds_done: int, arrays: Mapping[str, Tensor], settings: Config) -> Path:
+class Round(NamedTuple):
+    """What a round's file holds: the number of rounds done, the shared tensors, and what the server keeps between
+    rounds (``server``: the strategy's state, the norms that the screen compares with, the sites seen)."""
+
+    number: int
+    arrays: Arrays
+    server: dict[str, Any]
+
+
+def save_round(
+    folder: Path, rounds_done: int, arrays: Mapping[str, Tensor], settings: Config, server: Mapping[str, Any] = EMPTY
+) -> Path:
     """Write the shared tensors after ``rounds_done`` rounds: ``checkpoints/round_NNNNN.pt``; returns the file.
+    ``server`` is plain data and tensors (``Round.server``).
 
     Older files are deleted as those of a training are: the newest ``plan.keep_last`` stay, and every
     ``plan.keep_every``-th round. The first weights (round 0) always stay.
@@ -27,7 +43,13 @@ def save_round(folder: Path, rounds_done: int, arrays: Mapping[str, Tensor], set
     tree, run_fingerprint = to_tree(settings), fingerprint(settings)
     path = folder / "checkpoints" / f"round_{rounds_done:05d}.pt"
     checkpoint.save(
-        path, kind="encoder", config=tree, fingerprint=run_fingerprint, round=rounds_done, method=dict(arrays)
+        path,
+        kind="encoder",
+        config=tree,
+        fingerprint=run_fingerprint,
+        round=rounds_done,
+        method=dict(arrays),
+        server=dict(server),
     )
     for old_round, old_file in list(numbered(path.parent, "round").items())[: -settings.plan.keep_last]:
         if old_round and not (settings.plan.keep_every and old_round % settings.plan.keep_every == 0):
@@ -35,8 +57,8 @@ def save_round(folder: Path, rounds_done: int, arrays: Mapping[str, Tensor], set
     return path
 
 
-def last_round(folder: Path, settings: Config) -> tuple[int, Arrays] | None:
-    """(number of rounds done, shared tensors) of the newest round checkpoint, or None where there is none.
+def last_round(folder: Path, settings: Config) -> Round | None:
+    """The newest round checkpoint, or None where there is none. A file of an older version has an empty ``server``.
     ``ValueError`` names a file of another run, kind or round."""
     files = numbered(folder / "checkpoints", "round")
     if not files:
@@ -47,4 +69,7 @@ def last_round(folder: Path, settings: Config) -> tuple[int, Arrays] | None:
         raise ValueError(f"{path}: belongs to another run (configuration fingerprint differs)")
     if saved["kind"] != "encoder":
         raise ValueError(f"{path}: kind: expected encoder, the shared tensors of a federation, got {saved['kind']}")
-    return int(saved["round"]), dict(saved["method"])
+    server = saved.get("server", {})
+    if not isinstance(server, dict):
+        raise ValueError(f"{path}: server: expected the server's state, got {type(server).__name__}: damaged")
+    return Round(int(saved["round"]), dict(saved["method"]), server)

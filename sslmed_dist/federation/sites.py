@@ -16,6 +16,7 @@ from sslmed_dist.config import Config, Federated, replace
 from sslmed_dist.data import PARTITIONS
 from sslmed_dist.data.dataset import Dataset, Subset
 from sslmed_dist.data.partition import hold_out
+from sslmed_dist.federation import strategies
 from sslmed_dist.federation.messages import SiteError
 from sslmed_dist.printable import note
 from sslmed_dist.training import build
@@ -31,7 +32,7 @@ def federated_section(settings: Config) -> Federated:
 def training_settings(settings: Config) -> Config:
     """The settings under which every arm of the comparison trains (federated, local, pooled). They ask for rounds x
     local epochs as the number of epochs, so that the schedule, the views and the number of optimiser steps are the same
-    in all arms. ``ValueError`` where ``plan.steps_per_epoch`` is missing."""
+    in all arms. ``ValueError`` where ``plan.steps_per_epoch`` is missing, or the strategy does not fit."""
     fed = federated_section(settings)
     if settings.plan.steps_per_epoch is None:
         raise ValueError(
@@ -40,6 +41,7 @@ def training_settings(settings: Config) -> Config:
         )
     if settings.run.continue_from is not None:
         raise ValueError("run.continue_from: a federation shares weights alone; run.start_from begins with an encoder")
+    strategies.check(settings)
     return replace(settings, plan={"epochs": fed.rounds * fed.local_epochs}, driver="local")
 
 

@@ -17,6 +17,7 @@ from sslmed_dist.downstream import ALL_SITES, FLOORS, Row, compared_rows, pooled
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.downstream.rows import write_cases
 from sslmed_dist.drivers import launcher
+from sslmed_dist.federation.local_round import own_tensors
 from sslmed_dist.federation.sites import (
     Site,
     everything,
@@ -97,7 +98,13 @@ def encoder_of(arm: str, site: str, settings: Config) -> nn.Module:
         return FLOORS[arm]()
     if arm == "random":
         return pretrained.untrained(settings)
-    sources = {"federated": folder, "pooled": folder / "arms" / "pooled", "local": folder / "arms" / f"local-{site}"}
+    if arm == "federated":
+        encoder = pretrained.load(folder).encoder
+        own = own_tensors(settings, folder / "sites" / site)  # what the site did not share completes the encoder
+        state = {key.removeprefix("encoder."): value for key, value in own.items() if key.startswith("encoder.")}
+        encoder.load_state_dict(encoder.state_dict() | state)
+        return encoder
+    sources = {"pooled": folder / "arms" / "pooled", "local": folder / "arms" / f"local-{site}"}
     return pretrained.load(sources[arm]).encoder
 
 

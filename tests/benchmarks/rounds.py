@@ -16,10 +16,14 @@ from tempfile import TemporaryDirectory
 import torch
 
 from sslmed_dist import config
+from sslmed_dist.federation.averages import Round, WeightedMean
 from sslmed_dist.federation.local_round import initial_arrays, local_update
-from sslmed_dist.federation.replies import Reply, fedavg, screen
+from sslmed_dist.federation.messages import Account
+from sslmed_dist.federation.replies import Asked, Reply, screen
 from sslmed_dist.federation.round_files import save_round
-from sslmed_dist.federation.sites import Site, simulated_sites, training_settings
+from sslmed_dist.federation.shared import model_digest
+from sslmed_dist.federation.sites import Site, federated_section, simulated_sites, training_settings
+from sslmed_dist.federation.updates import Plausibility
 from sslmed_dist.training import build, engine, job
 from tests import tiny
 
@@ -78,11 +82,14 @@ def local(settings: config.Config, site: Site) -> None:
 def federate(settings: config.Config, site: Site, folder: Path) -> None:
     """The same steps as rounds, with all that server and site do of our own."""
     shared = initial_arrays(settings)
+    plausible = Plausibility(federated_section(settings).screen)
     for number in range(ROUNDS):
-        arrays, _ = local_update(settings, site.name, site.pretrain, number, shared, folder / "site")
+        arrays, scalars = local_update(settings, site.name, site.pretrain, number, shared, folder / "site")
         reply = Reply(site.name, arrays, len(site.pretrain))
-        assert screen(reply, shared) is None
-        shared = fedavg([reply])
+        asked = Asked(site.name, number, model_digest(shared), shared, len(site.pretrain))
+        account = Account(site.name, reply.samples, scalars, number, model_digest(shared))
+        assert screen(account, arrays, asked) is None and not plausible.judge([reply], shared)
+        shared = WeightedMean().combine(Round([reply], {site.name: 1.0}, shared, 1, lambda: 1.0))
         save_round(folder, number + 1, shared, settings)
 
 

@@ -96,9 +96,21 @@ def test_sigterm_stops_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_a_failed_federation_is_one_line_with_the_reason(tmp_path: Path) -> None:
-    chosen = tiny.settings(tmp_path, federated={"strategy": {"name": "krum"}})
-    with pytest.raises(ValueError, match=r"federated.strategy.name: 'krum' is unknown; allowed: fedavg"):
+    chosen = tiny.settings(tmp_path)
+    chosen.folder.mkdir(parents=True)
+    (chosen.folder / "sites.yaml").write_text("site-0: {samples: none}")
+    with pytest.raises(ValueError, match=r"the federation failed: .*sites.yaml: site-0: expected {samples: a whole"):
         launcher.run(chosen)
+
+
+@pytest.mark.parametrize(("letters", "refused"), [(16, False), (17, True), (80, True)])
+def test_a_place_too_long_for_rays_sockets_is_named(letters: int, refused: bool) -> None:
+    """107 bytes are the most that the path of a Unix socket may have."""
+    place = Path("/" + "t" * (letters - 1)) / "sslmed-flower-abcdefgh"
+    if not refused:
+        return flower_programs.require_room_for_sockets(place)
+    with pytest.raises(ValueError, match=rf"too long for Ray's sockets, by {letters - 16} bytes; .* at most 16, such"):
+        flower_programs.require_room_for_sockets(place)
 
 
 def test_more_replies_than_sites_are_never_waited_for(tmp_path: Path) -> None:

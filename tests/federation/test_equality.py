@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sslmed_dist import checkpoint, run_folder
-from sslmed_dist.federation.replies import Reply, fedavg
+from sslmed_dist.federation.replies import Reply
 from sslmed_dist.federation.shared import shared_keys
 from sslmed_dist.federation.sites import own_site, simulated_sites
 from sslmed_dist.training import job
@@ -77,7 +77,7 @@ def test_the_average_is_weighted_and_keeps_the_type() -> None:
         Reply("b", {"w": torch.tensor([4.0])}, 1),
         Reply("a", {"w": torch.tensor([1.0])}, 3),
     ]
-    average = fedavg(replies)["w"]
+    average = tiny.averaged(replies)["w"]
     assert average.dtype == torch.float32
     assert average.item() == 1.75
 

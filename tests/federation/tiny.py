@@ -1,6 +1,7 @@
 """A federation small enough for a test: random images in the MedMNIST layout, a narrow ResNet, a few steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from flwr.clientapp import ClientApp
 
 from sslmed_dist import checkpoint, config
 from sslmed_dist.federation import messages
+from sslmed_dist.federation.averages import Average, Round, WeightedMean, shares
 from sslmed_dist.federation.local_round import initial_arrays
+from sslmed_dist.federation.replies import Reply
 from sslmed_dist.federation.round_files import save_round
+from sslmed_dist.federation.shared import Arrays
 from sslmed_dist.federation.sites import resolve_for_all, simulated_sites, training_settings
 
 Tree = Mapping[str, Any]
@@ -60,13 +64,19 @@ def settings(folder: Path, name: str = "tiny", **changes: Tree) -> config.Config
 
 def federate(chosen: config.Config, monkeypatch: pytest.MonkeyPatch, client: Any = None) -> Path:
     """Run the federation in this process, as the launcher's subprocess would; returns the run folder."""
-    from server import in_process
-
     folder = chosen.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config.dump(chosen))
     travelling = messages.decode(messages.encode(chosen))
     save_round(folder, 0, initial_arrays(chosen), travelling)
+    return goes_on(chosen, monkeypatch, client)
+
+
+def goes_on(chosen: config.Config, monkeypatch: pytest.MonkeyPatch, client: Any = None) -> Path:
+    """Run what is missing of a federation that has begun."""
+    from server import in_process
+
+    folder = chosen.folder
     monkeypatch.setenv("SSLMED_DATA_ROOT", str(chosen.data["root"]))
     monkeypatch.setenv("SSLMED_SITES_DIR", str(folder / "sites"))
     in_process.run(folder, client)
@@ -82,6 +92,14 @@ def arrays(folder: Path, number: int) -> dict[str, torch.Tensor]:
 def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
     """Bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def averaged(replies: Sequence[Reply], average: Average | None = None, **changes: Any) -> Arrays:
+    """What ``average`` (by default the weighted mean) makes of ``replies``; ``changes`` are fields of the round."""
+    reference = {key: torch.zeros_like(value) for key, value in replies[0].arrays.items()}
+    ordered = sorted(replies, key=lambda reply: reply.site)
+    done = Round(ordered, shares(ordered), reference, len(replies), lambda: 1.0)
+    return (average or WeightedMean()).combine(replace(done, **changes))
 
 
 def log_of(folder: Path) -> str:

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 
 from sslmed_dist.federation import messages
 from sslmed_dist.federation.local_round import initial_arrays, local_update
-from sslmed_dist.federation.replies import Reply, fedavg
+from sslmed_dist.federation.replies import Reply
 from sslmed_dist.federation.round_files import last_round
 from sslmed_dist.federation.sites import simulated_sites
 from tests.federation import tiny
@@ -67,11 +67,11 @@ def another_name(reply: Message) -> None:
     ("change", "reason"),
     [
         (not_finite, "tensor encoder.conv1.weight is not finite"),
-        (renamed, "tensor encoder.bn1.bias is missing"),
-        (one_missing, "tensor encoder.conv1.weight is missing"),
+        (renamed, "unreadable reply (its tensors: encoder.bn1.bias is missing"),
+        (one_missing, "unreadable reply (its tensors: encoder.conv1.weight is missing (1 such))"),
         (misshapen, "tensor encoder.conv1.weight has shape"),
         (of_another_type, "tensor encoder.conv1.weight is torch.float64, expected torch.float32"),
-        (without_samples, "it reports 0 samples"),
+        (without_samples, "it reports 0 samples, allowed 1 to "),
         (foreign, "unreadable reply"),
         (another_name, "its reply bears another site's name"),
     ],
@@ -95,7 +95,7 @@ def test_the_average_without_a_bad_site_is_that_of_the_others(tmp_path: Path, mo
         first = initial_arrays(chosen)
         state, _ = local_update(chosen, site.name, site.pretrain, 0, first, tmp_path / site.name)
         replies.append(Reply(site.name, state, len(site.pretrain)))
-    assert tiny.same(tiny.arrays(folder, 1), fedavg(replies))
+    assert tiny.same(tiny.arrays(folder, 1), tiny.averaged(replies))
 
 
 def failing(rounds: tuple[int, ...], names: tuple[str, ...] = ("site-1",)) -> Any:
@@ -113,7 +113,7 @@ def failing(rounds: tuple[int, ...], names: tuple[str, ...] = ("site-1",)) -> An
 def test_a_site_that_raises_misses_one_round_and_says_no_more_than_it_may(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clients.app.local_update", failing((1,)))
+    monkeypatch.setattr("clients.research.local_update", failing((1,)))
     folder = tiny.federate(tiny.settings(tmp_path, federated={"rounds": 3}), monkeypatch)
     log = tiny.log_of(folder)
     assert "round 2: site-1 is excluded: OSError" in log
@@ -126,7 +126,7 @@ def test_a_site_that_raises_misses_one_round_and_says_no_more_than_it_may(
 def test_a_site_that_fails_in_the_first_round_may_join_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clients.app.local_update", failing((0,)))
+    monkeypatch.setattr("clients.research.local_update", failing((0,)))
     log = tiny.log_of(tiny.federate(tiny.settings(tmp_path), monkeypatch))
     assert "round 2: the own state of site-1 was 1 rounds behind" in log
 
@@ -134,7 +134,7 @@ def test_a_site_that_fails_in_the_first_round_may_join_afterwards(
 def test_below_the_quorum_the_run_stops_and_the_last_checkpoint_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clients.app.local_update", failing((1,), ("site-1", "site-2")))
+    monkeypatch.setattr("clients.research.local_update", failing((1,), ("site-1", "site-2")))
     chosen = tiny.settings(tmp_path)
     with pytest.raises(RuntimeError, match=r"round 2: 1 good replies, 2 are needed .*site-1: OSError"):
         tiny.federate(chosen, monkeypatch)
@@ -146,7 +146,7 @@ def test_below_the_quorum_the_run_stops_and_the_last_checkpoint_stays(
 
 
 def test_no_good_reply_at_all_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clients.app.local_update", failing((0,), ("site-0", "site-1", "site-2")))
+    monkeypatch.setattr("clients.research.local_update", failing((0,), ("site-0", "site-1", "site-2")))
     with pytest.raises(RuntimeError, match="round 1: 0 good replies"):
         tiny.federate(tiny.settings(tmp_path, federated={"quorum": 1}), monkeypatch)
 
@@ -180,9 +180,9 @@ def test_a_late_reply_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_another_version_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import clients.app
+    import clients.research
 
-    monkeypatch.setattr(clients.app, "__version__", "9.9.9")
+    monkeypatch.setattr(clients.research, "__version__", "9.9.9")
     with pytest.raises(RuntimeError, match=r"partition-0 runs sslmed_dist 9.9.9, the server 0"):
         tiny.federate(tiny.settings(tmp_path), monkeypatch)
 

@@ -1,0 +1,173 @@
+"""A site of the launcher's own, in the app's process: what it is, and a round of ``federation.local_round``.
+
+For research on one machine: whoever sends the app can read what its process can. A hospital's node has a socket
+instead, and its rules hold behind it (``clients.app``, ``federation.door``). Both do the same work.
+
+What leaves the site: the shared tensors, counts, scalars, the site's name, and the class of an error (of a
+``SiteError`` its line, too). The exception itself is written to ``errors.log`` on the site's own disk, because its text
+may name files or patients.
+
+Where the data lies and where the site keeps its state is never read from a message. A node on loopback is told when it
+starts: ``--node-config 'site="north" data-root="/data" state-dir="/var/lib/sslmed"'``. Simulated sites (their
+node has a ``partition-id``) read both from the environment that the launcher set; their share of one dataset comes from
+``federated.partition``.
+"""
+
+import os
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+
+from sslmed_dist import __version__
+from sslmed_dist.atomic_files import appending
+from sslmed_dist.config import Config, fingerprint, replace
+from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.federation.local_round import local_update
+from sslmed_dist.federation.messages import (
+    ARRAYS,
+    MARK,
+    METRICS,
+    ORDER,
+    SITE,
+    Account,
+    Greeting,
+    Node,
+    Order,
+    RunSettings,
+    SiteError,
+)
+from sslmed_dist.federation.shared import model_digest
+from sslmed_dist.federation.sites import Dealt, dealt_sites, federated_section, own_site
+
+FAILED = 2  # Flower's code for an app that raised
+
+
+@dataclass(frozen=True)
+class LocalSite:
+    """One site as this process knows it: its name, what it pretrains on, and the folder of its own state."""
+
+    name: str
+    dataset: Dataset
+    folder: Path
+
+
+# A simulation's process serves many rounds of several sites: the data is read and dealt once.
+DEALT: dict[tuple[str, str | None], Dealt] = {}
+
+
+def introduce(message: Message, context: Context) -> RecordDict:
+    """The reply to "hello". A server of another version gets an answer too, so that it can name the site; its settings
+    are not read, because they may be of another schema."""
+    run_settings, node = RunSettings.from_record(context.run_config), node_of(context)
+    if run_settings.version != __version__:
+        greeting = Greeting(node.name, __version__, channels=0, samples=0)
+    else:
+        site = site_of(run_settings.settings, node)
+        greeting = Greeting(site.name, __version__, site.dataset.channels, len(site.dataset))
+    return RecordDict({SITE: ConfigRecord(greeting.to_record())})
+
+
+def update(message: Message, context: Context) -> RecordDict:
+    """The reply to "train"."""
+    run_settings, node = RunSettings.from_record(context.run_config), node_of(context)
+    if run_settings.version != __version__:
+        raise SiteError(f"this site runs sslmed_dist {__version__}, the server {run_settings.version}")
+    settings = run_settings.settings
+    round_number = Order.from_record(message.content[ORDER]).number
+    arrays = message.content[ARRAYS].to_torch_state_dict()
+    site = site_of(settings, node)
+    with Deadline(node, federated_section(settings).timeout_s):
+        shared, scalars = local_update(settings, site.name, site.dataset, round_number, arrays, site.folder)
+    account = Account(site.name, len(site.dataset), scalars, round_number, model_digest(arrays))
+    return RecordDict(
+        {
+            ARRAYS: ArrayRecord(torch_state_dict=shared),
+            METRICS: MetricRecord(account.to_metrics()),
+            SITE: ConfigRecord(account.to_site()),
+        }
+    )
+
+
+def node_of(context: Context) -> Node:
+    """What this node was told when it was started."""
+    return Node.read(context.node_config, os.environ)
+
+
+def answer(message: Message, context: Context, work: Callable[[Message, Context], RecordDict]) -> Message:
+    """The reply of ``work``. Where it raises, an error reply instead: it says the class of the error, or its text where
+    that may travel."""
+    try:
+        return Message(work(message, context), reply_to=message)
+    except Exception as error:  # whatever went wrong here, the server must get an answer and no details
+        # A simulated site has nothing to hide from the person who simulates it; of what it is not known counts as real.
+        may_travel: type[ValueError] = SiteError
+        try:
+            node = node_of(context)
+            may_travel = SiteError if node.deployed else ValueError
+            note(node, error)
+        except Exception:  # a malformed node configuration, a full disk: the reply goes out all the same
+            traceback.print_exception(error)  # to the log of the site's own SuperNode
+        reason = str(error) if isinstance(error, may_travel) else type(error).__name__
+        return Message(Error(FAILED, MARK + reason), reply_to=message)
+
+
+def note(node: Node, error: Exception) -> None:
+    """Write the exception to the site's own ``errors.log``. ``ValueError`` or ``OSError`` where that cannot be."""
+    if node.state_dir is None:
+        return
+    with appending(Path(node.state_dir) / "errors.log") as log:
+        log.write(f"{node.name}\n{''.join(traceback.format_exception(error))}\n")
+
+
+def site_of(settings: Config, node: Node) -> LocalSite:
+    """The site that this node is. ``SiteError`` names what its node configuration lacks."""
+    if node.state_dir is None:
+        raise SiteError("this node's configuration has no state-dir, the folder of the site's own state")
+    settings = replace(settings, data=node.data(settings.data))
+    if node.partition is not None:
+        site = dealt(settings).site(node.partition)
+    elif node.site is None:
+        raise SiteError("this node's configuration has no site, the name of the site")
+    elif node.data_root is None:
+        raise SiteError("this node's configuration has no data-root, the place of the site's data")
+    else:
+        site = own_site(settings, node.site)
+    site_folder = Path(node.state_dir) / site.name
+    # A hospital's disk may serve several runs; a simulated site's folder belongs to one run already.
+    folder = site_folder / fingerprint(settings)[:16] if node.deployed else site_folder
+    return LocalSite(site.name, site.pretrain, folder)
+
+
+def dealt(settings: Config) -> Dealt:
+    """The simulated sites, from memory where this process has dealt them before."""
+    key = (fingerprint(settings), settings.data.get("root"))
+    if key not in DEALT:
+        DEALT.clear()
+        DEALT[key] = dealt_sites(settings)
+    return DEALT[key]
+
+
+class Deadline:
+    """End this process when a round takes longer than ``seconds``, the time that the server waits.
+
+    A SuperNode has no time limit of its own: behind an app that hangs it would do nothing more, and still count as
+    online. Only the process of a deployed node is ended, which lives for one message; in a simulation other sites live
+    in the same process.
+    """
+
+    def __init__(self, node: Node, seconds: float) -> None:
+        self.timer = threading.Timer(seconds, os._exit, (1,)) if node.deployed else None
+
+    def __enter__(self) -> None:
+        if self.timer is not None:
+            self.timer.daemon = True
+            self.timer.start()
+
+    def __exit__(self, *_: Any) -> None:
+        if self.timer is not None:
+            self.timer.cancel()

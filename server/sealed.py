@@ -1,0 +1,136 @@
+"""Messages to and from sites of two processes: opaque to Flower and to the site's relay, signed by its data side.
+
+A site is known by the key of its first greeting, which stands in ``sites.json`` of the run folder with the newest entry
+of its ledger that it named. The first greeting is believed; compare its key with what ``sslmed site status`` prints at
+the site. From then on a forged, repeated or foreign answer is refused.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from sslmed_dist import __version__
+from sslmed_dist.federation import payload
+from sslmed_dist.federation.messages import ARRAYS, METRICS, SITE, Account, Greeting
+from sslmed_dist.federation.replies import Asked
+from sslmed_dist.federation.shared import Arrays
+from sslmed_dist.json_files import read_object
+from sslmed_dist.run_folder import write_json
+
+log = logging.getLogger("sslmed.server")
+
+PAYLOAD = "payload"  # the record, its one array and the array's type; as in ``clients.app``
+KEPT = "sites.json"  # in the run folder
+NO_RUN = "0" * 64  # of a refusal whose request named no run
+
+
+class SiteRefused(ValueError):
+    """A site's answer that is a refusal, or not to be believed; its line says why."""
+
+
+class Sealed:
+    """What the server knows of sites of two processes. ``config`` is the run's configuration as it travels."""
+
+    def __init__(self, config: str, folder: Path) -> None:
+        self.config, self.path = config, folder / KEPT
+        self.run = hashlib.sha256(config.encode()).hexdigest()
+        self.nodes: set[int] = set()  # those that answer with a payload
+        known = read_object(self.path) if self.path.exists() else {}
+        self.known: dict[str, dict[str, Any]] = known  # by site: key, sequence, anchor, digest of the answer
+
+    def hello(self) -> dict[str, ArrayRecord]:
+        """What "hello" carries for such sites beside its own record."""
+        return {PAYLOAD: record(payload.pack("hello", self.common))}
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """The fields of every request."""
+        return {"protocol": payload.PROTOCOL, "version": __version__, "config": self.config}
+
+    def order(self, number: int, arrays: Arrays) -> RecordDict:
+        """The message "train" of round ``number`` with the shared tensors."""
+        return RecordDict({PAYLOAD: record(payload.pack("train", {**self.common, "round": number}, arrays))})
+
+    def greeting(self, reply: Message, node: int) -> RecordDict:
+        """The answer to "hello" as ``roll_call`` reads it, whichever kind of site it comes from. ``SiteRefused``."""
+        if PAYLOAD not in reply.content:
+            return reply.content
+        message = self.believed(reply, None)
+        if message.kind != "greeting":
+            raise SiteRefused("it answers hello with something else")
+        self.nodes.add(node)
+        site, version = message.fields["site"], message.fields["version"]
+        greeting = Greeting(site, version, message.fields["channels"], message.fields["samples"])
+        return RecordDict({SITE: ConfigRecord(greeting.to_record())})
+
+    def update(self, reply: Message, asked: Asked) -> RecordDict:
+        """The answer to "train" as ``reading`` reads it, whichever kind of site it comes from. ``SiteRefused``."""
+        name = asked.site
+        if PAYLOAD not in reply.content:
+            if name in self.known:
+                raise SiteRefused("its answer is not signed, as those before were")
+            return reply.content
+        message = self.believed(reply, name)
+        if message.kind != "update" or message.fields["round"] != asked.round:
+            raise SiteRefused("it answers another question than it was asked")
+        if message.fields["model"] != asked.model:
+            raise SiteRefused("its answer starts from another model than it was sent")
+        account = Account(
+            name, message.fields["samples"], message.fields["scalars"], asked.round, message.fields["model"]
+        )
+        tensors = ArrayRecord(torch_state_dict=dict(message.tensors))
+        metrics, site = MetricRecord(account.to_metrics()), ConfigRecord(account.to_site())
+        return RecordDict({ARRAYS: tensors, METRICS: metrics, SITE: site})
+
+    def believed(self, reply: Message, name: str | None) -> payload.Message:
+        """The message of a reply that is signed, new and of this run; what it says of the site is kept. ``name``: the
+        site that it must come from, None for a greeting. ``SiteRefused``."""
+        data = bytes(reply.content[PAYLOAD][PAYLOAD].data)
+        try:
+            site = claimed(data) if name is None else name
+            known: Mapping[str, Any] = self.known.get(site, {})
+            public = bytes.fromhex(known["key"]) if known else None
+            answer, key = payload.unseal(data, public)
+        except ValueError as error:
+            raise SiteRefused(str(error)) from None
+        message = answer.message
+        if message.fields["site"] != site or message.fields["run"] not in (self.run, NO_RUN):
+            raise SiteRefused("its answer belongs to another site or run")
+        first = message.kind == "greeting" and not known  # a refusal alone makes no site known
+        if message.fields["run"] == self.run and (known or first):
+            self.keep(site, answer, hashlib.sha256(data).hexdigest(), key.hex())
+        if message.kind == "refusal":
+            raise SiteRefused(f"its rules refuse: {message.fields['reason']}")
+        if message.fields["run"] != self.run:
+            raise SiteRefused("its answer belongs to another run")
+        return message
+
+    def keep(self, site: str, answer: payload.Answer, digest: str, key: str) -> None:
+        """Write down what an answer says of its site. ``SiteRefused`` for one that came before."""
+        known = self.known.get(site, {})
+        last, number = known.get("sequence", 0), answer.message.fields["sequence"]
+        if number <= last and digest not in known.get("answers", []):
+            raise SiteRefused(f"its answer number {number} is a repeat; the last one was {last}")
+        if known and number > last + 1:
+            log.warning("%s: %d of its answers did not arrive", site, number - last - 1)
+        if number > last:
+            answers, anchor = [*known.get("answers", []), digest][-2:], answer.anchor.text
+            self.known[site] = {"key": key, "sequence": number, "anchor": anchor, "answers": answers}
+            write_json(self.path, self.known)
+
+
+def claimed(data: bytes) -> str:
+    """The site that an answer says it is from. ``ValueError`` for what is no answer."""
+    view = memoryview(data)
+    if bytes(view[:8]) != payload.SEALED or len(view) < payload.ANSWER_OVERHEAD:
+        raise ValueError("the bytes are no answer of a site's data side")
+    return str(payload.unpack(view[48:-64]).fields["site"])
+
+
+def record(data: bytes) -> ArrayRecord:
+    """Opaque bytes as Flower carries them."""
+    return ArrayRecord({PAYLOAD: Array(dtype="uint8", shape=(len(data),), stype=PAYLOAD, data=data)})

@@ -1,0 +1,194 @@
+"""The one file of a site: its data, its resources and its rules. Read strictly; what it must say is in
+``site_template``."""
+
+import os
+import pwd
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sslmed_dist import config, plain_yaml
+from sslmed_dist.federation.ledger import is_digest
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+MOST_LISTED = 16  # numbers in one list of a configuration
+NOTE = "see the file that `sslmed site init` writes"
+
+
+def require(condition: bool, field: str, allowed: str) -> None:
+    """``ValueError`` naming the field unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{field}: {allowed}; {NOTE}")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one round may use: device, threads, gigabytes of memory, seconds; and megabytes of one message."""
+
+    device: Literal["cpu", "cuda", "auto"]
+    threads: int
+    memory_gb: float
+    seconds: float
+    message_mb: float
+
+    def __post_init__(self) -> None:
+        require(1 <= self.threads <= 1024, "resources.threads", "expected an integer from 1 to 1024")
+        require(
+            1 <= self.memory_gb <= 1 << 16, "resources.memory_gb", "expected a number >= 1 (torch alone takes half)"
+        )
+        require(1 <= self.seconds <= 1e6, "resources.seconds", "expected a number of seconds >= 1")
+        require(0.01 <= self.message_mb <= 1 << 16, "resources.message_mb", "expected a number from 0.01 to 65536")
+
+    @property
+    def message_bytes(self) -> int:
+        """Bytes of the longest message."""
+        return int(self.message_mb * 1e6)
+
+
+@dataclass(frozen=True)
+class Least:
+    """The smallest amounts of data that a round may come from."""
+
+    examinations: int
+    batch: int
+    steps: int
+    statistics: int
+
+    def __post_init__(self) -> None:
+        for name in ("examinations", "batch", "steps", "statistics"):
+            require(getattr(self, name) >= 1, f"policy.least.{name}", "expected an integer >= 1")
+
+
+@dataclass(frozen=True)
+class Life:
+    """What may leave in the whole life of a data set."""
+
+    rounds: int
+    messages: int
+    megabytes: float
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "messages", "megabytes"):
+            require(getattr(self, name) >= 0, f"policy.life.{name}", "expected a number >= 0")
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """What a model that arrives may be."""
+
+    first_weights: tuple[str, ...]
+    largest: float
+    change: float
+    late: bool
+
+    def __post_init__(self) -> None:
+        require(all(map(is_digest, self.first_weights)), "policy.model.first_weights", "expected SHA-256, 64 digits")
+        require(self.largest > 0 and self.change > 0, "policy.model", "largest and change: expected numbers > 0")
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """What an update that leaves may be."""
+
+    largest: float
+    change: float
+
+    def __post_init__(self) -> None:
+        require(self.largest > 0 and self.change > 0, "policy.update", "largest and change: expected numbers > 0")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The section ``policy``."""
+
+    accept: Literal["each", "listed"]
+    digests: tuple[str, ...]
+    hours: str
+    least: Least
+    life: Life
+    model: Incoming
+    update: Outgoing
+    scalars: tuple[str, ...]
+    allow: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        require(all(map(is_digest, self.digests)), "policy.digests", "expected SHA-256, 64 digits each")
+        hours(self.hours)
+        for key, rule in self.allow.items():
+            require_rule(str(key), rule)
+
+
+@dataclass(frozen=True)
+class SiteFile:
+    """The whole file."""
+
+    site: str
+    data_set: str
+    data: str
+    data_cache: str | None
+    data_list: str | None
+    state: str
+    socket: str
+    network_user: str | int | None
+    separation: Literal["enforced", "processes"]
+    resources: Resources
+    policy: Rules
+
+    def __post_init__(self) -> None:
+        for field in ("site", "data_set"):
+            value = getattr(self, field)
+            require(bool(NAME.fullmatch(value)), field, "expected up to 64 letters, digits, '_', '.' and '-'")
+        for field in ("data", "data_cache", "data_list", "state", "socket"):
+            value = getattr(self, field)
+            require(value is None or Path(value).is_absolute(), field, "expected an absolute path")
+        require(len(self.socket.encode()) <= 107, "socket", "a Unix socket's path has at most 107 bytes")
+
+    @property
+    def ledger(self) -> Path:
+        """The outbound ledger."""
+        return Path(self.state) / "ledger.jsonl"
+
+    @property
+    def peer(self) -> int:
+        """The user id that may connect. ``ValueError`` where there is no such user."""
+        if self.network_user is None:
+            return os.getuid()
+        if isinstance(self.network_user, int):
+            return self.network_user
+        try:
+            return pwd.getpwnam(self.network_user).pw_uid
+        except KeyError:
+            raise ValueError(f"network_user: {self.network_user!r:.80} is no user of this machine") from None
+
+
+def read(path: Path) -> SiteFile:
+    """The file of a site. ``ValueError`` names the file, the line's key and what is allowed."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such site file; `sslmed site init` writes one")
+    site: SiteFile = config.section(SiteFile, plain_yaml.read(path), str(path), "")
+    return site
+
+
+def hours(text: str) -> tuple[int, int]:
+    """``HH:MM-HH:MM`` as minutes of the day. ``ValueError`` for anything else."""
+    match = re.fullmatch(r"(\d\d):(\d\d)-(\d\d):(\d\d)", text)
+    begin, end = (int(match[1]) * 60 + int(match[2]), int(match[3]) * 60 + int(match[4])) if match else (-1, -1)
+    fine = match is not None and int(match[2]) < 60 and int(match[4]) < 60 and begin <= 1440 and end <= 1440
+    require(fine and begin != end, "policy.hours", 'expected "HH:MM-HH:MM", two different times')
+    return begin, end
+
+
+def require_rule(key: str, rule: Any) -> None:
+    """``ValueError`` naming the key of ``policy.allow`` whose rule is none."""
+    where, form = f"policy.allow.{key}", "expected [values], {from: a, to: b}, name or unused"
+    if isinstance(rule, list):
+        require(bool(rule) and not any(isinstance(item, (list, dict)) for item in rule), where, form)
+    elif isinstance(rule, Mapping):
+        numbers: list[Any] = [rule.get("from"), rule.get("to")]
+        plain = all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers)
+        known = rule.keys() <= {"from", "to", "or_null"} and isinstance(rule.get("or_null", False), bool)
+        require(known and plain and numbers[0] <= numbers[1], where, form)
+    else:
+        require(rule in ("name", "unused"), where, form)

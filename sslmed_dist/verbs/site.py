@@ -1,0 +1,214 @@
+"""``sslmed site``: what the people of a hospital do with their own side."""
+
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from sslmed_dist import config
+from sslmed_dist.atomic_files import refuse_links, write_atomically
+from sslmed_dist.federation import (
+    ledger_page,
+    messages,
+    policy,
+    resident,
+    separation,
+    site_file,
+    site_key,
+    site_template,
+)
+from sslmed_dist.federation.door import Door, pending_folder
+from sslmed_dist.federation.ledger import Anchor, Entry, Ledger, is_digest, read, verify
+from sslmed_dist.federation.policy import Refusal, Request, Spent
+from sslmed_dist.federation.site_file import SiteFile
+from sslmed_dist.federation.site_work import in_child
+from sslmed_dist.printable import say
+
+Lines = list[str]
+EACH_START = "only processes keep the two sides apart here: whoever runs code as this user reads all (separation)"
+
+
+def init(path: Path, name: str, data: Path) -> Lines:
+    """Write the site's file, strict and with each line explained, and make its key. ``ValueError`` where there is a
+    file already, or the data are not there."""
+    if path.exists():
+        raise ValueError(f"{path}: exists; a site's rules are never written over")
+    if not data.exists():
+        raise ValueError(f"{data}: no such data")
+    if not site_file.NAME.fullmatch(name):
+        raise ValueError(f"name {name!r:.80}: expected up to 64 letters, digits, '_', '.' and '-'")
+    path = path.absolute()
+    write_atomically(path, site_template.filled(name, str(data.absolute()), str(path.parent)).encode())
+    path.chmod(0o600)
+    site = site_file.read(path)
+    Path(site.state).mkdir(mode=0o700, exist_ok=True)
+    key = site_key_of(site)
+    if not key.exists():
+        site_key.make(key)
+    return [
+        f"{path}: read it, line by line, then: sslmed site check {path}",
+        f"this site's key, for the server's people: {site_key.load(key).public}",
+    ]
+
+
+def site_key_of(site: SiteFile) -> Path:
+    """Where the site's key is."""
+    return Path(site.state) / "key"
+
+
+def check(path: Path, against: Path | None, overrides: list[str]) -> tuple[Lines, Lines]:
+    """(what is in order, what is not): the file, the key, the ledger, the separation of the two sides; or, with
+    ``against``, what the rules would say to a recipe, without the data."""
+    site = site_file.read(path)
+    if against is not None:
+        return judged(site, config.load(against, overrides))
+    good, bad = [f"{path}: valid"], []
+    good.append(f"key {site_key.load(site_key_of(site)).public}")
+    for place in (path, Path(site.state)):
+        if place.stat().st_mode & 0o077:
+            bad.append(f"{place}: other users may look at it; chmod go= {place}")
+    if site.ledger.exists():
+        verdict = verify(site.ledger)
+        good.append(f"ledger: {verdict.entries} entries in order")
+        bad += [f"ledger: {problem}" for problem in verdict.problems]
+    proved, problems = separation.examine(site, resident.reachable())
+    return [*good, *proved], [*bad, *problems]
+
+
+def judged(site: SiteFile, settings: config.Config) -> tuple[Lines, Lines]:
+    """What the rules say to a recipe, as (what it would do, what would be refused and why)."""
+    tree = policy.opened(messages.encode(settings))
+    objections = policy.objections(tree, site.policy)
+    if objections:
+        return [], [f"would be refused: {line}" for line in objections]
+    asked = policy.request(tree, site.policy)
+    lines = policy.summary(asked)
+    if asked.digest in accepted(site):
+        return [*lines, "accepted already"], []
+    return [*lines, f"nothing of it is forbidden; it would wait for: sslmed site accept {asked.digest}"], []
+
+
+def accepted(site: SiteFile) -> set[str]:
+    """The digests of the runs that this site has accepted."""
+    return {entry["configuration"] for entry in entries_of(site) if entry["kind"] == "accepted"} | set(
+        site.policy.digests
+    )
+
+
+def entries_of(site: SiteFile) -> list[Entry]:
+    """The ledger's entries, read only; none where nothing has left yet. ``ValueError`` for a ledger that is broken."""
+    if not site.ledger.exists():
+        return []
+    entries, problems = read(site.ledger)
+    if problems:
+        raise ValueError(f"{site.ledger}: {problems[0]}; see `sslmed site ledger verify`")
+    return entries
+
+
+def waiting(site: SiteFile) -> dict[str, Request]:
+    """The runs that wait for this site, by their digests. What the rules do not allow any more is left out."""
+    found = {}
+    for path in sorted(pending_folder(site).glob("*.json")):
+        try:
+            asked = policy.request(json.loads(path.read_text()), site.policy)
+        except (Refusal, ValueError):
+            continue
+        found[asked.digest] = asked
+    return found
+
+
+def accept(path: Path, digest: str | None) -> Lines:
+    """Show what waits; with a digest, accept that run and write so to the ledger. ``ValueError`` for a digest of
+    nothing that waits."""
+    site = site_file.read(path)
+    runs = waiting(site)
+    if digest is None:
+        return [line for asked in runs.values() for line in policy.summary(asked)] or ["nothing waits"]
+    if not is_digest(digest) or digest not in runs:
+        raise ValueError(f"{digest[:80]}: no run with this digest waits; `sslmed site accept` without one lists them")
+    if digest not in accepted(site):
+        Ledger(site.ledger).append("accepted", configuration=digest)
+    (pending_folder(site) / f"{digest}.json").unlink(missing_ok=True)
+    return [*policy.summary(runs[digest]), "accepted"]
+
+
+def start(path: Path) -> Lines:
+    """Open the door and answer until SIGTERM. ``ValueError`` where ``separation: enforced`` and a network can be
+    reached, or both sides are one user."""
+    path = path.absolute()
+    site = site_file.read(path)
+    way, together = resident.reachable(), site.network_user is None
+    if site.separation == "enforced" and (way is not None or together):
+        why = f"the data side can open connections ({way})" if way else "network_user is null"
+        raise ValueError(f"{path}: separation: enforced, but {why}; see docs/hospitals.md, or `separation: processes`")
+    if site.separation == "processes":
+        say(f"warning: {EACH_START}")
+    refuse_links(Path(site.state))
+    door = Door(site, partial(in_child, path))
+    door.ledger.append("opened", reason=f"separation: {site.separation}")
+    resident.serve(site, door, resident.until_signal(), timed)
+    return [f"{site.site}: the door is closed"]
+
+
+def timed(line: str) -> None:
+    """A line of the data side's log."""
+    say(f"{time.strftime('%H:%M:%S')} {line}")
+
+
+def status(path: Path) -> Lines:
+    """What this site has sent and spent, what waits, and the anchor of its ledger."""
+    site = site_file.read(path)
+    entries, life = entries_of(site), site.policy.life
+    spent = Spent.of(entries, site.data_set)
+    newest = f"{entries[-1]['number']}:{entries[-1]['digest']}" if entries else "none"
+    return [
+        f"site {site.site}, key {site_key.load(site_key_of(site)).public}",
+        f"the door is {'open' if resident.is_open(site) else 'closed'}: {site.socket}; separation: {site.separation}",
+        f"spent of data set {site.data_set}: {spent.rounds} of {life.rounds} rounds, {spent.messages} of "
+        f"{life.messages} messages, {spent.size / 1e6:.1f} of {life.megabytes:g} megabytes",
+        f"runs accepted: {len(accepted(site))}, waiting: {len(waiting(site))}",
+        f"ledger: {len(entries)} entries; newest {newest}",
+        *(f"  {ledger_page.line(entry)}" for entry in entries[-5:]),
+    ]
+
+
+def reset(path: Path) -> Lines:
+    """Let the data set's life begin anew. It is an entry of the ledger; nothing else brings back what was spent."""
+    site = site_file.read(path)
+    Ledger(site.ledger).append("reset", data_set=site.data_set)
+    return [f"{site.data_set}: what was spent is set to nothing, which stands in the ledger"]
+
+
+def verified(path: Path, head: str | None) -> tuple[Lines, Lines]:
+    """(what is in order and what this check cannot see, what is wrong)."""
+    site = site_file.read(path)
+    verdict = verify(site.ledger, None if head is None else Anchor.parse(head))
+    entries = read(site.ledger)[0]
+    lines = [f"{verdict.entries} entries in order; the last is {verdict.entries}:{verdict.head}"]
+    lines += [f"this check cannot see: {what}" for what in verdict.blind]
+    left = ledger_page.undelivered(entries)
+    lines += [f"delivery not recorded (counts as delivered): entries {', '.join(map(str, left))}"] if left else []
+    return lines, list(verdict.problems)
+
+
+def shown(path: Path) -> Lines:
+    """The ledger, a line an entry."""
+    return [ledger_page.line(entry) for entry in entries_of(site_file.read(path))]
+
+
+def export(path: Path, out: Path) -> Lines:
+    """The ledger as a table (``.csv``) or a page (``.md``). ``ValueError`` for another ending or a file in its
+    place."""
+    site = site_file.read(path)
+    entries, form = entries_of(site), out.suffix
+    writers: dict[str, Callable[[], str]] = {
+        ".csv": lambda: ledger_page.as_csv(entries),
+        ".md": lambda: ledger_page.page(site.site, entries, verify(site.ledger)),
+    }
+    if form not in writers:
+        raise ValueError(f"{out}: expected a name that ends in .csv or .md")
+    if out.exists():
+        raise ValueError(f"{out}: exists; nothing is written over it")
+    write_atomically(out, writers[form]().encode())
+    return [str(out)]

@@ -1,0 +1,109 @@
+"""What the server believes of a site of two processes: signed, new, of this run, from the model that was sent."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import RecordDict
+
+from server.sealed import PAYLOAD, Sealed, SiteRefused, record
+from sslmed_dist.federation import payload
+from sslmed_dist.federation.ledger import Anchor
+from sslmed_dist.federation.replies import Asked
+from sslmed_dist.federation.shared import model_digest
+
+SENT = {"encoder.w": torch.ones(3)}
+ASKED = Asked("north", 0, model_digest(SENT), SENT, 9)
+KEY = Ed25519PrivateKey.generate()
+
+
+class Reply:
+    """All that is read of Flower's message."""
+
+    def __init__(self, data: bytes) -> None:
+        self.content = RecordDict({PAYLOAD: record(data)})
+
+
+def reply(server: Sealed, kind: str, sequence: int, key: Ed25519PrivateKey = KEY, **changes: Any) -> Any:
+    """A site's answer, signed."""
+    fields: dict[str, Any] = {"run": server.run, "sequence": sequence, "site": "north"}
+    public = key.public_key().public_bytes_raw().hex()
+    if kind == "greeting":
+        fields |= {"version": "0.1.0", "channels": 1, "samples": 9, "key": public}
+    elif kind == "refusal":
+        fields |= {"reason": "no", "key": public}
+    else:
+        fields |= {"round": 0, "samples": 9, "scalars": {}, "model": model_digest(SENT)}
+    content = payload.pack(kind, fields | changes, SENT if kind == "update" else None)
+    return Reply(payload.seal(content, Anchor(sequence, "ab" * 32), key.sign))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Sealed:
+    """A server that has met the site."""
+    made = Sealed("YQ==", tmp_path)
+    made.greeting(reply(made, "greeting", 1), 7)
+    assert made.nodes == {7}
+    return made
+
+
+def test_an_update_becomes_the_records_that_the_screen_reads(server: Sealed) -> None:
+    records = server.update(reply(server, "update", 2), ASKED)
+    assert records["site"]["site"] == "north" and records["metrics"]["num-examples"] == 9
+    assert torch.equal(records["arrays"].to_torch_state_dict()["encoder.w"], SENT["encoder.w"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"sequence": 1}, "number 1 is a repeat; the last one was 1"),
+        ({"sequence": 2, "key": Ed25519PrivateKey.generate()}, "not signed by the site's data side"),
+        ({"sequence": 2, "run": "1" * 64}, "belongs to another site or run"),
+        ({"sequence": 2, "run": "0" * 64}, "belongs to another run"),
+        ({"sequence": 2, "site": "east"}, "belongs to another site or run"),
+        ({"sequence": 2, "round": 1}, "answers another question"),
+        ({"sequence": 2, "model": "1" * 64}, "starts from another model"),
+    ],
+)
+def test_what_is_not_believed(server: Sealed, changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(SiteRefused, match=line):
+        server.update(reply(server, "update", **changes), ASKED)
+
+
+def test_the_same_answer_may_come_again_and_a_gap_is_said(server: Sealed, caplog: pytest.LogCaptureFixture) -> None:
+    first = reply(server, "update", 2)
+    server.update(first, ASKED)
+    again = Sealed("YQ==", server.path.parent)  # a server that was started anew
+    again.update(first, ASKED)
+    with pytest.raises(SiteRefused, match="repeat"):
+        again.update(reply(server, "update", 2, samples=10), ASKED)
+    with caplog.at_level(logging.WARNING, "sslmed.server"):
+        again.update(reply(server, "update", 5), ASKED)
+    assert "north: 2 of its answers did not arrive" in caplog.text
+    assert again.known["north"]["anchor"] == f"5:{'ab' * 32}"
+
+
+def test_another_key_takes_no_name_over(server: Sealed) -> None:
+    with pytest.raises(SiteRefused, match="not signed by the site's data side"):
+        server.greeting(reply(server, "greeting", 9, Ed25519PrivateKey.generate()), 8)
+    assert 8 not in server.nodes
+
+
+def test_a_refusal_makes_no_site_known_and_counts_for_one_that_is(server: Sealed) -> None:
+    with pytest.raises(SiteRefused, match="its rules refuse: no"):
+        server.greeting(reply(server, "refusal", 3, site="south"), 9)
+    assert list(server.known) == ["north"]
+    with pytest.raises(SiteRefused, match="its rules refuse: no"):
+        server.update(reply(server, "refusal", 2), ASKED)
+    assert server.known["north"]["sequence"] == 2
+
+
+@pytest.mark.parametrize("data", [b"", b"x" * 300, payload.SEALED + b"\0" * 200])
+def test_bytes_that_are_no_answer(server: Sealed, data: bytes) -> None:
+    answer: Any = Reply(data)
+    for ask in (lambda: server.greeting(answer, 1), lambda: server.update(answer, ASKED)):
+        with pytest.raises(SiteRefused):
+            ask()

@@ -1,0 +1,156 @@
+"""``sslmed site`` as the people of a hospital use it."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sslmed_dist.cli import main
+from sslmed_dist.federation import resident, site_file
+from sslmed_dist.federation.ledger import Ledger
+from tests.federation import hospital, tiny
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "configs" / "federated" / "pneumonia_mio_v3.yaml"
+
+
+def site(folder: Path) -> Path:
+    """A site as ``sslmed site init`` makes it; its file."""
+    (folder / "data").mkdir(parents=True)
+    file = folder / "site.yaml"
+    assert main(["site", "init", str(file), "--name", "north", "--data", str(folder / "data")]) == 0
+    return file
+
+
+def test_init_writes_a_strict_file_and_a_key_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = site(tmp_path)
+    read = site_file.read(file)
+    assert (read.site, read.separation, read.policy.accept) == ("north", "enforced", "each")
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("site.yaml", "state", "state/key")] == [
+        0o600,
+        0o700,
+        0o600,
+    ]
+    key = capsys.readouterr().out.split()[-1]
+    assert len(bytes.fromhex(key)) == 32
+    assert main(["site", "init", str(file), "--name", "north", "--data", str(tmp_path / "data")]) == 2
+    assert "a site's rules are never written over" in capsys.readouterr().err
+    assert main(["site", "init", str(tmp_path / "b.yaml"), "--name", "../x", "--data", str(tmp_path)]) == 2
+    assert main(["site", "init", str(tmp_path / "b.yaml"), "--name", "x", "--data", str(tmp_path / "gone")]) == 2
+    assert not (tmp_path / "b.yaml").exists()
+
+
+def test_check_against_a_recipe_says_what_would_be_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(site(tmp_path))
+    capsys.readouterr()
+    assert main(["site", "check", file, "--against", str(RECIPE)]) == 0
+    assert "nothing of it is forbidden; it would wait for: sslmed site accept" in capsys.readouterr().out
+    assert main(["site", "check", file, "--against", str(RECIPE), "plan.batch_size=2", "federated.share=all"]) == 2
+    said = capsys.readouterr().out
+    assert "problem: would be refused: federated.share: not allowed here; allowed: encoder" in said
+    assert "problem: would be refused: plan.batch_size: too small for this site; allowed: at least 16" in said
+    assert main(["site", "check", file, "plan.batch_size=2"]) == 2
+
+
+def test_accept_shows_what_waits_and_takes_a_digest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = tiny.settings(tmp_path)
+    own = hospital.site(tmp_path / "north", Path(str(chosen.data["root"])))
+    file = str(tmp_path / "north" / "site.yaml")
+    assert main(["site", "accept", file]) == 0 and capsys.readouterr().out == "nothing waits\n"
+    digest = hospital.asked(own, chosen).digest
+    assert main(["site", "accept", file, digest]) == 2
+    hospital.door(own).answer(hospital.hello(chosen))
+    capsys.readouterr()
+    assert main(["site", "accept", file]) == 0
+    assert f"digest {digest}" in capsys.readouterr().out
+    assert main(["site", "accept", file, digest]) == 0
+    assert Ledger(own.ledger).entries[-1]["configuration"] == digest
+    assert hospital.said(hospital.door(own).answer(hospital.hello(chosen))).kind == "greeting"
+    assert main(["site", "status", file]) == 0
+    said = capsys.readouterr().out
+    assert "spent of data set north: 0 of 200 rounds, 2 of 2000 messages" in said and "the door is closed" in said
+    assert "runs accepted: 1, waiting: 0" in said
+    assert main(["site", "reset", file]) == 0 and Ledger(own.ledger).entries[-1]["kind"] == "reset"
+
+
+def test_the_ledger_is_verified_shown_and_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = tiny.settings(tmp_path)
+    own = hospital.site(tmp_path / "north", Path(str(chosen.data["root"])))
+    hospital.accept(own, chosen)
+    front = hospital.door(own)
+    front.answer(hospital.train(chosen))
+    file = str(tmp_path / "north" / "site.yaml")
+    assert main(["site", "ledger", file, "verify"]) == 0
+    said = capsys.readouterr().out
+    assert "3 entries in order" in said and "cannot see: a cut at the end" in said
+    assert "delivery not recorded (counts as delivered): entries 3" in said
+    head = front.ledger.head.text
+    assert main(["site", "ledger", file, "verify", "--head", head]) == 0
+    lines = own.ledger.read_bytes().splitlines(keepends=True)
+    own.ledger.write_bytes(b"".join(lines[:-1]))
+    assert main(["site", "ledger", file, "verify"]) == 0  # which says that it cannot see this
+    assert main(["site", "ledger", file, "verify", "--head", head]) == 2
+    assert "entry 3 of the anchor is missing" in capsys.readouterr().out
+    own.ledger.write_bytes(b"".join(lines))
+    assert main(["site", "ledger", file, "show"]) == 0
+    assert "answer     run" in capsys.readouterr().out
+    for name, word in (("a.csv", "number,time,kind"), ("a.md", "# What left north")):
+        assert main(["site", "ledger", file, "export", "--out", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).read_text().startswith(word)
+        assert main(["site", "ledger", file, "export", "--out", str(tmp_path / name)]) == 2
+    assert main(["site", "ledger", file, "export", "--out", str(tmp_path / "a.pdf")]) == 2
+    assert main(["site", "ledger", file, "export"]) == 2
+    assert main(["site", "ledger", file, "show", "--head", head]) == 2
+
+
+def test_start_refuses_where_the_separation_is_not_enforced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = site(tmp_path)
+    assert main(["site", "start", str(file)]) == 2
+    assert "separation: enforced, but " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_started_site_answers_and_closes_on_sigterm(tmp_path: Path) -> None:
+    """The real command: resident worker, child process, socket, ledger."""
+    chosen = tiny.settings(tmp_path)
+    own = hospital.site(tmp_path / "north", Path(str(chosen.data["root"])))
+    digest = hospital.accept(own, chosen)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sslmed_dist.cli", "site", "start", str(tmp_path / "north" / "site.yaml")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        from tests.clients.test_relay import talk
+
+        end = time.monotonic() + 60
+        while not Path(own.socket).exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        request = hospital.train(chosen)
+        answer = talk(own, resident.LENGTH.pack(len(request)) + request)
+        assert hospital.said(answer[8:]).kind == "update"
+        process.send_signal(signal.SIGTERM)
+        said, warned = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0 and "the door is closed" in said
+    assert "only processes keep the two sides apart here" in warned
+    kinds = [entry["kind"] for entry in Ledger(own.ledger).entries]
+    assert kinds == ["accepted", "opened", "reserved", "answer", "delivered"] and len(digest) == 64
+
+
+def test_what_check_says_of_a_laptop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = site(tmp_path)
+    assert main(["site", "check", str(file)]) == 2
+    said = capsys.readouterr().out
+    assert "problem: network_user: null, so both sides are one user" in said
+    assert "problem: the data side can open connections" in said or "no network can be reached" in said
+    file.chmod(0o644)
+    assert main(["site", "check", str(file)]) == 2
+    assert f"problem: {file}: other users may look at it" in capsys.readouterr().out
