@@ -72,7 +72,7 @@ def check(path: Path, against: Path | None, overrides: list[str]) -> tuple[Lines
         verdict = verify(site.ledger)
         good.append(f"ledger: {verdict.entries} entries in order")
         bad += [f"ledger: {problem}" for problem in verdict.problems]
-    proved, problems = separation.examine(site, resident.reachable())
+    proved, problems = separation.examine(site, separation.reachable())
     return [*good, *proved], [*bad, *problems]
 
 
@@ -138,7 +138,7 @@ def start(path: Path) -> Lines:
     reached, or both sides are one user."""
     path = path.absolute()
     site = site_file.read(path)
-    way, together = resident.reachable(), site.network_user is None
+    way, together = separation.reachable(), site.network_user is None
     if site.separation == "enforced" and (way is not None or together):
         why = f"the data side can open connections ({way})" if way else "network_user is null"
         raise ValueError(f"{path}: separation: enforced, but {why}; see docs/hospitals.md, or `separation: processes`")
