@@ -86,7 +86,8 @@ def judged(site: SiteFile, settings: config.Config) -> tuple[Lines, Lines]:
     lines = policy.summary(asked)
     if asked.digest in accepted(site):
         return [*lines, "accepted already"], []
-    return [*lines, f"nothing of it is forbidden; it would wait for: sslmed site accept {asked.digest}"], []
+    filled = "what a server fills in (views.mean, views.std, method.channels, plan.epochs) makes the digest another"
+    return [*lines, f"nothing of it is forbidden; it would wait for sslmed site accept; {filled}"], []
 
 
 def accepted(site: SiteFile) -> set[str]:
