@@ -28,18 +28,19 @@ PROTOCOL = 1
 MOST_HEADER, MOST_TENSORS, MOST_AXES, MOST_SCALARS, MOST_REASON = 1 << 20, 4096, 8, 64, 400
 ANSWER_OVERHEAD = 8 + 8 + 32 + 64  # bytes of an answer around its message
 TENSOR = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+){0,30}")
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+!-]{0,63}")
 SCALAR = re.compile(r"[a-z][a-z0-9_]{0,39}")
 TYPES: Mapping[str, tuple[torch.dtype, str]] = {"float32": (torch.float32, "<f4"), "float64": (torch.float64, "<f8")}
 NAMES: Mapping[torch.dtype, str] = {kind: name for name, (kind, _) in TYPES.items()}
 # The fields of each kind of message, beside ``kind`` and ``tensors``. Those of the second table carry tensors.
 FIELDS: Mapping[str, Mapping[str, str]] = {
-    "hello": {"protocol": "count", "version": "name", "config": "text"},
-    "train": {"protocol": "count", "version": "name", "config": "text", "round": "count"},
+    "hello": {"protocol": "count", "version": "version", "config": "text"},
+    "train": {"protocol": "count", "version": "version", "config": "text", "round": "count"},
     "greeting": {
         "run": "digest",
         "sequence": "count",
         "site": "name",
-        "version": "name",
+        "version": "version",
         "channels": "count",
         "samples": "count",
         "key": "digest",
@@ -86,8 +87,8 @@ def fits(value: Any, kind: str) -> bool:
         return False
     if kind == "digest":
         return is_digest(value)
-    if kind == "name":
-        return NAME.fullmatch(value) is not None
+    if kind in ("name", "version"):
+        return (NAME if kind == "name" else VERSION).fullmatch(value) is not None
     return kind == "text" or (len(value) <= MOST_REASON and value.isprintable())
 
 

@@ -20,21 +20,6 @@ from sslmed_dist.federation.site_file import SiteFile
 
 READ_S = 30.0  # without a byte from the other side
 LENGTH = struct.Struct("<Q")
-NOWHERE = ("192.0.2.1", 9)  # an address that documents use (RFC 5737); nobody has it
-
-
-def reachable() -> str | None:
-    """How this process could reach a network, or None where it cannot. Nothing is sent: a datagram socket that is
-    connected only asks the kernel for a way."""
-    places = ((socket.AF_INET, NOWHERE), (socket.AF_INET, ("127.0.0.1", 9)), (socket.AF_INET6, ("::1", 9)))
-    for family, address in places:
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as attempt:
-                attempt.connect(address)
-                return f"the kernel knows a way to {address[0]}"
-        except OSError:
-            continue
-    return None
 
 
 def listening(site: SiteFile) -> socket.socket:

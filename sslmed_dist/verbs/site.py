@@ -72,7 +72,7 @@ def check(path: Path, against: Path | None, overrides: list[str]) -> tuple[Lines
         verdict = verify(site.ledger)
         good.append(f"ledger: {verdict.entries} entries in order")
         bad += [f"ledger: {problem}" for problem in verdict.problems]
-    proved, problems = separation.examine(site, resident.reachable())
+    proved, problems = separation.examine(site, separation.reachable())
     return [*good, *proved], [*bad, *problems]
 
 
@@ -86,7 +86,8 @@ def judged(site: SiteFile, settings: config.Config) -> tuple[Lines, Lines]:
     lines = policy.summary(asked)
     if asked.digest in accepted(site):
         return [*lines, "accepted already"], []
-    return [*lines, f"nothing of it is forbidden; it would wait for: sslmed site accept {asked.digest}"], []
+    filled = "what a server fills in (views.mean, views.std, method.channels, plan.epochs) makes the digest another"
+    return [*lines, f"nothing of it is forbidden; it would wait for sslmed site accept; {filled}"], []
 
 
 def accepted(site: SiteFile) -> set[str]:
@@ -138,7 +139,7 @@ def start(path: Path) -> Lines:
     reached, or both sides are one user."""
     path = path.absolute()
     site = site_file.read(path)
-    way, together = resident.reachable(), site.network_user is None
+    way, together = separation.reachable(), site.network_user is None
     if site.separation == "enforced" and (way is not None or together):
         why = f"the data side can open connections ({way})" if way else "network_user is null"
         raise ValueError(f"{path}: separation: enforced, but {why}; see docs/hospitals.md, or `separation: processes`")

@@ -1,5 +1,6 @@
 """A site of two processes, small enough for a test: its file, its data side, and requests as a server sends them."""
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sslmed_dist.federation.policy import Request, opened, request
 from sslmed_dist.federation.site_file import SiteFile
 from sslmed_dist.federation.site_work import perform
 
+ALONE = threading.Lock()  # data sides in threads of one process share its generator; real ones are processes
 SMALL = {  # what the strict rules forbid to a run of two steps on random images
     "    steps: 5 ": "    steps: 2 ",
     "{from: 5, to: 10000}": "{from: 1, to: 10000}",
@@ -57,7 +59,8 @@ def here(own: SiteFile, configuration: str, data: bytes) -> tuple[int, bytes]:
     """The work behind the door in this process."""
     message = payload.unpack(data)
     settings = request(opened(message.fields["config"]), own.policy).settings
-    return perform(own, settings, configuration, message)
+    with ALONE:
+        return perform(own, settings, configuration, message)
 
 
 def door(own: SiteFile) -> Door:

@@ -33,6 +33,15 @@ def test_what_is_packed_is_read_back_bit_for_bit() -> None:
     message.tensors["encoder.w"][0, 0] = 9.0  # memory of its own
 
 
+@pytest.mark.parametrize(("version", "fine"), [("1.2.3.dev4+gab12", True), ("1 2", False), ("Jane\n", False)])
+def test_versions_as_tools_write_them(version: str, fine: bool) -> None:
+    if fine:
+        assert payload.unpack(payload.pack("hello", {**HELLO, "version": version})).fields["version"] == version
+    else:
+        with pytest.raises(ValueError, match="version"):
+            payload.pack("hello", {**HELLO, "version": version})
+
+
 def test_a_number_that_is_no_contiguous_tensor_travels_too() -> None:
     turned = {"w": torch.arange(6.0).reshape(2, 3).T}
     message = payload.unpack(payload.pack("train", {**HELLO, "round": 0}, turned))

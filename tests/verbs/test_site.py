@@ -47,7 +47,7 @@ def test_check_against_a_recipe_says_what_would_be_refused(tmp_path: Path, capsy
     file = str(site(tmp_path))
     capsys.readouterr()
     assert main(["site", "check", file, "--against", str(RECIPE)]) == 0
-    assert "nothing of it is forbidden; it would wait for: sslmed site accept" in capsys.readouterr().out
+    assert "nothing of it is forbidden; it would wait for sslmed site accept" in capsys.readouterr().out
     assert main(["site", "check", file, "--against", str(RECIPE), "plan.batch_size=2", "federated.share=all"]) == 2
     said = capsys.readouterr().out
     assert "problem: would be refused: federated.share: not allowed here; allowed: encoder" in said

@@ -21,12 +21,12 @@ DATA_USER, NETWORK_USER, OTHER_USER, BOTH = 64321, 64322, 64323, 64320  # the la
 DATA_SIDE = f"""
 import os, sys, threading
 from pathlib import Path
-from sslmed_dist.federation import resident, site_file
+from sslmed_dist.federation import resident, separation, site_file
 from tests.federation import hospital
 rehearsal, own = (site_file.read(Path(text)) for text in sys.argv[1:3])
 assert hospital.said(hospital.door(rehearsal).answer(Path(sys.argv[3]).read_bytes())).kind == "greeting"
 os.setgroups([{BOTH}]); os.setgid({BOTH}); os.setuid({DATA_USER})
-print(resident.reachable(), flush=True)
+print(separation.reachable(), flush=True)
 resident.serve(own, hospital.door(own), resident.until_signal(), lambda line: print(line, flush=True))
 """
 
@@ -155,7 +155,7 @@ def test_the_data_side_in_a_namespace_of_its_own_reaches_nothing() -> None:
     reason = cannot()
     if reason:
         pytest.skip(reason)
-    code = "from sslmed_dist.federation.resident import reachable; print(reachable())"
+    code = "from sslmed_dist.federation.separation import reachable; print(reachable())"
     alone = subprocess.run(["unshare", "-n", sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert alone.stdout == "None\n", alone.stderr
-    assert resident.reachable() is not None  # here, beside it, a way is known
+    assert separation.reachable() is not None  # here, beside it, a way is known
