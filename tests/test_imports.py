@@ -18,8 +18,18 @@ PACKAGES = ("sslmed_dist", "clients", "server")
 FLOORS: tuple[set[str], ...] = (
     {
         *("__init__", "registry", "arguments", "atomic_files", "randomness", "distributed", "plain_yaml", "sections"),
-        *("config", "checkpoint", "run_folder", "cli_parser", "endings", "user_cache", "printable", "json_files"),
-        *("curve_events", "strips", "zip_files", "home_folder", "links"),
+        *(
+            "config",
+            "checkpoint",
+            "run_folder",
+            "cli_parser",
+            "cli_arguments",
+            "endings",
+            "user_cache",
+            "printable",
+            "json_files",
+        ),
+        *("curve_events", "strips", "zip_files", "home_folder", "links", "cli_arguments"),
         *("state_dicts", "weights", "outputs"),
     },
     {"data", "views", "losses", "models"},
@@ -50,6 +60,7 @@ NO_TORCH = (
     "cli_answers",
     "cli_data",
     "cli_site",
+    "cli_arguments",
     "cli_parser",
     "endings",
     "config",
