@@ -60,9 +60,13 @@ policy:
     driver: [local]
     ray: unused
     evaluate: unused         # sites are not evaluated by request
+    diagnose: unused         # nor diagnoses made
     data.name: [medmnist, episodes, abdominal, image_folder, mrnet]
     data.size: {from: 16, to: 1024, or_null: true}
     data.unit: [exam, slice]
+    data.plane: [axial, coronal, sagittal]
+    data.side: {from: 16, to: 1024}
+    data.clip: [null]
     data.deduplicate: [true, false]
     data.classes: unused     # names of labels; a filter by class would count patients of a class
     data.workers: {from: 0, to: 8}
@@ -129,6 +133,10 @@ policy:
     plan.micro_batch: [null]
     plan.steps_per_epoch: {from: 5, to: 10000}
     plan.draws: {from: 1, to: 64}
+    plan.slices_per_exam: {from: 1, to: 64}
+    plan.copies: {from: 1, to: 64, or_null: true}
+    plan.validate: [null]
+    plan.patience: [null]
     plan.precision: [float32, bf16]
     plan.channels_last: [true, false]
     plan.compile: [false]
