@@ -6,6 +6,7 @@ on a checkpoint or an image, nor a description of ``export`` on the results of `
 """
 
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -53,7 +54,10 @@ def require_folders(folder: Path) -> None:
 
 def require_ours(path: Path, is_ours: Recogniser) -> None:
     """``ValueError`` where ``path`` holds something else than this program's output of that kind, which alone may be
-    written anew without being asked."""
+    written anew without being asked; and where nothing can be written there, before any work is done."""
+    place = next(folder for folder in path.absolute().parents if folder.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"{path}: {place} cannot be written to (read-only, or not this user's); work on a copy")
     if (path.is_symlink() or path.exists()) and not (path.is_file() and known(path, is_ours)):
         raise ValueError(f"{path}: exists and is not what this command writes there; move it away")
 

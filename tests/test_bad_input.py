@@ -57,7 +57,10 @@ def refused(capsys: Capture, *arguments: str | Path) -> str:
         ({"optim": {"lr": -1}}, "optim.lr: expected a number > 0, got -1"),
         ({"plan": {"batch_size": 64}}, "batches: tiny has 48 samples x 1 draws, fewer than one batch of 64; allowed: "),
         ({"plan": {"precision": "fp16"}}, "plan.precision: fp16 needs a CUDA device, this is cpu; allowed here: "),
-        ({"evaluate": {"protocols": [{"name": "svm"}]}}, "evaluate.protocols.name: 'svm' is unknown; allowed: exam_probe, knn, "),
+        (
+            {"evaluate": {"protocols": [{"name": "svm"}]}},
+            "evaluate.protocols.name: 'svm' is unknown; allowed: exam_probe, knn, ",
+        ),
         ({"evaluate": {"protocols": [{"name": "knn", "kk": 1}]}}, "evaluate.protocols.kk: unknown key; allowed: k, "),
     ],
 )

@@ -1,6 +1,7 @@
 """No verb writes over what this program did not write, nor without ``--force`` over what it did."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,3 +228,14 @@ def test_names_are_written_when_asked_for_and_bad_images_are_counted(
     for file in ("b/1.png", "d/3.png"):
         (images / file).write_bytes(b"no image")
     assert cli.main([*words, str(tmp_path / "none.npz"), "--skip-bad"]) == 2 and not (tmp_path / "none.npz").exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_said_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path)  # root may write everywhere
+    path = tmp_path / "run" / "evaluate" / "last.json"
+    with pytest.raises(ValueError, match=r"last\.json: .* cannot be written to \(read-only"):
+        outputs.require_ours(path, outputs.is_results)
+    path.parent.mkdir(parents=True)
+    outputs.require_ours(path, outputs.is_results)

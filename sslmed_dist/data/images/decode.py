@@ -1,5 +1,6 @@
 """One image file as a tensor: opened, its shorter side resized to a given length, cut to the centre square."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslmed_dist.data.damage import reason
+from sslmed_dist.printable import note
 from sslmed_dist.strips import middle_of_strip
 
 MOST_PIXELS = 178_956_970  # of an image: where Pillow refuses to read on, 13,377 x 13,377
@@ -25,6 +27,12 @@ def read_picture(path: Path, size: int, channels: int, bits: int = 8) -> Tensor:
     if sixteen_bit and bits == 8:
         raise ValueError(f"{path}: a 16-bit image in a set of 8-bit ones; set bits to 16")
     return resize_picture(picture, size, channels, bits)
+
+
+@functools.cache
+def tell_of_transparency() -> None:
+    """Say, once in a process, what becomes of transparent pixels."""
+    note("some images have transparent pixels: read is the colour that is stored under them")
 
 
 def crop_centre(image: Tensor, size: int) -> Tensor:
@@ -72,6 +80,8 @@ def resize_picture(picture: Any, size: int, channels: int, bits: int) -> Tensor:
     width, height = (max(size, round(side * scale)) for side in picture.size)
     sixteen_bit = picture.mode.startswith("I")
     if not sixteen_bit:
+        if picture.has_transparency_data:
+            tell_of_transparency()
         picture = picture.convert("L" if channels == 1 else "RGB")
     if bits == 8:
         # Pillow resizes 8-bit pixels, antialiased

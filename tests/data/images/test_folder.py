@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from sslmed_dist.data import DATASETS
+from sslmed_dist.data.images import decode
 
 
 def save(path, level, size=(10, 8), mode="RGB"):
@@ -150,3 +151,11 @@ def test_sixteen_bit_colour_is_refused_and_not_read_as_eight(tmp_path):
     (tmp_path / "deep.png").write_bytes(data)
     with pytest.raises(ValueError, match="deep.png: pixels of 16-bit colour; allowed"):
         folder(tmp_path, size=2)
+
+
+def test_transparent_pixels_are_said_once(tmp_path, capsys):
+    decode.tell_of_transparency.cache_clear()
+    for name, mode in (("a", "RGB"), ("b", "RGBA"), ("c", "LA")):
+        Image.new(mode, (4, 4)).save(tmp_path / f"{name}.png")
+        decode.read_picture(tmp_path / f"{name}.png", 4, 3)
+    assert capsys.readouterr().err.count("some images have transparent pixels") == 1
