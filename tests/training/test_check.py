@@ -103,7 +103,8 @@ def test_memory_counts_what_the_optimiser_keeps(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], input=trees, capture_output=True, text=True, check=True)
     sgd, weights, adamw, _ = (int(word) for word in done.stdout.split())
     assert weights > 8e6
-    assert 0.9 < (adamw - sgd) / (2 * 4 * weights) < 2.2
+    # Above 1: copies of the largest weight (almost all of them here) while it is updated, and gaps in freed memory.
+    assert 0.9 < (adamw - sgd) / (2 * 4 * weights) < 3.0
 
 
 def test_the_end_of_a_process_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
