@@ -18,7 +18,7 @@ from tests import tiny
 
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke"
 RECIPES = sorted(SMOKE.glob("*.yaml"))
-CASES, SECONDS, MEMORY = 400, 20, 24 << 30
+CASES, SECONDS, MEMORY = 500, 20, 24 << 30
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 3, 7, 64, 10**9, 2**31, 2**53, 2**62, 2**63, -(2**63), 10**19),
     *(0.0, -0.0, 0.5, -0.5, 1.0, 1.5, 1e-3, 1e-30, 5e-324, 1e9, 1e30, 1.7e308, math.nan, math.inf, -math.inf),

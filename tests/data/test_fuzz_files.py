@@ -26,7 +26,7 @@ from sslmed_dist.data.scans.scan import read_scan
 from tests.data.images.test_natural import write_cifar10, write_packed
 from tests.data.mutations import mutate
 
-CASES = int(os.environ.get("SSLMED_FUZZ_CASES", "400"))
+CASES = int(os.environ.get("SSLMED_FUZZ_CASES", "500"))
 SEED = int(os.environ.get("SSLMED_FUZZ_SEED", "1"))
 SMALL = {"train": 10, "test": 10}
 EXAMS = {"exams": 3, "size": 32, "slices": 8}
