@@ -26,6 +26,8 @@ METRIC_KEYS: Fields = {
     **dict.fromkeys(("site", "split", "arm"), str | None),
 }
 STARTED = {"config.yaml", "environment.json", "samples.jsonl", "notices.txt", ".lock"}  # what a start writes down
+# After a kill of its driver Ray takes some seconds to end the workers; the first of them holds the folder's lock.
+ORPHANS_S = 60.0
 PACKAGES = ("torch", "torchvision", "numpy", "ray", "flwr")
 
 
@@ -48,6 +50,19 @@ class RunFolder:
         """Prepare to write. ``resume``: ``auto`` goes on where a run of the same fingerprint stopped; ``never`` refuses
         a folder with checkpoints. ``ValueError`` for another run's folder (unless it was ``only_begun``), for one that
         another process is writing, for one that cannot be written, and for one with a link in it."""
+        self.accept(resume)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = open_itself(self.path / ".lock", os.O_RDWR | os.O_CREAT)  # what it holds stays as it is
+            ray = self.config.driver == "ray" and self.config.ray.num_workers > 0
+            if not self.locked(ORPHANS_S if ray else 0.0):
+                raise ValueError(f"{self.path}: another process is writing this run")
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot be written: {error.strerror}") from None
+        self.accept(resume)  # the process that was waited for may have written
+
+    def accept(self, resume: str) -> None:
+        """``ValueError`` where the folder as it is cannot take this run; ``open`` says when."""
         refuse_links(self.path)
         existing = self.path / "config.yaml"
         if resume == "never" and self.checkpoints.steps():
@@ -56,14 +71,23 @@ class RunFolder:
             before = config.load(existing)
             if config.fingerprint(before) != config.fingerprint(self.config) and not self.only_begun():
                 raise self.told_apart(before)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.lock = open_itself(self.path / ".lock", os.O_RDWR | os.O_CREAT)  # what it holds stays as it is
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{self.path}: another process is writing this run") from None
-        except OSError as error:
-            raise ValueError(f"{self.path}: cannot be written: {error.strerror}") from None
+
+    def locked(self, wait_s: float) -> bool:
+        """Take the lock, waiting ``wait_s`` seconds at most for the process that holds it to end; whether it worked."""
+        end, told = time.monotonic() + wait_s, False
+        while True:
+            try:
+                fcntl.flock(self.lock or 0, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    return False
+                if not told:
+                    say(
+                        f"{self.path.name}: another process is writing this run; waiting up to {wait_s:g} s for its end"
+                    )
+                told = True
+                time.sleep(0.1)
 
     def only_begun(self) -> bool:
         """Whether nothing lies in the folder but what a start writes down: its run failed before the first step, or a
