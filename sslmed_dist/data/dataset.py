@@ -9,7 +9,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -103,9 +103,12 @@ class Dataset(ABC):
         image = self.fetch(at, seed=0, epoch=0, draw=torch.zeros_like(at))["images"][0]
         return Stored(content_hash(image).hex)
 
-    @abstractmethod
-    def to(self, device: str | torch.device) -> "Dataset":
-        """The same dataset whose ``fetch`` answers on ``device``; images held in memory are copied there."""
+    def to(self, device: str | torch.device) -> Self:
+        """The same dataset whose ``fetch`` answers on ``device``. A dataset that holds images in memory copies them
+        there as well."""
+        moved = copy.copy(self)
+        moved.device = torch.device(device)
+        return moved
 
     def item(self, images: Tensor, positions: Tensor, draw: Tensor) -> Item:
         """The batch that ``fetch`` returns, on ``self.device``: ``images`` (B, C, H, W) of the samples at ``positions``
@@ -203,9 +206,8 @@ class ArrayDataset(Dataset):
     def stored(self, position: int) -> Stored:
         return Stored(lambda: content_hash(self.images[position]).hex())
 
-    def to(self, device: str | torch.device) -> "ArrayDataset":
-        moved = copy.copy(self)
-        moved.device = torch.device(device)
+    def to(self, device: str | torch.device) -> Self:
+        moved = super().to(device)
         moved.images = self.images.to(moved.device)
         return moved
 

@@ -1,11 +1,10 @@
 """Abdominal volumes with organ masks as NIfTI; a sample of the dataset is one exam, or one slice."""
 
-import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -132,9 +131,8 @@ class Abdominal(ExamDataset):
     def stored(self, position: int) -> Stored:
         return self.kept[self.records[position]["file"]]
 
-    def to(self, device: str | torch.device) -> "Abdominal":
-        clone = copy.copy(self)
-        clone.device = torch.device(device)
+    def to(self, device: str | torch.device) -> Self:
+        clone = super().to(device)
         clone.images = self.images.to(clone.device)
         return clone
 

@@ -1,9 +1,8 @@
 """Slices with pseudo-masks to train one-shot segmentation on, and complete scans with organ masks to evaluate it on."""
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -130,9 +129,8 @@ class Episodes(Dataset):
     def stored(self, position: int) -> Stored:
         return Stored(lambda: self.hashes[int(self.groups[position])])
 
-    def to(self, device: str | torch.device) -> "Episodes":
-        clone = copy.copy(self)
-        clone.device = torch.device(device)
+    def to(self, device: str | torch.device) -> Self:
+        clone = super().to(device)
         clone.images, clone.maps = self.images.to(clone.device), self.maps.to(clone.device)
         return clone
 

@@ -1,6 +1,5 @@
 """Folders of DICOM or NIfTI examinations with a table of labels; a sample is one exam, of one slot."""
 
-import copy
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -112,11 +111,6 @@ class Exams(ExamDataset):
     def stored(self, position: int) -> Stored:
         digest = self.stacks[position].digest
         return Stored(lambda: digest)
-
-    def to(self, device: str | torch.device) -> "Exams":
-        clone = copy.copy(self)
-        clone.device = torch.device(device)
-        return clone
 
 
 def stored_exams(folder: Path, labels: str, asked: dict[str, Any]) -> Store:

@@ -1,6 +1,5 @@
 """Knee MR exams in the layout of KneeMRI (Stajduhar et al. 2017): pickled volumes and one table of ACL diagnoses."""
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -101,11 +100,6 @@ class KneeMRI(ExamDataset):
     def stored(self, position: int) -> Stored:
         path = self.files[position]
         return in_file(path.parent.parent, f"{path.parent.name}/{path.name}")
-
-    def to(self, device: str | torch.device) -> "KneeMRI":
-        clone = copy.copy(self)
-        clone.device = torch.device(device)
-        return clone
 
 
 def read_rows(path: Path) -> Mapping[str, Mapping[str, str]]:

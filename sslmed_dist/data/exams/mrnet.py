@@ -1,6 +1,5 @@
 """Knee MR exams in the layout of MRNet (Bien et al. 2018): one keyed random slice per fetch."""
 
-import copy
 from pathlib import Path
 from typing import Literal
 
@@ -80,11 +79,6 @@ class MRNet(ExamDataset):
 
     def stored(self, position: int) -> Stored:
         return in_file(self.files[position].parent, self.files[position].name)
-
-    def to(self, device: str | torch.device) -> "MRNet":
-        clone = copy.copy(self)
-        clone.device = torch.device(device)
-        return clone
 
 
 def exam_number(path: Path) -> int:

@@ -4,7 +4,6 @@ A dataset of files is a function that reads a listing and hands it to ``ImageFil
 ``sslmed data pack`` work on the same listing.
 """
 
-import copy
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -111,11 +110,6 @@ class ImageFiles(Dataset):
 
     def stored(self, position: int) -> Stored:
         return in_file(self.listing.root, self.files[position])
-
-    def to(self, device: str | torch.device) -> "ImageFiles":
-        moved = copy.copy(self)
-        moved.device = torch.device(device)
-        return moved
 
     def decode(self, position: int) -> Tensor:
         """The image at ``position``: (channels, size, size). ``ValueError`` names its file when it cannot be read."""

@@ -1,8 +1,7 @@
 """A packed set (``sslmed data pack``), read through memory maps; an image is decoded when it is fetched."""
 
-import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -86,9 +85,8 @@ class Packed(Dataset):
 
         return Stored(digest, self.records[position]["file"], end - start)
 
-    def to(self, device: str | torch.device) -> "Packed":
-        moved = copy.copy(self)
-        moved.device = torch.device(device)
+    def to(self, device: str | torch.device) -> Self:
+        moved = super().to(device)
         in_memory = self.form == "raw" and moved.device.type != "cpu"
         moved.images = self.load(moved.device) if in_memory else None
         return moved

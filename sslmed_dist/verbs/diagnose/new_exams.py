@@ -1,6 +1,5 @@
 """Exams that no run has seen, as the data of a part: the slices in the layout that the part was trained on."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,11 +35,6 @@ class StackedExams(ExamDataset):
 
     def value_range(self) -> tuple[float, float]:
         return (0.0, 255.0)
-
-    def to(self, device: str | torch.device) -> "StackedExams":
-        clone = copy.copy(self)
-        clone.device = torch.device(device)
-        return clone
 
 
 # What says where the training exams lie, and which of them are trained on: nothing about how an exam is read.
