@@ -111,6 +111,8 @@ def require_fields(payload: Mapping[str, Any], path: Path) -> None:
     }
     if payload.get("kind") != "encoder":
         expected["state"] = (Mapping, "the training state")
+    if "best" in payload:  # of a run with plan.validate
+        expected["best"] = expected["method"]
     for name, (kind, words) in expected.items():
         if name not in payload or not isinstance(payload[name], kind) or isinstance(payload[name], bool):
             found = type(payload[name]).__name__ if name in payload else "nothing"
@@ -119,10 +121,17 @@ def require_fields(payload: Mapping[str, Any], path: Path) -> None:
         raise ValueError(f"{path}: kind: expected one of {', '.join(KINDS)}, got {payload['kind']!r:.80}")
     if payload.get("samples") is not None:
         checked(payload["samples"], f"{path}: samples", SAMPLES)
-    for key, value in payload["method"].items():
+    for name in ("method", "best") if "best" in payload else ("method",):
+        require_tensors(payload[name], path, name)
+
+
+def require_tensors(state: Mapping[Any, Any], path: Path, field: str) -> None:
+    """``ValueError`` where the ``field`` of a checkpoint holds anything but tensors by name, or far more than it has
+    bytes."""
+    for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor) or value.is_meta:
-            raise ValueError(f"{path}: method: {key!r:.80} is no tensor with a name and values")
-    require_held(payload["method"], path.stat().st_size, f"{path}: method")
+            raise ValueError(f"{path}: {field}: {key!r:.80} is no tensor with a name and values")
+    require_held(state, path.stat().st_size, f"{path}: {field}")
 
 
 def verify(path: Path) -> None:
