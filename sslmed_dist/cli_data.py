@@ -27,6 +27,7 @@ def data_labels(arguments: argparse.Namespace) -> int:
     from sslmed_dist import registry
     from sslmed_dist.analysis.labels import concurrence_plot, describe_labels
     from sslmed_dist.data import DATASETS
+    from sslmed_dist.run_folder import phantoms_at
 
     leaf = {"root": arguments.root, **options(arguments.overrides), "name": arguments.name}
     split = leaf.pop("split", "all")
@@ -36,8 +37,8 @@ def data_labels(arguments: argparse.Namespace) -> int:
     described = describe_labels(dataset.labels, dataset.classes)
     show(*described.lines())
     if arguments.plot is not None:
-        phantom = (Path(arguments.root) / "phantom.json").is_file()
-        show(concurrence_plot(described, arguments.plot, "phantoms" if phantom else ""))
+        phantoms = phantoms_at(Path(arguments.root).expanduser())
+        show(concurrence_plot(described, arguments.plot, "phantoms" if phantoms else ""))
     return 0
 
 

@@ -122,12 +122,15 @@ class RunFolder:
 
 
 def phantom_data(settings: config.Config) -> bool:
-    """Whether the data is generated phantoms: ``phantom.json`` lies in its folder, or beside its file, or a packed file
-    holds ``phantom.npy``. Results on phantoms have to be called so wherever they are shown, whatever the folder's name.
-    ``ValueError`` for a damaged file."""
-    if not settings.data.get("root"):
-        return False
-    root = Path(str(settings.data["root"])).expanduser()
+    """Whether the data of a run is generated phantoms (``phantoms_at``)."""
+    root = settings.data.get("root")
+    return bool(root) and phantoms_at(Path(str(root)).expanduser())
+
+
+def phantoms_at(root: Path) -> bool:
+    """Whether the data at ``root`` is generated phantoms: ``phantom.json`` lies in its folder, or beside its file, or a
+    packed file holds ``phantom.npy``. Results on phantoms have to be called so wherever they are shown, whatever the
+    folder's name. ``ValueError`` for a damaged file."""
     if root.is_file() and zipfile.is_zipfile(root):
         try:
             with open_zip(root) as archive:

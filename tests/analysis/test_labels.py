@@ -65,7 +65,9 @@ def test_arcs_and_ribbons_are_as_wide_as_their_counts() -> None:
     assert radius.max() == pytest.approx(0.97) and (np.isclose(radius, 0.97)).sum() >= 62
 
 
-def test_the_verb_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_prints_and_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib")
     root = tmp_path / "knee"
     words = ["train=8", "valid=0", "size=16", "slices=[2,3]", "planes=[axial]", "joint=true"]
@@ -79,6 +81,15 @@ def test_the_verb_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture
         and plot.read_bytes()[:4] == b"\x89PNG"
     )
     assert not (tmp_path / "other.png").exists()
+    titles: list[str] = []
+    labels = "sslmed_dist.analysis.labels.concurrence_plot"
+    monkeypatch.setattr(labels, lambda _, path, title: titles.append(title) or path)
+    for _ in range(3):
+        assert main(["data", "labels", "mrnet", str(root), "plane=axial", "side=16", "--plot", str(plot)]) == 0
+        mark = next(tmp_path.rglob("phantom.json"), None)
+        if mark is not None:  # at first in the folder, then beside it, then nowhere
+            mark.rename(tmp_path / "phantom.json" if mark.parent == root else tmp_path / "none.json")
+    assert titles == ["phantoms", "phantoms", ""]
     assert concurrence_plot(describe_labels(MRNET, NAMES), tmp_path / "other.png").stat().st_size > 1000
 
 

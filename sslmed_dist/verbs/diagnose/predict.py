@@ -19,7 +19,7 @@ from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.data.exams.exam_dataset import exams_of
 from sslmed_dist.downstream.diagnosis import calibration, ensemble
 from sslmed_dist.downstream.diagnosis.inference import Examiner
-from sslmed_dist.run_folder import phantom_data, write_json
+from sslmed_dist.run_folder import phantom_data, phantoms_at, write_json
 from sslmed_dist.training import build
 from sslmed_dist.verbs.diagnose import likeness, predicted_page
 from sslmed_dist.verbs.diagnose.new_exams import read_exams
@@ -57,7 +57,7 @@ def predict(folder: Path, run: Path, out: Path, device: str = "auto", force: boo
     if not names:
         raise ValueError(f"{folder}: no exam in it has a series of {', '.join(known['parts'])}")
     answers = [answer(name, models, known) for name in names]
-    phantom = phantom_data(settings) or (folder / "phantom.json").is_file()
+    phantom = phantom_data(settings) or phantoms_at(folder)
     page = predicted_page.html(answers, known["labels"], phantom)
     write_atomically(out / PAGE, page.encode())
     write_atomically(out / TABLE, table(answers).encode())
