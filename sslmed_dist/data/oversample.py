@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist import randomness
+from sslmed_dist.data.dataset import unlabelled
 
 
 def oversample(labels: Tensor, ids: Tensor, *, classes: Sequence[str], seed: int, label: str | None = None) -> Tensor:
@@ -27,7 +28,7 @@ def oversample(labels: Tensor, ids: Tensor, *, classes: Sequence[str], seed: int
         raise ValueError("data.oversample.label: this data has one class per sample; leave it out")
     else:
         values = labels
-    if bool((values < 0).any()) or bool(values.isnan().any()):
+    if bool(unlabelled(values).any()):
         raise ValueError("data.oversample: holds unlabelled samples; it needs the label of each")
     numbers, counts = torch.unique(values, return_counts=True)
     if len(numbers) < 2:
