@@ -273,14 +273,13 @@ def run_fit(job: Job, run: RunFolder, stop: Stop, bar: Progress) -> None:
             run.metrics.write(values, step=state.step, epoch=state.epoch - 1, split=validation.split)
             note(validation.line(state, values))
 
-    average = distributed.average_gradients if distributed.active() else distributed.leave_gradients
     engine.fit(
         job.method,
         job.batches,
         job.settings.plan,
         views=job.views,
         state=job.state,
-        average=average,
+        average=distributed.average_gradients,
         on_step=on_step,
         on_checkpoint=on_checkpoint,
         on_epoch=on_epoch,

@@ -106,12 +106,12 @@ def rehearse(work: job.Job, *, start: float, prepare: float, first: float | None
 
 def step_times(work: job.Job, clock: "Clock") -> list[float]:
     """Seconds of each step that is tried, its batch included. All ranks take as many, and no more than the run has."""
-    average = distributed.average_gradients if distributed.active() else distributed.leave_gradients
-    stepper = Stepper(work.method, work.views, work.settings.plan, work.batches, work.state, average, None)
+    average, plan = distributed.average_gradients, work.settings.plan
+    stepper = Stepper(work.method, work.views, plan, work.batches, work.state, average, None)
     left = max(job.total(work) - work.state.step, 1)
     times: list[float] = []
     clock.lap()
-    with deterministic_kernels(work.settings.plan):
+    with deterministic_kernels(plan):
         for epoch, batch in endless(work):
             # The wish to stop travels with the gradients, so all ranks agree on it.
             last = len(times) + 1 >= min(MOST, left) or (len(times) + 1 >= LEAST and sum(times) > SECONDS)
