@@ -29,7 +29,9 @@ class PretextTask(Method):
 
     validates: ClassVar[bool] = True
 
-    def __init__(self, encoder: Mapping[str, Any] | str, head: Mapping[str, Any] | str, classes: int, channels: int):
+    def __init__(
+        self, encoder: Mapping[str, Any] | str, head: Mapping[str, Any] | str, classes: int, channels: int
+    ) -> None:
         """``ValueError`` for fewer than 2 labels, or a head of another number of outputs."""
         super().__init__()
         if classes < 2:
