@@ -74,9 +74,14 @@ def configuration(verb: argparse.ArgumentParser) -> None:
     overriding(verb, "keys of the recipe, such as plan.epochs=3")
 
 
-def overriding(verb: argparse.ArgumentParser, what: str) -> None:
-    """Words ``SECTION.KEY=VALUE``."""
-    verb.add_argument("overrides", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help=what)
+def overriding(verb: argparse.ArgumentParser, what: str, form: str = "SECTION.KEY=VALUE") -> None:
+    """Words of the ``form`` ``SECTION.KEY=VALUE``, or ``KEY=VALUE``."""
+    verb.add_argument("overrides", nargs="*", default=[], metavar=form, help=what)
+
+
+def resuming(verb: argparse.ArgumentParser) -> None:
+    """``--resume``, of every verb that trains."""
+    verb.add_argument("--resume", choices=("auto", "never"), default="auto", help="go on with a run of this name")
 
 
 def checkpoint(verb: argparse.ArgumentParser) -> None:

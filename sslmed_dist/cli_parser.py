@@ -15,6 +15,7 @@ from sslmed_dist.cli_arguments import (
     overriding,
     path,
     place,
+    resuming,
 )
 
 
@@ -59,12 +60,12 @@ def training(verbs: Verbs) -> None:
     train = verbs.add_parser("train", help="pretrain an encoder (driver=local or driver=ray)")
     configuration(train)
     train.add_argument("--check", action="store_true", help="validate everything, print plan, memory and time, stop")
-    train.add_argument("--resume", choices=("auto", "never"), default="auto", help="go on with a run of this name")
+    resuming(train)
 
     federate = verbs.add_parser("federate", help="pretrain at sites that never share an image, and compare")
     configuration(federate)
     federate.add_argument("--check", action="store_true", help="validate, print the sites, stop")
-    federate.add_argument("--resume", choices=("auto", "never"), default="auto", help="go on with a run of this name")
+    resuming(federate)
 
 
 def measuring(verbs: Verbs) -> None:
@@ -157,7 +158,7 @@ def diagnosing(verbs: Verbs) -> None:
     diagnose.add_argument("config", type=path, nargs="?", metavar="CONFIG", help="not with --predict")
     overriding(diagnose, "of the recipe; not with --predict")
     diagnose.add_argument("--check", action="store_true", help="validate everything, try two steps of each part, stop")
-    diagnose.add_argument("--resume", choices=("auto", "never"), default="auto", help="go on with a run of this name")
+    resuming(diagnose)
     diagnose.add_argument("--predict", type=path, metavar="FOLDER", help="examine the exams of this folder")
     diagnose.add_argument("--model", type=path, metavar="RUN", help="with --predict: the run folder of a diagnosis")
     diagnose.add_argument("--out", type=path, metavar="DIR", help="with --predict: must not hold the outputs yet")
@@ -172,7 +173,7 @@ def handling_data(verbs: Verbs) -> None:
     look = actions.add_parser("check", help="what a file or folder holds and what is wrong with it")
     look.add_argument("path", type=path, metavar="PATH", help="image, scan, archive, or a folder of them")
     rules = "for examinations: series.SLOT=RULE, the rules of a recipe to try out"
-    look.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=rules)
+    overriding(look, rules, "KEY=VALUE")
     drawn = actions.add_parser("show", help="draw images as stored and as a recipe's views make them, a puzzle solved")
     configuration(drawn)
     drawn.add_argument("--out", type=path, default=Path("views.png"), metavar="FILE", help="a PNG, not there yet")
@@ -180,17 +181,17 @@ def handling_data(verbs: Verbs) -> None:
     together = actions.add_parser("labels", help="how the labels of a multi-label set stand together")
     together.add_argument("name", metavar="NAME", help="of the dataset: mrnet, exams, ...")
     together.add_argument("root", metavar="ROOT", help="where the dataset is")
-    together.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="the dataset's other arguments")
+    overriding(together, "the dataset's other arguments", "KEY=VALUE")
     together.add_argument("--plot", type=path, help="write the concurrence plot into this image file")
     phantom = actions.add_parser("phantom", help="write phantom data (shapes, knee, abdomen, stl10, mura, ...)")
     phantom.add_argument("kind", metavar="KIND", help="shapes, stl10, knee, abdomen, ...; a wrong one lists all")
     output(phantom, "the folder, or the file, that is written")
-    phantom.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="sizes, seed, ...")
+    overriding(phantom, "sizes, seed, ...", "KEY=VALUE")
     pack = actions.add_parser("pack", help="write image files as shards read by memory map, or exams as one .npz")
     pack.add_argument("name", metavar="NAME", help="of the dataset: imagenet, image_folder, episodes, ...")
     pack.add_argument("root", metavar="ROOT", help="where the dataset is")
     output(pack, "the folder of shards, or the .npz, that is written")
-    pack.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="the dataset's other arguments")
+    overriding(pack, "the dataset's other arguments", "KEY=VALUE")
     pack.add_argument("--format", choices=("jpeg", "raw"), default="jpeg", help="raw: larger, faster, without loss")
     pack.add_argument("--short", type=int, default=256, help="short side in pixels")
     pack.add_argument("--quality", type=int, default=90, help="of the JPEG")
