@@ -29,8 +29,6 @@ def train(arguments: argparse.Namespace) -> int:
 
         show(*check_lines(settings), *check_evaluation(settings))
         return 0
-    from sslmed_dist import distributed
-
     if settings.driver == "ray":
         from sslmed_dist.drivers import ray_train
 
@@ -39,7 +37,7 @@ def train(arguments: argparse.Namespace) -> int:
         from sslmed_dist.drivers import local
 
         stopped_at = local.train(settings, arguments.resume)
-    if stopped_at is not None and distributed.environment_rank() == 0:
+    if stopped_at is not None:
         say(f"stopped at step {stopped_at}; run the same command again to go on")
     show(settings.folder)
     return 0

@@ -208,12 +208,6 @@ def join_from_environment(timeout_s: float = 300.0) -> bool:
     return True
 
 
-def environment_rank() -> int:
-    """The rank that this process has, had or will have in the group of ``join_from_environment``; 0 where there is
-    none."""
-    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
-
-
 def leave() -> None:
     """Leave the group, if there is one; ranks that wait for this one's message fail."""
     if dist.is_available() and dist.is_initialized():

@@ -26,7 +26,7 @@ from sslmed_dist.atomic_files import appending
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.drivers.ray_room import bundle, refuse_too_little, too_little
 from sslmed_dist.endings import STOPPED, Stopped
-from sslmed_dist.printable import say
+from sslmed_dist.printable import say, speaks
 from sslmed_dist.training import job, same_data
 from sslmed_dist.training.allocation import ONE_ARENA
 from sslmed_dist.training.build import resolve_auto
@@ -94,7 +94,7 @@ def train(settings: config.Config, resume: str = "auto") -> int | None:
     resolved = checked.settings
     with cluster(options), Stop(settings.folder) as stop:
         require_room(options, stop)
-        if options.num_workers > 0 or distributed.environment_rank() == 0:  # ranks of torchrun share one folder
+        if options.num_workers > 0 or speaks():  # ranks of torchrun share one folder, and have no group yet
             open_folder(resolved, checked.dataset, resume)
         launch(absolute_paths(resolved), stop)  # workers run in folders of Ray's
     told = news(settings.folder)
