@@ -5,7 +5,7 @@ the optimiser: 50 epochs of SGD, learning rate 0.1 (two classes: 1.0), divided b
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,8 @@ class Classify(Method):
         least = 2 if task == "single" else 1
         if classes < least:
             raise ValueError(f"method.classes: expected an integer >= {least} for the task {task}, got {classes}")
-        self.classes, self.task, self.freeze = classes, task, freeze
+        self.classes, self.task = classes, task
+        self.freeze = self.encoder_evaluates = freeze
         self.softmax = task == "single" and classes > 2
         self.outputs = 1 if task == "single" and classes == 2 else classes
         self.encoder = registry.build(ENCODERS, encoder, "method.encoder", channels=channels)
@@ -72,13 +73,6 @@ class Classify(Method):
             expected += f", or {count}, one per label" if self.task == "multi" and count > 1 else ""
             raise ValueError(f"method.class_weights: expected {expected}, finite and > 0, got {class_weights!r}")
         return weights
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode; a frozen encoder stays in evaluation mode, so that its batch norm keeps its statistics."""
-        super().train(mode)
-        if self.freeze:
-            self.encoder.eval()
-        return self
 
     def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """``logits`` of ``views_0``: (N, classes), (N, 1) with two classes, (N, L) with L labels."""

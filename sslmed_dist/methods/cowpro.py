@@ -1,7 +1,7 @@
 """CoWPro: one-shot segmentation learned from superpixels, without a label (thesis, chapter 7)."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -52,18 +52,11 @@ class CoWPro(Method):
         super().__init__()
         self.background_weight = require_positive("method.background_weight", background_weight)
         self.cycle = require_not_negative("method.cycle", cycle)
-        self.batch_norm = batch_norm
+        self.encoder_evaluates = batch_norm == "frozen"  # its weights still learn
         self.encoder = registry.build(ENCODERS, encoder, "method.encoder", channels=channels)
         if batch_norm == "episode":
             episode_norm.convert(self.encoder)
         self.head: PrototypeHead = registry.build(PROTOTYPE_HEADS, head, "method.head")
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode; with ``batch_norm: frozen`` the encoder stays in evaluation mode (its weights still learn)."""
-        super().train(mode)
-        if self.batch_norm == "frozen":
-            self.encoder.eval()
-        return self
 
     def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Feature maps ``support`` (E, K, D, h, w) and ``query`` (E, D, h, w), from one forward pass of all images, and

@@ -1,7 +1,7 @@
 """A diagnosis from the slices of an examination: an encoder of slices, a head over them, one logit a label."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,8 @@ class Diagnose(Method):
             raise ValueError("method.cache: keeps what a frozen encoder gives; allowed here: off, or freeze: true")
         if cache_gb <= 0:
             raise ValueError(f"method.cache_gb: expected a number > 0, got {cache_gb}")
-        self.task, self.freeze, self.input, self.chunk = task, freeze, input, chunk
+        self.task, self.input, self.chunk = task, input, chunk
+        self.freeze = self.encoder_evaluates = freeze
         self.cache, self.cache_gb = cache, cache_gb
         self.softmax = task == "single" and classes > 2
         given = tuple(names) if names else tuple(f"label {k}" for k in range(classes))
@@ -135,13 +136,6 @@ class Diagnose(Method):
             expected = "balanced or null" if self.softmax else f"{out} pairs (of the value 1, of 0), finite and > 0"
             raise ValueError(f"method.weights: expected {expected}, got {weights!r}")
         return values
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode; a frozen encoder stays in evaluation mode, so that its batch norm keeps its statistics."""
-        super().train(mode)
-        if self.freeze:
-            self.encoder.eval()
-        return self
 
     def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """``logits`` (B, L) of "views_0" (B, S, C, H, W), or of maps that were computed before, "maps" (B, S, D, h, w).

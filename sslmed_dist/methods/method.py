@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -24,6 +24,15 @@ class Method(nn.Module, ABC):
     validates: ClassVar[bool] = False
     # Whether ``objective`` leaves out labels that are missing (NaN), so that samples without some of them are used.
     masks_missing_labels: ClassVar[bool] = False
+    # Whether the encoder stays in evaluation mode while the rest trains, so that its batch norm keeps its statistics.
+    encoder_evaluates: bool = False
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode or evaluation mode; an encoder that ``encoder_evaluates`` is in evaluation mode in both."""
+        super().train(mode)
+        if self.encoder_evaluates:
+            self.encoder.eval()
+        return self
 
     @abstractmethod
     def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
