@@ -10,7 +10,7 @@ from torch.nn import functional
 from sslmed_dist import distributed, registry
 from sslmed_dist.methods.method import Method
 from sslmed_dist.models import ENCODERS, SLICE_HEADS
-from sslmed_dist.models.interfaces import DenseEncoder
+from sslmed_dist.models.interfaces import DenseEncoder, repeat_grey
 from sslmed_dist.models.jigsaw_networks import PuzzleEncoder
 from sslmed_dist.models.semiparallel import BRANCHES
 from sslmed_dist.models.sequence import branches_of, present, spread
@@ -179,8 +179,7 @@ class Diagnose(Method):
         if branches is None:
             return self.encoder.maps(patches_of(images) if self.input == "patches" else images)
         stem = self.puzzle().stem
-        if images.shape[1] == 1:  # grey slices, repeated to the stem's channels as the encoder itself does
-            images = images.expand(-1, stem.channels, -1, -1)
+        images = repeat_grey(images, stem.channels)
         # One call a branch, then the slices back in their order.
         rows = [torch.nonzero(branches == k)[:, 0] for k in range(BRANCHES)]
         parts = [stem.branch(k, images[row]) for k, row in enumerate(rows) if len(row)]

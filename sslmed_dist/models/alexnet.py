@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from sslmed_dist.models.interfaces import DenseEncoder, load_weights
+from sslmed_dist.models.interfaces import DenseEncoder, load_weights, repeat_grey
 
 # Filters, kernel, stride and padding of each convolution, and whether a max-pool follows.
 CONVOLUTIONS = (
@@ -39,9 +39,7 @@ class AlexNet(DenseEncoder):
 
     def maps(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 256, h, w), 7 x 7 for images of 256."""
-        if images.shape[1] == 1 and self.channels == 3:
-            images = images.expand(-1, 3, -1, -1)
-        out: Tensor = self.features(images)
+        out: Tensor = self.features(repeat_grey(images, self.channels))
         return out
 
     def forward(self, images: Tensor) -> Tensor:

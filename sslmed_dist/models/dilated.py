@@ -74,8 +74,6 @@ class DilatedResNet(DenseEncoder):
 
     def maps(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) -> feature maps (N, out, H / stride, W / stride), sizes rounded up."""
-        if images.shape[1] == 1:
-            images = images.expand(-1, 3, -1, -1)
         narrow: Tensor = self.project(self.backbone.maps(images))
         return narrow
 

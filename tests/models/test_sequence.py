@@ -189,5 +189,7 @@ def test_alexnet_reads_torchvisions_weights_and_grey_slices(tmp_path: Any) -> No
     grey = torch.rand(2, 1, 64, 64)
     expected = theirs.features(grey.expand(-1, 3, -1, -1)).mean(dim=(2, 3))
     assert torch.allclose(ours(grey), expected) and ours.feature_dim == expected.shape[1] == 256
+    with pytest.raises(ValueError, match="expected 3 channels, got 2"):
+        ours(torch.rand(2, 2, 64, 64))
     own = registry.build(ENCODERS, {"name": "alexnet", "rgb": False}, "encoder", channels=1)
     assert own.features[0].in_channels == 1 and own(grey).shape == (2, 256)
