@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslmed_dist.models.heads import require_sizes
 from sslmed_dist.models.interfaces import Head
 from sslmed_dist.models.semiparallel import BRANCHES, he_normal
 
@@ -115,9 +116,9 @@ class ConvLSTMHead(SliceHead):
     On 4,096 channels with 512 hidden ones it has 103.8 M parameters."""
 
     def __init__(self, hidden: int = 512, layers: int = 2, *, in_dim: int, out: int) -> None:
-        """``ValueError`` for a size below 1."""
+        """``ValueError`` for a size below 1 or more than 64 layers."""
         super().__init__()
-        require_sizes(hidden=hidden, layers=layers)
+        require_sizes(layers, hidden=hidden)
         widths = [in_dim] + [hidden] * layers
         self.cells = nn.ModuleList(ConvLSTMCell(*pair) for pair in zip(widths[:-1], widths[1:], strict=True))
         self.linear, self.out_dim = nn.Linear(hidden, out), out
@@ -140,9 +141,9 @@ class CNN3DHead(SliceHead):
     that their number is free."""
 
     def __init__(self, hidden: int = 256, layers: int = 2, *, in_dim: int, out: int) -> None:
-        """``ValueError`` for a size below 1."""
+        """``ValueError`` for a size below 1 or more than 64 layers."""
         super().__init__()
-        require_sizes(hidden=hidden, layers=layers)
+        require_sizes(layers, hidden=hidden)
         widths = [in_dim] + [hidden] * layers
         pairs = zip(widths[:-1], widths[1:], strict=True)
         self.convs = nn.ModuleList(nn.Conv3d(before, after, 3, padding=1) for before, after in pairs)
@@ -217,10 +218,3 @@ def branches_of(length: Tensor, slices: int) -> Tensor:
     rows = [numbers.repeat_interleave(torch.tensor(divided(int(count)))) for count in length]
     padded = [F.pad(row, (0, slices - len(row)), value=-1) for row in rows]
     return torch.stack(padded).to(length.device)
-
-
-def require_sizes(**sizes: int) -> None:
-    """``ValueError`` unless all ``sizes`` (by field) are at least 1."""
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"method.head.{name}: expected an integer >= 1, got {value}")

@@ -173,6 +173,12 @@ def test_a_head_of_no_size_is_refused(leaf: dict[str, Any]) -> None:
         registry.build(SLICE_HEADS, leaf, "method.head", in_dim=2, out=1)
 
 
+@pytest.mark.parametrize("name", ["convlstm", "cnn3d"])
+def test_a_head_of_too_many_layers_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^method\.head\.layers: expected a number from 1 to 64, got 65$"):
+        registry.build(SLICE_HEADS, {"name": name, "layers": 65}, "method.head", in_dim=2, out=1)
+
+
 def test_alexnet_reads_torchvisions_weights_and_grey_slices(tmp_path: Any) -> None:
     from torchvision.models import alexnet
 
