@@ -82,10 +82,10 @@ class Diagnose(Method):
         self.encoder = registry.build(ENCODERS, encoder, "method.encoder", channels=channels)
         self.encoder.requires_grad_(not freeze)
         out = classes if self.softmax else len(self.columns)
-        width = getattr(self.encoder, "maps_dim", self.encoder.feature_dim)
         constructor, _ = registry.split(SLICE_HEADS, head, "method.head")
         self.stem = getattr(constructor, "reads", "maps") == "stem"
         self.require_fit(encoder, head)
+        width = self.encoder.maps_dim
         if self.stem:
             stem = self.puzzle().stem
             width = stem.width

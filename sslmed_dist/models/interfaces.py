@@ -45,7 +45,12 @@ class DenseEncoder(Encoder, ABC):
 
     @abstractmethod
     def maps(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) -> feature maps (N, D, h, w), D = ``feature_dim``."""
+        """Images (N, C, H, W) -> feature maps (N, D, h, w), D = ``maps_dim``."""
+
+    @property
+    def maps_dim(self) -> int:
+        """Channels of the maps: ``feature_dim``, where the features are the maps' average."""
+        return self.feature_dim
 
 
 class Head(nn.Module):

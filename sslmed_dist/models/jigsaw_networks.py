@@ -20,10 +20,9 @@ from sslmed_dist.models.semiparallel import (
 
 
 class PuzzleEncoder(DenseEncoder):
-    """An encoder of nine patches or of whole images. ``maps_dim`` = ``feature_dim``: channels of its maps."""
+    """An encoder of nine patches or of whole images."""
 
     stem: SemiParallel
-    maps_dim: int
 
     def stems(self, x: Tensor) -> Tensor:
         """The stem's maps of patches (N, 9, C, h, w) or of whole images (N, C, H, W). Grey input is repeated to the
@@ -60,7 +59,7 @@ class SSLACL(PuzzleEncoder):
             Convolution(wide, narrow, norm=False), Convolution(narrow, narrow, stride=2, norm=False)
         )
         self.pooled = nn.Sequential(Convolution(wide, narrow, norm=False), nn.MaxPool2d(2, ceil_mode=True))
-        self.feature_dim = self.maps_dim = 2 * narrow
+        self.feature_dim = 2 * narrow
         he_normal(self)
         if weights is not None:
             load_weights(self, weights)
@@ -137,7 +136,7 @@ class SKID(PuzzleEncoder):
         self.squeeze = Convolution(BRANCHES * stem_width, squeezed, kernel=1)
         if version == "no_blocks":
             self.blocks = nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), nn.AvgPool2d(2, ceil_mode=True))
-            self.feature_dim = self.maps_dim = squeezed
+            self.feature_dim = squeezed
         else:
             between_1, out_1, between_2, out_2 = VARIANTS[version]
             half_1, half_2 = scaled(out_1 // 2, width), scaled(out_2 // 2, width)
@@ -147,7 +146,7 @@ class SKID(PuzzleEncoder):
                 Skip(2 * half_1, scaled(between_2, width)),
                 DimensionReduction(2 * half_1, half_2),
             )
-            self.feature_dim = self.maps_dim = 2 * half_2
+            self.feature_dim = 2 * half_2
         he_normal(self)
         if weights is not None:
             load_weights(self, weights)

@@ -50,9 +50,14 @@ class TimmEncoder(DenseEncoder):
         if weights is not None and weights != PRETRAINED:
             load_weights(self, weights, self.model)
 
+    @property
+    def maps_dim(self) -> int:
+        """Channels of the maps. It differs from ``feature_dim`` where the network has a layer after the pooling."""
+        return int(self.model.num_features)
+
     def maps(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> the last feature maps before pooling, (N, D, h, w). ``ValueError`` for a network that has
-        none (tokens). D differs from ``feature_dim`` where the network has a layer after the pooling."""
+        """(N, C, H, W) -> the last feature maps before pooling, (N, ``maps_dim``, h, w). ``ValueError`` for a network
+        that has none (tokens)."""
         out = self.model.forward_features(repeat_grey(images, self.channels))
         if not isinstance(out, torch.Tensor) or out.dim() != 4:
             raise ValueError("method.encoder.model: this network makes no feature maps; allowed: a convolutional one")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslmed_dist import distributed, randomness, registry
+from sslmed_dist.methods import METHODS
 from sslmed_dist.models import ENCODERS, episode_norm
 from sslmed_dist.models.normalization import SyncBatchNorm, synchronise
 from sslmed_dist.models.vgg import VGG
@@ -72,6 +73,17 @@ def test_weights_of_a_file_are_taken_whole() -> None:
     assert network.taken.startswith("method.encoder.weights: ") and "2 others in the file left aside" in network.taken
     assert network.feature_dim == 1280 and network.eval()(torch.zeros(2, 1, 64, 64)).shape == (2, 1280)
     assert network.maps(torch.zeros(2, 1, 64, 64)).shape == (2, 1280, 2, 2)
+
+
+def test_a_layer_after_the_pooling_leaves_the_maps_as_wide_as_they_are() -> None:
+    """A head over slices is as wide as the maps, whatever the width of the features."""
+    pytest.importorskip("timm")
+    leaf = {"name": "timm", "model": "mobilenetv3_small_050"}
+    method = registry.build(METHODS, {"name": "diagnose", "encoder": leaf, "head": "max"}, "method")
+    network, images = method.encoder.eval(), torch.zeros(2, 1, 64, 64)
+    assert network.feature_dim == network(images).shape[1] == 1024
+    assert network.maps_dim == network.maps(images).shape[1] == 288
+    assert method.embed({"views_0": images[:, None]})["logits"].shape == (2, 1)
 
 
 def test_what_timm_cannot_give_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
