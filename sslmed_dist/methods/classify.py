@@ -16,6 +16,19 @@ from sslmed_dist.methods.method import Method
 from sslmed_dist.models import ENCODERS
 
 
+def class_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """Of classes that exclude each other: this rank's part of ``loss``, the cross entropy with a weight per class
+    (``Classify``), and ``accuracy``, the share of its samples got right.
+
+    ``logits`` (N, classes), ``labels`` int64 (N,), ``weights`` (classes,) in the precision of the logits."""
+    sample_weights = weights[labels]  # (N,)
+    # Divided by the ranks' mean sum of weights, not by this rank's: then the mean of the losses over ranks is the
+    # loss of the whole batch, and the mean of the gradients its gradient.
+    total = distributed.reduce_sum(sample_weights.sum()) / distributed.world_size()
+    loss = (sample_weights * functional.cross_entropy(logits, labels, reduction="none")).sum() / total
+    return {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).to(logits).mean().detach()}
+
+
 class Classify(Method):
     """``linear(encoder(view_0))`` against the labels; ``views`` of one view are enough.
 
@@ -89,12 +102,7 @@ class Classify(Method):
             target = (labels[:, None] if labels.ndim == 1 else labels).to(logits)
             loss = functional.binary_cross_entropy_with_logits(logits, target, pos_weight=weights)
             return {"loss": loss, "accuracy": ((logits > 0) == (target > 0)).to(logits).mean().detach()}
-        sample_weights = weights[labels]  # (N,)
-        # Divided by the ranks' mean sum of weights, not by this rank's: then the mean of the losses over ranks is the
-        # loss of the whole batch, and the mean of the gradients its gradient.
-        total = distributed.reduce_sum(sample_weights.sum()) / distributed.world_size()
-        loss = (sample_weights * functional.cross_entropy(logits, labels, reduction="none")).sum() / total
-        return {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).to(logits).mean().detach()}
+        return class_terms(logits, labels, weights)
 
     def predict(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) -> log-probabilities of the classes (N, classes), or of each label's value 1 (N, L).

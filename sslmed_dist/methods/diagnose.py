@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sslmed_dist import distributed, registry
+from sslmed_dist.methods.classify import class_terms
 from sslmed_dist.methods.method import Method
 from sslmed_dist.models import ENCODERS, SLICE_HEADS
 from sslmed_dist.models.interfaces import DenseEncoder, repeat_grey
@@ -191,11 +192,7 @@ class Diagnose(Method):
         logits, labels = embeddings["logits"], batch["labels"]
         weights = self.weights.to(logits)
         if self.softmax:
-            own = weights[labels]
-            # Divided by the ranks' mean sum of weights: see ``methods.classify``.
-            total = distributed.reduce_sum(own.sum()) / distributed.world_size()
-            loss = (own * functional.cross_entropy(logits, labels, reduction="none")).sum() / total
-            return {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).to(logits).mean().detach()}
+            return class_terms(logits, labels, weights)
         target = self.targets(labels).to(logits)  # (B, L), NaN where missing
         known = ~target.isnan()
         target = target.nan_to_num()
