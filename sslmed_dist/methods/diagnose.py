@@ -1,6 +1,6 @@
 """A diagnosis from the slices of an examination: an encoder of slices, a head over them, one logit a label."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -210,10 +210,6 @@ class Diagnose(Method):
         """Maps (B, S, D, h, w) -> probabilities of the labels, or of the classes (B, L), float64."""
         logits: Tensor = self.head(maps.to(next(self.head.parameters()).dtype), length).double()
         return logits.softmax(dim=1) if self.softmax else logits.sigmoid()
-
-    def trained(self) -> Iterator[nn.Parameter]:
-        """The parameters that are trained."""
-        return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
 
 def chosen(

@@ -197,7 +197,7 @@ def gradients(rows: list[int]) -> tuple[list[float], list[Tensor]]:
     batch = {name: value[own] for name, value in {**clips(4), "labels": TRUTH}.items()}
     terms = made(batch)
     terms["loss"].backward()
-    trained = list(made.trained())
+    trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
     loss, accuracy = distributed.average_gradients(trained, [terms["loss"], terms["accuracy"]])
     return [float(loss), float(accuracy)], [p.grad for p in trained]
 
