@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslmed_dist import randomness
 from sslmed_dist.arguments import require_between, require_range
-from sslmed_dist.views.draws import Draws, levels, look_up
+from sslmed_dist.views.draws import Draws, levels, look_up, sixteen_bits
 from sslmed_dist.views.filters import separable
 from sslmed_dist.views.geometry import Fill
 
@@ -118,11 +117,6 @@ class Displacement(nn.Module):
 def noise(keys: Tensor, size: int) -> Tensor:
     """White noise of each of the random ``keys`` (n,), float32 (n, 2, size, size), uniform in [-1, 1].
 
-    The values are the middles of 65,536 steps: one 64-bit word makes four of them, all exact, so that they have the
-    same bits on every device."""
-    count = 2 * size * size
-    # Enough words for all values of a sample (the division rounds up), each cut in four parts of 16 bits.
-    words = randomness.keys(keys[:, None], torch.arange(-(-count // 4), device=keys.device))
-    parts = torch.stack([(words >> bits) & 0xFFFF for bits in (0, 16, 32, 48)], -1)  # (n, words, 4)
-    values = parts.to(torch.float32).view(len(keys), -1)[:, :count]
-    return values.add_(0.5).mul_(2.0**-15).sub_(1.0).reshape(len(keys), 2, size, size)
+    The values are the middles of 65,536 steps, all exact, so that they have the same bits on every device."""
+    values = sixteen_bits(keys, 2 * size * size).to(torch.float32)
+    return values.add_(0.5).mul_(2.0**-15).sub_(1.0).view(len(keys), 2, size, size)

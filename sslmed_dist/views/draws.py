@@ -37,6 +37,16 @@ def draw(
     return dict(zip(words, table.unbind(1), strict=True))
 
 
+def sixteen_bits(keys: Tensor, count: int) -> Tensor:
+    """``count`` whole numbers for each of the random ``keys`` (n,), int32 (n, count), uniform in [0, 65536): one 64-bit
+    word makes four of them, exact, so that they have the same bits on every device."""
+    # Enough words for all numbers of a key (the division rounds up).
+    blocks = torch.arange(-(-count // 4), device=keys.device)
+    words = randomness.keys(keys[:, None], blocks).contiguous()
+    # (n, 4 blocks), the lowest 16 bits of a word first: every machine that torch runs on is little-endian.
+    return words.view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF)[:, :count]
+
+
 def levels(low: float, high: float) -> Tensor:
     """Float64 (LEVELS,): the middles of the steps of a grid over [low, high]; their mean is (low + high) / 2."""
     return low + (high - low) * (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslmed_dist import randomness
 from sslmed_dist.arguments import require_between, require_range, require_share
-from sslmed_dist.views.draws import Draws, levels, look_up
+from sslmed_dist.views.draws import Draws, levels, look_up, sixteen_bits
 
 CACHE = 1 << 16  # floats that are blurred together on a CPU (a quarter of a megabyte)
 
@@ -121,8 +120,8 @@ class Solarise(nn.Module):
 class Noise(nn.Module):
     """White Gaussian noise of standard deviation ``noise`` (images in [0, 1]), clamped to [0, 1] afterwards.
 
-    One 64-bit word makes the noise of four values: each 16-bit part picks one of 65,536 quantiles of the normal
-    distribution (up to 4.3 standard deviations). So the noise of a sample has the same bits on every device.
+    16 random bits for each value pick one of 65,536 quantiles of the normal distribution (up to 4.3 standard
+    deviations). So the noise of a sample has the same bits on every device.
     """
 
     quantiles: Tensor
@@ -147,14 +146,8 @@ class Noise(nn.Module):
 
     def forward(self, images: Tensor, deviation: Tensor, keys: Tensor) -> Tensor:
         """Adds noise to images (n, C, H, W) in place."""
-        pixels = images[0].numel() if len(images) else 0
-        # A 64-bit word for each four values of an image (the division rounds up), cut in four parts of 16 bits.
-        blocks = torch.arange(-(-pixels // 4), device=images.device)
-        words = randomness.keys(keys[:, None], blocks).contiguous()
-        # (n, 4 blocks), the lowest 16 bits of a word first: every machine that torch runs on is little-endian.
-        parts = words.view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF)
-        normal = self.quantiles.index_select(0, parts.flatten()).view(len(images), -1)[:, :pixels]
-        normal = normal.reshape(images.shape)
+        numbers = sixteen_bits(keys, images.shape[1:].numel())
+        normal = self.quantiles.index_select(0, numbers.flatten()).view(images.shape)
         return images.add_(normal.mul_(deviation[:, None, None, None])).clamp_(0.0, 1.0)
 
 
