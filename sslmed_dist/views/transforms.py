@@ -54,14 +54,13 @@ class TransformSet(nn.Module):
         self.register_buffer("shifts", moves.float(), persistent=False)
         self.register_buffer("scales", torch.tensor([1.0, 1.0 / scale]), persistent=False)  # of the inverse map
 
-    def forward(self, draws: Draws, suffix: str = "") -> Placed:
-        """The transforms that the draws of the words ``rotation`` + ``suffix``, ... choose, one per sample."""
-        drawn = {word: draws[f"{word}{suffix}"] for word in self.words}
-        cos, sin = look_up(self.turns, drawn["rotation"]).unbind(-1)
-        inverse = look_up(self.scales, drawn["scale"])
+    def forward(self, draws: Draws) -> Placed:
+        """The transforms that the draws of ``words`` choose, one per sample."""
+        cos, sin = look_up(self.turns, draws["rotation"]).unbind(-1)
+        inverse = look_up(self.scales, draws["scale"])
         matrix = torch.stack([cos * inverse, -sin * inverse, sin * inverse, cos * inverse], -1).view(-1, 2, 2)
-        shift = torch.stack([look_up(self.shifts, drawn["shift_x"]), look_up(self.shifts, drawn["shift_y"])], -1)
-        parts = [(drawn[word] * (2 if word == "scale" else 3)).to(torch.int64) for word in self.words]
+        shift = torch.stack([look_up(self.shifts, draws["shift_x"]), look_up(self.shifts, draws["shift_y"])], -1)
+        parts = [(draws[word] * (2 if word == "scale" else 3)).to(torch.int64) for word in self.words]
         label = ((parts[0] * 3 + parts[1]) * 3 + parts[2]) * 2 + parts[3]
         return Placed(matrix, shift, label)
 
