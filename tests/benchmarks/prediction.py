@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
+from tests.benchmarks import process_memory
+
 # This process imports little and so stays small: the system counts to a new process what its parent had in use.
 ROOT = Path(__file__).resolve().parents[2]
 CLI = [sys.executable, "-m", "sslmed_dist.cli"]
@@ -65,20 +67,6 @@ def predicted(said: str) -> dict[str, float]:
     return {"time": float(spent[1]) * UNITS[spent[2]], "memory": float(memory[1].replace(",", ""))}
 
 
-def family(root: int) -> list[int]:
-    """The process ``root`` and all that it started, directly or not."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue  # it has ended
-    members = [root]
-    for member in members:  # grows while it is walked through
-        members += [pid for pid, parent in parents.items() if parent == member]
-    return members
-
-
 def resident(pid: int) -> float:
     """MiB of resident memory of a process now; none of one that has ended."""
     try:
@@ -97,7 +85,7 @@ def measured(words: list[str], group: bool) -> dict[str, float]:
             ended, status, used = os.wait4(child.pid, os.WNOHANG if group else 0)
             if ended:
                 break
-            peak = max(peak, sum(resident(pid) for pid in family(child.pid)))
+            peak = max(peak, sum(resident(pid) for pid in process_memory.family(child.pid)))
             time.sleep(PAUSE_S)
         spent, child.returncode = time.monotonic() - begun, os.waitstatus_to_exitcode(status)
         errors.seek(0)
