@@ -14,28 +14,36 @@ from sslmed_dist.report.table_html import table_html
 from sslmed_dist.report.tables import Table
 from sslmed_dist.report.wording import Column
 
+RESEARCH = "Research use only, not a medical device."
+PHANTOM = (
+    "<p class='banner phantom'><strong>Phantom data.</strong> Generated pictures, no patients. "
+    "The numbers show that the software works, nothing more.</p>"
+)
 INTERVAL = "value [5 %, 95 %]: percentile bootstrap over patients, over samples where patients are not known"
 OVER_SEEDS = "mean \N{PLUS-MINUS SIGN} standard deviation over runs; small strokes are single runs"
 
 
 def html(title: str, experiments: Sequence[Experiment], results: Sequence[Results], *, pictures: bool) -> str:
     """The whole page; ``results`` are those of each of the experiments."""
-    body = [f"<header><p class='kicker'>sslmed-dist report</p><h1>{as_html(title)}</h1>"]
-    if any(experiment.phantom for experiment in experiments):
-        body.append(
-            "<p class='banner phantom'><strong>Phantom data.</strong> Generated pictures, no patients. "
-            "The numbers show that the software works, nothing more.</p>"
-        )
-    body.append(f"<nav>{navigation(experiments)}</nav>")
-    body.append("</header><main>")
-    for index, (experiment, found) in enumerate(zip(experiments, results, strict=True)):
-        body.append(section(experiment, found, index, alone=len(experiments) == 1, pictures=pictures))
-    body.append("</main><footer><p>Research use only, not a medical device.</p></footer>")
+    top = [PHANTOM] if any(experiment.phantom for experiment in experiments) else []
+    top.append(f"<nav>{navigation(experiments)}</nav>")
+    body = [
+        section(experiment, found, index, alone=len(experiments) == 1, pictures=pictures)
+        for index, (experiment, found) in enumerate(zip(experiments, results, strict=True))
+    ]
+    return frame(title, "report", top, body)
+
+
+def frame(title: str, kind: str, top: Sequence[str], body: Sequence[str]) -> str:
+    """A whole page; every one says what it is not. ``kind`` is what it is (``report``). ``top`` stands under the title,
+    above ``body``; both are HTML."""
     return (
         f"{PAGE_BEGIN}"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         "<meta name='color-scheme' content='light dark'>"
-        f"<title>{as_html(title)}</title><style>{STYLE}</style></head>\n<body>{''.join(body)}</body></html>\n"
+        f"<title>{as_html(title)}</title><style>{STYLE}</style></head>\n<body>"
+        f"<header><p class='kicker'>sslmed-dist {kind}</p><h1>{as_html(title)}</h1>{''.join(top)}</header>"
+        f"<main>{''.join(body)}</main><footer><p>{RESEARCH}</p></footer></body></html>\n"
     )
 
 

@@ -9,19 +9,16 @@ from sslmed_dist.config import Config
 from sslmed_dist.downstream import Row
 from sslmed_dist.downstream.diagnosis import calibration, measures
 from sslmed_dist.downstream.predictions import Predictions
-from sslmed_dist.outputs import PAGE_BEGIN
 from sslmed_dist.printable import as_html
 from sslmed_dist.report import plots
-from sslmed_dist.report.page import figure
+from sslmed_dist.report.page import PHANTOM, RESEARCH, figure, frame
 from sslmed_dist.report.plots import Curve
-from sslmed_dist.report.style import STYLE
 from sslmed_dist.report.table_html import table_html
 from sslmed_dist.report.tables import Table, summarise
 from sslmed_dist.run_folder import phantom_data
 from sslmed_dist.verbs.diagnose import scoring
 from sslmed_dist.verbs.diagnose.scoring import EVALUATOR, Combination
 
-RESEARCH = "Research use only, not a medical device."
 INTERVALS = (
     "value [5 %, 95 %]: percentile bootstrap over patients. Sensitivity and specificity at the threshold 0.5. "
     "A diagnosis has to beat the majority answer, a random answer, and what the metadata alone say."
@@ -29,19 +26,9 @@ INTERVALS = (
 
 
 def document(title: str, body: Sequence[str], phantom: bool) -> str:
-    """A whole page; every one says what it is not."""
-    banner = (
-        "<p class='banner phantom'><strong>Phantom data.</strong> Generated pictures, no patients. "
-        "The numbers show that the software works, nothing more.</p>"
-    )
-    return (
-        f"{PAGE_BEGIN}<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        "<meta name='color-scheme' content='light dark'>"
-        f"<title>{as_html(title)}</title><style>{STYLE}</style></head>\n<body><header>"
-        f"<p class='kicker'>sslmed-dist diagnosis</p><h1>{as_html(title)}</h1>"
-        f"<p class='banner caution'><strong>{RESEARCH}</strong></p>{banner if phantom else ''}</header><main>"
-        f"{''.join(body)}</main><footer><p>{RESEARCH}</p></footer></body></html>\n"
-    )
+    """A whole page, with a caution at its top."""
+    caution = f"<p class='banner caution'><strong>{RESEARCH}</strong></p>"
+    return frame(title, "diagnosis", [caution, *([PHANTOM] if phantom else [])], body)
 
 
 def html(
