@@ -51,9 +51,9 @@ def gradcam(module: nn.Module, layer: str, score: Callable[[], Tensor]) -> list[
     ]
 
 
-def of_slices(method: Diagnose, view: Tensor, label: int) -> Tensor:
+def of_slices(method: Diagnose, view: Tensor) -> list[Tensor]:
     """Grad-CAM of a diagnosis at the maps that its head reads (of SKID the last reduction, per label as in Fig. 3.10):
-    where in each slice of an examination (1, S, C, H, W) the logit of ``label`` comes from, (S, h, w) in [0, 1]. A
+    for each label, where in each slice of an examination (1, S, C, H, W) its logit comes from, (S, h, w) in [0, 1]. A
     frozen encoder is not asked for gradients."""
     length = torch.tensor([view.shape[1]], device=view.device)
     with torch.no_grad():
@@ -62,5 +62,5 @@ def of_slices(method: Diagnose, view: Tensor, label: int) -> Tensor:
     with torch.enable_grad():
         read = maps.mean(dim=(3, 4), keepdim=True) if method.cache == "pooled" else maps
         logits: Tensor = method.head(read, length)
-        gradients = torch.autograd.grad(logits[0, label], maps)[0]
-    return cam(maps[0].detach(), gradients[0])
+        gradients = [torch.autograd.grad(logit, maps, retain_graph=True)[0] for logit in logits[0]]
+    return [cam(maps[0].detach(), gradient[0]) for gradient in gradients]

@@ -79,7 +79,7 @@ def test_a_frozen_diagnosis_says_where_each_slice_speaks(head: Any) -> None:
         torch.manual_seed(0)
         method = registry.build(METHODS, leaf, "method").double().eval()
     view = torch.randn(1, 3, 1, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    found = of_slices(method, view, 1)
+    found = of_slices(method, view)[1]
     maps = method.maps(view, torch.tensor([3])).requires_grad_()
     gradients = torch.autograd.grad(method.head(maps, torch.tensor([3]))[0, 1], maps)[0]
     assert found.shape == (3, *maps.shape[3:]) and torch.allclose(found, cam(maps[0].detach(), gradients[0]))

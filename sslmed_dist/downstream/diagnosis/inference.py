@@ -63,16 +63,16 @@ class Examiner:
         """Maps as the head was trained on them: averaged where the cache kept averages only."""
         return maps.mean(dim=(3, 4), keepdim=True) if self.method.cache == "pooled" else maps
 
-    def without_each(self, slices: Tensor, label: int) -> tuple[Tensor, Tensor]:
-        """Which slices count for a label, by occlusion: (numbers (K,), differences (K,) float64). Of up to ``slices``
-        evenly spaced slices, the probability of all of them less the probability without this one."""
+    def without_each(self, slices: Tensor) -> tuple[Tensor, Tensor]:
+        """Which slices count for each label, by occlusion: (numbers (K,), differences (K, L) float64). Of up to
+        ``slices`` evenly spaced slices, the probability of all of them less the probability without this one."""
         count, most = len(slices), self.sampling.slices
         numbers = torch.unique(torch.linspace(0, count - 1, min(count, most)).round().to(torch.int64))
         if len(numbers) == 1:
-            return numbers, torch.zeros(1, dtype=torch.float64)
-        whole = self.of_clips(slices, numbers[None])[0, label]
+            return numbers, torch.zeros(1, len(self.method.labels), dtype=torch.float64)
+        whole = self.of_clips(slices, numbers[None])
         others = torch.stack([torch.cat([numbers[:k], numbers[k + 1 :]]) for k in range(len(numbers))])
-        return numbers, whole - self.of_clips(slices, others)[:, label]
+        return numbers, whole - self.of_clips(slices, others)
 
     def examine(self, dataset: Dataset, positions: Tensor) -> ExamScores:
         """Mean probabilities over the draws of the examinations at ``positions`` (int64 (N,)) of a set of examinations.

@@ -138,16 +138,16 @@ def examine(said: Answer, part: str, look: Examiner, slices: Tensor, labels: Seq
     own = look.method.labels
     said.parts[part] = {label: (float(mean[k]), float(spread[k])) for k, label in enumerate(own)}
     row = torch.full((len(labels),), torch.nan, dtype=torch.float64)
+    numbers, differences = look.without_each(slices)
+    # Where in the slice that counts most the answer comes from, in the clip of all of these slices.
+    view = look.view(slices[numbers])
+    heat = gradcam.of_slices(look.method, view)
     for k, label in enumerate(own):
         row[labels.index(label)] = mean[k]
-        numbers, differences = look.without_each(slices, k)
-        strongest = differences.abs().argsort(descending=True)[:3]
-        said.slices += [(part, label, int(numbers[i]) + 1, float(differences[i])) for i in strongest]
-        # Where in the slice that counts most the answer comes from, in the clip of all of these slices.
-        view = look.view(slices[numbers])
+        strongest = differences[:, k].abs().argsort(descending=True)[:3]
+        said.slices += [(part, label, int(numbers[i]) + 1, float(differences[i, k])) for i in strongest]
         place = int(strongest[0])
-        where = gradcam.of_slices(look.method, view, k)[place]
-        picture = predicted_page.overlay(view[0, place, 0].float().cpu(), where.float().cpu())
+        picture = predicted_page.overlay(view[0, place, 0].float().cpu(), heat[k][place].float().cpu())
         said.pictures.append((f"{part}, {label}, slice {int(numbers[place]) + 1}", picture))
     return row
 

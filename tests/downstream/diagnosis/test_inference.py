@@ -75,14 +75,15 @@ def test_the_slice_without_which_the_answer_changes_counts(folder: Path) -> None
     made, dataset = examiner(folder, "max", Sampling("normal", 2, 3))
     exams, _ = exams_of(dataset)
     slices = exams.slices(3, torch.arange(int(exams.counts[3])))
-    numbers, differences = made.without_each(slices, 0)
+    numbers, of_labels = made.without_each(slices)
+    differences = of_labels[:, 0]
     assert len(numbers) == len(differences) == 3 and numbers[0] == 0 and numbers[-1] == len(slices) - 1
     whole = made.of_clips(slices, numbers[None])[0, 0]
     for k in range(3):
         rest = torch.tensor([n for i, n in enumerate(numbers.tolist()) if i != k])
         expected = whole - made.of_clips(slices, rest[None])[0, 0]
         assert differences[k].item() == pytest.approx(expected.item(), abs=1e-7)
-    assert made.without_each(slices[:1], 0)[1].tolist() == [0.0]
+    assert made.without_each(slices[:1])[1][:, 0].tolist() == [0.0]
 
 
 def test_what_is_not_finite_is_named(folder: Path) -> None:
