@@ -88,6 +88,20 @@ def load(path: Path) -> dict[str, Any]:
     return payload
 
 
+def file_name(word: str, number: int) -> str:
+    """What the checkpoint of a step, or of a round (``round``, a site's ``state_round``), is called."""
+    return f"{word}_{number:0{9 if word == 'step' else 5}d}.pt"
+
+
+def numbered(folder: Path, word: str) -> dict[int, Path]:
+    """The files in ``folder`` that have a ``file_name`` of this word, by their number, ascending. A file of another
+    name (a copy that somebody made) is none of them."""
+    pattern = NAME if word == "step" else ROUND
+    matches = ((pattern.fullmatch(path.name), path) for path in folder.glob(f"{word}_*.pt"))
+    found = sorted((int(match[1]), path) for match, path in matches if match)
+    return {number: path for number, path in found if path.name == file_name(word, number)}
+
+
 def require_named(payload: Mapping[str, Any], path: Path) -> None:
     """``ValueError`` where a file holds another step, or another round or none, than its name says."""
     for word, pattern in (("step", NAME), ("round", ROUND)):
@@ -210,14 +224,11 @@ class Checkpoints:
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of ``step`` is."""
-        return self.folder / f"step_{step:09d}.pt"
+        return self.folder / file_name("step", step)
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint file, ascending."""
-        if not self.folder.is_dir():
-            return []
-        matches = ((file, NAME.fullmatch(file.name)) for file in self.folder.iterdir())
-        return sorted(int(match[1]) for file, match in matches if match and self.path(int(match[1])).name == file.name)
+        return list(numbered(self.folder, "step"))
 
     def save(self, step: int, **content: Any) -> Path:
         """Write the checkpoint of ``step``, name it in ``latest.json``, and delete older ones (``prune``)."""

@@ -141,7 +141,18 @@ def test_a_checkpoint_under_a_false_name_costs_the_run_nothing(run: Path, tmp_pa
 def test_names_that_are_none_of_ours_are_not_listed(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
     (tmp_path / "checkpoints" / "step_abc.pt").write_bytes(b"")
+    (tmp_path / "checkpoints" / "step_0000000008.pt").write_bytes(b"")  # ten digits
     assert pretrained.find(tmp_path).name == "step_000000006.pt"
+
+
+def test_the_last_round_is_that_of_the_largest_number(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("round_99999.pt", "round_100000.pt", "round_0100001.pt", "step_000000009.pt"):
+        (tmp_path / "checkpoints" / name).write_bytes(b"")
+    assert pretrained.find(tmp_path).name == "round_100000.pt"
+    assert pretrained.find(tmp_path, "round_99999").name == "round_99999.pt"
+    with pytest.raises(ValueError, match="allowed: last, step_9, round_99999, round_100000$"):
+        pretrained.find(tmp_path, "round_100001")
 
 
 @pytest.mark.parametrize("opcode", [b"r" + (0x1FFFFFFF).to_bytes(4, "little"), b"p536870911\n"])

@@ -11,7 +11,6 @@ from sslmed_dist.config import Config, fingerprint
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.federation import local_terms, strategies
 from sslmed_dist.federation.messages import SiteError
-from sslmed_dist.federation.round_files import numbered
 from sslmed_dist.federation.shared import Arrays, shared_keys
 from sslmed_dist.federation.sites import federated_section
 from sslmed_dist.training import engine, job, pretrained
@@ -100,12 +99,12 @@ def own_tensors(settings: Config, folder: Path) -> Arrays:
 
 def state_path(folder: Path, round_number: int) -> Path:
     """The file of the site's own state before round ``round_number``."""
-    return folder / f"state_round_{round_number:05d}.pt"
+    return folder / checkpoint.file_name("state_round", round_number)
 
 
 def site_states(folder: Path) -> dict[int, Path]:
     """The files of the site's own states, by the round that each was kept for."""
-    return numbered(folder, "state_round")
+    return checkpoint.numbered(folder, "state_round")
 
 
 def save_site(work: job.Job, round_number: int, folder: Path, term: Arrays) -> None:

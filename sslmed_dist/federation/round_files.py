@@ -1,6 +1,5 @@
 """The shared tensors of every round in the run folder: ``checkpoints/round_NNNNN.pt``."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,13 +12,6 @@ from sslmed_dist.config import Config, fingerprint, to_tree
 from sslmed_dist.federation.shared import Arrays
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
-
-
-def numbered(folder: Path, prefix: str) -> dict[int, Path]:
-    """The files ``PREFIX_NNNNN.pt`` of ``folder`` by their number, ascending. A file of another name (a copy that
-    somebody made) is none of them."""
-    matches = ((re.fullmatch(rf"{prefix}_(\d{{5,18}})\.pt", path.name), path) for path in folder.glob(f"{prefix}_*.pt"))
-    return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
 class Round(NamedTuple):
@@ -41,7 +33,7 @@ def save_round(
     ``plan.keep_every``-th round. The first weights (round 0) always stay.
     """
     tree, run_fingerprint = to_tree(settings), fingerprint(settings)
-    path = folder / "checkpoints" / f"round_{rounds_done:05d}.pt"
+    path = folder / "checkpoints" / checkpoint.file_name("round", rounds_done)
     checkpoint.save(
         path,
         kind="encoder",
@@ -51,7 +43,7 @@ def save_round(
         method=dict(arrays),
         server=dict(server),
     )
-    for old_round, old_file in list(numbered(path.parent, "round").items())[: -settings.plan.keep_last]:
+    for old_round, old_file in list(checkpoint.numbered(path.parent, "round").items())[: -settings.plan.keep_last]:
         if old_round and not (settings.plan.keep_every and old_round % settings.plan.keep_every == 0):
             old_file.unlink(missing_ok=True)
     return path
@@ -60,7 +52,7 @@ def save_round(
 def last_round(folder: Path, settings: Config) -> Round | None:
     """The newest round checkpoint, or None where there is none. A file of an older version has an empty ``server``.
     ``ValueError`` names a file of another run, kind or round."""
-    files = numbered(folder / "checkpoints", "round")
+    files = checkpoint.numbered(folder / "checkpoints", "round")
     if not files:
         return None
     path = files[max(files)]

@@ -1,7 +1,6 @@
 """Loading a pretrained encoder: from a run folder, a checkpoint file, an export, or weights of another program."""
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,15 +47,11 @@ def find(source: Path, which: str = "last") -> Path:
     folder = source / "checkpoints"
     if not folder.is_dir():
         raise ValueError(f"{source}: neither a checkpoint file nor a run folder with checkpoints")
-    names = re.compile(r"(?:step_\d{9,18}|round_\d{5,})\.pt")
-    steps, rounds = (
-        sorted(path for path in folder.glob(pattern) if names.fullmatch(path.name))
-        for pattern in ("step_*.pt", "round_*.pt")
-    )
+    steps, rounds = (checkpoint.numbered(folder, word) for word in ("step", "round"))
     # By name without leading zeros: step_000000120.pt is "step_120".
-    by_name = {f"{path.stem.split('_')[0]}_{int(path.stem.split('_')[1])}": path for path in steps + rounds}
+    by_name = {f"{word}_{n}": files[n] for word, files in (("step", steps), ("round", rounds)) for n in files}
     if which == "last" and by_name:
-        return (rounds or steps)[-1]
+        return list((rounds or steps).values())[-1]
     if which not in by_name:
         raise ValueError(f"{source}: no checkpoint {which!r}; allowed: last, {', '.join(by_name) or '(none yet)'}")
     return by_name[which]

@@ -88,6 +88,13 @@ def exams_of(dataset: Dataset) -> tuple[ExamDataset, Tensor]:
     return whole, dataset.positions if isinstance(dataset, Subset) else torch.arange(len(dataset))
 
 
+def whole_exam(dataset: Dataset, position: int) -> Tensor:
+    """All slices (S, C, H, W) of the exam at ``position`` of ``dataset``. ``ValueError`` as ``exams_of``."""
+    exams, places = exams_of(dataset)
+    place = int(places[position])
+    return exams.slices(place, torch.arange(int(exams.counts[place])))
+
+
 def of_slices(dataset: Dataset) -> Dataset:
     """``dataset``, of examinations with a clip the same ones without it: a sample is one keyed slice."""
     whole = dataset.dataset if isinstance(dataset, Subset) else dataset

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,10 +150,10 @@ def prepared(
                 raise ValueError(f"{root}: {excerpt(first)} and {excerpt(exam.name)} are one study; allowed: one row")
         slots = {}
         for slot, stored in arrays.items():
-            slots[slot] = Stack(**(vars(exam.slots[slot]) | {"start": starts[slot]}))
+            slots[slot] = replace(exam.slots[slot], start=starts[slot])
             starts[slot] += len(stored)
             keep(slot, stored)
-        exams.append(Exam(**(vars(exam) | {"slots": slots})))
+        exams.append(replace(exam, slots=slots))
     return exams, table, len(found.without_files), len(found.without_row)
 
 

@@ -59,7 +59,7 @@ class Exams(ExamDataset):
         """``ValueError`` as ``exam_store.prepared`` and ``open_pack``, for a slot that is none, and where no exam has
         it."""
         folder = Path(root)
-        asked = {"rules": series, "size": size, "mm": mm, "bits": bits, "side": side}
+        asked = {"rules": None if series is None else dict(series), "size": size, "mm": mm, "bits": bits, "side": side}
         self.store = stored_exams(folder, labels, {name: v for name, v in asked.items() if v is not None})
         if plane not in self.store.how.rules:
             raise ValueError(f"data.plane: no slot {plane!r}; allowed: {', '.join(self.store.how.rules)}")
@@ -75,7 +75,7 @@ class Exams(ExamDataset):
         require_no_copies(self.store, part, folder)
         chosen = [usable[i] for i in select_split([part[exam.name] for exam in usable], split, str(folder)).tolist()]
         number = {name: position for position, name in enumerate(names)}
-        patient_names = sorted(set(patients.values()))
+        group = {patient: position for position, patient in enumerate(sorted(set(patients.values())))}
         table = self.store.table
         values = torch.tensor([rows[exam.name].labels for exam in chosen], dtype=torch.float32)
         scanner_of = {exam.name: scanner_name(exam, rows[exam.name]) for exam in self.store.exams}
@@ -90,7 +90,7 @@ class Exams(ExamDataset):
             classes=table.labels if table is not None else (),
             channels=1,
             bits=self.store.how.bits,
-            groups=torch.tensor([patient_names.index(patients[exam.name]) for exam in chosen]),
+            groups=torch.tensor([group[patients[exam.name]] for exam in chosen]),
             sites=sites_of([rows[exam.name] for exam in chosen], list(rows.values())),
             records=[record(exam, plane, rows[exam.name], scanner_of[exam.name]) for exam in chosen],
             notices=notices(self.store, plane, left_out),
@@ -121,7 +121,7 @@ def stored_exams(folder: Path, labels: str, asked: dict[str, Any]) -> Store:
     store = open_pack(folder)
     for name, value in asked.items():
         held = getattr(store.how, name)
-        if (dict(held) if isinstance(held, Mapping) else held) != (dict(value) if name == "rules" else value):
+        if held != value:
             key = "series" if name == "rules" else name
             raise ValueError(f"data.{key}: {value}, but {folder / SUMMARY} was written with {held}")
     return store

@@ -42,7 +42,6 @@ class Series:
     plane        of PLANES; oblique: degrees between it and the slices
     shape        (slices, rows, columns), spacing_mm (slices, rows, columns), of the upright stack
     missing      slices that are missing by the gaps between the others; holes names the files around each gap
-    laterality   "left", "right", or "" where no tag says it
     notices      what was guessed or replaced, without a name of a file
     """
 
@@ -202,11 +201,10 @@ def nifti_series(path: Path) -> Series:
     """The volume of a NIfTI file. Its slices follow each other along the axis of the largest voxel side, along the last
     one where the sides are equal. ``ValueError`` as ``open_volume``, also for a single slice."""
     image = open_volume(path)
-    affine = slices_last(np.array(image.affine, np.float64))[0]
+    affine, order = slices_last(np.array(image.affine, np.float64))
     plane, oblique = nearest_plane(affine)
     if oblique > MOST_OBLIQUE:
         raise ValueError(f"{path}: oblique by {oblique:.0f} degrees, so of no plane")
-    order = slices_last(np.array(image.affine, np.float64))[1]
     turned = upright(np.empty([image.shape[axis] for axis in order], bool), affine, plane)
     if turned.shape[0] < 2:
         raise ValueError(f"{path}: a single slice; a volume has at least 2")

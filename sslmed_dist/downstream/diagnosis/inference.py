@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sslmed_dist.data.dataset import Dataset
-from sslmed_dist.data.exams.exam_dataset import exams_of
+from sslmed_dist.data.exams.exam_dataset import whole_exam
 from sslmed_dist.downstream.diagnosis.sampling import Sampling, content_key
 from sslmed_dist.methods.diagnose import Diagnose
 
@@ -74,16 +74,20 @@ class Examiner:
         others = torch.stack([torch.cat([numbers[:k], numbers[k + 1 :]]) for k in range(len(numbers))])
         return numbers, whole - self.of_clips(slices, others)
 
+    def answer(self, slices: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and spread (L,) of the probabilities of one examination (N, C, H, W) over its ``draws``."""
+        draws = self.draws(slices)
+        mean = draws.mean(dim=0)
+        return mean, draws.std(dim=0) if len(draws) > 1 else torch.zeros_like(mean)
+
     def examine(self, dataset: Dataset, positions: Tensor) -> ExamScores:
         """Mean probabilities over the draws of the examinations at ``positions`` (int64 (N,)) of a set of examinations.
         ``ValueError`` naming the first examination whose probabilities are not finite."""
-        exams, places = exams_of(dataset)
         means, spreads = [], []
-        for position in places[positions].tolist():
-            slices = exams.slices(position, torch.arange(int(exams.counts[position])))
-            draws = self.draws(slices)
-            if not draws.isfinite().all():
-                raise ValueError(f"{dataset.name}: the diagnosis of exam {int(exams.ids[position])} is not finite")
-            means.append(draws.mean(dim=0))
-            spreads.append(draws.std(dim=0) if len(draws) > 1 else torch.zeros_like(draws[0]))
+        for position in positions.tolist():
+            mean, spread = self.answer(whole_exam(dataset, position))
+            if not mean.isfinite().all():
+                raise ValueError(f"{dataset.name}: the diagnosis of exam {int(dataset.ids[position])} is not finite")
+            means.append(mean)
+            spreads.append(spread)
         return ExamScores(torch.stack(means), torch.stack(spreads), dataset.ids[positions], self.method.labels)

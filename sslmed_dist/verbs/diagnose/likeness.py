@@ -3,25 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sslmed_dist.data.dataset import Dataset
-from sslmed_dist.data.exams.exam_dataset import exams_of
+from sslmed_dist.data.exams.exam_dataset import whole_exam
 
 MOST = 200  # training exams whose intensities are looked at
 SLACK = 0.05  # of the range, that a value may lie outside of it
 
 
-def facts(dataset: Dataset, position: int) -> dict[str, float]:
-    """What is compared of the exam at ``position``: the number of slices, the spacing along
-    each axis where it is known, and mean and deviation of its intensities on [0, 1]."""
-    exams, places = exams_of(dataset)
-    place = int(places[position])
+def facts(dataset: Dataset, position: int, slices: Tensor) -> dict[str, float]:
+    """What is compared of the exam at ``position``, of which all ``slices`` (S, C, H, W) are given: their number, the
+    spacing along each axis where it is known, and mean and deviation of its intensities on [0, 1]."""
     record = dataset.records[position] if dataset.records else {}
-    slices = exams.slices(place, torch.arange(int(exams.counts[place]))).double()
     low, high = dataset.value_range()
-    unit = (slices - low) / (high - low)
+    unit = (slices.double() - low) / (high - low)
     values = {"slices": float(len(slices))}
     values |= {"intensity mean": float(unit.mean()), "intensity deviation": float(unit.std())}
     spacing = record.get("spacing_mm")
@@ -35,7 +31,7 @@ def likeness(dataset: Dataset, positions: Tensor) -> dict[str, list[float]]:
     step = max(1, -(-len(positions) // MOST))
     ranges: dict[str, list[float]] = {}
     for position in positions[::step].tolist():
-        for name, value in facts(dataset, position).items():
+        for name, value in facts(dataset, position, whole_exam(dataset, position)).items():
             low, high = ranges.get(name, [value, value])
             ranges[name] = [min(low, value), max(high, value)]
     return {name: [round(value, 6) for value in ends] for name, ends in ranges.items()}

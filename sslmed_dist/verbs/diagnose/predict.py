@@ -16,7 +16,7 @@ from sslmed_dist.analysis import gradcam
 from sslmed_dist.atomic_files import sha256, write_atomically
 from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import Dataset
-from sslmed_dist.data.exams.exam_dataset import exams_of
+from sslmed_dist.data.exams.exam_dataset import whole_exam
 from sslmed_dist.downstream.diagnosis import calibration, ensemble
 from sslmed_dist.downstream.diagnosis.inference import Examiner
 from sslmed_dist.run_folder import phantom_data, phantoms_at, write_json
@@ -109,11 +109,9 @@ def answer(name: str, models: Sequence[Model], known: Mapping[str, Any]) -> Answ
             said.warnings.append(f"no series for {model.name}: the others answer without it")
             continue
         position = model.places[name]
-        exams, places = exams_of(model.dataset)
-        place = int(places[position])
-        slices = exams.slices(place, torch.arange(int(exams.counts[place])))
+        slices = whole_exam(model.dataset, position)
         table[k, 0] = examine(said, model.name, model.look, slices, labels)
-        odd = likeness.unlike(likeness.facts(model.dataset, position), model.ranges)
+        odd = likeness.unlike(likeness.facts(model.dataset, position, slices), model.ranges)
         said.warnings += [f"unlike the training exams, {model.name}: {line}" for line in odd]
         said.warnings += [f"{model.name}: {line}" for line in model.dataset.notices if len(model.dataset) == 1]
     weights = torch.tensor(
@@ -132,9 +130,7 @@ def answer(name: str, models: Sequence[Model], known: Mapping[str, Any]) -> Answ
 def examine(said: Answer, part: str, look: Examiner, slices: Tensor, labels: Sequence[str]) -> Tensor:
     """One part's probabilities (L,) by the labels of the whole diagnosis, NaN for those that it does not answer. Its
     own numbers and its slices that count go into ``said``."""
-    draws = look.draws(slices)
-    mean = draws.mean(dim=0)
-    spread = draws.std(dim=0) if len(draws) > 1 else torch.zeros_like(mean)
+    mean, spread = look.answer(slices)
     own = look.method.labels
     said.parts[part] = {label: (float(mean[k]), float(spread[k])) for k, label in enumerate(own)}
     row = torch.full((len(labels),), torch.nan, dtype=torch.float64)
