@@ -32,7 +32,7 @@ VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+!-]{0,63}")
 SCALAR = re.compile(r"[a-z][a-z0-9_]{0,39}")
 TYPES: Mapping[str, tuple[torch.dtype, str]] = {"float32": (torch.float32, "<f4"), "float64": (torch.float64, "<f8")}
 NAMES: Mapping[torch.dtype, str] = {kind: name for name, (kind, _) in TYPES.items()}
-# The fields of each kind of message, beside ``kind`` and ``tensors``. Those of the second table carry tensors.
+# The fields of each kind of message, beside ``kind`` and ``tensors``; ``FORMS`` says what each form is.
 FIELDS: Mapping[str, Mapping[str, str]] = {
     "hello": {"protocol": "count", "version": "version", "config": "text"},
     "train": {"protocol": "count", "version": "version", "config": "text", "round": "count"},
@@ -56,7 +56,9 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     },
     "refusal": {"run": "digest", "sequence": "count", "site": "name", "reason": "reason", "key": "digest"},
 }
-WITH_TENSORS = ("train", "update")
+REQUESTS = ("hello", "train")  # the kinds that a server sends; ``door.ANSWERS`` says how each is answered
+# The kinds that carry tensors, and the types that those may have. The others carry none.
+WITH_TENSORS: Mapping[str, tuple[str, ...]] = {"train": ("float32", "float64"), "update": ("float32", "float64")}
 
 
 @dataclass(frozen=True)
@@ -76,20 +78,27 @@ class Answer:
     anchor: Anchor
 
 
-def fits(value: Any, kind: str) -> bool:
-    """Whether a field of a header is of its kind."""
-    if kind == "count":
-        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
-    if kind == "scalars":
-        pairs = value.items() if isinstance(value, dict) and len(value) <= MOST_SCALARS else [(None, None)]
-        return all(SCALAR.fullmatch(str(k)) and isinstance(v, float) and math.isfinite(v) for k, v in pairs)
-    if not isinstance(value, str):
-        return False
-    if kind == "digest":
-        return is_digest(value)
-    if kind in ("name", "version"):
-        return (NAME if kind == "name" else VERSION).fullmatch(value) is not None
-    return kind == "text" or (len(value) <= MOST_REASON and value.isprintable())
+def is_count(value: Any) -> bool:
+    """Whether this is a whole number from 0 to 2^53 - 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
+
+
+def are_scalars(value: Any) -> bool:
+    """Whether these are at most ``MOST_SCALARS`` finite numbers by plain names."""
+    pairs = value.items() if isinstance(value, dict) and len(value) <= MOST_SCALARS else [(None, None)]
+    return all(SCALAR.fullmatch(str(k)) and isinstance(v, float) and math.isfinite(v) for k, v in pairs)
+
+
+# What a field of a header may be.
+FORMS: Mapping[str, Callable[[Any], bool]] = {
+    "count": is_count,
+    "scalars": are_scalars,
+    "digest": is_digest,
+    "name": lambda value: isinstance(value, str) and NAME.fullmatch(value) is not None,
+    "version": lambda value: isinstance(value, str) and VERSION.fullmatch(value) is not None,
+    "reason": lambda value: isinstance(value, str) and len(value) <= MOST_REASON and value.isprintable(),
+    "text": lambda value: isinstance(value, str),
+}
 
 
 def require_header(header: Any) -> None:
@@ -101,15 +110,15 @@ def require_header(header: Any) -> None:
     if header.keys() != expected:
         raise ValueError(f"the message {kind} has other fields than {', '.join(sorted(expected))}")
     for name, form in FIELDS[kind].items():
-        if not fits(header[name], form):
+        if not FORMS[form](header[name]):
             raise ValueError(f"the field {name} of the message {kind} is no {form}")
 
 
 def specification(header: Mapping[str, Any]) -> list[tuple[str, str, tuple[int, ...]]]:
     """Names, types and shapes of the tensors in a header. ``ValueError`` for names that come twice, unknown types,
     empty axes, or tensors in a message that carries none."""
-    listed = header["tensors"]
-    if not isinstance(listed, list) or len(listed) > MOST_TENSORS or bool(listed) != (header["kind"] in WITH_TENSORS):
+    listed, allowed = header["tensors"], WITH_TENSORS.get(header["kind"], ())
+    if not isinstance(listed, list) or len(listed) > MOST_TENSORS or bool(listed) != bool(allowed):
         raise ValueError("the list of tensors is none, too long, or empty where there must be some")
     found = []
     for item in listed:
@@ -117,7 +126,7 @@ def specification(header: Mapping[str, Any]) -> list[tuple[str, str, tuple[int, 
             raise ValueError("a tensor is not described by name, type and shape")
         name, kind, shape = item
         axes = all(isinstance(axis, int) and not isinstance(axis, bool) and 0 < axis < 1 << 40 for axis in shape)
-        if not TENSOR.fullmatch(name) or len(name) > 200 or kind not in TYPES or len(shape) > MOST_AXES or not axes:
+        if not TENSOR.fullmatch(name) or len(name) > 200 or kind not in allowed or len(shape) > MOST_AXES or not axes:
             raise ValueError("a tensor has a name, type or shape that is none")
         found.append((name, kind, tuple(shape)))
     if len({name for name, _, _ in found}) < len(found):

@@ -11,7 +11,8 @@ import torch
 
 from sslmed_dist.config import Config
 from sslmed_dist.federation import payload, site_work
-from sslmed_dist.federation.door import FAILED, Door
+from sslmed_dist.federation.door import ANSWERS, Door
+from sslmed_dist.federation.doorway import FAILED
 from sslmed_dist.federation.ledger import Ledger, verify
 from sslmed_dist.federation.local_round import initial_arrays, local_update
 from sslmed_dist.federation.shared import Arrays, model_digest
@@ -221,6 +222,19 @@ def test_outside_its_hours_the_site_rests(tmp_path: Path, chosen: Config) -> Non
     front = Door(own, hospital.here, lambda: time.struct_time((2026, 11, 26, 12, 0, 0, 3, 330, 0)))
     assert reason(front.answer(train(chosen))) == "this site works from 22:00 to 06:00, its local time"
     assert kinds(own)[-1] == "refusal"
+
+
+def test_every_kind_of_request_has_its_answer_and_no_other_has() -> None:
+    assert tuple(ANSWERS) == payload.REQUESTS
+    assert {kind for kind, fields in payload.FIELDS.items() if "protocol" in fields} == set(payload.REQUESTS)
+    assert set(payload.WITH_TENSORS) < set(payload.FIELDS)
+
+
+def test_an_answer_is_no_request(tmp_path: Path, chosen: Config) -> None:
+    front = door(site(tmp_path, chosen))
+    greeting = front.answer(hospital.hello(chosen))
+    assert greeting is not None
+    assert reason(front.answer(greeting[48:-64])) == "the request is none of hello, train"
 
 
 @pytest.mark.slow
