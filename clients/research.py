@@ -16,10 +16,10 @@ node has a ``partition-id``) read both from the environment that the launcher se
 import os
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
@@ -67,7 +67,8 @@ def introduce(message: Message, context: Context) -> RecordDict:
     if run_settings.version != __version__:
         greeting = Greeting(node.name, __version__, channels=0, samples=0)
     else:
-        site = site_of(run_settings.settings, node)
+        with deadline(node, run_settings.settings):
+            site = site_of(run_settings.settings, node)
         greeting = Greeting(site.name, __version__, site.dataset.channels, len(site.dataset))
     return RecordDict({SITE: ConfigRecord(greeting.to_record())})
 
@@ -80,8 +81,8 @@ def update(message: Message, context: Context) -> RecordDict:
     settings = run_settings.settings
     round_number = Order.from_record(message.content[ORDER]).number
     arrays = message.content[ARRAYS].to_torch_state_dict()
-    site = site_of(settings, node)
-    with Deadline(node, federated_section(settings).timeout_s):
+    with deadline(node, settings):
+        site = site_of(settings, node)
         shared, scalars = local_update(settings, site.name, site.dataset, round_number, arrays, site.folder)
     account = Account(site.name, len(site.dataset), scalars, round_number, model_digest(arrays))
     return RecordDict(
@@ -152,22 +153,20 @@ def dealt(settings: Config) -> Dealt:
     return DEALT[key]
 
 
-class Deadline:
-    """End this process when a round takes longer than ``seconds``, the time that the server waits.
+@contextmanager
+def deadline(node: Node, settings: Config) -> Iterator[None]:
+    """End this process when the work inside takes longer than ``federated.timeout_s``, the time that the server waits.
+    Reading the data is part of the work: a disk that hangs is as bad as a training that does.
 
     A SuperNode has no time limit of its own: behind an app that hangs it would do nothing more, and still count as
     online. Only the process of a deployed node is ended, which lives for one message; in a simulation other sites live
     in the same process.
     """
-
-    def __init__(self, node: Node, seconds: float) -> None:
-        self.timer = threading.Timer(seconds, os._exit, (1,)) if node.deployed else None
-
-    def __enter__(self) -> None:
-        if self.timer is not None:
-            self.timer.daemon = True
-            self.timer.start()
-
-    def __exit__(self, *_: Any) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
+    timer = threading.Timer(federated_section(settings).timeout_s, os._exit, (1,))
+    timer.daemon = True
+    if node.deployed:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

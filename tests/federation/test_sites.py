@@ -1,8 +1,10 @@
 """A site's own rules: where its paths come from, what its errors say, what it keeps."""
 
 import base64
+import os
 import re
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,41 @@ def test_an_error_at_a_hospital_names_no_file(tmp_path: Path) -> None:
     reply = ask("train", node, tiny.settings(tmp_path))
     assert reply.error.reason == "sslmed: ValueError"
     assert "jane_doe" in (tmp_path / "state" / "errors.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "deployed"),
+    [
+        ("query", "site_of", True),
+        ("train", "site_of", True),
+        ("train", "local_update", True),
+        ("train", "site_of", False),
+    ],
+)
+def test_only_a_deployed_node_is_ended_when_its_work_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, place: str, deployed: bool
+) -> None:
+    """Whether its disk hangs, for either question, or its training."""
+    from clients import research
+
+    ended, codes = threading.Event(), []
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        ended.set()
+
+    def hang(*_: Any) -> None:
+        ended.wait(10.0 if deployed else 0.2)
+        raise messages.SiteError("it hung")
+
+    chosen = tiny.settings(tmp_path, federated={"timeout_s": 0.1})
+    node = {"site": "north", "data-root": str(tmp_path / "tiny.npz"), "state-dir": str(tmp_path / "state")}
+    if not deployed:
+        monkeypatch.setenv("SSLMED_SITES_DIR", node.pop("state-dir"))
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(research, place, hang)
+    assert ask(kind, node, chosen).error.reason == "sslmed: it hung"
+    assert codes == ([1] if deployed else [])
 
 
 def test_a_site_never_computes_its_own_normalisation(tmp_path: Path) -> None:
