@@ -62,10 +62,14 @@ def shares(replies: Sequence[Reply], cap: float = 1.0) -> dict[str, float]:
 
 
 class Average(ABC):
-    """How replies become the next shared tensors. Its state goes into the round's file."""
+    """How replies become the next shared tensors. ``kept`` is what it has to keep between rounds, tensors by name in
+    named groups; it goes into the round's file."""
 
     least = 1  # fewest replies that it can combine
     single = False  # whether it looks at single updates, which a secure sum would hide
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Arrays] = {}
 
     @abstractmethod
     def combine(self, done: Round) -> Arrays:
@@ -75,9 +79,18 @@ class Average(ABC):
         """Tensors that the sites are sent beside the shared ones. None by default."""
         return {}
 
-    def state(self) -> dict[str, Arrays]:
-        """What has to be kept between rounds, tensors by name in named groups. Nothing by default."""
+    def first(self, reference: Mapping[str, Tensor]) -> dict[str, Arrays]:
+        """What is kept before the first round, which begins at the shared tensors ``reference``. Nothing by default."""
         return {}
+
+    def state(self) -> dict[str, Arrays]:
+        """A copy of what is kept, which later rounds do not change."""
+        return {group: dict(tensors) for group, tensors in self.kept.items()}
+
+    def begin(self, reference: Mapping[str, Tensor]) -> dict[str, Arrays]:
+        """Keep what is kept before the first round, and return it."""
+        self.kept = self.first(reference)
+        return self.state()
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]], reference: Mapping[str, Tensor]) -> None:
         """Take over the state of a round's file, or begin, with none, at the shared tensors ``reference``.
@@ -90,15 +103,7 @@ class Average(ABC):
             unmatched = [key for key in sorted(set(ours) | set(theirs)) if not alike(ours.get(key), theirs.get(key))]
             if group not in expected or unmatched:
                 raise ValueError(f"the strategy's state {group} does not fit: {', '.join(unmatched[:3]) or 'unknown'}")
-        self.restore({group: dict(tensors) for group, tensors in state.items()})
-
-    def begin(self, reference: Mapping[str, Tensor]) -> dict[str, Arrays]:
-        """Set the state before the first round, and return it. Nothing by default."""
-        return {}
-
-    def restore(self, state: dict[str, Arrays]) -> None:
-        """Take over a state that fits. Nothing by default."""
-        return None
+        self.kept = {group: dict(tensors) for group, tensors in state.items()}
 
 
 def alike(ours: Tensor | None, theirs: object) -> bool:
@@ -140,27 +145,19 @@ class Momentum(Moved):
     """FedAvgM (Hsu et al. 2019, arXiv 1909.06335): v = ``momentum`` v + update, w = w + ``lr`` v."""
 
     def __init__(self, momentum: float, lr: float) -> None:
+        super().__init__()
         self.momentum, self.lr = momentum, lr
-        self.velocity: Arrays = {}
 
     def step(self, key: str, update: Tensor) -> Tensor:
         """``lr`` times the velocity after this round."""
-        velocity = self.momentum * self.velocity[key].double() + update
-        self.velocity[key] = velocity.to(self.velocity[key].dtype)
+        kept = self.kept["velocity"]
+        velocity = self.momentum * kept[key].double() + update
+        kept[key] = velocity.to(kept[key].dtype)
         return self.lr * velocity
 
-    def begin(self, reference: Mapping[str, Tensor]) -> dict[str, Arrays]:
+    def first(self, reference: Mapping[str, Tensor]) -> dict[str, Arrays]:
         """No velocity."""
-        self.velocity = zeros(reference)
-        return self.state()
-
-    def state(self) -> dict[str, Arrays]:
-        """The velocity."""
-        return {"velocity": dict(self.velocity)}
-
-    def restore(self, state: dict[str, Arrays]) -> None:
-        """The velocity."""
-        self.velocity = state["velocity"]
+        return {"velocity": zeros(reference)}
 
 
 class Adam(Moved):
@@ -168,30 +165,21 @@ class Adam(Moved):
     v = beta2 v + (1 - beta2) update^2, w = w + lr m / (sqrt(v) + tau), v = tau^2 before the first round."""
 
     def __init__(self, lr: float, betas: tuple[float, float], tau: float) -> None:
+        super().__init__()
         self.lr, self.betas, self.tau = lr, betas, tau
-        self.first: Arrays = {}
-        self.second: Arrays = {}
 
     def step(self, key: str, update: Tensor) -> Tensor:
         """The step of Adam without a correction of its start, as in the paper."""
-        first = self.betas[0] * self.first[key].double() + (1.0 - self.betas[0]) * update
-        second = self.betas[1] * self.second[key].double() + (1.0 - self.betas[1]) * update.square()
-        self.first[key], self.second[key] = (m.to(self.first[key].dtype) for m in (first, second))
+        firsts, seconds = self.kept["first"], self.kept["second"]
+        first = self.betas[0] * firsts[key].double() + (1.0 - self.betas[0]) * update
+        second = self.betas[1] * seconds[key].double() + (1.0 - self.betas[1]) * update.square()
+        firsts[key], seconds[key] = (moment.to(firsts[key].dtype) for moment in (first, second))
         return self.lr * first / (second.sqrt() + self.tau)
 
-    def begin(self, reference: Mapping[str, Tensor]) -> dict[str, Arrays]:
+    def first(self, reference: Mapping[str, Tensor]) -> dict[str, Arrays]:
         """First moments 0, second moments tau^2."""
-        self.first = zeros(reference)
-        self.second = {key: torch.full_like(value, self.tau**2) for key, value in self.first.items()}
-        return self.state()
-
-    def state(self) -> dict[str, Arrays]:
-        """Both moments."""
-        return {"first": dict(self.first), "second": dict(self.second)}
-
-    def restore(self, state: dict[str, Arrays]) -> None:
-        """Both moments."""
-        self.first, self.second = state["first"], state["second"]
+        first = zeros(reference)
+        return {"first": first, "second": {key: torch.full_like(value, self.tau**2) for key, value in first.items()}}
 
 
 class Controlled(Average):
@@ -200,39 +188,30 @@ class Controlled(Average):
     variate cancels in its change, so the server needs nothing but the site's weights y."""
 
     def __init__(self, lr: float) -> None:
+        super().__init__()
         self.lr = lr
-        self.control: Arrays = {}
 
     def combine(self, done: Round) -> Arrays:
         """The moved parameters and the mean statistics; the control variate moves, too."""
-        combined = {}
+        combined, controls = {}, self.kept["control"]
         for key, before in done.reference.items():
             if is_statistic(key):
                 combined[key] = done.mean(key).to(before.dtype)
                 continue
             update = done.equal_mean(key) - before.double()
             combined[key] = (before.double() + self.lr * update).to(before.dtype)
-            control = self.control[key].double()
+            control = controls[key].double()
             moved = control + len(done.replies) / done.sites * (-update / done.rates() - control)
-            self.control[key] = moved.to(before.dtype)
+            controls[key] = moved.to(before.dtype)
         return combined
 
     def sent(self) -> Arrays:
         """The control variate."""
-        return {CONTROL + key: value for key, value in self.control.items()}
+        return {CONTROL + key: value for key, value in self.kept["control"].items()}
 
-    def begin(self, reference: Mapping[str, Tensor]) -> dict[str, Arrays]:
+    def first(self, reference: Mapping[str, Tensor]) -> dict[str, Arrays]:
         """A control variate of 0."""
-        self.control = zeros(reference)
-        return self.state()
-
-    def state(self) -> dict[str, Arrays]:
-        """The control variate."""
-        return {"control": dict(self.control)}
-
-    def restore(self, state: dict[str, Arrays]) -> None:
-        """The control variate."""
-        self.control = state["control"]
+        return {"control": zeros(reference)}
 
 
 class Median(Average):
@@ -253,6 +232,7 @@ class TrimmedMean(Average):
     single = True
 
     def __init__(self, share: float) -> None:
+        super().__init__()
         self.share, self.least = share, math.ceil(1.0 / share)  # of fewer sites nothing would be left out
 
     def combine(self, done: Round) -> Arrays:
@@ -269,7 +249,8 @@ class Krum(Average):
     single = True
 
     def __init__(self, bad: int, kept: int) -> None:
-        self.bad, self.kept, self.least = bad, kept, max(2 * bad + 3, kept)
+        super().__init__()
+        self.bad, self.best, self.least = bad, kept, max(2 * bad + 3, kept)
 
     def combine(self, done: Round) -> Arrays:
         """The mean of the replies that others agree with most."""
@@ -283,7 +264,7 @@ class Krum(Average):
         distances += distances.T.clone()
         # The first of each sorted row is the distance to itself, 0.
         scores = distances.sort(dim=1).values[:, 1 : count - self.bad - 1].sum(1)
-        best = scores.argsort(stable=True)[: self.kept].sort().values  # of equal scores the first by name
+        best = scores.argsort(stable=True)[: self.best].sort().values  # of equal scores the first by name
         return {key: done.stacked(key)[best].mean(0).to(value.dtype) for key, value in done.reference.items()}
 
 
