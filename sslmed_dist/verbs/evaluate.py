@@ -132,12 +132,11 @@ def all_rows(
     arms = {part: trained.encoder, "random": pretrained.untrained(settings), **floors}
     rows: list[Row] = []
     own_classes = settings.data == trained.settings.data or len(dataset.classes) == settings.method.get("classes")
-    if part != "encoder":  # a classifier was trained on the encoder itself, not on its slow copy
-        pass
-    elif own_classes:
+    own_encoder = part == "encoder"  # a classifier was trained on the encoder itself, not on its slow copy
+    if own_encoder and own_classes:
         classifier_predictions = own_predictions(trained, dataset, parts)
         rows += rows_of(classifier_predictions, arm=part, site=ALL_SITES, seed=settings.run.seed)
-    elif settings.method.get("classes") is not None:
+    elif own_encoder and settings.method.get("classes") is not None:
         note(f"{dataset.name} has other classes: the run's own classifier is not measured")
     predictions: dict[str, dict[str, Predictions]] = {}  # by arm, then by the protocol's title
     for arm, network in arms.items():
