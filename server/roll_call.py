@@ -2,7 +2,6 @@
 
 import logging
 import math
-import re
 import time
 from collections.abc import Iterable, Mapping
 
@@ -12,11 +11,11 @@ from flwr.serverapp import Grid
 from server.sealed import Sealed, SiteRefused
 from sslmed_dist import __version__
 from sslmed_dist.federation.messages import MARK, ORDER, SITE, Greeting, Hello, Unreadable, only
+from sslmed_dist.federation.site_file import NAME
 from sslmed_dist.printable import printable
 
 log = logging.getLogger("sslmed.server")
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 LIFE_S = 43200.0  # Flower's own time to live of a message
 FAILURES = {
     1: "its app could not be loaded",

@@ -11,24 +11,21 @@ from sslmed_dist.config import Config, fingerprint
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.federation import local_terms, strategies
 from sslmed_dist.federation.messages import SiteError
-from sslmed_dist.federation.shared import Arrays, shared_keys
+from sslmed_dist.federation.shared import Arrays, shared_tensors
 from sslmed_dist.federation.sites import federated_section
-from sslmed_dist.training import engine, job, pretrained
+from sslmed_dist.training import build, engine, job, pretrained
 
 
 def initial_arrays(settings: Config) -> Arrays:
     """The shared tensors before the first round, from the run's seed: server and sites draw the same."""
-    method = pretrained.first_method(settings)
-    state = method.state_dict()
-    return {key: state[key].clone() for key in shared_keys(method, federated_section(settings).share)}
+    return shared_tensors(pretrained.first_method(settings), federated_section(settings).share)
 
 
 def first_sent(settings: Config) -> Arrays:
     """What a site is sent in the first round: ``initial_arrays`` without what the strategy leaves at the sites, and
     with what it sends beside them."""
-    arrays, strategy = initial_arrays(settings), strategies.check(settings)
-    own = strategy.local.own(pretrained.first_method(settings))
-    shared = {key: value for key, value in arrays.items() if key not in own}
+    method, strategy = pretrained.first_method(settings), strategies.check(settings)
+    shared = shared_tensors(method, federated_section(settings).share, strategy.local.own(method))
     strategy.average.begin(shared)
     return shared | strategy.average.sent()
 
@@ -74,8 +71,7 @@ def local_update(
     kept = term.end(turn, math.fsum(work.state.optimisation.learning_rate(step) for step in steps))
     if fed.keep_state:
         save_site(work, round_number + 1, folder, kept)
-    state, own = work.method.state_dict(), term.own(work.method)
-    shared = {key: state[key].detach().cpu() for key in shared_keys(work.method, fed.share) if key not in own}
+    shared = shared_tensors(work.method, fed.share, term.own(work.method))
     # The mean of each scalar over the logged steps of the round.
     means = {name: math.fsum(row[name] for row in logged) / len(logged) for name in logged[-1]} if logged else {}
     means |= term.scalars()
@@ -85,16 +81,16 @@ def local_update(
 def own_tensors(settings: Config, folder: Path) -> Arrays:
     """The tensors that never left the site whose states are in or below ``folder`` (under FedBN its norms), as they
     were after its last round; none under a strategy that shares everything. ``ValueError`` where there is no state."""
-    if type(strategies.check(settings).local).own is local_terms.LocalTerm.own:
+    method = build.build_method(settings)  # its weights are replaced
+    own = strategies.check(settings).local.own(method)
+    if not own:
         return {}
     newest = max(folder.rglob("state_round_*.pt"), key=lambda path: path.name, default=None)
     if newest is None:
         raise ValueError(f"{folder}: no state of this site, which alone has its norms")
-    method = pretrained.first_method(settings)
     checkpoint.load_method(method, checkpoint.load(newest)["method"], newest)
-    state, share = method.state_dict(), federated_section(settings).share
-    own = strategies.check(settings).local.own(method)
-    return {key: state[key] for key in shared_keys(method, share) if key in own}
+    shared = shared_tensors(method, federated_section(settings).share)
+    return {key: value for key, value in shared.items() if key in own}
 
 
 def state_path(folder: Path, round_number: int) -> Path:
@@ -122,10 +118,9 @@ def save_site(work: job.Job, round_number: int, folder: Path, term: Arrays) -> N
 
 def restore_site(work: job.Job, site: str, round_number: int, folder: Path, turn: local_terms.Turn) -> int:
     """Load the newest of the site's own states that is not later than round ``round_number``, and into ``turn`` what
-    the strategy kept there; returns how many rounds
-    it is behind. That is 0 normally, and ``round_number`` where there is no state and the site starts afresh (it failed
-    in the first rounds, or its disk is new). ``SiteError`` for the state of another run, ``ValueError`` for a damaged
-    file."""
+    the strategy kept there; returns how many rounds it is behind. That is 0 normally, and ``round_number`` where there
+    is no state and the site starts afresh (it failed in the first rounds, or its disk is new). ``SiteError`` for the
+    state of another run, ``ValueError`` for a damaged file."""
     usable = [before_round for before_round in site_states(folder) if before_round <= round_number]
     if not usable:
         return round_number

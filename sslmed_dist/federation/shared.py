@@ -24,6 +24,12 @@ Arrays = dict[str, Tensor]  # shared tensors by their name in the method's state
 STATISTICS = (".running_mean", ".running_var")  # how the names of a norm's running statistics end; the rest is learned
 
 
+def shared_tensors(method: Method, share: str, stay: Collection[str] = ()) -> Arrays:
+    """Copies on the CPU of the tensors that ``shared_keys`` names, without those that never leave (``stay``)."""
+    state = method.state_dict()
+    return {key: state[key].detach().to("cpu", copy=True) for key in shared_keys(method, share) if key not in stay}
+
+
 def is_statistic(key: str) -> bool:
     """Whether the shared tensor ``key`` is a norm's running mean or variance, which no optimiser may move."""
     return key.endswith(STATISTICS)
