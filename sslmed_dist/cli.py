@@ -222,6 +222,17 @@ def doctor(arguments: argparse.Namespace) -> int:
     return found(*doctor.examine())
 
 
+def recipes(arguments: argparse.Namespace) -> int:
+    """``sslmed recipes``: the list, or a recipe as it is written."""
+    from sslmed_dist.verbs import recipes
+
+    if arguments.config is None:
+        show(*recipes.listing())
+    else:
+        print(recipes.text(arguments.config), end="")
+    return 0
+
+
 def site(arguments: argparse.Namespace) -> int:
     """``sslmed site``."""
     from sslmed_dist.cli_site import SITE
@@ -242,6 +253,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "data": data,
     "demo": demo,
     "doctor": doctor,
+    "recipes": recipes,
     "site": site,
 }
 

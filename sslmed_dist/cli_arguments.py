@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
+from sslmed_dist import installation
 from sslmed_dist.endings import USER_ERROR
 from sslmed_dist.printable import printable
 
@@ -63,6 +64,14 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def recipe(text: str) -> Path:
+    """The file of a recipe, which may be given by its name."""
+    try:
+        return installation.recipe(str(path(text)))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def forcing(verb: argparse.ArgumentParser, what: str) -> None:
     """``--force``. What this program did not write is never written over, with or without it."""
     verb.add_argument("--force", action="store_true", help=f"write over {what}")
@@ -70,7 +79,7 @@ def forcing(verb: argparse.ArgumentParser, what: str) -> None:
 
 def configuration(verb: argparse.ArgumentParser) -> None:
     """The arguments of every verb that reads a configuration."""
-    verb.add_argument("config", type=path, metavar="CONFIG", help="recipe (.yaml)")
+    verb.add_argument("config", type=recipe, metavar="CONFIG", help="recipe: a .yaml, or a name of `sslmed recipes`")
     overriding(verb, "keys of the recipe, such as plan.epochs=3")
 
 

@@ -15,6 +15,7 @@ from sslmed_dist.cli_arguments import (
     overriding,
     path,
     place,
+    recipe,
     resuming,
 )
 
@@ -50,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     demo = verbs.add_parser("demo", help="the whole story on phantom data: Ray, Flower, report")
     demo.add_argument("--out", type=path, default=Path("runs"), help="where runs and phantom data go")
     demo.add_argument("--quick", action="store_true", help="fewer steps, no Ray cluster and no Flower runtime")
+    listed = verbs.add_parser("recipes", help="the recipes that come with the program, or the text of one")
+    listed.add_argument("config", type=recipe, nargs="?", metavar="NAME", help="print this one: ... NAME > my.yaml")
     verbs.add_parser("doctor", help="what this machine has, what is missing, what will not work")
     hospital_site(verbs)
     return top
@@ -155,7 +158,7 @@ def segmenting(verbs: Verbs) -> None:
 def diagnosing(verbs: Verbs) -> None:
     """``diagnose``."""
     diagnose = verbs.add_parser("diagnose", help="train and measure a diagnosis, or examine one (research use only)")
-    diagnose.add_argument("config", type=path, nargs="?", metavar="CONFIG", help="not with --predict")
+    diagnose.add_argument("config", type=recipe, nargs="?", metavar="CONFIG", help="not with --predict")
     overriding(diagnose, "of the recipe; not with --predict")
     diagnose.add_argument("--check", action="store_true", help="validate everything, try two steps of each part, stop")
     resuming(diagnose)
@@ -218,7 +221,7 @@ def hospital_site(verbs: Verbs) -> None:
     init.add_argument("--name", required=True, help="of the site: letters, digits, '_', '.', '-'")
     init.add_argument("--data", type=path, required=True, metavar="PATH", help="where the site's images are")
     check = action("check", "prove what can be proved: file, key, ledger, the separation of the two sides")
-    check.add_argument("--against", type=path, metavar="CONFIG", help="instead: what the rules say to a recipe")
+    check.add_argument("--against", type=recipe, metavar="CONFIG", help="instead: what the rules say to a recipe")
     overriding(check, "keys of that recipe")
     accept = action("accept", "show the runs that wait, or accept one")
     accept.add_argument("digest", nargs="?", metavar="DIGEST", help="of the run; without it those that wait are shown")

@@ -8,12 +8,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from sslmed_dist.installation import TABLES
+from sslmed_dist.verbs.recipes import header, sentences, subject
 from sslmed_dist.verbs.reproduce import read_table
 from sslmed_dist.verbs.reproduce.table import Table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PAGE = CONFIGS / "README.md"
-TABLES = ("thesis", "tables")
 HEAD = """# Recipes and tables
 
 One file one run, or one file one published table. The header of a recipe has its command, hardware and result; a
@@ -36,26 +37,6 @@ def best(table: Table) -> str:
         return "none"
     row = max(figures, key=lambda name: figures[name])
     return f"{row} {figures[row]:g} ({column}, {metric}; best of {len(figures)})"
-
-
-def header(path: Path) -> str:
-    """The comment at a recipe's top as one text, commands left out."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        if not line.startswith("#  "):
-            lines.append(line.removeprefix("#").strip())
-    return " ".join(lines)
-
-
-def sentences(text: str) -> list[str]:
-    """The sentences of a header: a full stop and a capital end one, an abbreviation's or a number's does not."""
-    return [
-        part.strip()
-        for part in re.split(r"(?<=[.):])\s+(?=[A-Z])(?<!al\. )(?<!Sec\. )(?<!Eq\. )", text)
-        if part.strip()
-    ]
 
 
 def said(text: str, begin: str) -> str:
@@ -86,11 +67,10 @@ def recipe_lines() -> Iterator[str]:
         if relative.parts[0] in TABLES:
             continue
         text = header(path)
-        subject = re.split(r": as ", sentences(text)[0].rstrip(":."))[0]
         ours = said(text, r"Measured:?") or (sentences(said(text, "Ours:")) or ["not run"])[0].rstrip(".")
         if relative.parts[0] == "smoke":
             ours = "phantoms: no figure"
-        yield f"| `{relative}` | {subject} | {said(text, r'Published[:,]?') or 'none'} | {ours} |"
+        yield f"| `{relative}` | {subject(path)} | {said(text, r'Published[:,]?') or 'none'} | {ours} |"
 
 
 def page() -> str:

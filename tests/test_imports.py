@@ -30,7 +30,7 @@ FLOORS: tuple[set[str], ...] = (
             "json_files",
         ),
         *("curve_events", "strips", "zip_files", "home_folder", "links", "cli_arguments"),
-        *("state_dicts", "weights", "outputs"),
+        *("state_dicts", "weights", "outputs", "installation"),
     },
     {"data", "views", "losses", "models"},
     {"methods"},
@@ -72,6 +72,7 @@ NO_TORCH = (
     "printable",
     "json_files",
     "home_folder",
+    "installation",
     "__init__",
 )
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

@@ -199,10 +199,7 @@ def healthy(port: int) -> bool:
 
 def submit(workplace: Workplace, port: int, arguments: list[str]) -> Popen[bytes]:
     """``flwr run``: sends the app (from a copy without other files) to the SuperLink and lasts as long as the run."""
-    app = workplace.folder / "app"
-    for part in ("server", "clients"):
-        shutil.copytree(workplace.app / part, app / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(workplace.app / "pyproject.toml", app)
+    app = copy_app(workplace.app, workplace.folder / "app")
     home = workplace.home("flwr")
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "own"\n\n[superlink.own]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
@@ -212,6 +209,15 @@ def submit(workplace: Workplace, port: int, arguments: list[str]) -> Popen[bytes
     run_config.write_text("".join(f'{key} = "{value}"\n' for key, value in values.items()))
     command = [program("flwr"), "run", str(app), "own", "--stream", "-c", str(run_config), *arguments]
     return workplace.start("flwr", command)
+
+
+def copy_app(app: Path, copy: Path) -> Path:
+    """Copy the app's own files and no others into the new folder ``copy``; returns it. What is packed from it has the
+    same bytes whether ``app`` is a checkout or a wheel's."""
+    for part in ("server", "clients"):
+        shutil.copytree(app / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(app / "pyproject.toml", copy)
+    return copy
 
 
 RUNTIMES: Mapping[str, Callable[[Workplace], subprocess.Popen[bytes]]] = {

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
 
-import sslmed_dist
+from sslmed_dist import installation
 from sslmed_dist.config import Config
 from sslmed_dist.drivers import flower_programs
 from sslmed_dist.drivers.private_folder import clear_remains, private_folder
@@ -86,20 +86,16 @@ def resolved(settings: Config) -> Config:
 
 
 def app_folder() -> Path:
-    """The folder of the Flower app: ``SSLMED_APP``, or the repository that ``sslmed_dist`` was installed from.
-    ``ValueError`` when there is none, or when Flower is not installed."""
+    """The folder of the Flower app: ``SSLMED_APP``, or the one that came with the program. ``ValueError`` when there is
+    none, or when Flower is not installed."""
     if importlib.util.find_spec("flwr") is None:
         raise ValueError("federated: Flower is not installed: pip install 'sslmed-dist[flower]'")
     app_path = os.environ.get("SSLMED_APP")
-    # The folder above the package in a checkout, and the one above that.
-    candidates = [Path(app_path)] if app_path else list(Path(sslmed_dist.__file__).resolve().parents)[1:3]
-    for candidate in candidates:
-        if all((candidate / part).is_file() for part in ("server/app.py", "clients/app.py", "pyproject.toml")):
-            return candidate.resolve()
-    where = f"SSLMED_APP={app_path}" if app_path else str(candidates[0])
-    raise ValueError(
-        f"{where}: no Flower app (server/app.py, clients/app.py); set SSLMED_APP to the repository's folder"
-    )
+    folder = Path(app_path) if app_path else installation.root()
+    if all((folder / part).is_file() for part in ("server/app.py", "clients/app.py", "pyproject.toml")):
+        return folder.resolve()
+    where = f"SSLMED_APP={app_path}" if app_path else str(folder)
+    raise ValueError(f"{where}: no Flower app (server/app.py, clients/app.py); set SSLMED_APP to the folder of one")
 
 
 @dataclass

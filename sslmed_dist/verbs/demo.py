@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from sslmed_dist import config
+from sslmed_dist import config, installation
 from sslmed_dist.data.phantom import PHANTOMS
 from sslmed_dist.drivers import local, ray_train
 from sslmed_dist.report import write_report
@@ -23,14 +23,6 @@ def say(text: str) -> None:
     print(f"\n== {text}", file=sys.stderr, flush=True)
 
 
-def recipes() -> Path:
-    """The folder of the two recipes; ``ValueError`` where the repository's ``configs`` are not beside the package."""
-    folder = Path(__file__).resolve().parents[2] / "configs" / "smoke"
-    if not folder.is_dir():
-        raise ValueError(f"demo: {folder} is missing; run the demo from a checkout of the repository")
-    return folder
-
-
 def run(out: Path, quick: bool = False) -> Path:
     """Run all stages under ``out`` and return the path of the page. A stage that was interrupted goes on where it
     stopped.
@@ -38,7 +30,7 @@ def run(out: Path, quick: bool = False) -> Path:
     ``quick``: a tenth of the steps, one process instead of Ray workers, and the federation in one process.
     """
     started = time.monotonic()
-    folder, out = recipes(), out.resolve()
+    folder, out = installation.root() / "configs" / "smoke", out.resolve()
     data = out / "phantom" / ("quick" if quick else "shapes")
     say("1/4 phantom images: textured shapes from three simulated scanners")
     sizes = {"train": 480, "val": 60, "test": 180} if quick else {}

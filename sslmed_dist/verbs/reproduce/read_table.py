@@ -5,8 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import sslmed_dist
-from sslmed_dist import config, plain_yaml, registry
+from sslmed_dist import config, installation, plain_yaml, registry
 from sslmed_dist.verbs.reproduce.table import Column, Folds, Metric, Table, Tree
 
 # Names of rows and columns are folder names and words of a command line (where "=" makes an override).
@@ -15,21 +14,28 @@ FOLDER = Path("configs") / "thesis"
 
 
 def find(text: str) -> Path:
-    """The file of ``table-5.2`` (in configs/thesis here or beside the package), or the path ``text`` itself.
-    ``ValueError`` lists the tables there are, or says how to give a path."""
+    """The file of ``table-5.2`` (in configs/thesis here or among those that come with the program), or the path
+    ``text`` itself. ``ValueError`` lists the tables there are."""
     path = Path(text)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ValueError(f"{text}: no such table file")
         return path
-    folders = [folder for folder in (FOLDER, Path(sslmed_dist.__file__).parents[1] / FOLDER) if folder.is_dir()]
+    folders = [folder for folder in (FOLDER, installation.root() / FOLDER) if folder.is_dir()]
     for folder in folders:
         if (folder / f"{text}.yaml").is_file():
             return folder / f"{text}.yaml"
-    if not folders:
-        raise ValueError(f"table {text!r}: there is no folder {FOLDER} here; run from a checkout or give a .yaml path")
-    known = sorted((file.stem for file in folders[0].glob("*.yaml")), key=natural)
-    raise ValueError(f"table {text!r}: not in {folders[0]}; allowed: a .yaml path, {', '.join(known)}")
+    raise ValueError(f"table {text!r}: not in {folders[0]}; allowed: a .yaml path, {', '.join(known(folders[0]))}")
+
+
+def shipped() -> list[str]:
+    """The names of the tables that come with the program."""
+    return known(installation.root() / FOLDER)
+
+
+def known(folder: Path) -> list[str]:
+    """The names of the tables in a folder."""
+    return sorted((file.stem for file in folder.glob("*.yaml")), key=natural)
 
 
 def natural(text: str) -> list[tuple[int, str]]:
