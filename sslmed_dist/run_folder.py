@@ -65,12 +65,17 @@ class RunFolder:
         """``ValueError`` where the folder as it is cannot take this run; ``open`` says when."""
         refuse_links(self.path)
         existing = self.path / "config.yaml"
-        if resume == "never" and self.checkpoints.steps():
-            raise ValueError(f"{self.path}: holds a run already; choose another run.name, or --resume auto")
+        if resume == "never":
+            self.require_unbegun()
         if existing.exists():
             before = config.load(existing)
             if config.fingerprint(before) != config.fingerprint(self.config) and not self.only_begun():
                 raise self.told_apart(before)
+
+    def require_unbegun(self) -> None:
+        """``ValueError`` where the folder holds a checkpoint."""
+        if self.checkpoints.steps():
+            raise ValueError(f"{self.path}: holds a run already; choose another run.name, or --resume auto")
 
     def locked(self, wait_s: float) -> bool:
         """Take the lock, waiting ``wait_s`` seconds at most for the process that holds it to end; whether it worked."""

@@ -216,16 +216,23 @@ class Diagnosis:
     ``parts``: for each part, by its name, what differs from the run: ``{sagittal: {data: {plane: sagittal}}}``. A part
     may be a plane, a series, a single label. Without any there is one part, the run itself.
     ``sampling``, ``draws``, ``slices``: which slices are looked at (``downstream.diagnosis.sampling``).
-    ``published``: the thesis's intervals, 100 re-samplings of 1,000, beside the honest ones."""
+    ``published``: the thesis's intervals, 100 re-samplings of 1,000, beside the honest ones.
+    ``folds``: the training exams are also dealt to ``fold_count`` folds, ``random`` ones and folds of scanners, each of
+    which is answered by models that are trained on the others: so many trainings more of every part and kind."""
 
     parts: Mapping[str, Leaf] = field(default_factory=dict)
     sampling: Literal["normal", "fifths", "uniform"] = "normal"
     draws: int = 8
     slices: int = 16
     published: bool = False
+    folds: tuple[Literal["random", "scanner"], ...] = ()
+    fold_count: int = 5
 
     def __post_init__(self) -> None:
         require_least("diagnose", self, 1, "draws", "slices")
+        require_least("diagnose", self, 2, "fold_count")
+        if len(set(self.folds)) < len(self.folds):
+            raise ValueError(f"diagnose.folds: expected each kind once, got {list(self.folds)}")
         for name, part in self.parts.items():
             require_component("diagnose.parts", name)
             where = f"diagnose.parts.{name}"

@@ -1,4 +1,4 @@
-"""Ray Train as a driver: the same ``training.job.train`` in every worker. The only file that imports ray.
+"""Ray Train as a driver: the same ``training.job.train`` in every worker. Only this file and ``ray_tasks`` import ray.
 
 Ray starts workers, puts them in a process group and starts them again after a failure. How far the run has come is
 read from our own run folder, not from Ray: ``ray.train.report`` may return before a checkpoint is registered, and local

@@ -90,4 +90,6 @@ class Examiner:
                 raise ValueError(f"{dataset.name}: the diagnosis of exam {int(dataset.ids[position])} is not finite")
             means.append(mean)
             spreads.append(spread)
-        return ExamScores(torch.stack(means), torch.stack(spreads), dataset.ids[positions], self.method.labels)
+        none = torch.zeros(0, len(self.method.labels), dtype=torch.float64)
+        mean, spread = (torch.stack(rows) if rows else none for rows in (means, spreads))
+        return ExamScores(mean, spread, dataset.ids[positions], self.method.labels)

@@ -37,9 +37,10 @@ def html(
     arms: Mapping[str, Predictions],
     combination: Combination,
     parts: Sequence[str],
+    folds: str = "",
 ) -> str:
-    """The page of a run."""
-    body = [f"<p class='hint'>{as_html(INTERVALS)}</p>", verdict(rows)]
+    """The page of a run; ``folds`` is what it says of other scanners."""
+    body = [f"<p class='hint'>{as_html(INTERVALS)}</p>", verdict(rows), folds]
     for column, label in enumerate(combination.classes):
         body.append(f"<h2>{as_html(label)}</h2>")
         body.append(table_html(label_table(rows, label, f"{label}, test exams", difference=False)))

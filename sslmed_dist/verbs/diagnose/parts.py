@@ -25,7 +25,8 @@ PARTS = "parts"  # the folder of their runs in the run folder
 @dataclass(frozen=True)
 class Part:
     """One model: its settings, its run folder, and positions (int64) of exams in its data. ``rest`` are trained on,
-    ``val`` are held out of the training split, to weigh and calibrate by."""
+    ``val`` are held out of the training split, to weigh and calibrate by; ``asked`` are those of ``test`` that are
+    examined."""
 
     name: str
     settings: Config
@@ -34,6 +35,7 @@ class Part:
     test: Dataset
     rest: Tensor
     val: Tensor
+    asked: Tensor
 
     def learnt(self) -> Subset:
         """The exams that are trained on."""
@@ -78,7 +80,8 @@ def read_parts(settings: Config) -> list[Part]:
             fraction = settings.evaluate.val_fraction
             raise ValueError(f"evaluate.val_fraction: {fraction} leaves {name} no exam to train on")
         folder = settings.folder / PARTS / name
-        parts.append(Part(name, part_settings, folder, trains[name], tests[name], rest, val))
+        asked = torch.arange(len(tests[name]))
+        parts.append(Part(name, part_settings, folder, trains[name], tests[name], rest, val, asked))
     return parts
 
 

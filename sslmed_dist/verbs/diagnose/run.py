@@ -2,14 +2,14 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sslmed_dist import outputs
-from sslmed_dist.atomic_files import refuse_links, sha256, write_atomically
+from sslmed_dist.atomic_files import refuse_links, write_atomically
 from sslmed_dist.config import Config
 from sslmed_dist.data.exams.exam_dataset import exams_of
 from sslmed_dist.downstream import write_rows
@@ -17,22 +17,28 @@ from sslmed_dist.downstream.diagnosis.inference import ExamScores
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.printable import note
 from sslmed_dist.run_folder import RunFolder, write_json
-from sslmed_dist.training import build
 from sslmed_dist.training.check import check_lines
 from sslmed_dist.verbs.diagnose import page, scoring
+from sslmed_dist.verbs.diagnose.folds import Fold, folds_of, rows_of_folds, unknown_scanners
+from sslmed_dist.verbs.diagnose.folds_page import fold_section
 from sslmed_dist.verbs.diagnose.likeness import likeness
-from sslmed_dist.verbs.diagnose.parts import Part, examiner, load_method, read_parts, section, train
+from sslmed_dist.verbs.diagnose.parts import Part, read_parts, section
 from sslmed_dist.verbs.diagnose.scoring import Combination, Exams
+from sslmed_dist.verbs.diagnose.work import Examined, finish_parts
 
 RESULTS, MODEL, PREDICTIONS, PAGE = "evaluate/diagnosis.json", "diagnosis.json", "predictions.csv", "diagnosis.html"
 
 
 def check(settings: Config) -> list[str]:
     """Validate everything and try two steps of each part; nothing is written. Returns lines that say what it is."""
-    lines = []
-    for part in read_parts(settings):
+    lines, parts = [], read_parts(settings)
+    for part in parts:
         counts = f"{len(part.rest)} train, {len(part.val)} held out, {len(part.test)} test exams"
         lines += [f"part      {part.name}: {counts}", *check_lines(part.settings, part.learnt())]
+    more = [part for fold in folds_of(settings, parts) for part in fold.parts]
+    if more:
+        kinds = " and ".join(section(settings).folds)
+        lines.append(f"folds     {kinds}: {len(more)} more trainings, each of one of the parts above with fewer exams")
     return lines
 
 
@@ -46,39 +52,44 @@ def run(settings: Config, resume: str = "auto") -> Path:
     parts = read_parts(settings)
     for line in dict.fromkeys(line for part in parts for line in (*part.train.notices, *part.test.notices)):
         note(f"data: {line}")
-    for part in parts:
-        train(part, resume)
+    folds = folds_of(settings, parts)
+    everything = [*parts, *(part for fold in folds for part in fold.parts)]
+    examined = dict(zip((part.name for part in everything), finish_parts(settings, everything, resume), strict=True))
     run_folder = RunFolder(folder, settings)
     run_folder.open("auto")
     try:
         run_folder.describe()
-        return measure(settings, parts)
+        return measure(settings, parts, folds, examined)
     finally:
         run_folder.close()
 
 
-def measure(settings: Config, parts: Sequence[Part]) -> Path:
-    """Examine held-out and test exams by every part, combine, score, and write."""
+def measure(settings: Config, parts: Sequence[Part], folds: Sequence[Fold], examined: Mapping[str, Examined]) -> Path:
+    """Combine what every part says of held-out and test exams, score, and write. ``examined`` are by the names of the
+    parts and of those of the folds."""
     folder, diagnosis, seed = settings.folder, section(settings), settings.run.seed
-    held, tested, files = [], [], {}
-    device = build.choose_device(settings)
-    for part in parts:
-        method, resolved, path = load_method(part.folder)
-        look = examiner(method, resolved, part.train, diagnosis, device)
-        held.append(look.examine(part.train, part.val))
-        tested.append(look.examine(part.test, torch.arange(len(part.test))))
-        files[part.name] = {"file": path.name, "sha256": sha256(path)}
-        note(f"{part.name}: {len(part.val)} held-out and {len(part.test)} test exams examined")
+    own = [examined[part.name] for part in parts]
+    held, tested = [one.held for one in own], [one.tested for one in own]
+    files = {part.name: {"file": one.file, "sha256": one.digest} for part, one in zip(parts, own, strict=True)}
     classes = scoring.label_names(tested)
     combination = scoring.combine(joined(parts, held, test=False), classes)
     test = joined(parts, tested, test=True)
     arms = scoring.arms_of(parts, test, combination, seed)
     rows = scoring.rows_of_arms(arms, published=diagnosis.published, seed=seed)
+    if folds:
+        rows += rows_of_folds(diagnosis.folds, folds, parts, {name: one.held for name, one in examined.items()}, seed)
     facts = {"combination": described(parts, combination), "notices": list(parts[0].test.notices)}
     write_rows(folder / RESULTS, rows, encoder=files, **facts)
     write_json(folder / MODEL, {outputs.MARK: "sslmed diagnose", **described(parts, combination), **known_range(parts)})
     write_atomically(folder / PREDICTIONS, table(parts, test, combination, arms).encode())
-    content = page.html(settings, rows, arms, combination, [part.name for part in parts])
+    content = page.html(
+        settings,
+        rows,
+        arms,
+        combination,
+        [part.name for part in parts],
+        fold_section(diagnosis.folds, rows, unknown_scanners(parts)),
+    )
     write_atomically(folder / PAGE, content.encode())
     return folder / PAGE
 
