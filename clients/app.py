@@ -36,6 +36,12 @@ def train(message: Message, context: Context) -> Message:
     return answer(message, context, "update")
 
 
+@app.evaluate()  # type: ignore[untyped-decorator]
+def evaluate(message: Message, context: Context) -> Message:
+    """What the encoders are worth here."""
+    return answer(message, context, "evaluate")
+
+
 def answer(message: Message, context: Context, work: str) -> Message:
     """The data side's answer, or that of ``clients.research`` for a node of the launcher's own."""
     place = context.node_config.get("socket")

@@ -27,6 +27,8 @@ from sslmed_dist import __version__
 from sslmed_dist.atomic_files import appending
 from sslmed_dist.config import Config, fingerprint, replace
 from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.federation import site_figures
+from sslmed_dist.federation.figures import Told
 from sslmed_dist.federation.local_round import local_update
 from sslmed_dist.federation.messages import (
     ARRAYS,
@@ -42,18 +44,39 @@ from sslmed_dist.federation.messages import (
     SiteError,
 )
 from sslmed_dist.federation.shared import model_digest
-from sslmed_dist.federation.sites import Dealt, dealt_sites, federated_section, own_site
+from sslmed_dist.federation.sites import (
+    Dealt,
+    Site,
+    dealt_sites,
+    expected_sites,
+    federated_section,
+    has_own_data,
+    own_site,
+    settings_for,
+    site_names,
+)
 
 FAILED = 2  # Flower's code for an app that raised
 
 
 @dataclass(frozen=True)
 class LocalSite:
-    """One site as this process knows it: its name, what it pretrains on, and the folder of its own state."""
+    """One site as this process knows it: its data and its parts, the folder of its own state, and the settings with
+    the place of its data."""
 
-    name: str
-    dataset: Dataset
+    own: Site
     folder: Path
+    settings: Config
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.own.name
+
+    @property
+    def dataset(self) -> Dataset:
+        """What it pretrains on."""
+        return self.own.pretrain
 
 
 # A simulation's process serves many rounds of several sites: the data is read and dealt once.
@@ -94,6 +117,22 @@ def update(message: Message, context: Context) -> RecordDict:
     )
 
 
+def evaluate(message: Message, context: Context) -> RecordDict:
+    """The reply to "evaluate": the figures of the arms on this site's held-out part, by the code of a hospital's data
+    side."""
+    run_settings, node = RunSettings.from_record(context.run_config), node_of(context)
+    if run_settings.version != __version__:
+        raise SiteError(f"this site runs sslmed_dist {__version__}, the server {run_settings.version}")
+    rounds_done = Order.from_record(message.content[ORDER]).number
+    arrays = message.content[ARRAYS].to_torch_state_dict()
+    site = site_of(run_settings.settings, node)
+    seconds = federated_section(site.settings).timeout_s * site_figures.rounds_of_work(site.settings)
+    with Deadline(node, seconds):
+        found, scalars = site_figures.evaluate(site.settings, site.own, arrays, site.folder)
+    told = Told(site.name, rounds_done, model_digest(arrays), found, scalars)
+    return RecordDict({SITE: ConfigRecord(told.to_record())})
+
+
 def node_of(context: Context) -> Node:
     """What this node was told when it was started."""
     return Node.read(context.node_config, os.environ)
@@ -130,7 +169,12 @@ def site_of(settings: Config, node: Node) -> LocalSite:
     if node.state_dir is None:
         raise SiteError("this node's configuration has no state-dir, the folder of the site's own state")
     settings = replace(settings, data=node.data(settings.data))
-    if node.partition is not None:
+    if node.partition is not None and has_own_data(settings):
+        fed = federated_section(settings)
+        name = site_names(fed, expected_sites(fed))[node.partition]
+        settings = settings_for(settings, name)
+        site = own_site(settings, name)
+    elif node.partition is not None:
         site = dealt(settings).site(node.partition)
     elif node.site is None:
         raise SiteError("this node's configuration has no site, the name of the site")
@@ -141,7 +185,7 @@ def site_of(settings: Config, node: Node) -> LocalSite:
     site_folder = Path(node.state_dir) / site.name
     # A hospital's disk may serve several runs; a simulated site's folder belongs to one run already.
     folder = site_folder / fingerprint(settings)[:16] if node.deployed else site_folder
-    return LocalSite(site.name, site.pretrain, folder)
+    return LocalSite(site, folder, settings)
 
 
 def dealt(settings: Config) -> Dealt:

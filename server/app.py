@@ -13,6 +13,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from server import at_sites
 from server.guarded import Guarded
 from server.roll_call import Sites
 from server.sealed import Sealed
@@ -41,8 +42,8 @@ def main(grid: Grid, context: Context) -> None:
     stay_with(os.environ.get(LAUNCHER))
     handler = open_log(folder / "federation.log")
     try:
-        rounds = serve(grid, run_settings, folder)
-        write_json(folder / ENDING, Ending("finished", rounds).to_tree())
+        rounds, told = serve(grid, run_settings, folder)
+        write_json(folder / ENDING, Ending("finished", rounds, figures=told).to_tree())
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         log.error("stopped: %s", reason)
@@ -78,9 +79,10 @@ def open_log(path: Path) -> logging.Handler:
     return handler
 
 
-def serve(grid: Grid, run_settings: RunSettings, folder: Path) -> int:
-    """Run all rounds that are still to be done; returns the number of rounds in all. ``ValueError`` for settings that
-    do not fit, ``RuntimeError`` when too few sites are usable."""
+def serve(grid: Grid, run_settings: RunSettings, folder: Path) -> tuple[int, int]:
+    """Run all rounds that are still to be done, then ask for figures where the run wants them; returns the number of
+    rounds in all and of sites that gave figures. ``ValueError`` for settings that do not fit, ``RuntimeError`` when too
+    few sites are usable."""
     if run_settings.version != __version__:
         raise ValueError(f"the server runs sslmed_dist {__version__}, the launcher {run_settings.version}")
     settings = run_settings.settings
@@ -104,7 +106,9 @@ def serve(grid: Grid, run_settings: RunSettings, folder: Path) -> int:
     )
     strategy = Guarded(settings=settings, sites=sites, folder=folder, metrics=metrics, begun=last)
     try:
-        strategy.start(grid, ArrayRecord(), fed.rounds - last.number, fed.timeout_s)
+        if last.number < fed.rounds:
+            strategy.start(grid, ArrayRecord(), fed.rounds - last.number, fed.timeout_s)
+        told = at_sites.measure(grid, strategy, settings, folder) if fed.evaluate else 0
     finally:
         metrics.close()
-    return fed.rounds
+    return fed.rounds, told

@@ -15,8 +15,8 @@ from torch import Tensor
 from server.reading import read
 from server.roll_call import LIFE_S, Sites, by_node, failure
 from sslmed_dist.config import Config
-from sslmed_dist.federation import averages, replies, round_files, shared, strategies, updates
-from sslmed_dist.federation.messages import ARRAYS, ORDER, Greeting, Order
+from sslmed_dist.federation import averages, health, replies, round_files, shared, strategies, updates
+from sslmed_dist.federation.messages import ARRAYS, HEALTH, ORDER, Greeting, Order
 from sslmed_dist.federation.replies import Asked, Reply
 from sslmed_dist.federation.shared import Arrays
 from sslmed_dist.federation.sites import federated_section
@@ -56,6 +56,7 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
             per_epoch=settings.plan.steps_per_epoch,
         )
         self.plausibility = updates.Plausibility(fed.screen)
+        self.best = health.BestRound()
         self.restore(begun)
         self.asked: dict[int, Message] = {}  # the messages of this round, by node
         self.greetings: dict[int, Greeting] = {}  # the sites of this round, by node
@@ -65,7 +66,7 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
         """Take over what the server kept with the round that this start goes on from."""
         server, number = begun.server, begun.number
         try:
-            if server.keys() - {"strategy", "sizes", "seen"}:
+            if server.keys() - {"strategy", "sizes", "seen", "health"}:
                 raise ValueError("unknown parts")
             if number and not server:
                 if self.average.begin(self.current):
@@ -73,6 +74,7 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
                 log.warning("round %d was written by an older version: the screen knows no earlier updates", number)
             self.average.load(server.get("strategy", {}), self.current)
             self.plausibility.load(server.get("sizes", {}), self.current)
+            self.best.load(server.get("health", {}))
             self.sites.seen |= {str(name) for name in server.get("seen", ())}
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"checkpoints/round_{number:05d}.pt: server: damaged or foreign: {error}") from None
@@ -80,7 +82,7 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
     def state(self) -> dict[str, object]:
         """What ``restore`` takes over."""
         kept = {"strategy": self.average.state(), "sizes": self.plausibility.state()}
-        return kept | {"seen": sorted(self.sites.seen)}
+        return kept | {"seen": sorted(self.sites.seen), "health": self.best.state()}
 
     def summary(self) -> None:
         """One line at the start."""
@@ -128,7 +130,10 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
         if reason is not None:
             raise RuntimeError(f"round {rounds_done}: the average is refused: {reason}; {kept}")
         self.current = average
-        round_files.save_round(self.folder, rounds_done, self.resting | average, self.settings, self.state())
+        # What the sites began the round with is the average of the round before.
+        self.tell_health(rounds_done - 1, scalars, {reply.site: reply.samples for reply in good})
+        content, keep = self.resting | average, self.best.number
+        round_files.save_round(self.folder, rounds_done, content, self.settings, self.state(), keep=keep)
         self.record(rounds_done, good, scalars, shares)
         return None, None
 
@@ -187,6 +192,15 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
         implausible = self.plausibility.judge(good, self.current)
         scalars = {name: values for name, values in scalars.items() if name not in implausible}
         return [reply for reply in good if reply.site not in implausible], scalars, bad | implausible
+
+    def tell_health(self, rounds_done: int, scalars: dict[str, Scalars], samples: Mapping[str, int]) -> None:
+        """Take down what sites said of the average after ``rounds_done`` rounds; it leaves ``scalars``."""
+        self.best.add(rounds_done, scalars, samples)
+        keys = {"step": rounds_done * self.steps, "round": rounds_done, "split": "health"}
+        for name, values in scalars.items():
+            found = {key: values.pop(key) for key in HEALTH if key in values}
+            if found:
+                self.metrics.write(found, site=name, **keys)
 
     def record(
         self, rounds_done: int, good: Sequence[Reply], scalars: dict[str, Scalars], shares: Mapping[str, float]

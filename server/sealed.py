@@ -15,6 +15,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from sslmed_dist import __version__
 from sslmed_dist.federation import payload
+from sslmed_dist.federation.figures import Told
+from sslmed_dist.federation.figures import read as read_figures
 from sslmed_dist.federation.messages import ARRAYS, METRICS, SITE, Account, Greeting
 from sslmed_dist.federation.replies import Asked
 from sslmed_dist.federation.shared import Arrays
@@ -53,7 +55,11 @@ class Sealed:
 
     def order(self, number: int, arrays: Arrays) -> RecordDict:
         """The message "train" of round ``number`` with the shared tensors."""
-        return RecordDict({PAYLOAD: record(payload.pack("train", {**self.common, "round": number}, arrays))})
+        return self.request("train", number, arrays)
+
+    def request(self, kind: str, number: int, arrays: Arrays) -> RecordDict:
+        """A message of this kind, of round ``number``, with the shared tensors."""
+        return RecordDict({PAYLOAD: record(payload.pack(kind, {**self.common, "round": number}, arrays))})
 
     def greeting(self, reply: Message, node: int) -> RecordDict:
         """The answer to "hello" as ``roll_call`` reads it, whichever kind of site it comes from. ``SiteRefused``."""
@@ -85,6 +91,19 @@ class Sealed:
         tensors = ArrayRecord(torch_state_dict=dict(message.tensors))
         metrics, site = MetricRecord(account.to_metrics()), ConfigRecord(account.to_site())
         return RecordDict({ARRAYS: tensors, METRICS: metrics, SITE: site})
+
+    def figures(self, reply: Message, site: str) -> RecordDict:
+        """The answer to "evaluate" as ``at_sites`` reads it, whichever kind of site it comes from. ``SiteRefused``."""
+        if PAYLOAD not in reply.content:
+            if site in self.known:
+                raise SiteRefused("its answer is not signed, as those before were")
+            return reply.content
+        message = self.believed(reply, site)
+        if message.kind != "figures":
+            raise SiteRefused("it answers another question than it was asked")
+        found, scalars = read_figures(message.fields["figures"]), message.fields["scalars"]
+        told = Told(site, message.fields["round"], message.fields["model"], found, scalars)
+        return RecordDict({SITE: ConfigRecord(told.to_record())})
 
     def believed(self, reply: Message, name: str | None) -> payload.Message:
         """The message of a reply that is signed, new and of this run; what it says of the site is kept. ``name``: the

@@ -71,7 +71,7 @@ FREEDOM: Mapping[str, Freedom] = {
     **dict.fromkeys(("plan.log_every", "plan.checkpoint_every", "plan.keep_last", "plan.keep_every"), SAME),
     **dict.fromkeys(("plan.loader_threads", "plan.resident"), SAME),
     **dict.fromkeys(("federated.runtime", "federated.timeout_s", "federated.quorum"), SAME),
-    **dict.fromkeys(("evaluate", "federated.compare", "diagnose"), LOOK),
+    **dict.fromkeys(("evaluate", "federated.compare", "federated.evaluate", "federated.health", "diagnose"), LOOK),
     **dict.fromkeys(("evaluate.pictures", "evaluate.every"), SAME),
     "method.pretext_classes": DATA,
     **dict.fromkeys(("method.channels", "method.classes", "method.task", "method.names", "views.pixel_mm"), DATA),

@@ -14,6 +14,7 @@ DATA_PATHS = ("root", "cache", "subset.file")
 PATHS = (*(f"{section}.{key}" for section in ("data", "evaluate.data") for key in DATA_PATHS), "method.encoder.weights")
 PRETRAINED = "pretrained"  # in place of a file of weights: to be downloaded
 MOST_SLICES = 10_000  # of an exam in one visit: no examination has as many
+USUAL_HEALTH, FEWEST_HEALTH, MOST_HEALTH = 256, 16, 2048  # images of ``federated.health``
 MOST_THREADS = 1024  # no machine has so many cores to spare, and a process with a million threads is killed
 
 
@@ -178,9 +179,11 @@ class Federated:
     ``share``: which tensors are averaged, those of the encoder alone or of the whole method (encoder and head).
     ``keep_state``: optimiser, head and queues are kept at the site; otherwise they start afresh in every round.
     ``compare``: the other arms of the comparison, trained with the same number of optimiser steps per site as the
-    federation. ``pool``: the split of the dataset that is dealt to simulated sites (every site then has held-out parts
-    of its own). ``seed`` decides which samples a site gets and holds out; it is not the run's seed, because a hospital
-    stays the same hospital when the run is repeated.
+    federation. ``evaluate``: after the last round the server asks every site to measure the arms on its own held-out
+    part. ``health``: in each round every site measures, without labels, what it was sent on so many of its own images
+    (``federation.health``; true: 256, null: never). ``pool``: the split of the dataset that is dealt to simulated sites
+    (every site then has held-out parts of its own). ``seed`` decides which samples a site gets and holds out; it is not
+    the run's seed, because a hospital stays the same hospital when the run is repeated.
     """
 
     rounds: int = 10
@@ -200,8 +203,14 @@ class Federated:
     timeout_s: float = 3600.0
     runtime: Literal["in_process", "simulation", "deployment"] = "simulation"
     compare: tuple[Arm, ...] = ("random", "local", "pooled")
+    evaluate: bool = False
+    health: int | bool | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.health, bool):  # true and false in short
+            object.__setattr__(self, "health", USUAL_HEALTH if self.health else None)
+        if self.health is not None:
+            require_between("federated.health", self.health, FEWEST_HEALTH, MOST_HEALTH)
         require_least("federated", self, 1, "rounds", "local_epochs", "quorum", "held_out_groups")
         if self.timeout_s <= 0:
             raise ValueError(f"federated.timeout_s: expected a number > 0, got {self.timeout_s}")

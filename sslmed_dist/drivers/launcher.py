@@ -62,7 +62,7 @@ def run(settings: Config, resume: str = "auto", folder: Path | None = None) -> N
         last = last_round(path, travelling)
         if last is None:
             save_round(path, 0, first_weights, travelling)
-        elif last[0] >= fed.rounds:
+        elif last[0] >= fed.rounds and not figures_wanted(path, settings):
             say(f"all {fed.rounds} rounds are done")
             return
         run_folder.describe()
@@ -73,6 +73,14 @@ def run(settings: Config, resume: str = "auto", folder: Path | None = None) -> N
             follow(runtime, flower_programs.RUNTIMES[fed.runtime](runtime), stop, path)
     finally:
         run_folder.close()
+
+
+def figures_wanted(path: Path, settings: Config) -> bool:
+    """Whether the sites of a federation whose rounds are done have still to be asked for their figures."""
+    if not federated_section(settings).evaluate:
+        return False
+    ended = path / ENDING
+    return not ended.exists() or not Ending.from_tree(read_object(ended, *Ending.fields())).figures
 
 
 def resolved(settings: Config) -> Config:

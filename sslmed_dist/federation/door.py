@@ -13,6 +13,7 @@ from pathlib import Path
 from sslmed_dist import __version__
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.federation import payload, policy
+from sslmed_dist.federation.door_figures import evaluate
 from sslmed_dist.federation.doorway import Doorway, Turn, keep_round
 from sslmed_dist.federation.payload import Message
 from sslmed_dist.federation.policy import Refusal, Request, Spent
@@ -56,7 +57,7 @@ def train(door: Doorway, turn: Turn) -> bytes:
 
 
 # How each kind of request is answered; the kinds are those of ``payload.REQUESTS``.
-ANSWERS: Mapping[str, Callable[[Doorway, Turn], bytes]] = {"hello": hello, "train": train}
+ANSWERS: Mapping[str, Callable[[Doorway, Turn], bytes]] = {"hello": hello, "train": train, "evaluate": evaluate}
 
 
 class Door(Doorway):

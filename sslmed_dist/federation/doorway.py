@@ -26,6 +26,7 @@ from sslmed_dist.federation.site_work import Failure, withheld
 
 HEADER_ROOM = 1 << 16  # bytes of an answer beside its tensors, for the budget
 FAILED = "the work failed at this site; its own log says why"
+WRITTEN = ("run", "round", "sequence", "reason", "model", "figures")  # fields of an answer that the ledger repeats
 Work = Callable[[SiteFile, str, bytes], tuple[int, bytes]]
 
 
@@ -157,7 +158,7 @@ class Doorway:
             tensors=described,
             withheld=kept or [],
             epsilon=None,
-            **{name: fields[name] for name in ("run", "round", "sequence", "reason", "model") if name in fields},
+            **{name: fields[name] for name in WRITTEN if name in fields},
             scalars={**fields.get("scalars", {}), **{n: fields[n] for n in ("samples", "channels") if n in fields}},
         )
         return payload.seal(content, Anchor(entry["number"], entry["digest"]), self.key.sign)

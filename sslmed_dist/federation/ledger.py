@@ -31,10 +31,10 @@ KINDS: tuple[str, ...] = get_args(Kind)
 ALWAYS = ("number", "time", "kind", "previous", "digest")
 # What an entry may say beside that. ``tensors`` are [name, dtype, shape, bytes, L2 norm] each. ``epsilon`` is the
 # privacy spent; null means that no noise was added and so no such figure exists. ``count`` and ``size`` are what was
-# reserved. ``answer`` is the number of the entry that was delivered.
+# reserved. ``answer`` is the number of the entry that was delivered. ``figures`` are those of an evaluation, in full.
 FIELDS: tuple[str, ...] = (
     *("run", "round", "sequence", "configuration", "sha256", "bytes", "tensors", "scalars", "withheld", "epsilon"),
-    *("reason", "data_set", "count", "size", "answer", "model", "message"),
+    *("reason", "data_set", "count", "size", "answer", "model", "message", "figures"),
 )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from sslmed_dist import checkpoint
 from sslmed_dist.config import Config, fingerprint
 from sslmed_dist.data.dataset import Dataset
-from sslmed_dist.federation import local_terms, strategies
+from sslmed_dist.federation import health, local_terms, strategies
 from sslmed_dist.federation.messages import SiteError
 from sslmed_dist.federation.shared import Arrays, shared_tensors
 from sslmed_dist.federation.sites import federated_section
@@ -44,8 +44,7 @@ def local_update(
     ``SiteError`` for tensors or a state that do not fit.
     """
     fed = federated_section(settings)
-    if settings.views.get("mean") is None or settings.views.get("std") is None:
-        raise SiteError("views.mean and views.std: missing; a site never computes a normalisation of its own")
+    require_normalisation(settings)
     work = job.assemble(settings, dataset)
     steps_per_round = fed.local_epochs * work.batches.steps
     # The site's own state first, then the shared tensors over it.
@@ -53,6 +52,7 @@ def local_update(
     rounds_behind = restore_site(work, site, round_number, folder, turn) if fed.keep_state and round_number > 0 else 0
     term = strategies.check(settings).local
     penalty = term.begin(turn)
+    found = health.measure(work.settings, dataset, work.method.encoder)  # of what the round begins with
     # A site that missed rounds goes on where the federation stands.
     work.state.step = round_number * steps_per_round
     work.state.samples = work.state.step * work.batches.global_batch
@@ -74,8 +74,14 @@ def local_update(
     shared = shared_tensors(work.method, fed.share, term.own(work.method))
     # The mean of each scalar over the logged steps of the round.
     means = {name: math.fsum(row[name] for row in logged) / len(logged) for name in logged[-1]} if logged else {}
-    means |= term.scalars()
+    means |= term.scalars() | found
     return shared, means | ({"missed_rounds": float(rounds_behind)} if rounds_behind else {})
+
+
+def require_normalisation(settings: Config) -> None:
+    """``SiteError`` where the settings lack the constants of the normalisation."""
+    if settings.views.get("mean") is None or settings.views.get("std") is None:
+        raise SiteError("views.mean and views.std: missing; a site never computes a normalisation of its own")
 
 
 def own_tensors(settings: Config, folder: Path) -> Arrays:

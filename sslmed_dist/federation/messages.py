@@ -23,6 +23,7 @@ Record = dict[str, Any]
 
 ARRAYS, ORDER, METRICS, SITE = "arrays", "config", "metrics", "site"  # the records of a message
 SCALAR, MOST_SCALARS = re.compile(r"[a-z][a-z0-9_]{0,39}"), 64  # names and number of scalars that a server reads
+HEALTH = tuple(f"health_{name}" for name in ("embedding_std", "effective_rank", "uniformity", "alignment"))
 MOST_BYTES = 1 << 10  # of a text in a message
 MARK = "sslmed: "  # begins the reasons that our own client app wrote; others may name files of the site
 ENDING = "federation.json"  # in the run folder: an ``Ending``
@@ -261,17 +262,20 @@ class Node:
 
 @dataclass(frozen=True)
 class Ending:
-    """``federation.json`` of the run folder: how a federation ended. ``kind`` is the class of the error."""
+    """``federation.json`` of the run folder: how a federation ended. ``kind`` is the class of the error, ``figures``
+    the number of sites that gave any (``federated.evaluate``)."""
 
     status: Literal["finished", "failed"]
     rounds: int = 0
     reason: str = ""
     kind: str = ""
+    figures: int = 0
 
     def to_tree(self) -> Record:
         """As it stands in the file."""
         if self.status == "finished":
-            return {"status": self.status, "rounds": self.rounds}
+            told = {"figures": self.figures} if self.figures else {}
+            return {"status": self.status, "rounds": self.rounds, **told}
         return {"status": self.status, "reason": self.reason, "kind": self.kind}
 
     @classmethod
@@ -282,4 +286,4 @@ class Ending:
     @classmethod
     def fields(cls) -> tuple[Fields, Fields]:
         """The fields that the file has, and those that it may have, with their types."""
-        return {"status": Literal["finished", "failed"]}, {"rounds": int, "reason": str, "kind": str}
+        return {"status": Literal["finished", "failed"]}, {"rounds": int, "reason": str, "kind": str, "figures": int}

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslmed_dist.federation.figures import are_figures
 from sslmed_dist.federation.ledger import Anchor, canonical, is_digest
 from sslmed_dist.federation.site_file import NAME
 
@@ -36,6 +37,7 @@ NAMES: Mapping[torch.dtype, str] = {kind: name for name, (kind, _) in TYPES.item
 FIELDS: Mapping[str, Mapping[str, str]] = {
     "hello": {"protocol": "count", "version": "version", "config": "text"},
     "train": {"protocol": "count", "version": "version", "config": "text", "round": "count"},
+    "evaluate": {"protocol": "count", "version": "version", "config": "text", "round": "count"},
     "greeting": {
         "run": "digest",
         "sequence": "count",
@@ -54,11 +56,20 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "scalars": "scalars",
         "model": "digest",
     },
+    "figures": {
+        "run": "digest",
+        "round": "count",
+        "sequence": "count",
+        "site": "name",
+        "figures": "figures",
+        "scalars": "scalars",
+        "model": "digest",
+    },
     "refusal": {"run": "digest", "sequence": "count", "site": "name", "reason": "reason", "key": "digest"},
 }
-REQUESTS = ("hello", "train")  # the kinds that a server sends; ``door.ANSWERS`` says how each is answered
+REQUESTS = ("hello", "train", "evaluate")  # the kinds that a server sends; ``door.ANSWERS`` says how each is answered
 # The kinds that carry tensors, and the types that those may have. The others carry none.
-WITH_TENSORS: Mapping[str, tuple[str, ...]] = {"train": ("float32", "float64"), "update": ("float32", "float64")}
+WITH_TENSORS: Mapping[str, tuple[str, ...]] = dict.fromkeys(("train", "update", "evaluate"), ("float32", "float64"))
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,7 @@ FORMS: Mapping[str, Callable[[Any], bool]] = {
     "version": lambda value: isinstance(value, str) and VERSION.fullmatch(value) is not None,
     "reason": lambda value: isinstance(value, str) and len(value) <= MOST_REASON and value.isprintable(),
     "text": lambda value: isinstance(value, str),
+    "figures": are_figures,
 }
 
 

@@ -20,6 +20,7 @@ from sslmed_dist.printable import excerpt
 DEEPEST, MOST_KEYS = 12, 2000  # of a configuration
 MOST_CONFIG = 1 << 19  # bytes of it as it travels
 MISSING = object()
+FIGURES = ("evaluate", "federated.compare")  # play a part only where ``federated.evaluate`` is true
 
 
 class Refusal(ValueError):
@@ -57,7 +58,7 @@ def request(tree: Mapping[str, Any], rules: Rules) -> Request:
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise Refusal(f"{problems[0]}{more}")
-    kept = without_unused(tree, rules)
+    kept = without_unused(tree, allow_list(tree, rules))
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return Request(kept, readable_settings(kept), hashlib.sha256(text.encode()).hexdigest())
 
@@ -71,9 +72,16 @@ def readable_settings(tree: Mapping[str, Any]) -> Config:
         raise Refusal(f"the configuration is not valid: {excerpt(str(error), 160)}") from None
 
 
+def allow_list(tree: Mapping[str, Any], rules: Rules) -> Mapping[str, Any]:
+    """``policy.allow`` for this configuration: where it asks for no evaluation, what evaluations need is unused."""
+    asks = config.below(tree, ["federated", "evaluate"]) is True
+    return rules.allow if asks else {**rules.allow, **dict.fromkeys(FIGURES, "unused")}
+
+
 def leaves(tree: Any, allow: Mapping[str, Any], above: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """The values of a configuration by their dotted keys. A leaf in short (``loss: mio_v3``) counts as its name. What
-    stands below an unused key is not looked at. ``Refusal`` where it is nested too deeply."""
+    """The values of a configuration by their dotted keys. A leaf in short (``loss: mio_v3``) counts as its name; the
+    leaves of a list (``evaluate.protocols``) each count by the list's own key. What stands below an unused key is not
+    looked at. ``Refusal`` where it is nested too deeply."""
     if depth > DEEPEST:
         raise Refusal("the configuration is nested too deeply")
     for key, value in tree.items():
@@ -84,6 +92,9 @@ def leaves(tree: Any, allow: Mapping[str, Any], above: str = "", depth: int = 0)
             continue
         elif isinstance(value, Mapping):
             yield from leaves(value, allow, dotted, depth + 1)
+        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            for item in value:
+                yield from leaves(item, allow, dotted, depth + 1)
         elif isinstance(value, str) and dotted not in allow and f"{dotted}.name" in allow:
             yield f"{dotted}.name", value
         else:
@@ -92,11 +103,11 @@ def leaves(tree: Any, allow: Mapping[str, Any], above: str = "", depth: int = 0)
 
 def objections(tree: Mapping[str, Any], rules: Rules) -> list[str]:
     """Everything in a configuration that the rules do not allow, a line each: the key, and what would be allowed."""
-    found = []
-    for count, (key, value) in enumerate(leaves(tree, rules.allow)):
+    allow, found = allow_list(tree, rules), []
+    for count, (key, value) in enumerate(leaves(tree, allow)):
         if count >= MOST_KEYS:
             raise Refusal("the configuration has too many keys")
-        rule = rules.allow.get(key, MISSING)
+        rule = allow.get(key, MISSING)
         if rule is MISSING:
             found.append(f"{excerpt(key)}: this site's rules do not know this key")
         elif not allowed(value, rule):
@@ -134,6 +145,8 @@ def allowed(value: Any, rule: Any) -> bool:
         return any(type(value) is type(item) and value == item for item in rule)
     if rule == "name":
         return isinstance(value, str) and NAME.fullmatch(value) is not None
+    if "each" in rule:
+        return isinstance(value, list) and len(value) <= MOST_LISTED and all(allowed(v, rule["each"]) for v in value)
     if value is None:
         return bool(rule.get("or_null", False))
     if isinstance(value, list):
@@ -153,16 +166,18 @@ def readable(rule: Any) -> str:
         return ", ".join("null" if item is None else str(item).lower() for item in rule)
     if rule == "name":
         return "letters, digits, '_', '.' and '-'"
+    if "each" in rule:
+        return f"a list of {readable(rule['each'])}"
     return f"{rule['from']} to {rule['to']}" + (" or null" if rule.get("or_null") else "")
 
 
-def without_unused(tree: Mapping[str, Any], rules: Rules, above: str = "") -> dict[str, Any]:
-    """A configuration without the keys that the rules call unused."""
+def without_unused(tree: Mapping[str, Any], allow: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """A configuration without the keys that the list calls unused."""
     kept = {}
     for key, value in tree.items():
         dotted = f"{above}.{key}" if above else str(key)
-        if rules.allow.get(dotted) != "unused":
-            kept[str(key)] = without_unused(value, rules, dotted) if isinstance(value, Mapping) else value
+        if allow.get(dotted) != "unused":
+            kept[str(key)] = without_unused(value, allow, dotted) if isinstance(value, Mapping) else value
     return kept
 
 
@@ -182,19 +197,21 @@ class Spent:
     rounds: int
     messages: int
     size: int
+    evaluations: int = 0
 
     @classmethod
     def of(cls, entries: list[Entry], data_set: str) -> "Spent":
         """Counted from the ledger: what was reserved counts, whether or not the work was ever done."""
-        rounds = messages = size = 0
+        rounds = messages = size = evaluations = 0
         for entry in entries:
             if entry["kind"] == "reset" and entry["data_set"] == data_set:
-                rounds = messages = size = 0
+                rounds = messages = size = evaluations = 0
             elif entry["kind"] == "reserved" and entry["data_set"] == data_set:
                 rounds, size = rounds + entry["count"], size + entry["size"]
+                evaluations += entry.get("message") == "evaluate"
             elif entry["kind"] in ("answer", "refusal") and entry["data_set"] == data_set:
                 messages += 1
-        return cls(rounds, messages, size)
+        return cls(rounds, messages, size, evaluations)
 
 
 def require_budget(site: SiteFile, spent: Spent, rounds: int, size: int) -> None:
@@ -204,6 +221,12 @@ def require_budget(site: SiteFile, spent: Spent, rounds: int, size: int) -> None
         raise Refusal("this site's rounds are spent; only the site can allow more")
     if spent.size + size > life.megabytes * 1e6:
         raise Refusal("this site's bytes are spent; only the site can allow more")
+
+
+def require_evaluations(site: SiteFile, spent: Spent) -> None:
+    """``Refusal`` where one more evaluation is more than the data set's life allows."""
+    if spent.evaluations >= site.policy.life.evaluations:
+        raise Refusal("this site's evaluations are spent; only the site can allow more")
 
 
 def summary(request: Request) -> list[str]:
@@ -221,7 +244,20 @@ def summary(request: Request) -> list[str]:
         f"{fed.rounds} rounds of {steps} optimiser steps each on this site's images",
         f"would send in each round: the tensors of {'the encoder' if fed.share == 'encoder' else 'the whole method'}, "
         "the number of training images, and the scalars of policy.scalars",
+        *evaluation(settings),
         "would send once or more: this site's name, its program's version, the number and channels of its images",
+    ]
+
+
+def evaluation(settings: Config) -> list[str]:
+    """What a run with ``federated.evaluate`` would do at its end, for the same person."""
+    fed = settings.federated
+    if fed is None or not fed.evaluate:
+        return []
+    protocols = ", ".join(name_of(leaf) for leaf in settings.evaluate.protocols)
+    trains = " after it has trained an encoder on this site's data alone" if "local" in fed.compare else ""
+    return [
+        f"would measure encoders by {protocols} on this site's held-out images and labels{trains}, and send the figures"
     ]
 
 

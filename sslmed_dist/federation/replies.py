@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sslmed_dist.federation.messages import Account
+from sslmed_dist.federation.messages import HEALTH, Account
 from sslmed_dist.losses import LOSSES
 from sslmed_dist.printable import excerpt
 
@@ -21,6 +21,7 @@ SCALARS = frozenset(
     {
         *("loss", "penalty", "lr", "gradient_norm", "missed_rounds", "divergence", "own_share"),
         *("embedding_std", "effective_rank", "uniformity", "alignment", "teacher_entropy", "teacher_information"),
+        *HEALTH,
         *("accuracy", "loss_jigsaw", "loss_image", "segmentation", "dice", "cycle", "cycled"),
     }
 )

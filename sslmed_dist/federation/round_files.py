@@ -24,13 +24,19 @@ class Round(NamedTuple):
 
 
 def save_round(
-    folder: Path, rounds_done: int, arrays: Mapping[str, Tensor], settings: Config, server: Mapping[str, Any] = EMPTY
+    folder: Path,
+    rounds_done: int,
+    arrays: Mapping[str, Tensor],
+    settings: Config,
+    server: Mapping[str, Any] = EMPTY,
+    *,
+    keep: int | None = None,
 ) -> Path:
     """Write the shared tensors after ``rounds_done`` rounds: ``checkpoints/round_NNNNN.pt``; returns the file.
     ``server`` is plain data and tensors (``Round.server``).
 
     Older files are deleted as those of a training are: the newest ``plan.keep_last`` stay, and every
-    ``plan.keep_every``-th round. The first weights (round 0) always stay.
+    ``plan.keep_every``-th round. The first weights (round 0) always stay, and so does the round ``keep``.
     """
     tree, run_fingerprint = to_tree(settings), fingerprint(settings)
     path = folder / "checkpoints" / checkpoint.file_name("round", rounds_done)
@@ -44,7 +50,7 @@ def save_round(
         server=dict(server),
     )
     for old_round, old_file in list(checkpoint.numbered(path.parent, "round").items())[: -settings.plan.keep_last]:
-        if old_round and not (settings.plan.keep_every and old_round % settings.plan.keep_every == 0):
+        if old_round not in (0, keep) and not (settings.plan.keep_every and old_round % settings.plan.keep_every == 0):
             old_file.unlink(missing_ok=True)
     return path
 
@@ -55,7 +61,12 @@ def last_round(folder: Path, settings: Config) -> Round | None:
     files = checkpoint.numbered(folder / "checkpoints", "round")
     if not files:
         return None
-    path = files[max(files)]
+    return one_round(folder, settings, max(files))
+
+
+def one_round(folder: Path, settings: Config, number: int) -> Round:
+    """The checkpoint of round ``number``; errors as of ``last_round``."""
+    path = folder / "checkpoints" / checkpoint.file_name("round", number)
     saved = checkpoint.load(path)
     if saved["fingerprint"] != fingerprint(settings):
         raise ValueError(f"{path}: belongs to another run (configuration fingerprint differs)")

@@ -68,9 +68,10 @@ class Life:
     rounds: int
     messages: int
     megabytes: float
+    evaluations: int
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "messages", "megabytes"):
+        for name in ("rounds", "messages", "megabytes", "evaluations"):
             require(getattr(self, name) >= 0, f"policy.life.{name}", "expected a number >= 0")
 
 
@@ -100,6 +101,18 @@ class Outgoing:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """How many patients figures of the held-out part must come from."""
+
+    patients: int
+    of_each_class: int
+
+    def __post_init__(self) -> None:
+        require(self.patients >= 1, "policy.figures.patients", "expected an integer >= 1")
+        require(self.of_each_class >= 0, "policy.figures.of_each_class", "expected an integer >= 0")
+
+
+@dataclass(frozen=True)
 class Rules:
     """The section ``policy``."""
 
@@ -110,6 +123,7 @@ class Rules:
     life: Life
     model: Incoming
     update: Outgoing
+    figures: Measured
     scalars: tuple[str, ...]
     allow: Mapping[str, Any]
 
@@ -182,8 +196,11 @@ def hours(text: str) -> tuple[int, int]:
 
 def require_rule(key: str, rule: Any) -> None:
     """``ValueError`` naming the key of ``policy.allow`` whose rule is none."""
-    where, form = f"policy.allow.{key}", "expected [values], {from: a, to: b}, name or unused"
-    if isinstance(rule, list):
+    where, form = f"policy.allow.{key}", "expected [values], {from: a, to: b}, {each: [values]}, name or unused"
+    if isinstance(rule, Mapping) and "each" in rule:
+        require(len(rule) == 1 and isinstance(rule["each"], list), where, form)
+        require_rule(key, rule["each"])
+    elif isinstance(rule, list):
         require(bool(rule) and not any(isinstance(item, (list, dict)) for item in rule), where, form)
     elif isinstance(rule, Mapping):
         numbers: list[Any] = [rule.get("from"), rule.get("to")]

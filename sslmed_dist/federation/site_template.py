@@ -36,6 +36,7 @@ policy:
     rounds: 200
     messages: 2000           # answers of any kind, refusals too
     megabytes: 20000
+    evaluations: 20          # of encoders on the held-out part; who could ask for many would learn its labels
   model:                     # what comes in: a planted model is an attack
     first_weights: []        # SHA-256 of a first model that is not the one drawn from the seed
     largest: 1000.0          # no number of it may be larger
@@ -44,9 +45,15 @@ policy:
   update:                    # what goes out
     largest: 1000.0          # no number of it may be larger; a diverged round is a failure, not an answer
     change: 2.0              # L2 norm of (update - model received) / model received
-  scalars: [loss, missed_rounds]  # the means that may leave; others are withheld, and named in the ledger
+  figures:                   # where a run asks for an evaluation (federated.evaluate); fewer patients: no figures
+    patients: 50             # of the held-out part, which is never trained on
+    of_each_class: 5         # patients of it in its rarest class (of each value of a label)
+  # The means that may leave; others are withheld, and named in the ledger. Not in the list: health_embedding_std,
+  # health_effective_rank, health_uniformity, health_alignment (federated.health). They are measured in every round on
+  # the same few images with a model that the server chose, so they tell more of those images than a loss does.
+  scalars: [loss, missed_rounds]
   # The whole configuration. [a, b]: one of these. {from: a, to: b}: a number, or a list of up to 16;
-  # with or_null: true also null.
+  # with or_null: true also null. {each: [a, b]}: a list of these.
   # name: letters, digits, '_', '.', '-'. unused: taken out before anything is done. A key without a line is refused.
   allow:
     run.name: name
@@ -59,7 +66,23 @@ policy:
     run.continue_from: [null]
     driver: [local]
     ray: unused
-    evaluate: unused         # sites are not evaluated by request
+    # evaluate and federated.compare are taken out where federated.evaluate is not true
+    evaluate.protocols.name: [knn, linear, representation]
+    evaluate.protocols.k: {from: 1, to: 1000}
+    evaluate.protocols.temperature: {from: 0.001, to: 100}
+    evaluate.protocols.metric: [cosine, l2]
+    evaluate.protocols.weights: [similarity, uniform, distance, null]
+    evaluate.protocols.normalise: [true, false]
+    evaluate.protocols.learning_rates: {from: 0.000001, to: 10}
+    evaluate.protocols.epochs: {from: 1, to: 1000}
+    evaluate.protocols.batch_size: {from: 1, to: 4096}
+    evaluate.protocols.momentum: {from: 0, to: 0.999}
+    evaluate.protocols.weight_decay: {from: 0, to: 1}
+    evaluate.protocols.standardise: [true, false]
+    evaluate.val_fraction: unused
+    evaluate.test: unused
+    evaluate.pictures: unused
+    evaluate.every: unused
     diagnose: unused         # nor diagnoses made
     data.name: [medmnist, episodes, abdominal, image_folder, mrnet]
     data.size: {from: 16, to: 1024, or_null: true}
@@ -164,7 +187,9 @@ policy:
     federated.screen: unused
     federated.timeout_s: unused
     federated.runtime: unused
-    federated.compare: unused
+    federated.compare: {each: [raw_pixels, metadata, copy_mask, random, local, pooled]}  # local: this site trains it
+    federated.evaluate: [true, false]  # true: after the last round this site measures; only figures leave
+    federated.health: {from: 64, to: 2048, or_null: true}  # images of it; what may leave of it: policy.scalars
 """
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from sslmed_dist import config
 from sslmed_dist.atomic_files import appending
 from sslmed_dist.config import Config
-from sslmed_dist.federation import payload, site_file
+from sslmed_dist.federation import payload, site_figures, site_file
 from sslmed_dist.federation.ledger import canonical
 from sslmed_dist.federation.local_round import first_sent, local_update
 from sslmed_dist.federation.messages import Node
@@ -68,11 +68,34 @@ def perform(site: SiteFile, settings: Config, configuration: str, message: paylo
         fields: dict[str, Any] = {"samples": samples, "channels": own.dataset.channels}
         return examinations, canonical(fields)
     number, folder = message.fields["round"], folder_of(site, configuration) / "own"
+    if message.kind == "evaluate":
+        return examinations, measured(site, chosen, own, message, folder)
     shared, means = local_update(chosen, site.site, own.pretrain, number, message.tensors, folder)
     finite = {name: float(value) for name, value in means.items() if payload.SCALAR.fullmatch(name)}
     fields = {"run": "0" * 64, "round": number, "sequence": 0, "site": site.site, "samples": samples}
     fields |= {"scalars": finite, "model": model_digest(message.tensors)}
     return examinations, payload.pack("update", fields, shared)
+
+
+def measured(site: SiteFile, settings: Config, own: Site, message: payload.Message, folder: Path) -> bytes:
+    """The answer to "evaluate". ``Refusal`` for a held-out part of fewer patients than the rules ask for."""
+    rules, (patients, rarest) = site.policy.figures, site_figures.fewest(own)
+    if patients < rules.patients or rarest < rules.of_each_class:
+        raise Refusal("this site's held-out part has fewer patients, in all or of a class, than its own rules ask for")
+    figures, scalars = site_figures.evaluate(settings, own, message.tensors, folder)
+    fields = {"run": "0" * 64, "round": message.fields["round"], "sequence": 0, "site": site.site, "scalars": scalars}
+    fields |= {"figures": [figure.to_list() for figure in figures], "model": model_digest(message.tensors)}
+    return payload.pack("figures", fields)
+
+
+def seconds_of(site: SiteFile, data: bytes) -> float:
+    """How long the work for this request may take. An evaluation that trains an encoder on the site's data alone does
+    as many rounds' work."""
+    message = payload.unpack(data)
+    if message.kind != "evaluate":
+        return site.resources.seconds
+    settings = request(opened(message.fields["config"]), site.policy).settings
+    return site.resources.seconds * site_figures.rounds_of_work(settings)
 
 
 def examinations_of(own: Site) -> int:
@@ -98,7 +121,7 @@ def withheld(sent: Mapping[str, Tensor], update: Arrays, examinations: int, site
 
 
 def in_child(site_path: Path, site: SiteFile, configuration: str, message: bytes) -> tuple[int, bytes]:
-    """``perform`` in a process of its own, which is ended after ``resources.seconds``. ``Refusal`` as of ``perform``,
+    """``perform`` in a process of its own, which is ended after ``seconds_of``. ``Refusal`` as of ``perform``,
     ``Failure`` for anything else that goes wrong in it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # the next round's process starts with all modules read
@@ -108,7 +131,7 @@ def in_child(site_path: Path, site: SiteFile, configuration: str, message: bytes
     theirs.close()
     try:
         ours.send_bytes(message)
-        if not ours.poll(site.resources.seconds):
+        if not ours.poll(seconds_of(site, message)):
             raise Failure("the work took longer than resources.seconds")
         said = ours.recv_bytes(site.resources.message_bytes + (1 << 20))
     except (EOFError, OSError):

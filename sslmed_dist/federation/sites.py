@@ -15,7 +15,9 @@ from sslmed_dist import randomness, registry
 from sslmed_dist.config import Config, Federated, replace
 from sslmed_dist.data import PARTITIONS
 from sslmed_dist.data.dataset import Dataset, Subset
+from sslmed_dist.data.joined import Joined
 from sslmed_dist.data.partition import hold_out
+from sslmed_dist.downstream import EVALUATORS
 from sslmed_dist.federation import strategies
 from sslmed_dist.federation.messages import SiteError
 from sslmed_dist.printable import note
@@ -42,7 +44,20 @@ def training_settings(settings: Config) -> Config:
     if settings.run.continue_from is not None:
         raise ValueError("run.continue_from: a federation shares weights alone; run.start_from begins with an encoder")
     strategies.check(settings)
+    if fed.evaluate:
+        require_protocols(settings)
     return replace(settings, plan={"epochs": fed.rounds * fed.local_epochs}, driver="local")
+
+
+def require_protocols(settings: Config) -> None:
+    """``ValueError`` where ``federated.evaluate`` asks for figures that no site could give: there is no protocol, or
+    one that measures more than frozen features."""
+    for leaf in settings.evaluate.protocols:
+        if hasattr(registry.split(EVALUATORS, leaf, "evaluate.protocols")[0], "segment"):
+            able = ", ".join(sorted(name for name, kind in EVALUATORS.items() if not hasattr(kind, "segment")))
+            raise ValueError(f"federated.evaluate: sites do not measure by {leaf['name']}; allowed: {able}")
+    if not settings.evaluate.protocols:
+        raise ValueError("federated.evaluate: evaluate.protocols is empty, so there is nothing to measure")
 
 
 def expected_sites(fed: Federated) -> int:
@@ -135,8 +150,9 @@ def three_parts(dataset: Dataset, settings: Config) -> tuple[Tensor, Tensor, Ten
 def simulated_sites(settings: Config) -> list[Site]:
     """Deal the split ``federated.pool`` of one dataset to sites, by ``federated.partition``. Sample ids stay those of
     the whole dataset. Sites that are too small are left out with a line. ``TooSmall`` where fewer than
-    ``federated.quorum`` are left: it says what each of the others lacks."""
-    dealt = dealt_sites(settings)
+    ``federated.quorum`` are left: it says what each of the others lacks. Where ``data.root`` holds ``{site}``, nothing
+    is dealt: every site has its own data, as a hospital has."""
+    dealt = own_sites(settings) if has_own_data(settings) else dealt_sites(settings)
     if dealt.excluded and len(dealt.usable) < federated_section(settings).quorum:
         raise TooSmall("; ".join(dealt.excluded))
     for line in dealt.excluded:
@@ -195,10 +211,14 @@ def dealt_sites(settings: Config) -> Dealt:
     return Dealt(tuple(sites))
 
 
-def everything(sites: Sequence[Site]) -> Subset:
+def everything(sites: Sequence[Site]) -> Dataset:
     """What all simulated sites pretrain on, together: the pooled arm's data."""
     parts = [site.pretrain for site in sites]
-    # The simulated sites are parts of one dataset, in which ``positions`` count.
+    if any(part.dataset is not parts[0].dataset for part in parts):  # each has data of its own
+        if any(part.repeats is not None for part in parts):
+            raise ValueError("data.oversample: the data of sites that have their own are not put together")
+        return Joined(parts)
+    # Dealt sites are parts of one dataset, in which ``positions`` count.
     dataset, positions = parts[0].dataset, torch.cat([part.positions for part in parts])
     return Subset(dataset, positions.sort().values)
 
@@ -214,6 +234,33 @@ def own_site(settings: Config, name: str) -> Site:
     dataset = build.load_data(settings, federated_section(settings).pool)
     own = Subset(prefixed(dataset, name), torch.arange(len(dataset)))
     return split_site(name, own, settings)
+
+
+PLACE = "{site}"  # in ``data.root``: the site's name stands here
+
+
+def has_own_data(settings: Config) -> bool:
+    """Whether every site's data lies in a place of its own."""
+    return PLACE in str(settings.data.get("root"))
+
+
+def settings_for(settings: Config, name: str) -> Config:
+    """The settings with the place of the data of the site ``name``; the same settings where there is one for all."""
+    if not has_own_data(settings):
+        return settings
+    return replace(settings, data={"root": str(settings.data["root"]).replace(PLACE, name)})
+
+
+def own_sites(settings: Config) -> "Dealt":
+    """All sites of a federation whose data lie on this machine, each in its own place."""
+    fed = federated_section(settings)
+    found: list[Site | TooSmall] = []
+    for name in site_names(fed, expected_sites(fed)):
+        try:
+            found.append(own_site(settings_for(settings, name), name))
+        except TooSmall as error:
+            found.append(error)
+    return Dealt(tuple(found))
 
 
 def prefixed(dataset: Dataset, name: str) -> Dataset:

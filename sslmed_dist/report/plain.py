@@ -25,7 +25,9 @@ def figure_lines(file: Path, settings: Config) -> list[str]:
     results = results_of(Experiment(run.name, (run,), ("this run",)))
     lines = [PHANTOM] if tree.get("phantom_data") else []
     lines += [line for line in [measured_line(tree)] if line]
-    own = results.own if len(results.sites) < 2 else results.own[:2]  # of sites: all together, and their mean
+    # Of sites: all together and their mean; each by itself where it was each site that measured.
+    few = len(results.sites) < 2 or (settings.federated is not None and settings.federated.evaluate)
+    own = results.own if few else results.own[:2]
     for table in own:
         lines += table_lines(table)
     for table in results.site_differences:

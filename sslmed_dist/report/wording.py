@@ -11,6 +11,7 @@ ARM_NAMES = {
     "random": "random encoder",
     "local": "local only",
     "federated": "federated",
+    "best_round": "federated, best round",
     "pooled": "pooled data",
     "encoder": "this encoder",
     "momentum": "its momentum encoder",

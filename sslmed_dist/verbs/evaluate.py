@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslmed_dist import checkpoint, config, outputs, registry
 from sslmed_dist.config import Config
@@ -16,7 +16,6 @@ from sslmed_dist.downstream import (
     Row,
     classified,
     compared_rows,
-    predict,
     rows_of,
     write_rows,
 )
@@ -28,23 +27,10 @@ from sslmed_dist.printable import note
 from sslmed_dist.run_folder import phantom_data
 from sslmed_dist.training import build, pretrained
 from sslmed_dist.training.build import build_evaluators
+from sslmed_dist.training.measuring import arm_predictions
 from sslmed_dist.verbs.measurement import Measurement, measurement
 
 MOST_KEPT = 2**30  # bytes of images that are kept while the arms are measured: 7,000 in colour of 224 x 224 pixels
-
-
-def arm_predictions(
-    settings: Config, encoder: nn.Module, dataset: Dataset, parts: Mapping[str, Tensor], arm: str = "encoder"
-) -> dict[str, Predictions]:
-    """Test predictions of every protocol on ``encoder``, by the protocol's title. An ``arm`` that is a floor is only
-    measured by the protocols whose floor it is."""
-    device = build.choose_device(settings)
-    views = build.standard_views(settings, dataset).to(device)
-    all_evaluators, seed = build_evaluators(settings), settings.run.seed
-    evaluators = {
-        title: evaluator for title, evaluator in all_evaluators.items() if arm not in FLOORS or evaluator.floor == arm
-    }
-    return predict(encoder.to(device), dataset, parts, evaluators=evaluators, views=views, device=device, seed=seed)
 
 
 def own_predictions(

@@ -5,34 +5,39 @@ An *arm* is one way to get an encoder for a site: ``federated``, ``local`` (trai
 Every trained arm takes the same number of optimiser steps from the same first weights.
 """
 
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from sslmed_dist import checkpoint
 from sslmed_dist.config import Config
-from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.downstream import ALL_SITES, FLOORS, Row, compared_rows, pooled, pooled_rows, rows_of, write_rows
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.downstream.rows import write_cases
 from sslmed_dist.drivers import launcher
+from sslmed_dist.federation import health
+from sslmed_dist.federation.figures import BEST, FEDERATED
 from sslmed_dist.federation.local_round import own_tensors
+from sslmed_dist.federation.site_figures import LOCAL, evaluation_data, federated_encoder, parts_of, predictions_at
 from sslmed_dist.federation.sites import (
     Site,
     everything,
     expected_sites,
     federated_section,
+    has_own_data,
     resolve_for_all,
+    settings_for,
     simulated_sites,
     site_names,
     training_settings,
 )
-from sslmed_dist.training import build, job, pretrained
+from sslmed_dist.json_files import read_object
+from sslmed_dist.training import job, pretrained
 from sslmed_dist.training.check import check_lines, check_training
 from sslmed_dist.training.stopping import finish
 from sslmed_dist.verbs import pictures
-from sslmed_dist.verbs.evaluate import arm_predictions, on_phantoms
+from sslmed_dist.verbs.evaluate import on_phantoms
 
 BASELINES = ("random", "local", "pooled")
 
@@ -67,13 +72,13 @@ def run(settings: Config, resume: str = "auto") -> Path:
     check_training(resolved, everything(sites))  # what cannot work should end here, not at every site
     launcher.run(resolved, resume)
     train_arms(resolved, sites)
-    dataset = evaluation_data(resolved, sites)
-    measure(resolved, sites, dataset)
+    measure(resolved, sites)
     if resolved.evaluate.pictures:  # of the first site's images only
-        network = encoder_of("federated", sites[0].name, resolved)
-        pictures.draw(resolved, sites[0].pretrain, network, resolved.folder)
-        test = parts_of(sites[0], dataset, not resolved.evaluate.data)["test"]
-        pictures.draw_segmented(resolved, network, dataset, test, resolved.folder)
+        first = settings_for(resolved, sites[0].name)
+        network, dataset = encoder_of(FEDERATED, sites[0].name, first), evaluation_data(first, sites[0])
+        pictures.draw(first, sites[0].pretrain, network, resolved.folder)
+        test = parts_of(first, sites[0], dataset)["test"]
+        pictures.draw_segmented(first, network, dataset, test, resolved.folder)
     return resolved.folder
 
 
@@ -83,8 +88,8 @@ def train_arms(settings: Config, sites: list[Site]) -> None:
     compare = federated_section(settings).compare
     if "local" in compare:
         for site in sites:
-            name = f"local-{site.name}"
-            arm = job.train(settings, dataset=site.pretrain, folder=settings.folder / "arms" / name, title=name)
+            folder = local_folder(settings.folder, site.name)
+            arm = job.train(settings, dataset=site.pretrain, folder=folder, title=f"local-{site.name}")
             finish(arm.state.stopped)
     if "pooled" in compare:
         folder = settings.folder / "arms" / "pooled"
@@ -98,62 +103,60 @@ def encoder_of(arm: str, site: str, settings: Config) -> nn.Module:
         return FLOORS[arm]()
     if arm == "random":
         return pretrained.untrained(settings)
-    if arm == "federated":
-        encoder = pretrained.load(folder).encoder
+    if arm in (FEDERATED, BEST):
+        which = "last" if arm == FEDERATED else f"round_{best_round(folder)}"
+        shared = pretrained.load(folder, which).encoder.state_dict()
         own = own_tensors(settings, folder / "sites" / site)  # what the site did not share completes the encoder
-        state = {key.removeprefix("encoder."): value for key, value in own.items() if key.startswith("encoder.")}
-        encoder.load_state_dict(encoder.state_dict() | state)
-        return encoder
-    sources = {"pooled": folder / "arms" / "pooled", "local": folder / "arms" / f"local-{site}"}
-    return pretrained.load(sources[arm]).encoder
+        return federated_encoder(settings, {f"encoder.{key}": value for key, value in shared.items()}, own)
+    source = folder / "arms" / "pooled" if arm == "pooled" else local_folder(folder, site)
+    return pretrained.load(source).encoder
 
 
-def parts_of(site: Site, dataset: Dataset, same: bool) -> Mapping[str, Tensor]:
-    """The site's train, val and test parts as int64 positions in the evaluation data ``dataset``.
-
-    ``same``: that is the data which the sites pretrain on, so samples are matched by their ids. Otherwise it is another
-    cut of it (slices of the same exams), so samples are matched by their patients.
-    """
-    parts = {}
-    for name in ("train", "val", "test"):
-        positions: Tensor = getattr(site, name)  # in the site's own dataset
-        site_keys, dataset_keys = (site.dataset.ids, dataset.ids) if same else (site.dataset.groups, dataset.groups)
-        # The rows of ``dataset`` whose id, or patient, belongs to this part of the site.
-        parts[name] = torch.nonzero(torch.isin(dataset_keys, site_keys[positions])).flatten()
-    return parts
+def local_folder(folder: Path, site: str) -> Path:
+    """The run folder of a site's own encoder: where the site trained one itself (``federated.evaluate``), that one."""
+    own = sorted((folder / "sites" / site).rglob(f"{LOCAL}/config.yaml"))
+    return own[0].parent if own else folder / "arms" / f"local-{site}"
 
 
-def evaluation_data(settings: Config, sites: list[Site]) -> Dataset:
-    """What the arms are measured on: the pretraining data, or another cut of it where ``evaluate.data`` says so."""
-    overrides = settings.evaluate.data
-    if not overrides:
-        return sites[0].pretrain.dataset
-    return build.load_data(settings, federated_section(settings).pool, overrides)
+def best_round(folder: Path) -> int | None:
+    """The best round by ``health.RULE``, where the server chose one and it is not the last."""
+    written = results(folder)
+    best = read_object(written).get("best_round") if written.exists() else None
+    return best if isinstance(best, int) and best != last_number(folder) else None
 
 
-def measure(settings: Config, sites: list[Site], dataset: Dataset) -> Path:
+def last_number(folder: Path) -> int:
+    """The last round."""
+    return max(checkpoint.numbered(folder / "checkpoints", "round"))
+
+
+def measure(settings: Config, sites: list[Site]) -> Path:
     """Write ``evaluate/sites.json`` and return the file. Its rows are, in this order: every arm at every site, measured
-    on the site's own held-out part of the evaluation data ``dataset``; every arm over the samples of all sites; and the
+    on the site's own held-out part (``federation.site_figures``); every arm over the samples of all sites; and the
     paired differences of the federated encoder with each other arm, over all sites. Single cases go to
     ``evaluate/sites-cases.csv``."""
-    fed, seed = federated_section(settings), settings.run.seed
-    arms = [*(arm for arm in (*FLOORS, *BASELINES) if arm in fed.compare), "federated"]
+    fed, seed, best = federated_section(settings), settings.run.seed, best_round(settings.folder)
+    arms: list[str] = [arm for arm in (*FLOORS, *BASELINES) if arm in fed.compare]
+    arms += [FEDERATED, *([BEST] if best else [])]
     rows: list[Row] = []
     # By arm: for each site, in the order of ``sites``, the test predictions of every evaluator.
     predictions: dict[str, list[dict[str, Predictions]]] = {arm: [] for arm in arms}
-    parts = {site.name: parts_of(site, dataset, not settings.evaluate.data) for site in sites}
+    sizes, dataset = {}, None
     for site in sites:
-        for arm in arms:
-            network = encoder_of(arm, site.name, settings)
-            predictions[arm].append(arm_predictions(settings, network, dataset, parts[site.name], arm))
-            rows += rows_of(predictions[arm][-1], arm=arm, site=site.name, seed=seed)
+        own = settings_for(settings, site.name)
+        if dataset is None or has_own_data(settings):  # one dataset was dealt to all, or each has its own
+            dataset = evaluation_data(own, site)
+        encoders = {arm: partial(encoder_of, arm, site.name, own) for arm in arms}
+        for arm, found in predictions_at(own, site, dataset, encoders).items():
+            predictions[arm].append(found)
+            rows += rows_of(found, arm=arm, site=site.name, seed=seed)
+        # How many samples of the evaluation data each part of the site has, for the reader of the file.
+        sizes[site.name] = {name: len(part) for name, part in parts_of(own, site, dataset).items()}
     for arm in arms:
         rows += pooled_rows(predictions[arm], arm=arm, seed=seed)
-    for arm in arms[:-1]:  # all but "federated" itself
-        pair = (pooled(predictions["federated"]), pooled(predictions[arm]))
-        rows += compared_rows(*pair, arms=("federated", arm), site=ALL_SITES, seed=seed)
-    # How many samples of the evaluation data each part of each site has, for the reader of the file.
-    sizes = {site: {name: len(positions) for name, positions in own.items()} for site, own in parts.items()}
+    for arm in (arm for arm in arms if arm != FEDERATED):
+        pair = (pooled(predictions[FEDERATED]), pooled(predictions[arm]))
+        rows += compared_rows(*pair, arms=(FEDERATED, arm), site=ALL_SITES, seed=seed)
     out = results(settings.folder)
     by_arm_and_site = {
         f"{arm}, {site.name}": site_predictions
@@ -162,7 +165,8 @@ def measure(settings: Config, sites: list[Site], dataset: Dataset) -> Path:
     }
     write_cases(out.with_name("sites-cases.csv"), by_arm_and_site)
     left_out = [name for name in site_names(fed, expected_sites(fed)) if name not in sizes]  # too small
-    write_rows(out, rows, sites=sizes, left_out=left_out, phantom_data=on_phantoms(settings))
+    chosen = {"best_round": best, "rule": health.RULE} if best else {}
+    write_rows(out, rows, sites=sizes, left_out=left_out, phantom_data=on_phantoms(settings), **chosen)
     return out
 
 

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 from sslmed_dist.downstream import (
     alignment,
     extract,
@@ -15,6 +13,7 @@ from sslmed_dist.report.runs import SIMILARITY
 from sslmed_dist.run_folder import write_json
 from sslmed_dist.training import build
 from sslmed_dist.verbs.measurement import Measurement
+from sslmed_dist.views.one_view import OneView
 
 
 def similarities(asked: Measurement, name: str | None = None, bins: int = 100) -> Path:
@@ -35,7 +34,7 @@ def similarities(asked: Measurement, name: str | None = None, bins: int = 100) -
     seed = settings.run.seed
     # Features (N, D) of the first view of every test image, and of the second.
     first, second = (
-        extract(network, dataset, parts["test"], views=Only(views, n), device=device, seed=seed).to(device)
+        extract(network, dataset, parts["test"], views=OneView(views, n), device=device, seed=seed).to(device)
         for n in (0, 1)
     )
     similarity_histogram = histogram(first.x, second.x, first.labels, bins)
@@ -50,19 +49,3 @@ def similarities(asked: Measurement, name: str | None = None, bins: int = 100) -
     out = asked.folder / "evaluate" / name
     write_json(out, {"encoder": {"file": trained.file.name, "sha256": trained.sha256}, **content})
     return out
-
-
-class Only(nn.Module):
-    """Views of which only number ``number`` (0, 1, ...) is handed on, because ``extract`` expects a single one.
-    ``ValueError`` where there is no such view."""
-
-    def __init__(self, views: nn.Module, number: int) -> None:
-        super().__init__()
-        self.views, self.number = views, number
-
-    def forward(self, batch: dict[str, Tensor], *, seed: int, epoch: int) -> dict[str, Tensor]:
-        """``views_0`` (N, C, H, W): the view that was asked for."""
-        all_views: dict[str, Tensor] = self.views(batch, seed=seed, epoch=epoch)
-        if f"views_{self.number}" not in all_views:
-            raise ValueError("histograms of similarity need two training views per image; this run's views give one")
-        return {"views_0": all_views[f"views_{self.number}"]}

@@ -24,7 +24,7 @@ from sslmed_dist.downstream import FLOORS, metrics
 from sslmed_dist.downstream.predictions import Measure, Predictions, measures_of
 from sslmed_dist.training import build, job, pretrained
 from sslmed_dist.training.evaluation_data import evaluation_splits
-from sslmed_dist.verbs.evaluate import arm_predictions
+from sslmed_dist.training.measuring import arm_predictions
 from sslmed_dist.verbs.reproduce import read_table
 from tests.acceptance.pack import CIFAR, CIFAR_SMALL, DESCRIPTION, EPISODES, WEIGHTS
 from tests.acceptance.part import Bench, NotRun, Value

@@ -44,6 +44,7 @@ def test_every_key_of_the_rules_is_one_of_the_program(strict: SiteFile) -> None:
     import inspect
 
     from sslmed_dist.data import DATASETS
+    from sslmed_dist.downstream import EVALUATORS
     from sslmed_dist.losses import LOSSES
     from sslmed_dist.methods import METHODS
     from sslmed_dist.models import ENCODERS, HEADS, PROTOTYPE_HEADS
@@ -53,7 +54,7 @@ def test_every_key_of_the_rules_is_one_of_the_program(strict: SiteFile) -> None:
 
     tables: dict[str, Any] = {"data": DATASETS, "views": VIEWS, "method": METHODS, "method.encoder": ENCODERS}
     tables |= {"method.head": {**HEADS, **PROTOTYPE_HEADS}, "method.predictor": HEADS, "method.loss": LOSSES}
-    tables |= {"optim": OPTIMIZERS, "optim.schedule": SCHEDULES}
+    tables |= {"optim": OPTIMIZERS, "optim.schedule": SCHEDULES, "evaluate.protocols": EVALUATORS}
     default = config.to_tree(config.from_tree({**tree(), "federated": {}}, "test"))
     for key in strict.policy.allow:
         above, _, last = key.rpartition(".")
@@ -143,6 +144,30 @@ def test_what_is_unused_is_taken_out_and_changes_no_digest(strict: SiteFile) -> 
     assert policy.request(tree({"optim.lr": 0.02}), strict.policy).digest != plain.digest
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("evaluate.data.root", "/etc"),
+        ("evaluate.protocols", [{"name": "knn"}, {"name": "one_shot"}]),
+        ("evaluate.protocols", [{"name": "knn", "k": 0}]),
+        ("evaluate.protocols", [{"name": "knn", "more": "/etc"}]),
+        ("evaluate.protocols", "/etc"),
+        ("federated.compare", ["random", "everything"]),
+        ("federated.compare", "random"),
+        ("federated.evaluate", 1),
+        ("federated.health", 2),
+    ],
+)
+def test_an_evaluation_is_looked_at_key_by_key(strict: SiteFile, key: str, value: Any) -> None:
+    asked = {"federated.evaluate": True}
+    fine = policy.request(tree({**asked, "evaluate.protocols": [{"name": "linear", "epochs": 5}]}), strict.policy)
+    assert fine.settings.evaluate.protocols == ({"name": "linear", "epochs": 5},)
+    assert "by linear on this site's held-out images" in "\n".join(policy.summary(fine))
+    with pytest.raises(Refusal, match=f"^{key.split('.')[0]}") as error:
+        policy.request(tree({**asked, key: value}), strict.policy)
+    assert "/etc" not in str(error.value)
+
+
 @pytest.mark.parametrize("text", ["", "not base64!", "W10=", "eyI=", "W" * 4000, "A" * (policy.MOST_CONFIG + 4)])
 def test_a_configuration_that_is_none(text: str) -> None:
     with pytest.raises(Refusal, match="holds no configuration"):
@@ -203,6 +228,8 @@ def test_what_is_spent_is_counted_from_the_ledger_alone() -> None:
     assert Spent.of(entries, "knee") == Spent(2, 1, 200)
     assert Spent.of([*entries, {"kind": "reset", "data_set": "other"}], "knee") == Spent(2, 1, 200)
     assert Spent.of([*entries, {"kind": "reset", "data_set": "knee"}, reserved], "knee") == Spent(1, 0, 100)
+    measured = {**reserved, "count": 0, "message": "evaluate"}
+    assert Spent.of([reserved, measured, measured], "knee") == Spent(1, 0, 300, 2)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +237,12 @@ def test_what_is_spent_is_counted_from_the_ledger_alone() -> None:
     [
         ("site: ", "site: ../x #", "site: expected up to 64 letters"),
         ("data_cache: null", "data_cache: cache", "data_cache: expected an absolute path"),
+        ("    patients: 50 ", "    patients: 0 ", "policy.figures.patients: expected an integer >= 1"),
+        (
+            "federated.compare: {each: [",
+            "federated.compare: {each: [{from: 1, to: 2}, ",
+            "policy.allow.federated.compare",
+        ),
         ('hours: "00:00-24:00"', 'hours: "00:00-25:00"', "policy.hours"),
         ('hours: "00:00-24:00"', 'hours: "03:00-03:00"', "policy.hours"),
         ("    batch: 16 ", "    batch: 0 ", "policy.least.batch: expected an integer >= 1"),

@@ -17,11 +17,12 @@ from sslmed_dist.json_files import read_object
 from sslmed_dist.report.runs import SIMILARITY, read_rows
 from sslmed_dist.training import build, pretrained
 from sslmed_dist.training.build import AUTO
+from sslmed_dist.training.measuring import arm_predictions
 from sslmed_dist.training.stopping import finish
 from sslmed_dist.verbs.diagnose import run as diagnosis
 from sslmed_dist.verbs.diagnose.run import MODEL, RESULTS
 from sslmed_dist.verbs.diagnose.scoring import ENSEMBLE
-from sslmed_dist.verbs.evaluate import arm_predictions, own_predictions
+from sslmed_dist.verbs.evaluate import own_predictions
 from sslmed_dist.verbs.measurement import Measurement
 from sslmed_dist.verbs.reproduce import read_table, table
 from sslmed_dist.verbs.reproduce.table import Metric
