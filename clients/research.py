@@ -125,9 +125,9 @@ def evaluate(message: Message, context: Context) -> RecordDict:
         raise SiteError(f"this site runs sslmed_dist {__version__}, the server {run_settings.version}")
     rounds_done = Order.from_record(message.content[ORDER]).number
     arrays = message.content[ARRAYS].to_torch_state_dict()
-    site = site_of(run_settings.settings, node)
-    seconds = federated_section(site.settings).timeout_s * site_figures.rounds_of_work(site.settings)
-    with Deadline(node, seconds):
+    settings = run_settings.settings
+    with deadline(node, settings, site_figures.rounds_of_work(settings)):
+        site = site_of(settings, node)
         found, scalars = site_figures.evaluate(site.settings, site.own, arrays, site.folder)
     told = Told(site.name, rounds_done, model_digest(arrays), found, scalars)
     return RecordDict({SITE: ConfigRecord(told.to_record())})
@@ -198,15 +198,16 @@ def dealt(settings: Config) -> Dealt:
 
 
 @contextmanager
-def deadline(node: Node, settings: Config) -> Iterator[None]:
-    """End this process when the work inside takes longer than ``federated.timeout_s``, the time that the server waits.
-    Reading the data is part of the work: a disk that hangs is as bad as a training that does.
+def deadline(node: Node, settings: Config, rounds: int = 1) -> Iterator[None]:
+    """End this process when the work inside takes longer than the server waits: ``federated.timeout_s`` for each of
+    the ``rounds`` that the work is like. Reading the data is part of the work: a disk that hangs is as bad as a
+    training that does.
 
     A SuperNode has no time limit of its own: behind an app that hangs it would do nothing more, and still count as
     online. Only the process of a deployed node is ended, which lives for one message; in a simulation other sites live
     in the same process.
     """
-    timer = threading.Timer(federated_section(settings).timeout_s, os._exit, (1,))
+    timer = threading.Timer(federated_section(settings).timeout_s * rounds, os._exit, (1,))
     timer.daemon = True
     if node.deployed:
         timer.start()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sslmed_dist import __version__
 from sslmed_dist.atomic_files import write_atomically
-from sslmed_dist.federation import payload, policy
+from sslmed_dist.federation import payload, policy, site_privacy
 from sslmed_dist.federation.door_figures import evaluate
 from sslmed_dist.federation.doorway import Doorway, Turn, keep_round
 from sslmed_dist.federation.payload import Message
@@ -32,7 +32,8 @@ def hello(door: Doorway, turn: Turn) -> bytes:
         _, data = door.work(door.site, turn.asked.digest, turn.data)
         done = json.loads(data)
         fields = {"run": turn.run, "sequence": door.sequence(turn.run), "site": door.site.site}
-        fields |= {"version": __version__, "channels": done["channels"], "samples": done["samples"]}
+        fields |= {"version": __version__, "channels": done["channels"]}
+        fields["samples"] = site_privacy.samples(door.site, done["samples"])
         return door.recorded("greeting", fields | {"key": door.key.public}, turn.asked.digest)
 
 
@@ -50,7 +51,8 @@ def train(door: Doorway, turn: Turn) -> bytes:
         done = payload.unpack(data)
         cleared = door.cleared(turn, done, examinations)
         fields = {"run": turn.run, "round": number, "sequence": door.sequence(turn.run), "site": door.site.site}
-        fields |= {"samples": done.fields["samples"], "scalars": cleared.scalars, "model": model}
+        samples = site_privacy.samples(door.site, done.fields["samples"])
+        fields |= {"samples": samples, "scalars": cleared.scalars, "model": model}
         sealed = door.recorded("update", fields, turn.asked.digest, cleared.tensors, cleared.kept)
         keep_round(turn.folder, number, model, message, sealed)
         return sealed

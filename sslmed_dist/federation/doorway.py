@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +17,13 @@ import torch
 from torch import Tensor
 
 from sslmed_dist.atomic_files import write_atomically
-from sslmed_dist.federation import payload, policy, site_key
+from sslmed_dist.federation import payload, policy, site_key, site_privacy
 from sslmed_dist.federation.ledger import Anchor, Ledger
 from sslmed_dist.federation.payload import Message
 from sslmed_dist.federation.policy import Refusal, Request, Spent
 from sslmed_dist.federation.shared import Arrays, model_digest
 from sslmed_dist.federation.site_file import SiteFile
-from sslmed_dist.federation.site_work import Failure, withheld
+from sslmed_dist.federation.site_work import Failure
 
 HEADER_ROOM = 1 << 16  # bytes of an answer beside its tensors, for the budget
 FAILED = "the work failed at this site; its own log says why"
@@ -100,10 +101,12 @@ class Doorway:
         """Write down what the work may send before it begins: so many rounds, and tensors as large as these.
         ``Refusal`` outside the site's hours, and where that is more than is left."""
         policy.require_hour(self.site.policy, self.clock())
+        if rounds:
+            site_privacy.require_room(self.site, turn.message.tensors)
         size = HEADER_ROOM + sum(tensor.numel() * tensor.element_size() for tensor in (tensors or {}).values())
         policy.require_budget(self.site, Spent.of(self.ledger.entries, self.site.data_set), rounds, size)
-        number, content = turn.message.fields.get("round"), {"run": turn.run, "configuration": turn.asked.digest}
-        content["message"] = turn.message.kind
+        number, spent = turn.message.fields.get("round"), site_privacy.reserved(self.site, turn.message)
+        content = {"run": turn.run, "configuration": turn.asked.digest, "message": turn.message.kind, **spent}
         self.ledger.append("reserved", data_set=self.site.data_set, count=rounds, size=size, round=number, **content)
 
     @contextmanager
@@ -120,14 +123,17 @@ class Doorway:
             raise Refusal(FAILED) from None
 
     def cleared(self, turn: Turn, done: Message, examinations: int) -> Cleared:
-        """What of the update that the work gave back may leave; it is checked as if a stranger had sent it."""
-        rules, sent = self.site.policy, turn.message.tensors
+        """What of the update that the work gave back may leave; it is checked as if a stranger had sent it. With noise
+        the sizes are looked at after it: before, a refusal would tell of the data."""
+        rules, sent, noise = self.site.policy.update, turn.message.tensors, site_privacy.mechanism(self.site)
         require_alike("the update", done.tensors, sent)
-        require_numbers("the update", done.tensors, rules.update.largest)
-        require_change("the update", done.tensors, sent, rules.update.change)
-        tensors, kept = withheld(sent, dict(done.tensors), examinations, self.site)
-        scalars = {name: value for name, value in done.fields["scalars"].items() if name in rules.scalars}
-        return Cleared(tensors, scalars, kept + sorted(done.fields["scalars"].keys() - scalars.keys()))
+        require_numbers("the update", done.tensors, math.inf if noise else rules.largest)
+        tensors, scalars, kept = site_privacy.leaving(
+            self.site, sent, dict(done.tensors), done.fields["scalars"], examinations
+        )
+        require_numbers("the update", tensors, rules.largest)
+        require_change("the update", tensors if noise else done.tensors, sent, rules.change)
+        return Cleared(tensors, scalars, kept)
 
     def sequence(self, run: str) -> int:
         """The number of the next answer to a run: 1, 2, ... without a gap."""
@@ -157,7 +163,7 @@ class Doorway:
             bytes=len(content) + payload.ANSWER_OVERHEAD,
             tensors=described,
             withheld=kept or [],
-            epsilon=None,
+            **(site_privacy.account(self.site, self.ledger.entries) if tensors else {"epsilon": None}),
             **{name: fields[name] for name in WRITTEN if name in fields},
             scalars={**fields.get("scalars", {}), **{n: fields[n] for n in ("samples", "channels") if n in fields}},
         )

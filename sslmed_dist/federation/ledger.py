@@ -30,11 +30,12 @@ START = "0" * 64  # the digest before the first entry
 KINDS: tuple[str, ...] = get_args(Kind)
 ALWAYS = ("number", "time", "kind", "previous", "digest")
 # What an entry may say beside that. ``tensors`` are [name, dtype, shape, bytes, L2 norm] each. ``epsilon`` is the
-# privacy spent; null means that no noise was added and so no such figure exists. ``count`` and ``size`` are what was
-# reserved. ``answer`` is the number of the entry that was delivered. ``figures`` are those of an evaluation, in full.
+# privacy that the data set has spent at ``delta`` with this answer and all before it; null means that no noise was
+# added and so no such figure exists. ``count``, ``size`` and ``rho`` (``federation.accountant``) are what was reserved.
+# ``answer`` is the number of the entry that was delivered. ``figures`` are those of an evaluation, in full.
 FIELDS: tuple[str, ...] = (
     *("run", "round", "sequence", "configuration", "sha256", "bytes", "tensors", "scalars", "withheld", "epsilon"),
-    *("reason", "data_set", "count", "size", "answer", "model", "message", "figures"),
+    *("reason", "data_set", "count", "size", "answer", "model", "message", "figures", "rho", "delta"),
 )
 
 

@@ -3,16 +3,18 @@
 import csv
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 
+from sslmed_dist.federation import accountant
 from sslmed_dist.federation.ledger import Entry, Verdict
 from sslmed_dist.printable import as_markdown, printable
 
 COLUMNS: tuple[str, ...] = (
     *("number", "time", "kind", "run", "round", "sequence", "bytes", "tensors", "scalars", "withheld", "epsilon"),
     *("sha256", "configuration", "model", "message", "reason", "data_set", "count", "size", "answer"),
-    *("previous", "digest"),
+    *("rho", "delta", "previous", "digest"),
 )
 
 
@@ -87,7 +89,7 @@ def page(site: str, entries: Sequence[Entry], verdict: Verdict) -> str:
         f"- Refusals: {sum(refusals.values())}.",
         f"- Answers whose delivery is not recorded (they count as delivered): {numbers(undelivered(entries))}.",
         f"- Work that was cut short (what it reserved stays spent): {numbers(unfinished(entries))}.",
-        "- Privacy spent: " + epsilon(rounds),
+        "- Privacy spent: " + epsilon(entries),
         "",
         "## By run",
         "",
@@ -109,11 +111,17 @@ def page(site: str, entries: Sequence[Entry], verdict: Verdict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def epsilon(rounds: Sequence[Entry]) -> str:
-    """The privacy spent in words."""
-    if all(entry["epsilon"] is None for entry in rounds):
+def epsilon(entries: Sequence[Entry]) -> str:
+    """The privacy spent in words: of all rounds ever, also those before a reset."""
+    rounds = [entry for entry in entries if entry["kind"] == "reserved" and entry["count"]]
+    noised = [entry["rho"] for entry in rounds if "rho" in entry]
+    bare = len(rounds) - len(noised)
+    deltas = [entry["delta"] for entry in entries if "delta" in entry]
+    if not noised or not deltas:
         return "not bounded; no noise is added to what leaves."
-    return f"{sum(entry['epsilon'] or 0.0 for entry in rounds):.3g}."
+    spent = f"epsilon {accountant.epsilon(math.fsum(noised), deltas[-1]):.3g} at delta {deltas[-1]:g} in {len(noised)} "
+    spent += f"rounds, for {accountant.UNIT}"
+    return spent + (f"; not bounded in {bare} more rounds, which had no noise." if bare else ".")
 
 
 def numbers(values: Sequence[int]) -> str:

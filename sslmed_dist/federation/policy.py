@@ -6,6 +6,7 @@ Nothing here looks at data. So ``sslmed site check --against CONFIG`` gives the 
 import base64
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 from sslmed_dist import config
 from sslmed_dist.config import Config
+from sslmed_dist.federation import accountant
 from sslmed_dist.federation.ledger import Entry
 from sslmed_dist.federation.site_file import MOST_LISTED, NAME, Rules, SiteFile, hours
 from sslmed_dist.printable import excerpt
@@ -192,75 +194,51 @@ def require_hour(rules: Rules, now: time.struct_time) -> None:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a data set has spent since the last reset by the site's own command."""
+    """What a data set has spent since the last reset by the site's own command. ``rho`` is the privacy
+    (``federation.accountant``); infinite once a round had no noise."""
 
     rounds: int
     messages: int
     size: int
     evaluations: int = 0
+    rho: float = 0.0
 
     @classmethod
     def of(cls, entries: list[Entry], data_set: str) -> "Spent":
         """Counted from the ledger: what was reserved counts, whether or not the work was ever done."""
         rounds = messages = size = evaluations = 0
+        rho = 0.0
         for entry in entries:
             if entry["kind"] == "reset" and entry["data_set"] == data_set:
-                rounds = messages = size = evaluations = 0
+                rounds, messages, size, evaluations, rho = 0, 0, 0, 0, 0.0
             elif entry["kind"] == "reserved" and entry["data_set"] == data_set:
                 rounds, size = rounds + entry["count"], size + entry["size"]
                 evaluations += entry.get("message") == "evaluate"
+                rho += entry.get("rho", math.inf) if entry["count"] else 0.0
             elif entry["kind"] in ("answer", "refusal") and entry["data_set"] == data_set:
                 messages += 1
-        return cls(rounds, messages, size, evaluations)
+        return cls(rounds, messages, size, evaluations, rho)
 
 
 def require_budget(site: SiteFile, spent: Spent, rounds: int, size: int) -> None:
     """``Refusal`` where ``rounds`` more rounds with ``size`` bytes are more than the data set's life allows."""
-    life = site.policy.life
+    life, privacy = site.policy.life, site.policy.privacy
     if spent.rounds + rounds > life.rounds:
         raise Refusal("this site's rounds are spent; only the site can allow more")
     if spent.size + size > life.megabytes * 1e6:
         raise Refusal("this site's bytes are spent; only the site can allow more")
+    if rounds and privacy.noise_multiplier:
+        cost = rounds * accountant.rho(privacy.noise_multiplier)
+        if math.isinf(spent.rho):
+            raise Refusal("rounds of this site's data left without noise, so no epsilon holds; only the site can reset")
+        if accountant.epsilon(spent.rho + cost, privacy.delta) > privacy.epsilon:
+            raise Refusal("this site's privacy (epsilon) is spent; only the site can allow more")
 
 
 def require_evaluations(site: SiteFile, spent: Spent) -> None:
-    """``Refusal`` where one more evaluation is more than the data set's life allows."""
+    """``Refusal`` where one more evaluation is more than the data set's life allows, and where noise is required:
+    figures carry none."""
+    if site.policy.privacy.noise_multiplier:
+        raise Refusal("this site adds noise to what leaves; figures of an evaluation carry none, so it gives none")
     if spent.evaluations >= site.policy.life.evaluations:
         raise Refusal("this site's evaluations are spent; only the site can allow more")
-
-
-def summary(request: Request) -> list[str]:
-    """What a run would do, for the person who accepts it."""
-    settings = request.settings
-    fed, plan = settings.federated, settings.plan
-    assert fed is not None  # ``amounts`` demands it
-    steps = (plan.steps_per_epoch or 0) * fed.local_epochs
-    leaf = ("method", "loss", "views", "data", "optim")
-    names = {key: settings.method.get("loss") if key == "loss" else getattr(settings, key) for key in leaf}
-    chosen = ", ".join(f"{key} {name_of(value)}" for key, value in names.items() if value is not None)
-    return [
-        f"run {settings.run.name}, seed {settings.run.seed}: digest {request.digest}",
-        f"trains: {chosen}; learning rate {settings.optim.get('lr')}, batches of {plan.batch_size}",
-        f"{fed.rounds} rounds of {steps} optimiser steps each on this site's images",
-        f"would send in each round: the tensors of {'the encoder' if fed.share == 'encoder' else 'the whole method'}, "
-        "the number of training images, and the scalars of policy.scalars",
-        *evaluation(settings),
-        "would send once or more: this site's name, its program's version, the number and channels of its images",
-    ]
-
-
-def evaluation(settings: Config) -> list[str]:
-    """What a run with ``federated.evaluate`` would do at its end, for the same person."""
-    fed = settings.federated
-    if fed is None or not fed.evaluate:
-        return []
-    protocols = ", ".join(name_of(leaf) for leaf in settings.evaluate.protocols)
-    trains = " after it has trained an encoder on this site's data alone" if "local" in fed.compare else ""
-    return [
-        f"would measure encoders by {protocols} on this site's held-out images and labels{trains}, and send the figures"
-    ]
-
-
-def name_of(leaf: Any) -> str:
-    """The constructor that a leaf names."""
-    return str(leaf.get("name") if isinstance(leaf, Mapping) else leaf)

@@ -1,6 +1,7 @@
 """The one file of a site: its data, its resources and its rules. Read strictly; what it must say is in
 ``site_template``."""
 
+import math
 import os
 import pwd
 import re
@@ -13,6 +14,7 @@ from sslmed_dist import config, plain_yaml
 from sslmed_dist.federation.ledger import is_digest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+LEAST_NOISE, MOST_NOISE = 0.01, 1000.0  # of a noise multiplier that is not 0; see ``federation.privacy``
 MOST_LISTED = 16  # numbers in one list of a configuration
 NOTE = "see the file that `sslmed site init` writes"
 
@@ -113,6 +115,30 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Privacy:
+    """How the change of a model is shortened and hidden in noise before it leaves, and the budget of epsilon."""
+
+    clip: float | None
+    noise_multiplier: float
+    delta: float
+    epsilon: float
+    samples: int
+
+    def __post_init__(self) -> None:
+        where, noise = "policy.privacy", self.noise_multiplier
+        require(self.clip is None or self.clip > 0, f"{where}.clip", "expected a number > 0, or null")
+        require(
+            noise == 0 or LEAST_NOISE <= noise <= MOST_NOISE,
+            f"{where}.noise_multiplier",
+            f"expected 0, or a number from {LEAST_NOISE:g} to {MOST_NOISE:g}",
+        )
+        require(noise == 0 or self.clip is not None, f"{where}.clip", "expected a number > 0, which noise needs")
+        require(0 < self.delta <= 0.01, f"{where}.delta", "expected a number above 0, at most 0.01")
+        require(0 < self.epsilon < math.inf, f"{where}.epsilon", "expected a number > 0")
+        require(self.samples >= 1, f"{where}.samples", "expected an integer >= 1")
+
+
+@dataclass(frozen=True)
 class Rules:
     """The section ``policy``."""
 
@@ -124,6 +150,7 @@ class Rules:
     model: Incoming
     update: Outgoing
     figures: Measured
+    privacy: Privacy
     scalars: tuple[str, ...]
     allow: Mapping[str, Any]
 

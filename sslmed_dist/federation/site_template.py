@@ -48,6 +48,14 @@ policy:
   figures:                   # where a run asks for an evaluation (federated.evaluate); fewer patients: no figures
     patients: 50             # of the held-out part, which is never trained on
     of_each_class: 5         # patients of it in its rarest class (of each value of a label)
+  privacy:                   # hides this site's data in what leaves after a round: docs/hospitals.md, "Privacy"
+    clip: 1.0                # a longer change of the learned tensors is shortened to this L2 norm; null: never
+    noise_multiplier: 10.0   # Gaussian noise on each of their numbers, so many times clip; means and variances of
+                             # batch norm, scalars and figures are withheld then; 0: no noise, and nothing bounds
+                             # what an update tells
+    delta: 0.000001          # the chance that epsilon does not hold; below one over the examinations, far below
+    epsilon: 8.0             # what all rounds of the data set's life may spend together; then there is no further one
+    samples: 1               # under noise this number leaves in place of the number of images; say the server's people
   # The means that may leave; others are withheld, and named in the ledger. Not in the list: health_embedding_std,
   # health_effective_rank, health_uniformity, health_alignment (federated.health). They are measured in every round on
   # the same few images with a model that the server chose, so they tell more of those images than a loss does.

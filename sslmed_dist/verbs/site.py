@@ -21,6 +21,7 @@ from sslmed_dist.federation import (
 from sslmed_dist.federation.door import Door, pending_folder
 from sslmed_dist.federation.ledger import Anchor, Entry, Ledger, is_digest, read, verify
 from sslmed_dist.federation.policy import Refusal, Request, Spent
+from sslmed_dist.federation.policy_summary import spent_privacy, summary, worth
 from sslmed_dist.federation.site_file import SiteFile
 from sslmed_dist.federation.site_work import in_child
 from sslmed_dist.printable import say
@@ -64,7 +65,7 @@ def check(path: Path, against: Path | None, overrides: list[str]) -> tuple[Lines
     if against is not None:
         return judged(site, config.load(against, overrides))
     good, bad = [f"{path}: valid"], []
-    good.append(f"key {site_key.load(site_key_of(site)).public}")
+    good += [f"key {site_key.load(site_key_of(site)).public}", worth(site.policy.privacy)]
     for place in (path, Path(site.state)):
         if place.stat().st_mode & 0o077:
             bad.append(f"{place}: other users may look at it; chmod go= {place}")
@@ -83,7 +84,7 @@ def judged(site: SiteFile, settings: config.Config) -> tuple[Lines, Lines]:
     if objections:
         return [], [f"would be refused: {line}" for line in objections]
     asked = policy.request(tree, site.policy)
-    lines = policy.summary(asked)
+    lines = summary(asked, site.policy)
     if asked.digest in accepted(site):
         return [*lines, "accepted already"], []
     filled = "what a server fills in (views.mean, views.std, method.channels, plan.epochs) makes the digest another"
@@ -125,13 +126,13 @@ def accept(path: Path, digest: str | None) -> Lines:
     site = site_file.read(path)
     runs = waiting(site)
     if digest is None:
-        return [line for asked in runs.values() for line in policy.summary(asked)] or ["nothing waits"]
+        return [line for asked in runs.values() for line in summary(asked, site.policy)] or ["nothing waits"]
     if not is_digest(digest) or digest not in runs:
         raise ValueError(f"{digest[:80]}: no run with this digest waits; `sslmed site accept` without one lists them")
     if digest not in accepted(site):
         Ledger(site.ledger).append("accepted", configuration=digest)
     (pending_folder(site) / f"{digest}.json").unlink(missing_ok=True)
-    return [*policy.summary(runs[digest]), "accepted"]
+    return [*summary(runs[digest], site.policy), "accepted"]
 
 
 def start(path: Path) -> Lines:
@@ -167,7 +168,8 @@ def status(path: Path) -> Lines:
         f"site {site.site}, key {site_key.load(site_key_of(site)).public}",
         f"the door is {'open' if resident.is_open(site) else 'closed'}: {site.socket}; separation: {site.separation}",
         f"spent of data set {site.data_set}: {spent.rounds} of {life.rounds} rounds, {spent.messages} of "
-        f"{life.messages} messages, {spent.size / 1e6:.1f} of {life.megabytes:g} megabytes",
+        f"{life.messages} messages, {spent.size / 1e6:.1f} of {life.megabytes:g} megabytes, "
+        + spent_privacy(site, spent),
         f"runs accepted: {len(accepted(site))}, waiting: {len(waiting(site))}",
         f"ledger: {len(entries)} entries; newest {newest}",
         *(f"  {ledger_page.line(entry)}" for entry in entries[-5:]),

@@ -24,6 +24,8 @@ SMALL = {  # what the strict rules forbid to a run of two steps on random images
     "examinations: 50": "examinations: 20",
     "statistics: 200": "statistics: 20",
     "separation: enforced": "separation: processes",
+    "    clip: 1.0 ": "    clip: null ",
+    "noise_multiplier: 10.0 ": "noise_multiplier: 0 ",
 }
 
 

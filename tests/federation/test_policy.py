@@ -1,13 +1,15 @@
 """A site's rules over the whole configuration: what they do not know is refused, and nothing of it needs data."""
 
+import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sslmed_dist import config
-from sslmed_dist.federation import messages, policy, site_file, site_template
+from sslmed_dist.federation import messages, policy, policy_summary, site_file, site_template
 from sslmed_dist.federation.policy import Refusal, Spent
 from sslmed_dist.federation.site_file import SiteFile
 from tests.federation import hospital, tiny
@@ -144,6 +146,14 @@ def test_what_is_unused_is_taken_out_and_changes_no_digest(strict: SiteFile) -> 
     assert policy.request(tree({"optim.lr": 0.02}), strict.policy).digest != plain.digest
 
 
+def test_no_figures_leave_a_site_that_adds_noise(strict: SiteFile) -> None:
+    spent = Spent(0, 0, 0)
+    with pytest.raises(Refusal, match="figures of an evaluation carry none"):
+        policy.require_evaluations(strict, spent)
+    privacy = replace(strict.policy.privacy, noise_multiplier=0.0)
+    policy.require_evaluations(replace(strict, policy=replace(strict.policy, privacy=privacy)), spent)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -162,7 +172,9 @@ def test_an_evaluation_is_looked_at_key_by_key(strict: SiteFile, key: str, value
     asked = {"federated.evaluate": True}
     fine = policy.request(tree({**asked, "evaluate.protocols": [{"name": "linear", "epochs": 5}]}), strict.policy)
     assert fine.settings.evaluate.protocols == ({"name": "linear", "epochs": 5},)
-    assert "by linear on this site's held-out images" in "\n".join(policy.summary(fine))
+    bare = replace(strict.policy, privacy=replace(strict.policy.privacy, noise_multiplier=0.0))
+    assert "by linear on this site's held-out images" in "\n".join(policy_summary.summary(fine, bare))
+    assert "an evaluation at the end: refused" in "\n".join(policy_summary.summary(fine, strict.policy))
     with pytest.raises(Refusal, match=f"^{key.split('.')[0]}") as error:
         policy.request(tree({**asked, key: value}), strict.policy)
     assert "/etc" not in str(error.value)
@@ -190,8 +202,9 @@ def test_a_refusal_quotes_no_control_characters(strict: SiteFile) -> None:
     assert str(error.value).isprintable() and len(str(error.value)) < 200
 
 
-def test_the_person_who_accepts_reads_what_would_leave(strict: SiteFile) -> None:
-    lines = "\n".join(policy.summary(policy.request(tree(), strict.policy)))
+def test_the_person_who_accepts_reads_what_would_leave(strict: SiteFile, tmp_path: Path) -> None:
+    quiet = hospital.site(tmp_path, tmp_path / "x.npz").policy
+    lines = "\n".join(policy_summary.summary(policy.request(tree(), quiet), quiet))
     assert "method contrastive, loss mio_v3" in lines and "10 rounds of 30 optimiser steps" in lines
     assert "the tensors of the encoder, the number of training images" in lines
 
@@ -218,18 +231,20 @@ def test_hours(tmp_path: Path, hours: str, at: tuple[int, int], fine: bool) -> N
 
 
 def test_what_is_spent_is_counted_from_the_ledger_alone() -> None:
-    reserved = {"kind": "reserved", "data_set": "knee", "count": 1, "size": 100}
+    reserved = {"kind": "reserved", "data_set": "knee", "count": 1, "size": 100, "rho": 0.5}
     entries: list[Any] = [
         reserved,
         reserved,
         {"kind": "refusal", "data_set": "knee"},
         {**reserved, "data_set": "other"},
     ]
-    assert Spent.of(entries, "knee") == Spent(2, 1, 200)
-    assert Spent.of([*entries, {"kind": "reset", "data_set": "other"}], "knee") == Spent(2, 1, 200)
-    assert Spent.of([*entries, {"kind": "reset", "data_set": "knee"}, reserved], "knee") == Spent(1, 0, 100)
-    measured = {**reserved, "count": 0, "message": "evaluate"}
-    assert Spent.of([reserved, measured, measured], "knee") == Spent(1, 0, 300, 2)
+    assert Spent.of(entries, "knee") == Spent(2, 1, 200, 0, 1.0)
+    assert Spent.of([*entries, {"kind": "reset", "data_set": "other"}], "knee") == Spent(2, 1, 200, 0, 1.0)
+    assert Spent.of([*entries, {"kind": "reset", "data_set": "knee"}, reserved], "knee") == Spent(1, 0, 100, 0, 0.5)
+    bare = {"kind": "reserved", "data_set": "knee", "count": 1, "size": 100}  # a round without noise
+    assert Spent.of([reserved, bare], "knee").rho == math.inf
+    measured = {**bare, "count": 0, "message": "evaluate"}
+    assert Spent.of([reserved, measured, measured], "knee") == Spent(1, 0, 300, 2, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +261,20 @@ def test_what_is_spent_is_counted_from_the_ledger_alone() -> None:
         ('hours: "00:00-24:00"', 'hours: "00:00-25:00"', "policy.hours"),
         ('hours: "00:00-24:00"', 'hours: "03:00-03:00"', "policy.hours"),
         ("    batch: 16 ", "    batch: 0 ", "policy.least.batch: expected an integer >= 1"),
+        (
+            "noise_multiplier: 0 ",
+            "noise_multiplier: 0.001 ",
+            "policy.privacy.noise_multiplier: expected 0, or a number from",
+        ),
+        (
+            "noise_multiplier: 0 ",
+            "noise_multiplier: 1 ",
+            "policy.privacy.clip: expected a number > 0, which noise needs",
+        ),
+        ("    clip: null ", "    clip: 0 ", "policy.privacy.clip: expected a number > 0, or null"),
+        ("    delta: 0.000001 ", "    delta: 0.1 ", "policy.privacy.delta: expected a number above 0, at most 0.01"),
+        ("    epsilon: 8.0 ", "    epsilon: 0 ", "policy.privacy.epsilon: expected a number > 0"),
+        ("    samples: 1 ", "    samples: 0 ", "policy.privacy.samples: expected an integer >= 1"),
         ("accept: each", "accept: all", "policy.accept"),
         ("digests: []", "digests: [abc]", "policy.digests"),
         ("optim.lr: {from: 0.000001, to: 1}", "optim.lr: {from: 1, to: 0}", "policy.allow.optim.lr"),
