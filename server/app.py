@@ -96,14 +96,10 @@ def serve(grid: Grid, run_settings: RunSettings, folder: Path) -> tuple[int, int
     metrics = Metrics(folder / "metrics.jsonl", live=settings.run.tensorboard)
     # A round that was interrupted is run again, so what it has written goes.
     metrics.cut(last.number * fed.local_epochs * (settings.plan.steps_per_epoch or 0))
-    sites = Sites(
-        expected,
-        fed.quorum,
-        fed.timeout_s,
-        settings.method["channels"],
-        registered(folder, fed),
-        Sealed(run_settings.config, folder),
-    )
+    listed = registered(folder, fed)
+    pinned = {name: site.data_key for name, site in (listed or {}).items() if site.data_key is not None}
+    sealed = Sealed(run_settings.config, folder, pinned)
+    sites = Sites(expected, fed.quorum, fed.timeout_s, settings.method["channels"], listed, sealed)
     strategy = Guarded(settings=settings, sites=sites, folder=folder, metrics=metrics, begun=last)
     try:
         if last.number < fed.rounds:

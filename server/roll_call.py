@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from server.owners import Owners
 from server.sealed import Sealed, SiteRefused
 from sslmed_dist import __version__
 from sslmed_dist.federation.messages import MARK, ORDER, SITE, Greeting, Hello, Unreadable, only
+from sslmed_dist.federation.registered import Registered
 from sslmed_dist.federation.site_file import NAME
 from sslmed_dist.printable import printable
 
@@ -36,8 +38,8 @@ def failure(reply: Message) -> str:
 
 class Sites:
     """The nodes of a federation and the sites that they are. In the first round all ``expected`` sites are waited for,
-    in later rounds ``quorum`` of them. ``channels`` is what the images of every site must have. ``registered``: the
-    sites that may take part, with the most samples that each may count (see ``federation.registered``); None: any."""
+    in later rounds ``quorum`` of them. ``channels`` is what the images of every site must have. ``listed``: the sites
+    that may take part, and what is registered of them (see ``federation.registered``); None: any."""
 
     def __init__(
         self,
@@ -45,17 +47,18 @@ class Sites:
         quorum: int,
         timeout_s: float,
         channels: int,
-        registered: Mapping[str, int | None] | None = None,
+        listed: Mapping[str, Registered] | None = None,
         sealed: Sealed | None = None,
     ) -> None:
         self.sealed = sealed  # for sites of two processes; without it there are none
         self.expected, self.quorum, self.timeout_s, self.channels = expected, quorum, timeout_s, channels
-        self.registered = registered
+        self.listed = listed
+        self.owners = Owners(listed or {})
         self.known: dict[int, Greeting] = {}  # by node, what a site that passed the greeting said
         self.refused: dict[int, str] = {}  # by node, why it may not take part in this round
         self.seen: set[str] = set()  # names of all sites that ever took part, in earlier starts, too
         self.wanted = expected
-        if registered is None:
+        if listed is None:
             log.warning("no list of sites (sites.yaml, federated.site_names): whoever greets takes part")
 
     def ready(self, grid: Grid) -> dict[int, Greeting]:
@@ -95,13 +98,14 @@ class Sites:
         for node, reason in self.refused.items():
             log.warning("node %d is refused: %s", node, reason)
         there = {greeting.site for greeting in present.values()}
-        for name in sorted((self.seen | set(self.registered or ())) - there):
+        for name in sorted((self.seen | set(self.listed or ())) - there):
             log.warning("%s %s", name, "is dead: its node is offline" if name in self.seen else "has not joined")
         if len(present) < self.expected:
             log.warning("going on with %d of %d sites", len(present), self.expected)
 
     def greet(self, grid: Grid, nodes: Iterable[int], online: set[int], timeout: float) -> None:
         """Send "hello" to ``nodes`` and sort them into known and refused; ``online`` are the ids of all nodes."""
+        self.owners.look(grid)
         further = {} if self.sealed is None else self.sealed.hello()
         content = RecordDict({ORDER: ConfigRecord(Hello(__version__).to_record()), **further})
         messages = {node: Message(content, node, "query", ttl=max(timeout, LIFE_S)) for node in nodes}
@@ -145,12 +149,15 @@ class Sites:
             return f"node {node}: its name is not made of letters, digits, '_', '.' and '-'"
         if greeting.version != __version__:
             return f"{name} runs sslmed_dist {printable(greeting.version)[:40]}, the server {__version__}"
-        if self.registered is not None and name not in self.registered:
+        if self.listed is not None and name not in self.listed:
             return f"node {node}: no site of this run is called {name}"
+        registered = (self.listed or {}).get(name, Registered())
+        if registered.node_key is not None and self.owners.name(node) != name:
+            return f"node {node}: says it is {name}, but its key is that of {self.owners.name(node) or 'no site'}"
         if greeting.channels != self.channels:
             images = f"{name} has images of {greeting.channels} channels"
             return f"{images}, the run's method takes {self.channels}"
-        most = (self.registered or {}).get(name)
+        most = registered.samples
         if greeting.samples < 1 or (most is not None and greeting.samples > most):
             allowed = "at least 1" if most is None else f"1 to {most} (sites.yaml)"
             return f"{name} reports {greeting.samples} samples, allowed {allowed}"

@@ -1,8 +1,9 @@
 """Messages to and from sites of two processes: opaque to Flower and to the site's relay, signed by its data side.
 
-A site is known by the key of its first greeting, which stands in ``sites.json`` of the run folder with the newest entry
-of its ledger that it named. The first greeting is believed; compare its key with what ``sslmed site status`` prints at
-the site. From then on a forged, repeated or foreign answer is refused.
+A site is known by the key of its data side that the list of sites pins (``federation.registered``): no answer that it
+did not sign is believed, the first one included. Without a pinned key (``sslmed federate``) the first greeting is
+believed; compare its key with what ``sslmed site status`` prints at the site. ``sites.json`` of the run folder keeps
+how far each site has come: a forged, repeated or foreign answer is refused.
 """
 
 import hashlib
@@ -35,14 +36,19 @@ class SiteRefused(ValueError):
 
 
 class Sealed:
-    """What the server knows of sites of two processes. ``config`` is the run's configuration as it travels."""
+    """What the server knows of sites of two processes. ``config`` is the run's configuration as it travels; ``pinned``
+    are the keys of data sides by the names of their sites."""
 
-    def __init__(self, config: str, folder: Path) -> None:
-        self.config, self.path = config, folder / KEPT
+    def __init__(self, config: str, folder: Path, pinned: Mapping[str, str] | None = None) -> None:
+        self.config, self.path, self.pinned = config, folder / KEPT, dict(pinned or {})
         self.run = hashlib.sha256(config.encode()).hexdigest()
         self.nodes: set[int] = set()  # those that answer with a payload
         known = read_object(self.path) if self.path.exists() else {}
-        self.known: dict[str, dict[str, Any]] = known  # by site: key, sequence, anchor, digest of the answer
+        # By site: key, sequence, anchor, digests of the newest answers. What was kept of another key than the pinned
+        # one counts for nothing: the site has made itself a new one.
+        self.known: dict[str, dict[str, Any]] = {
+            site: kept for site, kept in known.items() if kept.get("key") == self.pinned.get(site, kept.get("key"))
+        }
 
     def hello(self) -> dict[str, ArrayRecord]:
         """What "hello" carries for such sites beside its own record."""
@@ -64,6 +70,7 @@ class Sealed:
     def greeting(self, reply: Message, node: int) -> RecordDict:
         """The answer to "hello" as ``roll_call`` reads it, whichever kind of site it comes from. ``SiteRefused``."""
         if PAYLOAD not in reply.content:
+            self.require_unsigned(str(reply.content[SITE].get("site")) if SITE in reply.content else "")
             return reply.content
         message = self.believed(reply, None)
         if message.kind != "greeting":
@@ -77,8 +84,7 @@ class Sealed:
         """The answer to "train" as ``reading`` reads it, whichever kind of site it comes from. ``SiteRefused``."""
         name = asked.site
         if PAYLOAD not in reply.content:
-            if name in self.known:
-                raise SiteRefused("its answer is not signed, as those before were")
+            self.require_unsigned(name)
             return reply.content
         message = self.believed(reply, name)
         if message.kind != "update" or message.fields["round"] != asked.round:
@@ -95,8 +101,7 @@ class Sealed:
     def figures(self, reply: Message, site: str) -> RecordDict:
         """The answer to "evaluate" as ``at_sites`` reads it, whichever kind of site it comes from. ``SiteRefused``."""
         if PAYLOAD not in reply.content:
-            if site in self.known:
-                raise SiteRefused("its answer is not signed, as those before were")
+            self.require_unsigned(site)
             return reply.content
         message = self.believed(reply, site)
         if message.kind != "figures":
@@ -105,6 +110,13 @@ class Sealed:
         told = Told(site, message.fields["round"], message.fields["model"], found, scalars)
         return RecordDict({SITE: ConfigRecord(told.to_record())})
 
+    def require_unsigned(self, name: str) -> None:
+        """``SiteRefused`` where an answer of this site has to be signed."""
+        if name in self.pinned:
+            raise SiteRefused("its answer is not signed, and the list of sites has a key for it")
+        if name in self.known:
+            raise SiteRefused("its answer is not signed, as those before were")
+
     def believed(self, reply: Message, name: str | None) -> payload.Message:
         """The message of a reply that is signed, new and of this run; what it says of the site is kept. ``name``: the
         site that it must come from, None for a greeting. ``SiteRefused``."""
@@ -112,7 +124,8 @@ class Sealed:
         try:
             site = claimed(data) if name is None else name
             known: Mapping[str, Any] = self.known.get(site, {})
-            public = bytes.fromhex(known["key"]) if known else None
+            pinned = self.pinned.get(site) or (known["key"] if known else None)
+            public = None if pinned is None else bytes.fromhex(pinned)
             answer, key = payload.unseal(data, public)
         except ValueError as error:
             raise SiteRefused(str(error)) from None

@@ -35,6 +35,36 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def write_private(path: Path, content: bytes) -> None:
+    """Write a new file that this user alone may read, such as a key, and the folders above it (0700) where they are
+    missing. ``ValueError`` where something is in its place: a key is never written over."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        raise ValueError(f"{path}: exists; a key is never written over, since others know it") from None
+    except OSError as error:
+        raise ValueError(f"{path}: could not be written: {error.strerror or error}") from None
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise ValueError(f"{path}: could not be written: {error.strerror or error}") from None
+    sync_folder(path.parent)
+
+
+def read_private(path: Path, most: int) -> bytes:
+    """The content of a file that ``write_private`` wrote, of at most ``most`` bytes. ``ValueError`` where there is no
+    such file, or other users may read it."""
+    with open(open_itself(path, os.O_RDONLY), "rb") as file:
+        if os.fstat(file.fileno()).st_mode & 0o077:
+            raise ValueError(f"{path}: other users may read the key; chmod 600, and make a new one if they have")
+        return file.read(most)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
     """An open file that becomes ``path`` when the block ends well, and is removed when not. ``ValueError`` naming

@@ -69,7 +69,7 @@ def run(settings: Config, resume: str = "auto", folder: Path | None = None) -> N
         (path / ENDING).unlink(missing_ok=True)
         (path / "stop").unlink(missing_ok=True)
         with Stop(path) as stop, private_folder(path) as (private, processes):
-            runtime = flower_programs.Workplace(path.resolve(), root, private, settings, processes)
+            runtime = flower_programs.Workplace(path.resolve(), root, private, processes, settings=settings)
             follow(runtime, flower_programs.RUNTIMES[fed.runtime](runtime), stop, path)
     finally:
         run_folder.close()

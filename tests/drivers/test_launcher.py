@@ -146,7 +146,9 @@ def test_a_port_in_use_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_no_program_gets_flowers_habits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     chosen = tiny.settings(tmp_path)
-    place = flower_programs.Workplace(tmp_path, launcher.app_folder(), tmp_path, chosen, processes.Processes("t"))
+    place = flower_programs.Workplace(
+        tmp_path, launcher.app_folder(), tmp_path, processes.Processes("t"), settings=chosen
+    )
     env = place.environment(tmp_path / "home")
     assert env["FLWR_HOME"] == str(tmp_path / "home")
     assert {env[key] for key in env if key.startswith("FLWR_TELEMETRY")} == {"0"}

@@ -234,7 +234,7 @@ def test_simulated_sites_find_the_list_and_the_cache_of_the_launcher(tmp_path: P
 
     data = {"cache": "cached", "subset": {"name": "listed", "file": "list.txt"}}
     chosen = config.replace(tiny.settings(tmp_path), data=data)
-    place = flower_programs.Workplace(tmp_path, tmp_path, tmp_path, chosen, Processes("t"))
+    place = flower_programs.Workplace(tmp_path, tmp_path, tmp_path, Processes("t"), settings=chosen)
     wanted = {"root": str(tmp_path / "tiny.npz"), "cache": str(Path("cached").resolve())}
     wanted["subset"] = {"file": str(Path("list.txt").resolve())}  # type: ignore[assignment]
     travelled = messages.decode(messages.encode(chosen)).data

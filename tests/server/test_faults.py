@@ -136,10 +136,14 @@ def test_the_list_of_sites_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("content", "line"),
     [
         ("[]", "expected sites by name"),
-        ("north: 5", "north: expected {samples: a whole number >= 1}"),
-        ("north: {samples: 2.5}", "samples is no whole number"),
-        ("north: {samples: 0}", "north: samples: expected a whole number >= 1, got 0"),
-        ("north: {samples: 3, key: x}", "key is unknown"),
+        ("north: 5", "north: expected {samples: a whole number >= 1, node_key: .*, got 5"),
+        ("north: {samples: 2.5}", "samples: expected a whole number >= 1, got 2.5"),
+        ("north: {samples: 0}", "north: .* got 0"),
+        ("north: {samples: 3, key: x}", "north: expected {samples"),
+        ("north: {node_key: AAAAx}", "node key 'AAAAx': expected the one word that `sslmed site init` prints"),
+        ("north: {data_key: 12}", "data_key .*: expected 64 hexadecimal digits"),
+        (f"a: {{data_key: '{'0a' * 32}'}}\nb: {{data_key: '{'0a' * 32}'}}", "b and a have the same key"),
+        ("{}", "names no site"),
         ("'../x': {samples: 3}", r"sites.yaml"),
     ],
 )

@@ -1,0 +1,158 @@
+"""Flower's programs in the middle and at the sites, as a server, a site and the launcher start them (flwr 1.41).
+
+Each SuperLink and SuperNode starts its app through a SuperExec, which has to know a secret: without one whoever reaches
+the port of this machine's loopback interface could take a task, and with it the model, from them.
+"""
+
+import http.client
+import secrets
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from subprocess import Popen
+
+from sslmed_dist.atomic_files import write_private
+from sslmed_dist.drivers.place import Place, program
+from sslmed_dist.drivers.processes import free_port
+from sslmed_dist.federation import authority
+from sslmed_dist.federation.authority import Authority
+from sslmed_dist.federation.registered import LISTED
+
+START_S = 120.0  # a SuperLink on a busy machine
+TOKEN, SECRET, NODES = "control.token", "superexec.secret", "nodes.json"
+HERE = "127.0.0.1"
+AHEAD_S, BEHIND_S = 5.0, 305.0  # Flower refuses a node whose clock is further off
+
+
+class Unreachable(RuntimeError):
+    """Nobody answers at an address."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a program of this machine starts runs: the port, the file of the token, the authority's certificate (None:
+    without TLS, as in a simulation, where nothing but the loopback interface is used)."""
+
+    port: int
+    token: Path
+    root: Path | None
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT."""
+        return f"{HERE}:{self.port}"
+
+
+def secret(path: Path) -> Path:
+    """``path``, where a random secret of this user alone is made unless there is one."""
+    if not path.exists():
+        write_private(path, secrets.token_hex(32).encode())
+    return path
+
+
+def start(
+    place: Place,
+    arguments: Sequence[str],
+    *,
+    port: int,
+    listen: str = HERE,
+    keys: Path,
+    tls: Authority | None = None,
+    listed: Path | None = None,
+    extra: Mapping[str, str] | None = None,
+) -> Access:
+    """Start a SuperLink and its SuperExec, and wait until it answers. ``keys`` is the folder of its token and secret,
+    ``tls`` its certificate, ``listed`` the list of the sites that may join. ``RuntimeError`` where it does not start
+    within ``START_S`` seconds."""
+    access = Access(port, secret(keys / TOKEN), None if tls is None else tls.root)
+    home, hidden = place.home("superlink"), secret(keys / SECRET)
+    own = ["--token", str(access.token), "--nodes", str(home / NODES)]
+    encrypted = ["--insecure"]
+    if tls is not None:
+        encrypted = ["--ssl-ca-certfile", str(tls.root), "--ssl-certfile", str(tls.certificate)]
+        encrypted += ["--ssl-keyfile", str(tls.key), "--enable-supernode-auth"]
+    isolated = ["--isolation", "process", "--superexec-auth-secret-file", str(hidden)]
+    where = ["--host", listen, "--port", str(port), "--database", str(home / "state.db")]
+    env = dict(extra or {}) | ({LISTED: str(listed)} if listed is not None else {})
+    place.servers.append(
+        place.module("superlink", "server.superlink", [*own, *encrypted, *arguments, *isolated, *where], env)
+    )
+    end = time.monotonic() + START_S
+    while not healthy(access):
+        if place.failed() or time.monotonic() > end:
+            raise RuntimeError(f"Flower's SuperLink did not start; see {place.run / 'logs' / 'superlink.log'}")
+        time.sleep(0.3)
+    place.servers.append(superexec(place, "superexec", access.address, hidden, access.root, env))
+    return access
+
+
+def superexec(
+    place: Place, name: str, address: str, hidden: Path, root: Path | None, extra: Mapping[str, str] | None = None
+) -> Popen[bytes]:
+    """Start what starts the app for the SuperLink or SuperNode at ``address`` of this machine."""
+    command = [program("flower-superexec"), "--runtime-api-address", address]
+    command += ["--insecure"] if root is None else ["--root-certificates", str(root)]
+    return place.start(name, [*command, "--superexec-auth-secret-file", str(hidden)], extra)
+
+
+def supernode(
+    place: Place, name: str, *, server: str, root: Path, key: Path, node_config: str, taken: Sequence[int] = ()
+) -> tuple[Popen[bytes], int]:
+    """Start a SuperNode and its SuperExec: outbound connections to ``server`` (HOST:PORT), whose certificate must be of
+    the authority ``root``, signed with ``key``; returns it and the port of the loopback interface that it has for its
+    app. ``taken``: ports that are used already."""
+    port, hidden = free_port(taken), secret(place.home(name) / SECRET)
+    arguments = ["--superlink", server, "--root-certificates", str(root), "--auth-supernode-private-key", str(key)]
+    arguments += ["--isolation", "process", "--superexec-auth-secret-file", str(hidden)]
+    arguments += ["--host", HERE, "--port", str(port), "--node-config", node_config]
+    node = place.module(name, "clients.supernode", arguments)
+    superexec(place, f"{name}-superexec", f"{HERE}:{port}", hidden, None)
+    return node, port
+
+
+def healthy(access: Access) -> bool:
+    """Whether the SuperLink answers."""
+    try:
+        clock(access.address, access.root)
+    except (Unreachable, ValueError):
+        return False
+    return True
+
+
+def clock(server: str, root: Path | None) -> float:
+    """How many seconds the clock of the server at HOST:PORT is ahead of this one. ``Unreachable`` where nobody answers,
+    ``ValueError`` where it cannot prove with a certificate of the authority ``root`` that it is the server."""
+    host, _, port = server.rpartition(":")
+    host = host.strip("[]")
+    if root is None:
+        connection = http.client.HTTPConnection(host, int(port), timeout=5)
+    else:
+        connection = http.client.HTTPSConnection(host, int(port), timeout=5, context=authority.context(root))
+    try:
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        date = answer.getheader("date")
+        if answer.status != 200 or date is None:
+            raise Unreachable(f"{server}: what answers there is no server of a federation (status {answer.status})")
+        return parsedate_to_datetime(date).timestamp() - int(time.time())
+    except ssl.SSLCertVerificationError as error:
+        raise ValueError(
+            f"{server}: is not believed: {error.verify_message}; {root} names whom this side believes"
+        ) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise Unreachable(f"{server}: cannot be reached: {' '.join(str(error).split())}") from None
+    finally:
+        connection.close()
+
+
+def clock_line(ahead: float) -> str:
+    """What to say of the server's clock."""
+    if -BEHIND_S < -ahead < AHEAD_S:
+        return f"clocks: the server's is {ahead:+.0f} s from this one"
+    return (
+        f"clocks: the server's is {ahead:+.0f} s from this one; it refuses sites that are more than {AHEAD_S:g} s "
+        f"ahead or {BEHIND_S:g} s behind; set this clock (NTP)"
+    )
