@@ -1,15 +1,20 @@
 """Knee phantoms: small findings, labels that go together as in MRNet, DICOM examinations, both sides."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from sslmed_dist.data.exams.exams import Exams
-from sslmed_dist.data.phantom import write_knee_exams
-from sslmed_dist.data.phantom.knee import unequal_sites
-from sslmed_dist.data.phantom.knee_anatomy import Knee, draw_knee
+from sslmed_dist.data.phantom import write_knee, write_knee_exams
+from sslmed_dist.data.phantom.canvas import Dice
+from sslmed_dist.data.phantom.knee import adjusted, unequal_sites
+from sslmed_dist.data.phantom.knee_anatomy import Knee, draw_knee, field_of_view
 from sslmed_dist.data.phantom.publish import JOINT, draw_joint
+from sslmed_dist.data.phantom.scanner import scanner
 from sslmed_dist.randomness import key
 
 
@@ -71,3 +76,39 @@ def test_unequal_sites_differ_in_size_and_in_torn_menisci() -> None:
     turned = torch.arange(599, -1, -1)
     assert unequal_sites(ids[turned], torn[turned], 3, 0)[turned].equal(sites)  # by id, not by place
     assert unequal_sites(ids[:5], torn[:5], 1, 0).tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("name", ["acl", "meniscus", "abnormal"])
+def test_varied_findings_change_few_pixels_and_healthy_knees_differ_more(name: str) -> None:
+    """A finding is a state of a structure that is not the same in any two healthy knees."""
+    healthy = {"abnormal": False, "acl": False, "meniscus": False}
+    for subject in (key(0, "knee", 5), key(0, "knee", 6)):
+        whole = [Knee(one, **healthy, small=True, varied=True) for one in (subject, key(0, "knee", 7))]
+        found = Knee(subject, **(healthy | {"abnormal": True, name: True}), small=True, varied=True)
+        image, other, torn = (draw_knee(knee, "sagittal", 12, 64, "fs") for knee in (*whole, found))
+        changed = (torn - image).abs() > 0.05  # (S, H, W)
+        slices = int(changed.flatten(1).any(1).sum())
+        assert 0 < changed.float().mean() < 0.01 and 0 < slices <= 7, (name, changed.float().mean(), slices)
+        assert ((other - image).abs() > 0.05).float().mean() > 5 * changed.float().mean()
+
+
+def test_a_close_up_shows_fluid_bright_and_every_exam_has_settings_of_its_own() -> None:
+    torn = Knee(key(0, "knee", 5), abnormal=True, acl=False, meniscus=True, small=True, varied=True)
+    image = draw_knee(torn, "sagittal", 12, 64, "fs")
+    assert float(image.median()) < 0.4 < 0.8 < float(image.max())
+    assert 80 < field_of_view(torn) < 101
+    machine = scanner(1, 0)
+    settings = [adjusted(machine, Dice(key(0, "knee", i))) for i in range(50)]
+    gains, gammas = ([getattr(used, name) for used in settings] for name in ("gain", "gamma"))
+    assert 0.4 <= min(gains) < 0.5 and 0.9 < max(gains) <= 1.0
+    assert 0.7 <= min(gammas) / machine.gamma < 0.8 and 1.3 < max(gammas) / machine.gamma <= 1.4
+    assert {replace(used, gain=0.0, gamma=0.0) for used in settings} == {replace(machine, gain=0.0, gamma=0.0)}
+
+
+def test_varied_knees_are_written(tmp_path: Path) -> None:
+    small = {"train": 2, "valid": 1, "size": 16, "slices": (3, 4), "planes": ("sagittal",)}
+    sets = [write_knee(tmp_path / kind, findings=kind, **small) for kind in ("small", "varied")]  # type: ignore[arg-type]
+    kinds = [json.loads((root / "phantom.json").read_text())["findings"] for root in sets]
+    stacks = [np.load(root / "train" / "sagittal" / "0000.npy") for root in sets]
+    assert kinds == ["small", "varied"] and stacks[0].shape == stacks[1].shape
+    assert bool((stacks[0] != stacks[1]).any())

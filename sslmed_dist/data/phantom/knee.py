@@ -1,6 +1,6 @@
 """Knee phantoms in the MRNet layout: one 3-D anatomy per exam, read in three planes with three weightings."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,14 +29,21 @@ class Job:
     slices: tuple[int, int]
 
 
+def adjusted(machine: Scanner, dice: Dice) -> Scanner:
+    """The scanner as it was set for one exam: its gain 0.4-1, its gamma times 0.7-1.4."""
+    gamma = machine.gamma * dice.between(0.7, 1.4, "gamma")
+    return replace(machine, gain=dice.between(0.4, 1.0, "gain"), gamma=gamma)
+
+
 def write_exam(job: Job) -> None:
     """Record one exam, uint8 (S, size, size) for each plane; S is drawn per plane from ``slices``."""
     folder, name, knee, machine = job.folder, job.name, job.knee, job.machine
     size, slices = job.size, job.slices
     for plane in job.planes:
         count = Dice(knee.subject).pick(slices[0], slices[1], f"slices {plane}")
-        clean = draw_knee(knee, plane, count, size)
-        recorded = acquire(clean[None], machine, torch.tensor([key(knee.subject, "acquire", plane)]))[0]
+        clean = draw_knee(knee, plane, count, size, "fs" if knee.varied else "pd")
+        used = adjusted(machine, Dice(knee.subject)) if knee.varied else machine
+        recorded = acquire(clean[None], used, torch.tensor([key(knee.subject, "acquire", plane)]))[0]
         (folder / plane).mkdir(parents=True, exist_ok=True)
         np.save(folder / plane / f"{name}.npy", (255.0 * recorded).round().to(torch.uint8).contiguous().numpy())
 
@@ -89,7 +96,7 @@ def write_knee(
     abnormal: float = 0.81,
     acl: float = 0.18,
     meniscus: float = 0.35,
-    findings: Literal["full", "small"] = "full",
+    findings: Literal["full", "small", "varied"] = "full",
     joint: bool = False,
     unequal: bool = False,
     planes: tuple[str, ...] = tuple(PLANES),
@@ -101,7 +108,11 @@ def write_knee(
     ``{train,valid}/{axial,coronal,sagittal}/0000.npy`` uint8 (S, size, size; the dataset ``mrnet`` is told another side
     than 256), ``{train,valid}-{abnormal,acl,meniscus}.csv`` (id,label; no header) and, beyond MRNet, ``sites.csv``
     (header id,site). Numbers of ``valid`` follow those of ``train``.
-    ``findings`` small: a few millimetres wide, in few slices (``Knee.small``). ``joint``: labels go together as in
+    ``findings`` small: a few millimetres wide, in few slices (``Knee.small``). varied: small as well, and states of
+    structures that differ from knee to knee without being a finding (``knee_anatomy.VARIED``): how much fluid is there,
+    how wide menisci and ligaments are and where they run; a bright line through a meniscus, a gap in the ligament and a
+    bright spot in the bone are the findings. It is a close-up of the joint (90 mm), T2-weighted with the fat suppressed
+    in every plane, and each exam has a gain and a gamma of its own (``adjusted``). ``joint``: labels go together as in
     MRNet's training part (``publish.JOINT``), and the three shares have to stay at their defaults. ``unequal``: sites
     differ in size and in torn menisci (``unequal_sites``). ``workers`` processes draw side by side. ``ValueError`` for
     impossible requests or a used folder.
@@ -130,7 +141,7 @@ def write_knee(
                 write_rows(folder / f"{split}-{label}.csv", zip(names, values.int().tolist(), strict=True))
             for row, exam in enumerate(ids.tolist()):
                 found = {name: bool(values[row]) for name, values in labels.items()}
-                knee = Knee(key(seed, "knee", exam), **found, small=findings == "small")
+                knee = Knee(key(seed, "knee", exam), **found, small=findings != "full", varied=findings == "varied")
                 machine = scanner(exam_sites[exam], seed)
                 jobs.append(Job(folder / split, names[row], knee, machine, tuple(planes), size, slices))
         for _ in in_processes(write_exam, jobs, workers):

@@ -11,64 +11,80 @@ import torch
 from torch import Tensor
 
 from sslmed_dist.data.phantom.canvas import Canvas, Dice, Point, blend, ramp
+from sslmed_dist.data.phantom.knee_signals import SIGNALS, SIGNALS_FS, SIGNALS_T1
 from sslmed_dist.data.phantom.scanner import axis
 
 FIELD_OF_VIEW = 150.0  # mm
+CLOSE_UP = 90.0  # mm: the field of view of a knee that is ``varied``
 # Order of a plane's axes (slice, row, column) among the canonical ones (z, y, x).
 PLANES = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
 # Share of the field of view that slices cover: the outermost ones of a real exam still cut the joint.
 REACH = {"axial": 0.86, "coronal": 0.72, "sagittal": 0.66}
+CLOSE_REACH = 0.9  # of the close-up, in every plane
 LABELS = ("abnormal", "acl", "meniscus")
-CONTRASTS = ("pd", "t1")
-# Signal by plane of the contrast "pd": axial fat-suppressed, coronal and sagittal proton-density-like.
-SIGNALS: dict[str, Point] = {
-    "skin": (0.40, 0.45, 0.45),
-    "fat": (0.34, 0.86, 0.80),
-    "deep fat": (0.30, 0.76, 0.70),
-    "muscle": (0.40, 0.36, 0.34),
-    "vessel": (0.80, 0.16, 0.14),
-    "tendon": (0.08, 0.10, 0.09),
-    "meniscus": (0.10, 0.11, 0.10),
-    "cartilage": (0.62, 0.52, 0.56),
-    "cortex": (0.06, 0.07, 0.07),
-    "marrow": (0.47, 0.70, 0.62),
-    "fluid": (0.97, 0.86, 0.92),
-    "torn": (0.70, 0.58, 0.62),
-    "oedema": (0.80, 0.48, 0.42),
-}
-# Signal of the contrast "t1", the same in every plane: fat and marrow are bright, fluid and oedema dark.
-SIGNALS_T1: dict[str, float] = {
-    "skin": 0.45,
-    "fat": 0.92,
-    "deep fat": 0.84,
-    "muscle": 0.36,
-    "vessel": 0.16,
-    "tendon": 0.09,
-    "meniscus": 0.12,
-    "cartilage": 0.44,
-    "cortex": 0.07,
-    "marrow": 0.82,
-    "fluid": 0.22,
-    "torn": 0.34,
-    "oedema": 0.40,
-}
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Nature:
+    """How far knees differ in what is no finding: the lowest and the highest value of each property.
+
+    scale: of the whole knee. height, depth: mm by which it lies off the middle of the image, along z and y. signal:
+    factor on the signal of each tissue. film, wet: thickness in mm and opacity of the fluid between the bones. recess:
+    mm of fluid in the recesses around them. inner, rise: where the meniscus begins between the middle of its ring (0)
+    and its outer rim (1), and its height there in mm.
+    """
+
+    scale: Range = (0.94, 1.06)
+    height: Range = (0.0, 0.0)
+    depth: Range = (-3.0, 3.0)
+    signal: Range = (0.92, 1.08)
+    film: Range = (1.0, 1.0)
+    wet: Range = (0.35, 0.35)
+    recess: Range = (0.8, 1.8)
+    inner: Range = (0.48, 0.48)
+    rise: Range = (2.0, 2.0)
+
+
+ALIKE = Nature()
+VARIED = Nature(
+    scale=(0.9, 1.1),
+    height=(-6.0, 6.0),
+    depth=(-6.0, 6.0),
+    signal=(0.85, 1.15),
+    film=(0.6, 1.6),
+    wet=(0.2, 0.6),
+    recess=(0.8, 4.0),
+    inner=(0.42, 0.54),
+    rise=(1.4, 2.6),
+)
 
 
 @dataclass(frozen=True)
 class Knee:
     """What one exam holds: its key and its labels. An ACL or meniscus tear implies ``abnormal``. ``small``: findings
-    are a few millimetres wide and lie in few slices; none changes the whole joint."""
+    are a few millimetres wide and lie in few slices; none changes the whole joint. ``varied``: small as well, and
+    states of structures that vary in every knee (``VARIED``); the image is a close-up of the joint."""
 
     subject: int
     abnormal: bool
     acl: bool
     meniscus: bool
     small: bool = False
+    varied: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.small or not self.varied
 
     @property
     def laterality(self) -> str:
         """ "left" or "right"."""
         return "left" if Dice(self.subject).chance(0.5, "side") else "right"
+
+    @property
+    def nature(self) -> Nature:
+        """How far this knee may differ from others in what is no finding."""
+        return VARIED if self.varied else ALIKE
 
 
 def bones(c: Canvas) -> dict[str, Tensor]:
@@ -123,9 +139,10 @@ def fluid(c: Canvas, knee: Knee, bone: dict[str, Tensor]) -> None:
     joint = torch.minimum(bone["femur"], bone["tibia"])
     capsule = c.ellipsoid((0, 6, 14), (44, 36, 30))
     swollen = knee.abnormal and effusion(knee)
-    film = c.dice.between(2.5, 4.0, "film") if swollen else 1.0
-    c.paint(torch.maximum(joint - film, capsule), "fluid", opacity=0.9 if swollen else 0.35)
-    thick = c.dice.between(5.0, 10.0, "recess") if swollen else c.dice.between(0.8, 1.8, "recess")
+    film = c.dice.between(*((2.5, 4.0) if swollen else knee.nature.film), "film")
+    opacity = 0.9 if swollen else c.dice.between(*knee.nature.wet, "wet")
+    c.paint(torch.maximum(joint - film, capsule), "fluid", opacity=opacity)
+    thick = c.dice.between(*((5.0, 10.0) if swollen else knee.nature.recess), "recess")
     pouch = c.ellipsoid((0, -27 - thick / 3, 58), (22 + thick, thick, 17 + thick))
     gutters = torch.minimum(c.ellipsoid((-41, -6, 22), (thick, 15, 17)), c.ellipsoid((41, -6, 22), (thick, 15, 17)))
     c.paint(torch.minimum(pouch, gutters), "fluid", 0.04 * c.texture("debris", 20), 1.0 if swollen else 0.6)
@@ -146,8 +163,10 @@ def menisci(c: Canvas, knee: Knee) -> None:
         across, ahead = side * c.x - 21.0, c.y - 5.0
         # 1 at the outer rim of the elliptic ring; its height grows from the inner rim outwards
         rim = torch.sqrt((across / width) ** 2 + (ahead / depth) ** 2)
+        inner = c.dice.between(*knee.nature.inner, f"inner rim {side}")
+        rise = c.dice.between(*knee.nature.rise, f"rise {side}")
         height = c.z + 5.0
-        wedge = torch.maximum(torch.maximum(rim - 1.0, 0.48 - rim) * width, height - 2.0 - 13.0 * (rim - 0.5))
+        wedge = torch.maximum(torch.maximum(rim - 1.0, inner - rim) * width, height - rise - 13.0 * (rim - 0.5))
         wedge = torch.maximum(wedge, -height - 2.0)
         gap = torch.maximum(across + 9.0, ahead.abs() - 8.0)
         wedge = torch.maximum(wedge, -gap)  # the ring is cut open towards the middle of the joint
@@ -160,13 +179,14 @@ def menisci(c: Canvas, knee: Knee) -> None:
         upright = ((rim - c.dice.between(0.72, 0.84, "tear rim")) * width).abs()
         line = oblique if c.dice.chance(0.6, "oblique") else upright
         middle = c.dice.between(0.3, 1.5, "tear angle")
-        turn = (torch.atan2(ahead, across) - middle).abs() - c.dice.between(0.45, 0.8, "tear span")
-        c.paint(torch.maximum(torch.maximum(line - 1.0, wedge), turn * width), "fluid", opacity=0.95)
+        span, half = ((0.6, 0.9), 1.4) if knee.varied else ((0.45, 0.8), 1.0)
+        turn = (torch.atan2(ahead, across) - middle).abs() - c.dice.between(*span, "tear span")
+        c.paint(torch.maximum(torch.maximum(line - half, wedge), turn * width), "fluid", opacity=0.95)
 
 
 def ligaments(c: Canvas, knee: Knee) -> None:
     """Paint the cruciates, the collaterals, and the patellar and quadriceps tendons."""
-    anterior_cruciate(c, knee)
+    (varied_cruciate if knee.varied else anterior_cruciate)(c, knee)
     for start, end in (  # the posterior cruciate, in three straight pieces
         ((-6, 3, 15), (-4, 15, 15)),
         ((-4, 15, 15), (-2, 26, 6)),
@@ -203,6 +223,21 @@ def anterior_cruciate(c: Canvas, knee: Knee) -> None:
         c.paint(c.segment(start, end, 2.5)[0], "fluid", 0.2 * c.texture("haze", 40), 0.6)
 
 
+def varied_cruciate(c: Canvas, knee: Knee) -> None:
+    """Paint the ACL of a knee that is ``varied``: a dark band of varied course and width, in every knee within a bright
+    synovia of varied width. Torn, the band has a gap of 8 to 13 mm."""
+    between = c.dice.between
+    start = (5.0, 18.0 + between(-2.0, 2.0, "acl above"), 21.0)
+    end = (-2.0, -10.0 + between(-2.0, 2.0, "acl below"), -3.0)
+    synovia = c.segment(start, end, between(4.5, 6.5, "synovia"))[0]
+    c.paint(synovia, "torn", 0.12 * c.texture("haze", 40), between(0.3, 0.85, "synovia opacity"))
+    band, along = c.segment(start, end, between(3.2, 4.2, "acl radius"))
+    if knee.acl:
+        middle, half = between(0.35, 0.65, "gap middle"), between(0.11, 0.17, "gap half")
+        band = torch.maximum(band, (half - (along - middle).abs()) * 38.0)
+    c.paint(band, "tendon", 1.5 * along * c.texture("strands", 44).clamp(min=0.0))
+
+
 def skeleton(c: Canvas, knee: Knee, bone: dict[str, Tensor]) -> None:
     """Paint cartilage, cortex and marrow, with growth-plate scars and, in some abnormal knees, bone bruises."""
     # cartilage is the bone made larger, where it faces the joint
@@ -226,7 +261,8 @@ def skeleton(c: Canvas, knee: Knee, bone: dict[str, Tensor]) -> None:
 
 def field_of_view(knee: Knee) -> float:
     """Millimetres along a side of the exam's slices."""
-    return FIELD_OF_VIEW / Dice(knee.subject).between(0.94, 1.06, "scale")
+    side = CLOSE_UP if knee.varied else FIELD_OF_VIEW
+    return side / Dice(knee.subject).between(*knee.nature.scale, "scale")
 
 
 def draw_knee(knee: Knee, plane: str, slices: int, size: int, contrast: str = "pd") -> Tensor:
@@ -236,16 +272,18 @@ def draw_knee(knee: Knee, plane: str, slices: int, size: int, contrast: str = "p
     front to back (sagittal). Slices cover the middle of the field of view, from top to bottom (axial), from front to
     back (coronal) or from right to left.
     """
-    order, dice = PLANES[plane], Dice(knee.subject)
+    order, dice, nature = PLANES[plane], Dice(knee.subject), knee.nature
+    reach = CLOSE_REACH if knee.varied else REACH[plane]
     lines = [torch.empty(0)] * 3  # coordinates in mm along z, y, x
-    for dimension, count, share in zip(order, (slices, size, size), (REACH[plane], 1.0, 1.0), strict=True):
+    for dimension, count, share in zip(order, (slices, size, size), (reach, 1.0, 1.0), strict=True):
         lines[dimension] = field_of_view(knee) * share * (axis(count) - 0.5)
     side = 1.0 if knee.laterality == "left" else -1.0  # the mirror image
     weighting = list(PLANES).index(plane)
-    table = {name: value[weighting] for name, value in SIGNALS.items()} if contrast == "pd" else SIGNALS_T1
-    signals = {name: value * dice.between(0.92, 1.08, f"signal {name}") for name, value in table.items()}
+    tables = {"t1": SIGNALS_T1, "fs": SIGNALS_FS, "pd": {name: value[weighting] for name, value in SIGNALS.items()}}
+    signals = {name: value * dice.between(*nature.signal, f"signal {name}") for name, value in tables[contrast].items()}
     # z runs up and the rows of an image run down, hence the minus
-    coordinates = (-lines[0], lines[1] + dice.between(-3.0, 3.0, "shift"), side * lines[2])
+    height, depth = dice.between(*nature.height, "height"), dice.between(*nature.depth, "shift")
+    coordinates = (height - lines[0], lines[1] + depth, side * lines[2])
     canvas = Canvas(dice, coordinates, reach=85.0, signals=signals, bend=1.6, near=9.0, edge=1.0)
     bone = bones(canvas)
     leg(canvas)
