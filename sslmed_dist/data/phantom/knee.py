@@ -30,9 +30,10 @@ class Job:
 
 
 def adjusted(machine: Scanner, dice: Dice) -> Scanner:
-    """The scanner as it was set for one exam: its gain 0.4-1, its gamma times 0.7-1.4."""
-    gamma = machine.gamma * dice.between(0.7, 1.4, "gamma")
-    return replace(machine, gain=dice.between(0.4, 1.0, "gain"), gamma=gamma)
+    """The scanner as it was set for one exam: its gain 0.4-1, which scales the noise as well, and its gamma times
+    0.75-1.33."""
+    gain, gamma = dice.between(0.4, 1.0, "gain"), machine.gamma * dice.between(0.75, 1.33, "gamma")
+    return replace(machine, gain=gain, noise=machine.noise * gain, gamma=gamma)
 
 
 def write_exam(job: Job) -> None:

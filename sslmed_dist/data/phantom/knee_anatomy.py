@@ -224,16 +224,17 @@ def anterior_cruciate(c: Canvas, knee: Knee) -> None:
 
 
 def varied_cruciate(c: Canvas, knee: Knee) -> None:
-    """Paint the ACL of a knee that is ``varied``: a dark band of varied course and width, in every knee within a bright
-    synovia of varied width. Torn, the band has a gap of 8 to 13 mm."""
+    """Paint the ACL of a knee that is ``varied``: a dark band of varied course and width within a synovia of varied
+    width and signal. Torn, the band has a gap of 9 to 14 mm, and the synovia is thicker and bright."""
     between = c.dice.between
     start = (5.0, 18.0 + between(-2.0, 2.0, "acl above"), 21.0)
     end = (-2.0, -10.0 + between(-2.0, 2.0, "acl below"), -3.0)
-    synovia = c.segment(start, end, between(4.5, 6.5, "synovia"))[0]
-    c.paint(synovia, "torn", 0.12 * c.texture("haze", 40), between(0.3, 0.85, "synovia opacity"))
-    band, along = c.segment(start, end, between(3.2, 4.2, "acl radius"))
+    synovia = c.segment(start, end, between(*((5.0, 6.0) if knee.acl else (4.0, 5.0)), "synovia"))[0]
+    opacity = 0.85 if knee.acl else between(0.15, 0.5, "synovia opacity")
+    c.paint(synovia, "torn", 0.12 * c.texture("haze", 40), opacity)
+    band, along = c.segment(start, end, between(3.4, 4.2, "acl radius"))
     if knee.acl:
-        middle, half = between(0.35, 0.65, "gap middle"), between(0.11, 0.17, "gap half")
+        middle, half = between(0.4, 0.6, "gap middle"), between(0.12, 0.18, "gap half")
         band = torch.maximum(band, (half - (along - middle).abs()) * 38.0)
     c.paint(band, "tendon", 1.5 * along * c.texture("strands", 44).clamp(min=0.0))
 
