@@ -13,12 +13,14 @@ from sslmed_dist.config import Config
 from sslmed_dist.downstream import ALL_SITES, rows_of, write_rows
 from sslmed_dist.downstream.rows import write_cases
 from sslmed_dist.drivers import local, ray_train
+from sslmed_dist.federation.sites import training_settings
 from sslmed_dist.json_files import read_object
 from sslmed_dist.report.runs import SIMILARITY, read_rows
 from sslmed_dist.training import build, pretrained
 from sslmed_dist.training.build import AUTO
 from sslmed_dist.training.measuring import arm_predictions
 from sslmed_dist.training.stopping import finish
+from sslmed_dist.verbs import federate
 from sslmed_dist.verbs.diagnose import run as diagnosis
 from sslmed_dist.verbs.diagnose.run import MODEL, RESULTS
 from sslmed_dist.verbs.diagnose.scoring import ENSEMBLE
@@ -69,7 +71,8 @@ def state(cell: Cell) -> str:
 def complete(folder: Path) -> bool:
     """Whether the run in ``folder`` was trained to its end before it was evaluated. ``evaluate`` below notes that in
     its file; ``sslmed evaluate``, which may measure an unfinished run, does not."""
-    if (folder / MODEL).is_file():  # the last but the page that a diagnosis writes of its results
+    # The last but the page that a diagnosis writes of its results; what a federation writes of all its arms.
+    if (folder / MODEL).is_file() or federate.results(folder).is_file():
         return True
     file = folder / "evaluate" / "last.json"
     return file.is_file() and read_object(file, optional={"complete": bool}).get("complete") is True
@@ -84,13 +87,18 @@ def file_of(cell: Cell, metric: Metric) -> Path:
     """The file that a figure of the cell is read from."""
     if metric.evaluator["name"] == "pretext":
         return cell.settings.folder / METRICS
+    if cell.settings.federated is not None:
+        return federate.results(cell.settings.folder)
     name = {"similarity": SIMILARITY, "diagnosis": Path(RESULTS).name}.get(metric.evaluator["name"], "last.json")
     return cell.settings.folder / "evaluate" / name
 
 
 def changes(before: Config, now: Config) -> list[str]:
     """Dotted paths of the keys that make the run ``before``, which a folder holds, another run than ``now``. A value
-    that was filled in from the data of ``before`` is no difference where ``now`` leaves it open."""
+    that was filled in from the data of ``before`` is no difference where ``now`` leaves it open, and the epochs of a
+    federation are those of its rounds."""
+    if now.federated is not None:
+        now = training_settings(now)
     for section, key in (path.split(".") for path, freedom in config.FREEDOM.items() if freedom.resolved):
         value_now, value_before = getattr(now, section).get(key), getattr(before, section).get(key)
         if value_now is None and value_before is not None:
@@ -136,11 +144,14 @@ def needs(cell: Cell) -> str | None:
 
 
 def train(cell: Cell) -> None:
-    """Train one cell to its end by its own driver, a diagnosis as ``sslmed diagnose`` does, which measures it too.
-    ``Stopped`` if it was stopped before."""
+    """Train one cell to its end by its own driver; a diagnosis as ``sslmed diagnose`` does and a federation as ``sslmed
+    federate`` does, which measure it, too. ``Stopped`` if it was stopped before."""
     settings = cell.settings
     if settings.diagnose is not None:
         diagnosis.run(settings)
+        return
+    if settings.federated is not None:
+        federate.run(settings)
         return
     finish((ray_train if settings.driver == "ray" else local).train(settings) is not None)
 
@@ -153,7 +164,7 @@ def evaluate(cell: Cell) -> None:
     not those that the checkpoint remembers.
     """
     settings, folder = cell.settings, cell.settings.folder
-    if settings.diagnose is not None:
+    if settings.diagnose is not None or settings.federated is not None:
         return  # measured where it was trained
     trained = pretrained.load(folder)
     data_path = {"data": {"root": settings.data["root"]}} if "root" in settings.data else {}
@@ -174,8 +185,8 @@ def evaluate(cell: Cell) -> None:
 
 
 def measured(cell: Cell, metric: Metric) -> float | None:
-    """The figure of the encoder, or of the diagnosis' arm, in the cell's folder, times 100 where it is a per cent; None
-    if not there."""
+    """The figure of the encoder, over all sites that of the federated one, or of the diagnosis' arm, in the cell's
+    folder, times 100 where it is a per cent; None if not there."""
     file, value = file_of(cell, metric), None
     if not file.is_file():
         return None
@@ -185,12 +196,18 @@ def measured(cell: Cell, metric: Metric) -> float | None:
     elif file.name == SIMILARITY:  # the figure stands at the top of the file; all else is a row
         value = read_object(file, optional={metric.name: float | None}).get(metric.name)
     else:
-        title, of_diagnosis = title_of(cell, metric), metric.evaluator["name"] == "diagnosis"
-        arm = metric.evaluator.get("arm", ENSEMBLE) if of_diagnosis else "encoder"
+        asked = (arm_of(cell, metric), ALL_SITES, title_of(cell, metric), metric.name)
         for row in read_rows(file):
-            if (row["arm"], row["evaluator"], row["metric"]) == (arm, title, metric.name):
+            if (row["arm"], row["site"], row["evaluator"], row["metric"]) == asked:
                 value = row["value"]
     return None if value is None else float(value) * (100 if metric.percent else 1)
+
+
+def arm_of(cell: Cell, metric: Metric) -> str:
+    """What the metric's encoder, or its part of a diagnosis, is called in the rows."""
+    if metric.evaluator["name"] == "diagnosis":
+        return str(metric.evaluator.get("arm", ENSEMBLE))
+    return "encoder" if cell.settings.federated is None else "federated"
 
 
 def title_of(cell: Cell, metric: Metric) -> str:

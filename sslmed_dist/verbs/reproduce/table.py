@@ -2,7 +2,8 @@
 
 A cell is ``base + column + row`` (dotted or nested overrides). Where column and row set the same key, the row's value
 counts. Where the row names another constructor for a leaf (another method, say), what the column says of that leaf (the
-encoder's stem) still holds. No torch.
+encoder's stem) still holds. A cell with a section ``federated`` is a federation, and its figures are over the held-out
+samples of all sites. No torch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
