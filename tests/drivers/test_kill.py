@@ -1,10 +1,12 @@
 """kill -9 and SIGTERM at an arbitrary moment: the resumed run ends with the bits of an undisturbed one."""
 
+import functools
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,25 +71,45 @@ def finish(process: "subprocess.Popen[str]") -> str:
     return out + err
 
 
+def to_the_end(config: Path, *overrides: str, world: int = 1) -> None:
+    """``sslmed train`` again, undisturbed; of one worker in this process, which spares the start of another."""
+    if world > 1:
+        finish(start(config, *overrides, world=world))
+    else:
+        assert cli.main(["train", str(config), *overrides]) == 0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The run folder of an undisturbed run of so many workers, trained once."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    @functools.cache
+    def trained(world: int) -> Path:
+        to_the_end(configuration(folder), f"run.name=whole-{world}", world=world)
+        return folder / "runs" / f"whole-{world}"
+
+    return trained
+
+
 @pytest.mark.parametrize("world", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_kill_nine_loses_nothing(tmp_path: Path, world: int) -> None:
+def test_kill_nine_loses_nothing(tmp_path: Path, whole: Callable[[int], Path], world: int) -> None:
     config = configuration(tmp_path)
-    finish(start(config, "run.name=whole", world=world))
     process = start(config, "run.name=killed", world=world)
     wait_for_step(tmp_path / "runs" / "killed", 13, process)
     workers = family.descendants(process.pid)  # torchrun puts them in sessions of their own
     process.kill()
     family.end(workers)
     process.communicate()
-    finish(start(config, "run.name=killed", world=world))
-    whole, killed = final(tmp_path / "runs" / "whole"), final(tmp_path / "runs" / "killed")
-    assert whole.keys() == killed.keys()
-    assert all(torch.equal(whole[key], killed[key]) for key in whole)
+    to_the_end(config, "run.name=killed", world=world)
+    undisturbed, killed = final(whole(world)), final(tmp_path / "runs" / "killed")
+    assert undisturbed.keys() == killed.keys()
+    assert all(torch.equal(undisturbed[key], killed[key]) for key in undisturbed)
     steps = [line for line in (tmp_path / "runs" / "killed" / "metrics.jsonl").read_text().splitlines()]
-    assert len(steps) == len((tmp_path / "runs" / "whole" / "metrics.jsonl").read_text().splitlines())
+    assert len(steps) == len((whole(world) / "metrics.jsonl").read_text().splitlines())
 
 
-def test_sigterm_saves_and_exits_cleanly(tmp_path: Path) -> None:
+def test_sigterm_saves_and_exits_cleanly(tmp_path: Path, whole: Callable[[int], Path]) -> None:
     config = configuration(tmp_path)
     process = start(config, "run.name=stopped", "plan.checkpoint_every=1000")
     deadline = time.monotonic() + 90
@@ -99,10 +121,9 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path: Path) -> None:
     assert "stopped at step" in said and "run the same command again" in said
     steps = checkpoint.Checkpoints(tmp_path / "runs" / "stopped" / "checkpoints").steps()
     assert steps and 0 < steps[-1] < STEPS
-    finish(start(config, "run.name=stopped", "plan.checkpoint_every=1000"))
-    finish(start(config, "run.name=whole"))
-    whole, stopped = final(tmp_path / "runs" / "whole"), final(tmp_path / "runs" / "stopped")
-    assert all(torch.equal(whole[key], stopped[key]) for key in whole)
+    to_the_end(config, "run.name=stopped", "plan.checkpoint_every=1000")
+    undisturbed, stopped = final(whole(1)), final(tmp_path / "runs" / "stopped")
+    assert all(torch.equal(undisturbed[key], stopped[key]) for key in undisturbed)
 
 
 STOPPED = "stopped at step 7; run the same command again to go on\n"
