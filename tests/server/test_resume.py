@@ -1,5 +1,9 @@
 """What a server keeps between rounds: after a kill it goes on bit for bit, whatever the strategy."""
 
+import functools
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +12,10 @@ import torch
 from flwr.app import Message
 
 from sslmed_dist import checkpoint
+from sslmed_dist.checkpoint import numbered
+from sslmed_dist.config import Config, replace
 from sslmed_dist.federation.local_round import first_sent
-from sslmed_dist.federation.shared import norm_keys
+from sslmed_dist.federation.shared import Arrays, norm_keys
 from sslmed_dist.training import build as training_build
 from tests.federation import tiny
 
@@ -35,23 +41,57 @@ ALIKE = ("fedprox", "fedavgm", "median", "krum", "fedu")
 CHOSEN = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in RESUMED]
 
 
+@dataclass
+class Federated:
+    """A federation of three rounds: its settings and run folder, what sites were sent, in order, and the run folder as
+    it was when the second site was about to answer in the third round, which is what a killed server leaves."""
+
+    settings: Config
+    folder: Path
+    sent: list[Arrays]
+    killed: Path
+
+
+@pytest.fixture(scope="module")
+def federated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Federated]]:
+    """The federation under each strategy of ``RESUMED``, run once."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        @functools.cache
+        def run(name: str) -> Federated:
+            from clients.app import app
+
+            place = tmp_path_factory.mktemp(name)
+            changes = {**RESUMED[name], "federated": {"rounds": 3, **RESUMED[name].get("federated", {})}}
+            done = Federated(tiny.settings(place, **changes), place / "runs" / "tiny", [], place / "killed")
+
+            def client(message: Message, context: Any) -> Message:
+                if message.metadata.message_type == "train":
+                    done.sent.append(dict(message.content["arrays"].to_torch_state_dict()))
+                    if context.node_id == 2 and message.content["config"]["round"] == 2:
+                        shutil.copytree(done.folder, done.killed)
+                reply: Message = app(message, context)
+                return reply
+
+            tiny.federate(done.settings, patch, client)
+            return done
+
+        yield run
+
+
 @pytest.mark.parametrize("name", CHOSEN)
-def test_a_killed_server_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_killed_server_goes_on_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, federated: Callable[[str], Federated], name: str
+) -> None:
     """The server dies in the third round of three. What it kept (the strategy's state, the sizes of updates) and what
     the sites kept give the bits of an undisturbed run."""
-    changes = {**RESUMED[name], "federated": {"rounds": 3, **RESUMED[name].get("federated", {})}}
-    whole = tiny.federate(tiny.settings(tmp_path, "whole", **changes), monkeypatch)
-    chosen = tiny.settings(tmp_path, "killed", **changes)
-
-    class Killed(BaseException):
-        """Not an error that anybody catches."""
-
-    def kill(reply: Message) -> None:
-        raise Killed
-
-    with pytest.raises(Killed):
-        tiny.federate(chosen, monkeypatch, tiny.altered(kill, rounds=(2,)))
+    done = federated(name)
+    whole = done.folder
+    chosen = replace(done.settings, run={"dir": str(tmp_path)})
+    shutil.copytree(done.killed, chosen.folder)
+    assert list(numbered(chosen.folder / "checkpoints", "round")) == [0, 1, 2]
     resumed = tiny.goes_on(chosen, monkeypatch)
+    assert "rounds 3 to 3" in tiny.log_of(resumed)
     assert tiny.same(tiny.arrays(resumed, 3), tiny.arrays(whole, 3))
     ours, theirs = (checkpoint.load(f / "checkpoints" / "round_00003.pt")["server"] for f in (resumed, whole))
     assert ours["sizes"] == theirs["sizes"] and ours["seen"] == theirs["seen"] == ["site-0", "site-1", "site-2"]
@@ -61,43 +101,30 @@ def test_a_killed_server_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedbn", "scaffold", "fedema"])
-def test_a_site_knows_what_it_is_sent_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_site_knows_what_it_is_sent_first(federated: Callable[[str], Federated], name: str) -> None:
     """From the seed alone, bit for bit: another first model is an attack."""
-    from clients.app import app
-
-    chosen = tiny.settings(tmp_path, **RESUMED[name])
-    sent: list[Any] = []
-
-    def client(message: Message, context: Any) -> Message:
-        if message.metadata.message_type == "train":
-            sent.append(dict(message.content["arrays"].to_torch_state_dict()))
-        reply: Message = app(message, context)
-        return reply
-
-    tiny.federate(chosen, monkeypatch, client)
-    assert tiny.same(sent[0], first_sent(chosen)) and not tiny.same(sent[-1], first_sent(chosen))
+    done = federated(name)
+    first = first_sent(done.settings)
+    assert tiny.same(done.sent[0], first) and not tiny.same(done.sent[-1], first)
 
 
-def test_fedbn_leaves_norms_as_they_were_before_the_first_round(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tiny.federate(tiny.settings(tmp_path, **RESUMED["fedbn"]), monkeypatch)
-    first, last = tiny.arrays(folder, 0), tiny.arrays(folder, 2)
+def test_fedbn_leaves_norms_as_they_were_before_the_first_round(federated: Callable[[str], Federated]) -> None:
+    folder = federated("fedbn").folder
+    first, last = tiny.arrays(folder, 0), tiny.arrays(folder, 3)
     norms = [key for key in first if ".bn" in key or "downsample.1" in key]
     assert norms and all(torch.equal(first[key], last[key]) for key in norms)
     assert not any(torch.equal(first[key], last[key]) for key in first.keys() - set(norms))
-    states = [checkpoint.load(folder / "sites" / f"site-{n}" / "state_round_00002.pt")["method"] for n in range(3)]
+    states = [checkpoint.load(folder / "sites" / f"site-{n}" / "state_round_00003.pt")["method"] for n in range(3)]
     assert not torch.equal(states[0]["encoder.bn1.running_mean"], states[1]["encoder.bn1.running_mean"])
 
 
-def test_a_site_is_measured_with_the_norms_that_never_left_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_site_is_measured_with_the_norms_that_never_left_it(federated: Callable[[str], Federated]) -> None:
     from sslmed_dist.verbs.federate import encoder_of
 
-    chosen = tiny.settings(tmp_path, **RESUMED["fedbn"])
-    folder = tiny.federate(chosen, monkeypatch)
-    last = tiny.arrays(folder, 2)
+    chosen, folder = federated("fedbn").settings, federated("fedbn").folder
+    last = tiny.arrays(folder, 3)
     for site in ("site-0", "site-2"):
-        own = checkpoint.load(folder / "sites" / site / "state_round_00002.pt")["method"]
+        own = checkpoint.load(folder / "sites" / site / "state_round_00003.pt")["method"]
         norms = norm_keys(training_build.build_method(chosen))
         for key, value in encoder_of("federated", site, chosen).state_dict().items():
             if f"encoder.{key}" in last:  # counters are nobody's
@@ -118,6 +145,16 @@ def test_scaffold_with_one_site_is_plain_descent(tmp_path: Path, monkeypatch: py
     assert all(torch.allclose(first[key], second[key], rtol=1e-3, atol=1e-4) for key in first)
 
 
+@pytest.fixture(scope="module")
+def first_round(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Settings of a federation of two rounds under fedavgm, of which one is done."""
+    chosen = tiny.settings(tmp_path_factory.mktemp("first"), federated={"strategy": {"name": "fedavgm"}})
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tiny.federate(chosen, patch)
+    (folder / "checkpoints" / "round_00002.pt").unlink()
+    return chosen
+
+
 @pytest.mark.parametrize(
     ("server", "line"),
     [
@@ -128,13 +165,15 @@ def test_scaffold_with_one_site_is_plain_descent(tmp_path: Path, monkeypatch: py
     ],
 )
 def test_a_round_without_the_servers_state_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: dict[str, Any], line: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first_round: Config,
+    server: dict[str, Any],
+    line: str,
 ) -> None:
-    chosen = tiny.settings(tmp_path, federated={"strategy": {"name": "fedavgm"}})
-    folder = tiny.federate(chosen, monkeypatch)
-    path = folder / "checkpoints" / "round_00002.pt"
-    path.unlink()
-    path = path.with_name("round_00001.pt")
+    chosen = replace(first_round, run={"dir": str(tmp_path)})
+    shutil.copytree(first_round.folder, chosen.folder)
+    path = chosen.folder / "checkpoints" / "round_00001.pt"
     payload = torch.load(path, weights_only=True) | {"server": server}
     torch.save(payload, path)
     with pytest.raises(ValueError, match=rf"round_00001.pt: server: .*{line}"):
