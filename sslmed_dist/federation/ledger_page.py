@@ -13,7 +13,7 @@ from sslmed_dist.printable import as_markdown, printable
 
 COLUMNS: tuple[str, ...] = (
     *("number", "time", "kind", "run", "round", "sequence", "bytes", "tensors", "scalars", "withheld", "epsilon"),
-    *("sha256", "configuration", "model", "message", "reason", "data_set", "count", "size", "answer"),
+    *("sha256", "configuration", "model", "message", "reason", "data_set", "count", "size", "answer", "figures"),
     *("rho", "delta", "previous", "digest"),
 )
 
@@ -46,7 +46,8 @@ def line(entry: Entry) -> str:
         text += f"  round {entry['round']}"
     if entry["kind"] == "answer":
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in sorted(entry.get("scalars", {}).items()))
-        text += f"  {len(entry.get('tensors', ()))} tensors, {entry.get('bytes', 0):,} bytes; {numbers}"
+        told = f", {len(entry['figures'])} figures" if entry.get("figures") else ""
+        text += f"  {len(entry.get('tensors', ()))} tensors{told}, {entry.get('bytes', 0):,} bytes; {numbers}"
     if entry["kind"] == "reserved":
         text += f"  {entry['count']} round(s), {entry['size']:,} bytes of {entry['data_set']}"
     if entry.get("answer") is not None:
@@ -75,6 +76,7 @@ def page(site: str, entries: Sequence[Entry], verdict: Verdict) -> str:
     """The ledger as one Markdown page that a data protection officer can read: what left, how often, how much."""
     answers = [entry for entry in entries if entry["kind"] == "answer"]
     rounds = [entry for entry in answers if entry["message"] == "update"]
+    evaluations = [entry for entry in answers if entry["message"] == "figures"]
     refusals = Counter(entry["reason"] for entry in entries if entry["kind"] == "refusal")
     span = f"{entries[0]['time']} to {entries[-1]['time']}" if entries else "nothing yet"
     lines = [
@@ -85,7 +87,8 @@ def page(site: str, entries: Sequence[Entry], verdict: Verdict) -> str:
         *(f"- **Wrong**: {as_markdown(problem)}." for problem in verdict.problems),
         f"- In order: {'no' if verdict.problems else 'yes'}. This check cannot see: {'; '.join(verdict.blind)}.",
         f"- Answers with tensors: {len(rounds)}, with {sum(entry['bytes'] for entry in rounds):,} bytes in all.",
-        f"- Other answers (who the site is, number of samples): {len(answers) - len(rounds)}.",
+        f"- Answers with figures of the held-out part: {len(evaluations)}, their figures in full below.",
+        f"- Other answers (who the site is, number of samples): {len(answers) - len(rounds) - len(evaluations)}.",
         f"- Refusals: {sum(refusals.values())}.",
         f"- Answers whose delivery is not recorded (they count as delivered): {numbers(undelivered(entries))}.",
         f"- Work that was cut short (what it reserved stays spent): {numbers(unfinished(entries))}.",
@@ -106,9 +109,25 @@ def page(site: str, entries: Sequence[Entry], verdict: Verdict) -> str:
         lines += ["| tensor | type | shape | bytes | L2 norm |", "| --- | --- | --- | --- | --- |"]
         for name, kind, shape, size, norm in rounds[-1]["tensors"]:
             lines.append(f"| {as_markdown(name)} | {kind} | {'x'.join(map(str, shape))} | {size:,} | {norm:.4g} |")
+    lines += figure_lines(evaluations)
     lines += ["", "## Why requests were refused", ""]
     lines += [f"- {count} times: {as_markdown(reason)}" for reason, count in refusals.most_common()] or ["Never."]
     return "\n".join(lines) + "\n"
+
+
+def figure_lines(evaluations: Sequence[Entry]) -> list[str]:
+    """All figures that left, a row each; nothing where none did."""
+    if not evaluations:
+        return []
+    lines = ["", "## Figures that left", ""]
+    lines += ["| entry | run | round | arm | protocol | metric | value | low | high | samples | patients |"]
+    lines += ["| --- " * 11 + "|"]
+    for entry in evaluations:
+        for figure in entry["figures"]:
+            cells = [entry["number"], entry["run"][:16], entry["round"], *figure]
+            texts = (f"{cell:.4g}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in cells)
+            lines.append(f"| {' | '.join(as_markdown(text) for text in texts)} |")
+    return lines
 
 
 def epsilon(entries: Sequence[Entry]) -> str:

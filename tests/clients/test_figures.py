@@ -9,6 +9,7 @@ import pytest
 
 from sslmed_dist import config
 from sslmed_dist.config import Config
+from sslmed_dist.federation import ledger_page
 from sslmed_dist.federation.ledger import Ledger, verify
 from sslmed_dist.federation.sites import resolve_for_all, simulated_sites, training_settings
 from sslmed_dist.json_files import read_object
@@ -70,8 +71,11 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path, li
         return chosen, federate(chosen, [{"socket": own.socket} for own in sites]), sites
 
 
+@pytest.mark.parametrize(
+    "runtime", ["in_process", pytest.param("simulation", marks=[pytest.mark.slow, pytest.mark.flower])]
+)
 def test_the_table_is_the_same_from_hospitals_and_from_research(
-    deployed: tuple[Config, Path, list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    deployed: tuple[Config, Path, list[Any]], tmp_path: Path, runtime: str
 ) -> None:
     from sslmed_dist.verbs import federate as verb
 
@@ -79,14 +83,17 @@ def test_the_table_is_the_same_from_hospitals_and_from_research(
     found = table(folder)
     assert {key[:2] for key in found} == {(arm, site) for arm in ARMS for site in NAMES}
     assert {key[2:] for key in found} >= {("knn", "auc"), ("linear", "accuracy")}
-    # The whole command, in process, on the same sites: asked by messages, then measured once more with all arms.
-    root = str(chosen.data["root"])
-    research = config.replace(chosen, run={"name": "research", "dir": str(tmp_path)}, data={"root": root})
+    # The whole command on the same sites: asked by messages, then measured once more with all arms.
+    run, asked = {"name": "research", "dir": str(tmp_path)}, {"runtime": runtime}
+    research = config.replace(chosen, run=run, federated=asked, evaluate={"pictures": False})
     research_folder = verb.run(research)
     assert tiny.same(tiny.arrays(folder, 2), tiny.arrays(research_folder, 2))
     assert table(research_folder) == found
-    asked = json.loads((research_folder / "federation.json").read_text())
-    assert asked == {"status": "finished", "rounds": 2, "figures": 2}
+    assert json.loads((research_folder / "federation.json").read_text()) == {
+        "status": "finished",
+        "rounds": 2,
+        "figures": 2,
+    }
     assert not (research_folder / "arms" / "local-north").exists()  # the site trained it
     arms = {row["arm"] for row in read_object(research_folder / "evaluate" / "sites.json")["rows"]}
     assert {"pooled", "federated - local"} <= arms
@@ -119,6 +126,8 @@ def test_figures_stand_in_the_ledger_in_full(deployed: tuple[Config, Path, list[
         titles = ["knn", "linear"]
         told = {(f[0], own.site, titles[f[1]], f[2]): tuple(f[3:]) for f in first["figures"]}
         assert told == {key: value for key, value in table(folder).items() if key[1] == own.site}
+        page = ledger_page.page(own.site, ledger.entries, verify(own.ledger))
+        assert page.count("| federated | 0 | auc |") == page.count("| raw\\_pixels | 0 | auc |") >= 1
         assert set(first["scalars"]) == {
             f"health_{n}" for n in ("embedding_std", "effective_rank", "uniformity", "alignment")
         }
