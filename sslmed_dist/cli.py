@@ -86,6 +86,22 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def probe(arguments: argparse.Namespace) -> int:
+    """``sslmed probe``: the figures, then the paths of the files that hold them."""
+    from sslmed_dist import config
+    from sslmed_dist.atomic_files import refuse_links
+    from sslmed_dist.report.plain import figure_lines
+    from sslmed_dist.verbs.probe import probe
+
+    refuse_links(arguments.run)
+    written = probe(arguments.run, arguments.what, arguments.which, arguments.overrides)
+    settings = config.load(arguments.run / "config.yaml")
+    for file in written:
+        show(*figure_lines(file, settings))
+    show(*written)
+    return 0
+
+
 def reproduce(arguments: argparse.Namespace) -> int:
     """``sslmed reproduce``."""
     from sslmed_dist.verbs.reproduce import published, run
@@ -244,6 +260,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": train,
     "federate": federate,
     "evaluate": evaluate,
+    "probe": probe,
     "reproduce": reproduce,
     "report": report,
     "export": export,

@@ -72,12 +72,18 @@ def training(verbs: Verbs) -> None:
 
 
 def measuring(verbs: Verbs) -> None:
-    """``evaluate``, ``reproduce`` and ``report``."""
+    """``evaluate``, ``probe``, ``reproduce`` and ``report``."""
     evaluate = verbs.add_parser("evaluate", help="measure a run's encoder on frozen features")
     evaluate.add_argument("run", type=path, metavar="RUN", help="run folder; the results go into its evaluate/")
     overriding(evaluate, "measure otherwise, or other data: of data, evaluate, run.device and run.threads")
     checkpoint(evaluate)
     evaluate.add_argument("--histogram", action="store_true", help="also similarities of two training views")
+
+    probe = verbs.add_parser("probe", help="what an encoder gives away: an image's site, what it was trained on")
+    probe.add_argument("run", type=path, metavar="RUN", help="run folder; the results go into its evaluate/")
+    overriding(probe, "other places: of data, run.device and run.threads")
+    probe.add_argument("--what", choices=("sites", "membership"), help="one of both; default: what the run allows")
+    probe.add_argument("--which", default="last", help=WHICH)
 
     reproduce = verbs.add_parser("reproduce", help="run what is missing of a published table, print ours beside it")
     reproduce.add_argument("table", metavar="TABLE", help="table-5.2, figure-6.8 or the path of a table's .yaml")

@@ -88,6 +88,12 @@ def is_results(path: Path) -> bool:
     return isinstance(content.get("rows"), list) and isinstance(content.get("encoder"), dict)
 
 
+def is_probe(path: Path) -> bool:
+    """The results of ``probe``."""
+    content = read_mapping(path)
+    return isinstance(content.get("rows"), list) and isinstance(content.get("probe"), str)
+
+
 def is_export(path: Path) -> bool:
     """The safetensors file of an export: its header has the mark."""
     with path.open("rb") as file:

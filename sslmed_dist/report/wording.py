@@ -9,6 +9,7 @@ ARM_NAMES = {
     "raw_pixels": "raw pixels",
     "copy_mask": "copied support mask",
     "random": "random encoder",
+    "labels": "labels alone",
     "local": "local only",
     "federated": "federated",
     "best_round": "federated, best round",
@@ -35,6 +36,7 @@ METRIC_NAMES = {
     "brier": "Brier score",
     "calibration_error": "calibration error",
 }
+PROBES = (("site_probe", "which site, linear probe"), ("membership", "trained on or not, similarity of views"))
 PERCENT = (
     "accuracy",
     "balanced_accuracy",
@@ -92,7 +94,7 @@ def column_name(column: Column) -> str:
 
 def evaluator_name(evaluator: str) -> str:
     """An evaluator as a reader would say it."""
-    for word, name in (("knn", "kNN"), ("linear", "linear probe"), ("one_shot", "one-shot")):
+    for word, name in (("knn", "kNN"), ("linear", "linear probe"), ("one_shot", "one-shot"), *PROBES):
         if evaluator.startswith(word):
             return name + evaluator.removeprefix(word)
     return evaluator

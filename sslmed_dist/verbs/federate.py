@@ -96,15 +96,16 @@ def train_arms(settings: Config, sites: list[Site]) -> None:
         finish(job.train(settings, dataset=everything(sites), folder=folder, title="pooled").state.stopped)
 
 
-def encoder_of(arm: str, site: str, settings: Config) -> nn.Module:
-    """The encoder of one arm as one site would use it."""
-    folder = settings.folder
+def encoder_of(arm: str, site: str, settings: Config, folder: Path | None = None, last: str = "last") -> nn.Module:
+    """The encoder of one arm as one site would use it, of the run in ``folder`` (default ``settings.folder``). ``last``
+    is the checkpoint that counts as the federation's last one."""
+    folder = folder or settings.folder
     if arm in FLOORS:
         return FLOORS[arm]()
     if arm == "random":
         return pretrained.untrained(settings)
     if arm in (FEDERATED, BEST):
-        which = "last" if arm == FEDERATED else f"round_{best_round(folder)}"
+        which = last if arm == FEDERATED else f"round_{best_round(folder)}"
         shared = pretrained.load(folder, which).encoder.state_dict()
         own = own_tensors(settings, folder / "sites" / site)  # what the site did not share completes the encoder
         return federated_encoder(settings, {f"encoder.{key}": value for key, value in shared.items()}, own)
