@@ -42,12 +42,14 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
         self.first, self.rounds, self.quorum, self.share = begun.number, fed.rounds, fed.quorum, fed.screen.share
         self.timeout_s, self.steps = fed.timeout_s, fed.local_epochs * settings.plan.steps_per_epoch
         strategy = strategies.check(settings)
-        self.name, self.average = str(fed.strategy["name"]), strategy.average
+        self.name, self.average, self.noise = str(fed.strategy["name"]), strategy.average, strategy.noise
         method = build.build_method(settings)  # for the names of its tensors
         kept = strategy.local.own(method)
         # Tensors that never leave a site stay in the round's files as they were before the first round.
         self.resting = {key: value for key, value in begun.arrays.items() if key in kept}
         self.current = {key: value for key, value in begun.arrays.items() if key not in kept}
+        if self.noise is not None:
+            self.noise.require_learned(self.current)
         self.schedule = optim.build(
             settings.optim,
             method,
@@ -56,7 +58,7 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
             per_epoch=settings.plan.steps_per_epoch,
         )
         self.plausibility = updates.Plausibility(fed.screen)
-        self.best = health.BestRound()
+        self.best, self.measured = health.BestRound(), fed.health is not None
         self.restore(begun)
         self.asked: dict[int, Message] = {}  # the messages of this round, by node
         self.greetings: dict[int, Greeting] = {}  # the sites of this round, by node
@@ -82,11 +84,15 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
     def state(self) -> dict[str, object]:
         """What ``restore`` takes over."""
         kept = {"strategy": self.average.state(), "sizes": self.plausibility.state()}
-        return kept | {"seen": sorted(self.sites.seen), "health": self.best.state()}
+        best = {"health": self.best.state()} if self.measured else {}
+        return kept | {"seen": sorted(self.sites.seen)} | best
 
     def summary(self) -> None:
         """One line at the start."""
         log.info("%s: rounds %d to %d", self.name, self.first + 1, self.rounds)
+        if self.noise is not None:
+            words = self.noise.words(self.rounds - self.first)
+            log.info("privacy: %s, after all rounds; sites' scalars and counts are not written down", words)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -142,7 +148,7 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
         shares = averages.shares(good, self.share)
         plain = averages.shares(good)
         for site, share in shares.items():
-            if share < plain[site]:
+            if share < plain[site] and self.noise is None:
                 line = "round %d: %s has %.3g of all samples and weighs %.3g (federated.screen.share)"
                 log.warning(line, rounds_done, site, plain[site], share)
         steps = range((rounds_done - 1) * self.steps, rounds_done * self.steps)
@@ -156,7 +162,12 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
     def refuse(self, average: Mapping[str, Tensor]) -> str | None:
         """Why the average may not become the model, by the rules that replies are screened by; None if it may."""
         reason = replies.misfit(average, self.current)
-        return reason or self.plausibility.judge([Reply(AVERAGE, average, 1)], self.current).get(AVERAGE)
+        reason = reason or self.plausibility.judge([Reply(AVERAGE, average, 1)], self.current).get(AVERAGE)
+        if reason is None or self.noise is None:
+            return reason
+        # The numbers come of a noised mean that is not kept, so nobody has paid for them.
+        norm = self.noise.mechanism.noise_norm(self.current, self.sites.expected)
+        return f"the screen's numbers are withheld; the noise alone has the norm {norm:.3g} (federated.privacy)"
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -189,25 +200,35 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
                 else:
                     good.append(reply)
                     scalars[name] = reported
-        implausible = self.plausibility.judge(good, self.current)
+        # Under noise clipping takes the place of plausible sizes: one site's numbers must not decide over another's.
+        implausible = self.plausibility.judge(good, self.current) if self.noise is None else {}
         scalars = {name: values for name, values in scalars.items() if name not in implausible}
         return [reply for reply in good if reply.site not in implausible], scalars, bad | implausible
 
     def tell_health(self, rounds_done: int, scalars: dict[str, Scalars], samples: Mapping[str, int]) -> None:
-        """Take down what sites said of the average after ``rounds_done`` rounds; it leaves ``scalars``."""
-        self.best.add(rounds_done, scalars, samples)
+        """Take down what sites said of the average after ``rounds_done`` rounds; it leaves ``scalars``. What nobody has
+        asked for counts for nothing."""
+        if self.measured:
+            self.best.add(rounds_done, scalars, samples)
         keys = {"step": rounds_done * self.steps, "round": rounds_done, "split": "health"}
         for name, values in scalars.items():
             found = {key: values.pop(key) for key in HEALTH if key in values}
-            if found:
+            if found and self.measured:
                 self.metrics.write(found, site=name, **keys)
 
     def record(
         self, rounds_done: int, good: Sequence[Reply], scalars: dict[str, Scalars], shares: Mapping[str, float]
     ) -> None:
         """Write the metrics of the round, those of each site and their mean weighted by samples, and one line of log.
-        ``rounds_done`` counts this round too."""
+        ``rounds_done`` counts this round too. Under noise what sites report is withheld, and epsilon is written."""
         keys = {"step": rounds_done * self.steps, "round": rounds_done, "split": "train"}
+        seconds, numbers = time.monotonic() - self.started, (rounds_done, self.rounds, len(good), self.sites.expected)
+        if self.noise is not None:
+            self.metrics.write(
+                {"sites": len(good), "epsilon": self.noise.epsilon(), "seconds": round(seconds, 3)}, **keys
+            )
+            log.info("round %d of %d: %d of %d sites, %s, %.1f s", *numbers, self.noise.words(), seconds)
+            return
         for name, values in scalars.items():
             missed = values.pop("missed_rounds", 0.0)
             if missed:
@@ -218,8 +239,8 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
         means = {
             key: math.fsum(scalars[reply.site][key] * shares[reply.site] for reply in good) for key in sorted(common)
         }
-        seconds, samples = time.monotonic() - self.started, sum(reply.samples for reply in good)
+        samples = sum(reply.samples for reply in good)
         self.metrics.write({**means, "sites": len(good), "samples": samples, "seconds": round(seconds, 3)}, **keys)
         loss = f", loss {means['loss']:.4f}" if "loss" in means else ""
         line = "round %d of %d: %d of %d sites%s, %.1f s"
-        log.info(line, rounds_done, self.rounds, len(good), self.sites.expected, loss, seconds)
+        log.info(line, *numbers, loss, seconds)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sslmed_dist import plain_yaml, registry
+from sslmed_dist import plain_yaml, registry, sections
 from sslmed_dist.home_folder import at_home, require_homes
 from sslmed_dist.sections import PATHS, PRETRAINED, Config, Diagnosis, Evaluate, Federated, Leaf, Plan, Ray, Run, Screen
 
@@ -108,7 +108,7 @@ def read(path: Path, inherited_by: Path | None = None) -> dict[str, Any]:
         raise ValueError(f"{path}: no such configuration file{child}")
     tree = plain_yaml.read(path)
     if not isinstance(tree, dict):
-        raise ValueError(f"{path}: expected sections {', '.join(sections())}, got {type(tree).__name__}")
+        raise ValueError(f"{path}: expected sections {', '.join(section_names())}, got {type(tree).__name__}")
     base = tree.pop("base", None)
     if base is None:
         return tree
@@ -199,7 +199,7 @@ def nested(dotted: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def sections() -> list[str]:
+def section_names() -> list[str]:
     """Names of the sections a configuration may have."""
     return [field.name for field in dataclasses.fields(Config)]
 
@@ -270,8 +270,8 @@ def essential(config: Config) -> dict[str, Any]:
     tree: dict[str, Any] = without(to_tree(config), "run")
     encoder = tree["method"].get("encoder")
     tree["run"]["start_from"] = tree["run"]["start_from"] is not None
-    if tree["run"].pop("continue_from") is not None:  # left out where it is null: runs from before it was there
-        tree["run"]["continue_from"] = True
+    tree["run"]["continue_from"] = tree["run"]["continue_from"] is not None or None
+    sections.drop_added(tree)
     if isinstance(encoder, dict) and "weights" in encoder:
         encoder["weights"] = encoder["weights"] is not None
     return tree

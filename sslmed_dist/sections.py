@@ -13,9 +13,20 @@ Leaf = Mapping[str, Any]
 DATA_PATHS = ("root", "cache", "subset.file")
 PATHS = (*(f"{section}.{key}" for section in ("data", "evaluate.data") for key in DATA_PATHS), "method.encoder.weights")
 PRETRAINED = "pretrained"  # in place of a file of weights: to be downloaded
+# Keys that were added later: where they are null, a run is the one that it was before they were there.
+ADDED = (("run", "continue_from"), ("federated", "privacy"))
+LEAST_NOISE, MOST_NOISE = 0.01, 1000.0  # of a noise multiplier; see ``federation.privacy``
 MOST_SLICES = 10_000  # of an exam in one visit: no examination has as many
 USUAL_HEALTH, FEWEST_HEALTH, MOST_HEALTH = 256, 16, 2048  # images of ``federated.health``
 MOST_THREADS = 1024  # no machine has so many cores to spare, and a process with a million threads is killed
+
+
+def drop_added(tree: dict[str, Any]) -> None:
+    """Take what is null of ``ADDED`` out of a configuration's tree."""
+    for section, key in ADDED:
+        leaf = tree.get(section)
+        if isinstance(leaf, dict) and key in leaf and leaf[key] is None:
+            del leaf[key]
 
 
 def require_least(section: str, values: Any, least: int, *names: str) -> None:
@@ -173,6 +184,22 @@ class Screen:
 
 
 @dataclass(frozen=True)
+class Privacy:
+    """Noise at the server (``federation.central_noise``): each site's update is shortened to the L2 norm ``clip``, and
+    their sum gets Gaussian noise of ``noise_multiplier`` times it. ``delta``: the one at which epsilon is named."""
+
+    clip: float
+    noise_multiplier: float
+    delta: float = 1e-6
+
+    def __post_init__(self) -> None:
+        require_positive("federated.privacy.clip", self.clip)
+        require_between("federated.privacy.noise_multiplier", self.noise_multiplier, LEAST_NOISE, MOST_NOISE)
+        require_positive("federated.privacy.delta", self.delta)
+        require_between("federated.privacy.delta", self.delta, 0.0, 0.01)
+
+
+@dataclass(frozen=True)
 class Federated:
     """A federation: its rounds, how data is dealt to simulated sites, what is shared and what makes a round fail.
 
@@ -200,6 +227,7 @@ class Federated:
     keep_state: bool = True
     quorum: int = 2
     screen: Screen = field(default_factory=Screen)
+    privacy: Privacy | None = None
     timeout_s: float = 3600.0
     runtime: Literal["in_process", "simulation", "deployment"] = "simulation"
     compare: tuple[Arm, ...] = ("random", "local", "pooled")
@@ -211,6 +239,12 @@ class Federated:
             object.__setattr__(self, "health", USUAL_HEALTH if self.health else None)
         if self.health is not None:
             require_between("federated.health", self.health, FEWEST_HEALTH, MOST_HEALTH)
+        if self.privacy is not None and (self.evaluate or self.health is not None):
+            key = "evaluate" if self.evaluate else "health"
+            raise ValueError(
+                f"federated.{key}: with federated.privacy no figure of a single site may reach the server, because "
+                f"none is noised; allowed: {'false' if self.evaluate else 'null'}"
+            )
         require_least("federated", self, 1, "rounds", "local_epochs", "quorum", "held_out_groups")
         if self.timeout_s <= 0:
             raise ValueError(f"federated.timeout_s: expected a number > 0, got {self.timeout_s}")

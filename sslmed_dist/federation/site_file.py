@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from sslmed_dist import config, plain_yaml
 from sslmed_dist.federation.ledger import is_digest
+from sslmed_dist.sections import LEAST_NOISE, MOST_NOISE
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-LEAST_NOISE, MOST_NOISE = 0.01, 1000.0  # of a noise multiplier that is not 0; see ``federation.privacy``
 MOST_LISTED = 16  # numbers in one list of a configuration
 NOTE = "see the file that `sslmed site init` writes"
 

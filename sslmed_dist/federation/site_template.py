@@ -193,6 +193,7 @@ policy:
     federated.keep_state: [true, false]
     federated.quorum: unused
     federated.screen: unused
+    federated.privacy: unused    # noise that a server adds; this site adds its own by policy.privacy
     federated.timeout_s: unused
     federated.runtime: unused
     federated.compare: {each: [raw_pixels, metadata, copy_mask, random, local, pooled]}  # local: this site trains it

@@ -3,7 +3,7 @@ site does beside plain training (``federation.local_terms``). Both are built fro
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sslmed_dist import registry
 from sslmed_dist.arguments import require_between, require_least, require_not_negative, require_positive
@@ -18,6 +18,7 @@ from sslmed_dist.federation.averages import (
     TrimmedMean,
     WeightedMean,
 )
+from sslmed_dist.federation.central_noise import NoisedMean
 from sslmed_dist.federation.local_terms import (
     ControlVariates,
     LocalNorms,
@@ -36,6 +37,11 @@ class Strategy:
 
     average: Average
     local: LocalTerm
+
+    @property
+    def noise(self) -> NoisedMean | None:
+        """The server's half where it adds noise."""
+        return self.average if isinstance(self.average, NoisedMean) else None
 
 
 def fedavg() -> Strategy:
@@ -118,11 +124,22 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
 }
 
 
+# Those whose server needs no more than the mean update, so that ``federated.privacy`` can wrap them.
+NOISED = ("fedavg", "fedprox", "fedbn", "fedadam", "fedavgm")
+
+
 def build(fed: Federated) -> Strategy:
     """The strategy that ``federated.strategy`` names. ``ValueError`` names the key, and what is allowed."""
     strategy: Strategy = registry.build(STRATEGIES, fed.strategy, WHERE)
     if strategy.local.keeps and not fed.keep_state:
         raise ValueError(f"{WHERE}: {fed.strategy['name']} needs federated.keep_state: true, its sites keep a state")
+    if fed.privacy is not None:
+        if fed.strategy["name"] not in NOISED:
+            raise ValueError(
+                f"{WHERE}: {fed.strategy['name']} looks at single updates, or keeps what they were, and "
+                f"federated.privacy has their noised mean alone; allowed: {', '.join(NOISED)}"
+            )
+        strategy = replace(strategy, average=NoisedMean(strategy.average, fed.privacy))
     if fed.quorum < strategy.average.least:
         raise ValueError(
             f"federated.quorum: {fed.quorum}; {WHERE} {fed.strategy['name']} needs at least {strategy.average.least} "

@@ -16,9 +16,9 @@ from sslmed_dist.downstream import ALL_SITES, FLOORS, Row, compared_rows, pooled
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.downstream.rows import write_cases
 from sslmed_dist.drivers import launcher
-from sslmed_dist.federation import health
+from sslmed_dist.federation import health, strategies
 from sslmed_dist.federation.figures import BEST, FEDERATED
-from sslmed_dist.federation.local_round import own_tensors
+from sslmed_dist.federation.local_round import first_sent, own_tensors
 from sslmed_dist.federation.site_figures import LOCAL, evaluation_data, federated_encoder, parts_of, predictions_at
 from sslmed_dist.federation.sites import (
     Site,
@@ -46,7 +46,11 @@ def prepare(settings: Config) -> tuple[Config, list[Site]]:
     """Training settings in which the values that the data decides are filled in, and the simulated sites."""
     settings = training_settings(settings)
     sites = simulated_sites(settings)
-    return resolve_for_all(settings, sites), sites
+    resolved = resolve_for_all(settings, sites)
+    noise = strategies.check(resolved).noise
+    if noise is not None:
+        noise.require_learned(first_sent(resolved))
+    return resolved, sites
 
 
 def check(settings: Config) -> list[str]:
@@ -58,6 +62,11 @@ def check(settings: Config) -> list[str]:
     lines.append(
         f"rounds    {fed.rounds} x {fed.local_epochs} local epoch(s), strategy {fed.strategy['name']}, {fed.runtime}"
     )
+    noise = strategies.check(resolved).noise
+    if noise is not None:
+        lines.append(
+            f"privacy   {noise.words(fed.rounds)}, after all rounds; of the model, not of what is measured here"
+        )
     lines.append("arms      memory and time above are those of one arm trained in one process, on all data together")
     for site in sites:
         counts = f"{len(site.train)} train, {len(site.val)} validation, {len(site.test)} held out"

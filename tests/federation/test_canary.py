@@ -21,7 +21,7 @@ from sslmed_dist.federation import payload
 from sslmed_dist.federation.door import Door
 from sslmed_dist.federation.ledger import canonical, verify
 from sslmed_dist.federation.local_round import initial_arrays
-from sslmed_dist.federation.shared import model_digest
+from sslmed_dist.federation.shared import is_statistic, model_digest
 from tests.federation import hospital, tiny
 
 NAME = "JANE_DOE_19700101"
@@ -146,18 +146,24 @@ def instead(make: Callable[[], bytes], *_: Any) -> tuple[int, bytes]:
 METHODS = [n for n in vars(Attacker) if n not in ("update", "raw", "one", "header", "body") and not n.startswith("_")]
 
 
+NOISE = {"    clip: 1.0 ": "    clip: 1.0 ", "noise_multiplier: 10.0 ": "noise_multiplier: 1000.0 "}
+NOISE |= {"    change: 2.0              # L2 norm of (u": "    change: 1.0e9            # L2 norm of (u"}
+NOISE |= {"    largest: 1000.0          # no number of it may be larger; a": "    largest: 1.0e9          #"}
+
+
+@pytest.mark.parametrize("noise", [{}, NOISE], ids=["bare", "noise"])
 @pytest.mark.parametrize("each", [5, pytest.param(56, marks=pytest.mark.slow)])
-def test_nothing_else_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, each: int) -> None:
+def test_nothing_else_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, each: int, noise: dict[str, str]) -> None:
     chosen = tiny.settings(tmp_path)
     sent = initial_arrays(chosen)
     monkeypatch.setattr(os, "fsync", lambda _: None)
     request, attempts, left = hospital.train(chosen), 0, 0
     for method in METHODS:
-        folder = tmp_path / method
+        folder = tmp_path / str(METHODS.index(method))  # a socket has a short path
         for number in range(each):
             attacker = Attacker(sent, number)
             if number == 0:  # a ledger for each kind: its length is not what is tested
-                own = hospital.site(folder, tmp_path / "tiny.npz", {"rounds: 200": "rounds: 99999"})
+                own = hospital.site(folder, tmp_path / "tiny.npz", {"rounds: 200": "rounds: 99999", **noise})
                 hospital.accept(own, chosen)
                 front = Door(own, lambda *_: (0, b""))
             front.work = partial(instead, getattr(attacker, method))
@@ -168,8 +174,12 @@ def test_nothing_else_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ea
             assert not any(form in answer for form in FORMS), method
             if message.kind == "update":  # within the rules: then nothing of the attempt is in it
                 left += 1
-                assert all(torch.equal(message.tensors[name], sent[name]) for name in sent), method
-                assert message.fields["scalars"] == {"loss": 1.0} and message.fields["site"] == "north", method
+                same = [torch.equal(message.tensors[name], sent[name]) for name in sent]
+                learned = [not is_statistic(name) for name in sent]
+                assert same == [not (noise and name) for name in learned], method
+                assert (
+                    message.fields["scalars"] == ({} if noise else {"loss": 1.0}) and message.fields["site"] == "north"
+                ), method
             else:
                 assert message.kind == "refusal", method
         written = own.ledger.read_bytes()
