@@ -29,7 +29,7 @@ from sslmed_dist.config import Config, fingerprint, replace
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.federation import site_figures
 from sslmed_dist.federation.figures import Told
-from sslmed_dist.federation.local_round import local_update
+from sslmed_dist.federation.local_round import local_update, privately
 from sslmed_dist.federation.messages import (
     ARRAYS,
     MARK,
@@ -107,7 +107,8 @@ def update(message: Message, context: Context) -> RecordDict:
     with deadline(node, settings):
         site = site_of(settings, node)
         shared, scalars = local_update(settings, site.name, site.dataset, round_number, arrays, site.folder)
-    account = Account(site.name, len(site.dataset), scalars, round_number, model_digest(arrays))
+        shared, samples, scalars = privately(settings, round_number, arrays, shared, len(site.dataset), scalars)
+    account = Account(site.name, samples, scalars, round_number, model_digest(arrays))
     return RecordDict(
         {
             ARRAYS: ArrayRecord(torch_state_dict=shared),

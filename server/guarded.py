@@ -15,7 +15,7 @@ from torch import Tensor
 from server.reading import read
 from server.roll_call import LIFE_S, Sites, by_node, failure
 from sslmed_dist.config import Config
-from sslmed_dist.federation import averages, health, replies, round_files, shared, strategies, updates
+from sslmed_dist.federation import averages, health, privacy, replies, round_files, shared, strategies, updates
 from sslmed_dist.federation.messages import ARRAYS, HEALTH, ORDER, Greeting, Order
 from sslmed_dist.federation.replies import Asked, Reply
 from sslmed_dist.federation.shared import Arrays
@@ -48,8 +48,8 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
         # Tensors that never leave a site stay in the round's files as they were before the first round.
         self.resting = {key: value for key, value in begun.arrays.items() if key in kept}
         self.current = {key: value for key, value in begun.arrays.items() if key not in kept}
-        if self.noise is not None:
-            self.noise.require_learned(self.current)
+        if fed.privacy is not None:
+            privacy.require_learned(self.current)
         self.schedule = optim.build(
             settings.optim,
             method,
@@ -91,8 +91,7 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
         """One line at the start."""
         log.info("%s: rounds %d to %d", self.name, self.first + 1, self.rounds)
         if self.noise is not None:
-            words = self.noise.words(self.rounds - self.first)
-            log.info("privacy: %s, after all rounds; sites' scalars and counts are not written down", words)
+            log.info("privacy: %s; what single sites report is not written down", self.noise.words())
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

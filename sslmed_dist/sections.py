@@ -185,12 +185,14 @@ class Screen:
 
 @dataclass(frozen=True)
 class Privacy:
-    """Noise at the server (``federation.central_noise``): each site's update is shortened to the L2 norm ``clip``, and
-    their sum gets Gaussian noise of ``noise_multiplier`` times it. ``delta``: the one at which epsilon is named."""
+    """Each site's update is shortened to the L2 norm ``clip``, and Gaussian noise of ``noise_multiplier`` times it is
+    added. ``at``: by the ``server`` to the sum of all (``federation.central_noise``), or by each of the ``sites`` of a
+    research run to its own, as a hospital does by its own rules. ``delta``: the one at which epsilon is named."""
 
     clip: float
     noise_multiplier: float
     delta: float = 1e-6
+    at: Literal["server", "sites"] = "server"
 
     def __post_init__(self) -> None:
         require_positive("federated.privacy.clip", self.clip)

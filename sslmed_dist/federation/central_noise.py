@@ -49,25 +49,13 @@ class NoisedMean(Average):
         mean = self.mechanism.released(self.mechanism.noised(total), done.reference, done.sites)
         return self.inner.combine(replace(done, replies=[Reply(MEAN, mean, 1)], shares={MEAN: 1.0}))
 
-    def epsilon(self, more: int = 0) -> float:
-        """What has been spent, and would be after ``more`` rounds."""
-        spent = self.spent + more * accountant.rho(self.rules.noise_multiplier)
-        return accountant.epsilon(spent, self.rules.delta)
+    def epsilon(self) -> float:
+        """What has been spent."""
+        return accountant.epsilon(self.spent, self.rules.delta)
 
-    def words(self, more: int = 0) -> str:
-        """``epsilon`` with all that makes it a statement."""
-        return f"epsilon {self.epsilon(more):.3g} at delta {self.rules.delta:g}, for {accountant.UNIT}"
-
-    def require_learned(self, sent: Mapping[str, Tensor]) -> None:
-        """``ValueError`` where running statistics of norms would be averaged: noise makes variances negative, and
-        statistics that nobody may send stay what they were before the first round."""
-        statistics = privacy.statistics(sent)
-        if statistics:
-            raise ValueError(
-                f"federated.privacy: {statistics[0]} ({len(statistics)} such) would stay as before the first round, "
-                "because running statistics are not noised; allowed: federated.strategy fedbn, or a method without "
-                "batch norm"
-            )
+    def words(self) -> str:
+        """What has been spent, in words."""
+        return privacy.words(self.spent, self.rules.delta)
 
     def sent(self) -> Arrays:
         """The inner strategy's."""

@@ -9,8 +9,9 @@ from torch import Tensor
 from sslmed_dist import checkpoint
 from sslmed_dist.config import Config, fingerprint
 from sslmed_dist.data.dataset import Dataset
-from sslmed_dist.federation import health, local_terms, strategies
+from sslmed_dist.federation import accountant, health, local_terms, strategies
 from sslmed_dist.federation.messages import SiteError
+from sslmed_dist.federation.privacy import Mechanism
 from sslmed_dist.federation.shared import Arrays, shared_tensors
 from sslmed_dist.federation.sites import federated_section
 from sslmed_dist.training import build, engine, job, pretrained
@@ -82,6 +83,21 @@ def require_normalisation(settings: Config) -> None:
     """``SiteError`` where the settings lack the constants of the normalisation."""
     if settings.views.get("mean") is None or settings.views.get("std") is None:
         raise SiteError("views.mean and views.std: missing; a site never computes a normalisation of its own")
+
+
+def privately(
+    settings: Config, number: int, sent: Mapping[str, Tensor], shared: Arrays, samples: int, scalars: dict[str, float]
+) -> tuple[Arrays, int, dict[str, float]]:
+    """What leaves a site of a research run after round ``number``: (tensors, number of samples, scalars). With
+    ``federated.privacy.at`` sites the tensors are noised as at a hospital's door, every site counts the same, and the
+    one scalar is the epsilon spent, as if the site had taken part in every round. Otherwise all leaves as it is."""
+    rules = federated_section(settings).privacy
+    if rules is None or rules.at != "sites":
+        return shared, samples, scalars
+    before = {key: sent[key] for key in shared}
+    spent = (number + 1) * accountant.rho(rules.noise_multiplier)
+    tensors = Mechanism(rules.clip, rules.noise_multiplier).private(shared, before)
+    return tensors, 1, {"epsilon": accountant.epsilon(spent, rules.delta)}
 
 
 def own_tensors(settings: Config, folder: Path) -> Arrays:

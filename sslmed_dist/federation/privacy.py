@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslmed_dist.federation import discrete_gaussian
+from sslmed_dist.federation import accountant, discrete_gaussian
 from sslmed_dist.federation.discrete_gaussian import Numbers
 from sslmed_dist.federation.shared import Arrays, is_statistic
 
@@ -72,6 +72,10 @@ class Mechanism:
             found[key] = (before[key].double() + moved).to(before[key].dtype)
         return found
 
+    def private(self, after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Arrays:
+        """``after`` as it may leave, shortened and noised; statistics as in ``before``."""
+        return self.released(self.noised(self.shortened(after, before)), before)
+
     def noise_norm(self, tensors: Mapping[str, Tensor], count: int = 1) -> float:
         """The L2 norm that the noise on one ``count``-th of a change of all learned ``tensors`` has, to a percent."""
         numbers = sum(tensors[key].numel() for key in learned(tensors))
@@ -86,6 +90,22 @@ def learned(tensors: Mapping[str, Tensor]) -> list[str]:
 def statistics(tensors: Mapping[str, Tensor]) -> list[str]:
     """The names of the others: noise would make variances negative, so they are withheld."""
     return [key for key in tensors if key not in set(learned(tensors))]
+
+
+def require_learned(sent: Mapping[str, Tensor]) -> None:
+    """``ValueError`` where running statistics of norms would be averaged under ``federated.privacy``. They are
+    withheld, so they would stay what they were before the first round."""
+    withheld = statistics(sent)
+    if withheld:
+        raise ValueError(
+            f"federated.privacy: {withheld[0]} ({len(withheld)} such) would stay as before the first round, because "
+            "running statistics are not noised; allowed: federated.strategy fedbn, or a method without batch norm"
+        )
+
+
+def words(spent: float, delta: float) -> str:
+    """The epsilon of what was spent, with all that makes it a statement."""
+    return f"epsilon {accountant.epsilon(spent, delta):.3g} at delta {delta:g}, for {accountant.UNIT}"
 
 
 def change(after: Tensor, before: Tensor) -> Floats:

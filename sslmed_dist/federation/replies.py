@@ -19,7 +19,7 @@ from sslmed_dist.printable import excerpt
 # sum of losses reports its terms by their names, a second one of a kind with its place ("mio_v3_1").
 SCALARS = frozenset(
     {
-        *("loss", "penalty", "lr", "gradient_norm", "missed_rounds", "divergence", "own_share"),
+        *("loss", "penalty", "lr", "gradient_norm", "missed_rounds", "divergence", "own_share", "epsilon"),
         *("embedding_std", "effective_rank", "uniformity", "alignment", "teacher_entropy", "teacher_information"),
         *HEALTH,
         *("accuracy", "loss_jigsaw", "loss_image", "segmentation", "dice", "cycle", "cycled"),

@@ -46,7 +46,7 @@ def leaving(
     tensors of ``sent``, finite ones. Without a ``clip`` and noise the tensors keep their bits."""
     rules, noise = site.policy.privacy, mechanism(site)
     if noise is not None:
-        tensors = noise.released(noise.noised(noise.shortened(update, sent)), sent)
+        tensors = noise.private(update, sent)
         return tensors, {}, [*privacy.statistics(sent), *sorted(scalars)]
     if rules.clip is not None:
         update = privacy.clipped(update, sent, rules.clip)

@@ -133,7 +133,7 @@ def build(fed: Federated) -> Strategy:
     strategy: Strategy = registry.build(STRATEGIES, fed.strategy, WHERE)
     if strategy.local.keeps and not fed.keep_state:
         raise ValueError(f"{WHERE}: {fed.strategy['name']} needs federated.keep_state: true, its sites keep a state")
-    if fed.privacy is not None:
+    if fed.privacy is not None and fed.privacy.at == "server":
         if fed.strategy["name"] not in NOISED:
             raise ValueError(
                 f"{WHERE}: {fed.strategy['name']} looks at single updates, or keeps what they were, and "

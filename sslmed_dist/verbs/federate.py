@@ -16,7 +16,7 @@ from sslmed_dist.downstream import ALL_SITES, FLOORS, Row, compared_rows, pooled
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.downstream.rows import write_cases
 from sslmed_dist.drivers import launcher
-from sslmed_dist.federation import health, strategies
+from sslmed_dist.federation import accountant, health, privacy
 from sslmed_dist.federation.figures import BEST, FEDERATED
 from sslmed_dist.federation.local_round import first_sent, own_tensors
 from sslmed_dist.federation.site_figures import LOCAL, evaluation_data, federated_encoder, parts_of, predictions_at
@@ -47,9 +47,8 @@ def prepare(settings: Config) -> tuple[Config, list[Site]]:
     settings = training_settings(settings)
     sites = simulated_sites(settings)
     resolved = resolve_for_all(settings, sites)
-    noise = strategies.check(resolved).noise
-    if noise is not None:
-        noise.require_learned(first_sent(resolved))
+    if federated_section(resolved).privacy is not None:
+        privacy.require_learned(first_sent(resolved))
     return resolved, sites
 
 
@@ -62,11 +61,9 @@ def check(settings: Config) -> list[str]:
     lines.append(
         f"rounds    {fed.rounds} x {fed.local_epochs} local epoch(s), strategy {fed.strategy['name']}, {fed.runtime}"
     )
-    noise = strategies.check(resolved).noise
-    if noise is not None:
-        lines.append(
-            f"privacy   {noise.words(fed.rounds)}, after all rounds; of the model, not of what is measured here"
-        )
+    if fed.privacy is not None:
+        words = privacy.words(fed.rounds * accountant.rho(fed.privacy.noise_multiplier), fed.privacy.delta)
+        lines.append(f"privacy   {words}, after all rounds; of the model, not of what is measured here")
     lines.append("arms      memory and time above are those of one arm trained in one process, on all data together")
     for site in sites:
         counts = f"{len(site.train)} train, {len(site.val)} validation, {len(site.test)} held out"

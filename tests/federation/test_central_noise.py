@@ -12,6 +12,7 @@ from sslmed_dist import checkpoint, config
 from sslmed_dist.federation import accountant, strategies
 from sslmed_dist.federation.averages import Round, shares
 from sslmed_dist.federation.central_noise import NoisedMean
+from sslmed_dist.federation.local_round import initial_arrays
 from sslmed_dist.federation.replies import Reply
 from sslmed_dist.federation.shared import Arrays
 from tests.federation import tiny
@@ -90,7 +91,7 @@ def test_what_is_spent_is_in_the_state() -> None:
     assert average.epsilon() == accountant.epsilon(3 * accountant.rho(2.0), 1e-5)
     again = built({"name": "fedadam"}, noise=2.0)
     again.load(average.state(), reference)
-    assert again.epsilon(2) == accountant.epsilon(5 * accountant.rho(2.0), 1e-5)
+    assert again.epsilon() == average.epsilon()
     assert tiny.same(again.state()["first"], average.state()["first"])
     with pytest.raises(ValueError, match="the strategy's state privacy does not fit"):
         again.load({key: value for key, value in average.state().items() if key != "privacy"}, reference)
@@ -172,6 +173,26 @@ def test_a_federation_with_noise_counts_over_a_resume_and_keeps_nothing_of_singl
     log = tiny.log_of(folder)
     assert f"epsilon {epsilons[-1]:.3g} at delta 1e-05, for a site's whole data set against any other" in log
     assert "loss" not in log
+
+
+def test_sites_of_research_add_noise_as_hospitals_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = {**RULES, "noise_multiplier": 0.05, "at": "sites"}
+    federated = {"strategy": {"name": "fedbn"}, "rounds": 1, "privacy": rules}
+    chosen, reported = tiny.settings(tmp_path, federated=federated), []
+    before = initial_arrays(chosen)
+
+    def look(reply: Any) -> None:
+        arrays = reply.content["arrays"].to_torch_state_dict()
+        square = sum(float((arrays[k].double() - before[k].double()).square().sum()) for k in arrays)
+        numbers = sum(value.numel() for value in arrays.values())
+        reported.append((math.sqrt(square / numbers), dict(reply.content["metrics"])))
+
+    folder = tiny.federate(chosen, monkeypatch, tiny.altered(look))
+    (size, metrics), spent = reported[0], accountant.epsilon(accountant.rho(0.05), 1e-5)
+    assert metrics == {"num-examples": 1, "epsilon": spent}
+    assert size == pytest.approx(0.05, rel=0.3)  # the noise; the update itself adds 1 / sqrt(numbers)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {row["name"] for row in rows} == {"sites", "samples", "epsilon", "seconds", "missed_rounds"}
 
 
 def test_an_average_that_noise_has_drowned_stops_the_run_and_its_numbers_stay(
