@@ -23,11 +23,12 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
+from clients.app import PAYLOAD, record
 from sslmed_dist import __version__
 from sslmed_dist.atomic_files import appending
 from sslmed_dist.config import Config, fingerprint, replace
 from sslmed_dist.data.dataset import Dataset
-from sslmed_dist.federation import site_figures
+from sslmed_dist.federation import secure_research, site_figures
 from sslmed_dist.federation.figures import Told
 from sslmed_dist.federation.local_round import local_update, privately
 from sslmed_dist.federation.messages import (
@@ -97,11 +98,13 @@ def introduce(message: Message, context: Context) -> RecordDict:
 
 
 def update(message: Message, context: Context) -> RecordDict:
-    """The reply to "train"."""
+    """The reply to "train", and to every step of a secure sum."""
     run_settings, node = RunSettings.from_record(context.run_config), node_of(context)
     if run_settings.version != __version__:
         raise SiteError(f"this site runs sslmed_dist {__version__}, the server {run_settings.version}")
     settings = run_settings.settings
+    if PAYLOAD in message.content:
+        return secure_step(settings, message, node)
     round_number = Order.from_record(message.content[ORDER]).number
     arrays = message.content[ARRAYS].to_torch_state_dict()
     with deadline(node, settings):
@@ -132,6 +135,14 @@ def evaluate(message: Message, context: Context) -> RecordDict:
         found, scalars = site_figures.evaluate(site.settings, site.own, arrays, site.folder)
     told = Told(site.name, rounds_done, model_digest(arrays), found, scalars)
     return RecordDict({SITE: ConfigRecord(told.to_record())})
+
+
+def secure_step(settings: Config, message: Message, node: Node) -> RecordDict:
+    """The reply to one step of a secure sum."""
+    request = bytes(message.content[PAYLOAD][PAYLOAD].data)
+    with deadline(node, settings):
+        site = site_of(settings, node)
+        return record(secure_research.answer(settings, site.name, site.dataset, site.folder, request))
 
 
 def node_of(context: Context) -> Node:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from server.reading import read
 from server.roll_call import LIFE_S, Sites, by_node, failure
+from server.secure import SecureSum
 from sslmed_dist.config import Config
 from sslmed_dist.federation import averages, health, privacy, replies, round_files, shared, strategies, updates
 from sslmed_dist.federation.messages import ARRAYS, HEALTH, ORDER, Greeting, Order
@@ -63,6 +64,10 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
         self.asked: dict[int, Message] = {}  # the messages of this round, by node
         self.greetings: dict[int, Greeting] = {}  # the sites of this round, by node
         self.digest, self.started = "", 0.0
+        self.secure: SecureSum | None = None
+        if fed.secure is not None:
+            assert sites.sealed is not None
+            self.secure = SecureSum(fed, sites.sealed, folder)
 
     def restore(self, begun: round_files.Round) -> None:
         """Take over what the server kept with the round that this start goes on from."""
@@ -92,6 +97,8 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
         log.info("%s: rounds %d to %d", self.name, self.first + 1, self.rounds)
         if self.noise is not None:
             log.info("privacy: %s; what single sites report is not written down", self.noise.words())
+        if self.secure is not None:
+            log.info("secure sum: single updates are not seen, so only their average is screened")
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -100,6 +107,10 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
         self.greetings = self.sites.ready(grid)
         sent = self.current | self.average.sent()  # what Flower hands us as ``arrays`` stays empty: one copy less
         self.digest, self.started = shared.model_digest(sent), time.monotonic()
+        if self.secure is not None:
+            self.grid = grid
+            self.asked = self.secure.orders(self.first + server_round - 1, sent, self.greetings)
+            return list(self.asked.values())
         order = ConfigRecord(Order(self.first + server_round - 1).to_record())  # as many rounds are done before it
         content = RecordDict({ARRAYS: ArrayRecord(torch_state_dict=sent), ORDER: order})
         life, sealed = max(self.timeout_s, LIFE_S), self.sites.sealed
@@ -120,7 +131,10 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
         newest."""
         rounds_done = self.first + server_round
         received, self.asked = by_node(self.asked, replies), {}  # what was sent is not needed any more
-        good, scalars, bad = self.sort_out(received, rounds_done - 1)
+        if self.secure is not None:
+            good, scalars, bad = self.secure.collect(self.grid, received, self.current)
+        else:
+            good, scalars, bad = self.sort_out(received, rounds_done - 1)
         for name, why in bad.items():
             log.warning("round %d: %s is excluded: %s", rounds_done, name, why)
         kept = f"the checkpoint of round {rounds_done - 1} is kept"
@@ -139,24 +153,32 @@ class Guarded(FlowerStrategy):  # type: ignore[misc]
         self.tell_health(rounds_done - 1, scalars, {reply.site: reply.samples for reply in good})
         content, keep = self.resting | average, self.best.number
         round_files.save_round(self.folder, rounds_done, content, self.settings, self.state(), keep=keep)
+        if self.secure is not None:
+            self.secure.done()
         self.record(rounds_done, good, scalars, shares)
         return None, None
 
     def combine(self, good: Sequence[Reply], rounds_done: int) -> tuple[Arrays, dict[str, float]]:
         """The next shared tensors by the strategy, and each site's share of the weight."""
+        if self.secure is not None:
+            return self.moved([Reply(AVERAGE, self.secure.mean, 1)], {AVERAGE: 1.0}, rounds_done), self.secure.shares
         shares = averages.shares(good, self.share)
         plain = averages.shares(good)
         for site, share in shares.items():
             if share < plain[site] and self.noise is None:
                 line = "round %d: %s has %.3g of all samples and weighs %.3g (federated.screen.share)"
                 log.warning(line, rounds_done, site, plain[site], share)
+        return self.moved(good, shares, rounds_done), shares
+
+    def moved(self, good: Sequence[Reply], shares: Mapping[str, float], rounds_done: int) -> Arrays:
+        """What the strategy makes of replies that weigh so much."""
         steps = range((rounds_done - 1) * self.steps, rounds_done * self.steps)
 
         def rates() -> float:
             return math.fsum(self.schedule.learning_rate(step) for step in steps)
 
         done = averages.Round(good, shares, self.current, self.sites.expected, rates)
-        return self.average.combine(done), shares
+        return self.average.combine(done)
 
     def refuse(self, average: Mapping[str, Tensor]) -> str | None:
         """Why the average may not become the model, by the rules that replies are screened by; None if it may."""

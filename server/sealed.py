@@ -117,6 +117,17 @@ class Sealed:
         if name in self.known:
             raise SiteRefused("its answer is not signed, as those before were")
 
+    def step(self, reply: Message, site: str) -> payload.Message:
+        """The answer to a step of a secure sum, whichever kind of site it comes from. ``SiteRefused``."""
+        if PAYLOAD not in reply.content:
+            raise SiteRefused("its answer is no step of a secure sum")
+        if site in self.known or site in self.pinned:
+            return self.believed(reply, site)
+        try:
+            return payload.unpack(bytes(reply.content[PAYLOAD][PAYLOAD].data))
+        except ValueError as error:
+            raise SiteRefused(str(error)) from None
+
     def believed(self, reply: Message, name: str | None) -> payload.Message:
         """The message of a reply that is signed, new and of this run; what it says of the site is kept. ``name``: the
         site that it must come from, None for a greeting. ``SiteRefused``."""

@@ -2,8 +2,12 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+Leaf = Mapping[str, Any]  # a name and arguments, as a configuration has them
 
 
 def require_positive(field: str, value: float) -> float:
@@ -66,3 +70,12 @@ def located(where: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{where}.{error}") from None
+
+
+def require_fields_least(section: str, values: Any, least: int, *names: str) -> None:
+    """``ValueError`` unless the fields ``names`` of the dataclass ``values`` are at least ``least``, or null."""
+    kinds = {item.name: "a number" if item.type is float else "an integer" for item in fields(values)}
+    for name in names:
+        value = getattr(values, name)
+        if value is not None and value < least:
+            raise ValueError(f"{section}.{name}: expected {kinds[name]} >= {least}, got {value}")

@@ -15,20 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from sslmed_dist import plain_yaml, registry, sections
+from sslmed_dist.arguments import Leaf
+from sslmed_dist.federated_section import Federated
 from sslmed_dist.home_folder import at_home, require_homes
-from sslmed_dist.sections import PATHS, PRETRAINED, Config, Diagnosis, Evaluate, Federated, Leaf, Plan, Ray, Run, Screen
+from sslmed_dist.sections import PATHS, PRETRAINED, Config, Diagnosis, Plan, Ray, Run
 
 __all__ = [
     "PATHS",
     "Config",
     "Diagnosis",
-    "Evaluate",
     "Federated",
-    "Leaf",
     "Plan",
     "Ray",
     "Run",
-    "Screen",
     "dump",
     "essential",
     "fingerprint",

@@ -1,23 +1,21 @@
 """The sections of a configuration and their defaults: what may stand in a file. ``config`` reads them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sslmed_dist.arguments import require_between, require_component, require_positive
+from sslmed_dist.arguments import Leaf, require_between, require_component, require_fields_least
+from sslmed_dist.federated_section import Federated
 
-Leaf = Mapping[str, Any]
 # The keys whose values are paths of this machine, beside those of the section ``run``. By their full names: ``weights``
 # of a loss, say, is a word.
 DATA_PATHS = ("root", "cache", "subset.file")
 PATHS = (*(f"{section}.{key}" for section in ("data", "evaluate.data") for key in DATA_PATHS), "method.encoder.weights")
 PRETRAINED = "pretrained"  # in place of a file of weights: to be downloaded
 # Keys that were added later: where they are null, a run is the one that it was before they were there.
-ADDED = (("run", "continue_from"), ("federated", "privacy"))
-LEAST_NOISE, MOST_NOISE = 0.01, 1000.0  # of a noise multiplier; see ``federation.privacy``
+ADDED = (("run", "continue_from"), ("federated", "privacy"), ("federated", "secure"))
 MOST_SLICES = 10_000  # of an exam in one visit: no examination has as many
-USUAL_HEALTH, FEWEST_HEALTH, MOST_HEALTH = 256, 16, 2048  # images of ``federated.health``
 MOST_THREADS = 1024  # no machine has so many cores to spare, and a process with a million threads is killed
 
 
@@ -27,15 +25,6 @@ def drop_added(tree: dict[str, Any]) -> None:
         leaf = tree.get(section)
         if isinstance(leaf, dict) and key in leaf and leaf[key] is None:
             del leaf[key]
-
-
-def require_least(section: str, values: Any, least: int, *names: str) -> None:
-    """``ValueError`` unless the fields ``names`` of the dataclass ``values`` are at least ``least``, or null."""
-    kinds = {item.name: "a number" if item.type is float else "an integer" for item in fields(values)}
-    for name in names:
-        value = getattr(values, name)
-        if value is not None and value < least:
-            raise ValueError(f"{section}.{name}: expected {kinds[name]} >= {least}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -102,8 +91,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_size", "micro_batch", "steps_per_epoch", "draws", "copies", "slices_per_exam")
-        require_least("plan", self, 1, *counts, "patience", "log_every", "checkpoint_every", "keep_last")
-        require_least("plan", self, 0, "keep_every", "loader_threads")
+        require_fields_least("plan", self, 1, *counts, "patience", "log_every", "checkpoint_every", "keep_last")
+        require_fields_least("plan", self, 0, "keep_every", "loader_threads")
         require_between("plan.slices_per_exam", self.slices_per_exam, 1, MOST_SLICES)
         require_between("plan.loader_threads", self.loader_threads, 0, MOST_THREADS)
         if self.patience is not None and self.validate is None:
@@ -126,9 +115,9 @@ class Ray:
     wait_s: float = 900.0
 
     def __post_init__(self) -> None:
-        require_least("ray", self, 0, "num_workers", "cpus_per_worker", "gpus_per_worker", "wait_s")
-        require_least("ray", self, 1, "timeout_s")
-        require_least("ray", self, -1, "max_failures")  # -1: without end
+        require_fields_least("ray", self, 0, "num_workers", "cpus_per_worker", "gpus_per_worker", "wait_s")
+        require_fields_least("ray", self, 1, "timeout_s")
+        require_fields_least("ray", self, -1, "max_failures")  # -1: without end
 
 
 @dataclass(frozen=True)
@@ -156,104 +145,6 @@ class Evaluate:
                 )
 
 
-# What a federation can be compared with: floors, and encoders trained otherwise or not at all.
-Arm = Literal["metadata", "raw_pixels", "copy_mask", "random", "local", "pooled"]
-
-
-@dataclass(frozen=True)
-class Screen:
-    """The limits of the screen that every reply and every average passes; the formula is in ``federation.updates``.
-
-    How far an update may move a parameter (``tensor``), all of them together (``total``) and a running variance, in
-    sizes of what it started from; how many times a site's own earlier updates (``history``), or the median over sites
-    (``spread``), it may be. ``share``: the most that one site may have of the weight of an average.
-    """
-
-    tensor: float = 50.0
-    variance: float = 500.0
-    total: float = 5.0
-    history: float = 10.0
-    spread: float = 10.0
-    share: float = 0.7
-
-    def __post_init__(self) -> None:
-        for name in ("tensor", "variance", "total"):
-            require_positive(f"federated.screen.{name}", getattr(self, name))
-        require_least("federated.screen", self, 1, "history", "spread")
-        require_between("federated.screen.share", self.share, 0.0, 1.0)
-
-
-@dataclass(frozen=True)
-class Privacy:
-    """Each site's update is shortened to the L2 norm ``clip``, and Gaussian noise of ``noise_multiplier`` times it is
-    added. ``at``: by the ``server`` to the sum of all (``federation.central_noise``), or by each of the ``sites`` of a
-    research run to its own, as a hospital does by its own rules. ``delta``: the one at which epsilon is named."""
-
-    clip: float
-    noise_multiplier: float
-    delta: float = 1e-6
-    at: Literal["server", "sites"] = "server"
-
-    def __post_init__(self) -> None:
-        require_positive("federated.privacy.clip", self.clip)
-        require_between("federated.privacy.noise_multiplier", self.noise_multiplier, LEAST_NOISE, MOST_NOISE)
-        require_positive("federated.privacy.delta", self.delta)
-        require_between("federated.privacy.delta", self.delta, 0.0, 0.01)
-
-
-@dataclass(frozen=True)
-class Federated:
-    """A federation: its rounds, how data is dealt to simulated sites, what is shared and what makes a round fail.
-
-    ``share``: which tensors are averaged, those of the encoder alone or of the whole method (encoder and head).
-    ``keep_state``: optimiser, head and queues are kept at the site; otherwise they start afresh in every round.
-    ``compare``: the other arms of the comparison, trained with the same number of optimiser steps per site as the
-    federation. ``evaluate``: after the last round the server asks every site to measure the arms on its own held-out
-    part. ``health``: in each round every site measures, without labels, what it was sent on so many of its own images
-    (``federation.health``; true: 256, null: never). ``pool``: the split of the dataset that is dealt to simulated sites
-    (every site then has held-out parts of its own). ``seed`` decides which samples a site gets and holds out; it is not
-    the run's seed, because a hospital stays the same hospital when the run is repeated.
-    """
-
-    rounds: int = 10
-    local_epochs: int = 1
-    strategy: Leaf = field(default_factory=lambda: {"name": "fedavg"})
-    partition: Leaf = field(default_factory=lambda: {"name": "iid", "count": 3})
-    pool: Literal["train", "all"] = "all"
-    seed: int = 0
-    site_names: tuple[str, ...] | None = None
-    held_out: float = 0.25
-    held_out_groups: int | None = None
-    validation: float = 0.15
-    share: Literal["encoder", "all"] = "encoder"
-    keep_state: bool = True
-    quorum: int = 2
-    screen: Screen = field(default_factory=Screen)
-    privacy: Privacy | None = None
-    timeout_s: float = 3600.0
-    runtime: Literal["in_process", "simulation", "deployment"] = "simulation"
-    compare: tuple[Arm, ...] = ("random", "local", "pooled")
-    evaluate: bool = False
-    health: int | bool | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.health, bool):  # true and false in short
-            object.__setattr__(self, "health", USUAL_HEALTH if self.health else None)
-        if self.health is not None:
-            require_between("federated.health", self.health, FEWEST_HEALTH, MOST_HEALTH)
-        if self.privacy is not None and (self.evaluate or self.health is not None):
-            key = "evaluate" if self.evaluate else "health"
-            raise ValueError(
-                f"federated.{key}: with federated.privacy no figure of a single site may reach the server, because "
-                f"none is noised; allowed: {'false' if self.evaluate else 'null'}"
-            )
-        require_least("federated", self, 1, "rounds", "local_epochs", "quorum", "held_out_groups")
-        if self.timeout_s <= 0:
-            raise ValueError(f"federated.timeout_s: expected a number > 0, got {self.timeout_s}")
-        for name in self.site_names or ():
-            require_component("federated.site_names", name)
-
-
 @dataclass(frozen=True)
 class Diagnosis:
     """How ``sslmed diagnose`` makes one diagnosis of several models, its parts, and measures it.
@@ -274,8 +165,8 @@ class Diagnosis:
     fold_count: int = 5
 
     def __post_init__(self) -> None:
-        require_least("diagnose", self, 1, "draws", "slices")
-        require_least("diagnose", self, 2, "fold_count")
+        require_fields_least("diagnose", self, 1, "draws", "slices")
+        require_fields_least("diagnose", self, 2, "fold_count")
         if len(set(self.folds)) < len(self.folds):
             raise ValueError(f"diagnose.folds: expected each kind once, got {list(self.folds)}")
         for name, part in self.parts.items():

@@ -18,6 +18,7 @@ PACKAGES = ("sslmed_dist", "clients", "server")
 FLOORS: tuple[set[str], ...] = (
     {
         *("__init__", "registry", "arguments", "atomic_files", "randomness", "distributed", "plain_yaml", "sections"),
+        "federated_section",
         *(
             "config",
             "checkpoint",
@@ -67,6 +68,7 @@ NO_TORCH = (
     "plain_yaml",
     "registry",
     "sections",
+    "federated_section",
     "arguments",
     "atomic_files",
     "printable",

@@ -48,7 +48,11 @@ class Round:
 def shares(replies: Sequence[Reply], cap: float = 1.0) -> dict[str, float]:
     """Each site's share of the weight: its samples over those of all, but at most ``cap``, or one part in the number of
     sites where that is more. What is taken from a site goes to the others by their samples. They sum to 1."""
-    counts = {reply.site: reply.samples for reply in sorted(replies, key=lambda reply: reply.site)}
+    return parts({reply.site: reply.samples for reply in sorted(replies, key=lambda reply: reply.site)}, cap)
+
+
+def parts(counts: Mapping[str, int], cap: float = 1.0) -> dict[str, float]:
+    """``shares`` of sites with these numbers of samples, in this order."""
     cap = max(cap, 1.0 / len(counts))
     total = sum(counts.values())
     plain = {site: count / total for site, count in counts.items()}
@@ -66,7 +70,7 @@ class Average(ABC):
     named groups; it goes into the round's file."""
 
     least = 1  # fewest replies that it can combine
-    single = False  # whether it looks at single updates, which a secure sum would hide
+    of_mean = False  # whether it needs nothing but the weighted mean, which is all that a secure sum gives
 
     def __init__(self) -> None:
         self.kept: dict[str, Arrays] = {}
@@ -117,6 +121,8 @@ class WeightedMean(Average):
     """Federated averaging (McMahan et al. 2017): of each tensor the mean over sites, weighted by their shares. The mean
     of one reply is that reply, bit for bit."""
 
+    of_mean = True
+
     def combine(self, done: Round) -> Arrays:
         """The weighted means."""
         return {key: done.mean(key).to(value.dtype) for key, value in done.reference.items()}
@@ -125,6 +131,8 @@ class WeightedMean(Average):
 class Moved(Average):
     """The parameters move from where they were by an optimiser at the server; its gradient is the mean update, with the
     sign turned. Statistics are averaged."""
+
+    of_mean = True
 
     def combine(self, done: Round) -> Arrays:
         """Where the optimiser takes each parameter."""
@@ -218,7 +226,7 @@ class Median(Average):
     """The coordinate-wise median over sites (Yin et al. 2018, arXiv 1803.01498), the mean of the middle two where their
     number is even. Every site counts the same."""
 
-    least, single = 3, True
+    least = 3
 
     def combine(self, done: Round) -> Arrays:
         """The medians."""
@@ -228,8 +236,6 @@ class Median(Average):
 class TrimmedMean(Average):
     """The coordinate-wise mean over sites without the floor(``share`` n) largest and smallest values (Yin et al. 2018,
     arXiv 1803.01498). Every remaining site counts the same."""
-
-    single = True
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -245,8 +251,6 @@ class Krum(Average):
     """Krum (Blanchard et al. 2017, arXiv 1703.02757): with up to ``bad`` bad sites among n >= 2 ``bad`` + 3, a reply's
     score is the sum of its n - ``bad`` - 2 smallest squared distances to other replies, over all parameters. The equal
     mean of the ``kept`` replies of lowest score (multi-Krum; 1 is Krum)."""
-
-    single = True
 
     def __init__(self, bad: int, kept: int) -> None:
         super().__init__()

@@ -17,12 +17,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from sslmed_dist.federated_section import Privacy
 from sslmed_dist.federation import accountant, privacy
 from sslmed_dist.federation.averages import Average, Round
 from sslmed_dist.federation.privacy import Mechanism, Steps
 from sslmed_dist.federation.replies import Reply
 from sslmed_dist.federation.shared import Arrays
-from sslmed_dist.sections import Privacy
 
 MEAN = "(noised mean)"  # stands for a site's name; no site can be called so
 GROUP, SPENT = "privacy", "rho"  # where the strategy's state keeps what was spent

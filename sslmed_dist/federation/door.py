@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sslmed_dist import __version__
 from sslmed_dist.atomic_files import write_atomically
-from sslmed_dist.federation import payload, policy, site_privacy
+from sslmed_dist.federation import payload, policy, secure_door, secure_steps, site_privacy
 from sslmed_dist.federation.door_figures import evaluate
 from sslmed_dist.federation.doorway import Doorway, Turn, keep_round
 from sslmed_dist.federation.payload import Message
@@ -41,6 +41,7 @@ def train(door: Doorway, turn: Turn) -> bytes:
     """The answer to "train": an update, the stored one where the round was answered before."""
     message, model = turn.message, model_digest(turn.message.tensors)
     number = message.fields["round"]
+    secure_door.require_single(door, turn)
     kept = door.kept_answer(turn.folder, number, model)
     if kept is not None:
         return kept
@@ -59,7 +60,13 @@ def train(door: Doorway, turn: Turn) -> bytes:
 
 
 # How each kind of request is answered; the kinds are those of ``payload.REQUESTS``.
-ANSWERS: Mapping[str, Callable[[Doorway, Turn], bytes]] = {"hello": hello, "train": train, "evaluate": evaluate}
+ANSWERS: Mapping[str, Callable[[Doorway, Turn], bytes]] = {
+    "hello": hello,
+    "train": train,
+    "evaluate": evaluate,
+    "secure_train": secure_door.begin,
+    **dict.fromkeys(secure_steps.STEPS, secure_door.go_on),
+}
 
 
 class Door(Doorway):

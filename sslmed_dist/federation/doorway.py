@@ -26,8 +26,10 @@ from sslmed_dist.federation.site_file import SiteFile
 from sslmed_dist.federation.site_work import Failure
 
 HEADER_ROOM = 1 << 16  # bytes of an answer beside its tensors, for the budget
+SECRETS = ("sealed", "confirmations", "keys", "seeds")  # fields by site; the ledger says the sites
 FAILED = "the work failed at this site; its own log says why"
-WRITTEN = ("run", "round", "sequence", "reason", "model", "figures")  # fields of an answer that the ledger repeats
+# Fields of an answer that the ledger repeats as they are.
+WRITTEN = ("run", "round", "sequence", "reason", "model", "attempt", "figures")
 Work = Callable[[SiteFile, str, bytes], tuple[int, bytes]]
 
 
@@ -152,8 +154,10 @@ class Doorway:
         content = payload.pack(kind, fields, tensors)
         described = []
         for name, tensor in (tensors or {}).items():
-            size, norm = tensor.numel() * tensor.element_size(), float(tensor.double().norm())
+            size = tensor.numel() * tensor.element_size()
+            norm = float(tensor.double().norm()) if tensor.is_floating_point() else None  # of masks it says nothing
             described.append([name, payload.NAMES[tensor.dtype], list(tensor.shape), size, norm])
+        secrets = {name: sorted(fields[name]) for name in SECRETS if name in fields}
         entry = self.ledger.append(
             "refusal" if kind == "refusal" else "answer",
             message=kind,
@@ -164,6 +168,7 @@ class Doorway:
             tensors=described,
             withheld=kept or [],
             **(site_privacy.account(self.site, self.ledger.entries) if tensors else {"epsilon": None}),
+            **({"secrets": secrets} if secrets else {}),
             **{name: fields[name] for name in WRITTEN if name in fields},
             scalars={**fields.get("scalars", {}), **{n: fields[n] for n in ("samples", "channels") if n in fields}},
         )

@@ -33,9 +33,12 @@ ALWAYS = ("number", "time", "kind", "previous", "digest")
 # privacy that the data set has spent at ``delta`` with this answer and all before it; null means that no noise was
 # added and so no such figure exists. ``count``, ``size`` and ``rho`` (``federation.accountant``) are what was reserved.
 # ``answer`` is the number of the entry that was delivered. ``figures`` are those of an evaluation, in full.
+# ``attempt`` and ``secrets`` (of which sites, or for which, shares and confirmations left) belong to a step of a secure
+# sum; a masked tensor's norm is null.
 FIELDS: tuple[str, ...] = (
     *("run", "round", "sequence", "configuration", "sha256", "bytes", "tensors", "scalars", "withheld", "epsilon"),
-    *("reason", "data_set", "count", "size", "answer", "model", "message", "figures", "rho", "delta"),
+    *("reason", "data_set", "count", "size", "answer", "model", "message", "figures", "rho", "delta", "attempt"),
+    "secrets",
 )
 
 

@@ -14,7 +14,7 @@ from sslmed_dist.printable import as_markdown, printable
 COLUMNS: tuple[str, ...] = (
     *("number", "time", "kind", "run", "round", "sequence", "bytes", "tensors", "scalars", "withheld", "epsilon"),
     *("sha256", "configuration", "model", "message", "reason", "data_set", "count", "size", "answer", "figures"),
-    *("rho", "delta", "previous", "digest"),
+    *("attempt", "secrets", "rho", "delta", "previous", "digest"),
 )
 
 
@@ -75,7 +75,7 @@ def cell(value: object) -> object:
 def page(site: str, entries: Sequence[Entry], verdict: Verdict) -> str:
     """The ledger as one Markdown page that a data protection officer can read: what left, how often, how much."""
     answers = [entry for entry in entries if entry["kind"] == "answer"]
-    rounds = [entry for entry in answers if entry["message"] == "update"]
+    rounds = [entry for entry in answers if entry["message"] in ("update", "secure_masked")]
     evaluations = [entry for entry in answers if entry["message"] == "figures"]
     refusals = Counter(entry["reason"] for entry in entries if entry["kind"] == "refusal")
     span = f"{entries[0]['time']} to {entries[-1]['time']}" if entries else "nothing yet"
@@ -88,7 +88,8 @@ def page(site: str, entries: Sequence[Entry], verdict: Verdict) -> str:
         f"- In order: {'no' if verdict.problems else 'yes'}. This check cannot see: {'; '.join(verdict.blind)}.",
         f"- Answers with tensors: {len(rounds)}, with {sum(entry['bytes'] for entry in rounds):,} bytes in all.",
         f"- Answers with figures of the held-out part: {len(evaluations)}, their figures in full below.",
-        f"- Other answers (who the site is, number of samples): {len(answers) - len(rounds) - len(evaluations)}.",
+        f"- Other answers (who the site is, number of samples, steps of secure sums): "
+        f"{len(answers) - len(rounds) - len(evaluations)}.",
         f"- Refusals: {sum(refusals.values())}.",
         f"- Answers whose delivery is not recorded (they count as delivered): {numbers(undelivered(entries))}.",
         f"- Work that was cut short (what it reserved stays spent): {numbers(unfinished(entries))}.",
@@ -108,7 +109,8 @@ def page(site: str, entries: Sequence[Entry], verdict: Verdict) -> str:
     if rounds:
         lines += ["| tensor | type | shape | bytes | L2 norm |", "| --- | --- | --- | --- | --- |"]
         for name, kind, shape, size, norm in rounds[-1]["tensors"]:
-            lines.append(f"| {as_markdown(name)} | {kind} | {'x'.join(map(str, shape))} | {size:,} | {norm:.4g} |")
+            length = "under masks" if norm is None else f"{norm:.4g}"
+            lines.append(f"| {as_markdown(name)} | {kind} | {'x'.join(map(str, shape))} | {size:,} | {length} |")
     lines += figure_lines(evaluations)
     lines += ["", "## Why requests were refused", ""]
     lines += [f"- {count} times: {as_markdown(reason)}" for reason, count in refusals.most_common()] or ["Never."]

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from sslmed_dist.federation.figures import are_figures
 from sslmed_dist.federation.ledger import Anchor, canonical, is_digest
+from sslmed_dist.federation.secure_keys import MOST_SITES, SEALED_SHARES
+from sslmed_dist.federation.shamir import SHARE
 from sslmed_dist.federation.site_file import NAME
 
 MAGIC, SEALED = b"SSLMED1\n", b"SSLMEDA1"
@@ -31,13 +33,25 @@ ANSWER_OVERHEAD = 8 + 8 + 32 + 64  # bytes of an answer around its message
 TENSOR = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+){0,30}")
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+!-]{0,63}")
 SCALAR = re.compile(r"[a-z][a-z0-9_]{0,39}")
-TYPES: Mapping[str, tuple[torch.dtype, str]] = {"float32": (torch.float32, "<f4"), "float64": (torch.float64, "<f8")}
+TYPES: Mapping[str, tuple[torch.dtype, str]] = {
+    "float32": (torch.float32, "<f4"),
+    "float64": (torch.float64, "<f8"),
+    "int32": (torch.int32, "<i4"),
+    "int64": (torch.int64, "<i8"),
+}
 NAMES: Mapping[torch.dtype, str] = {kind: name for name, (kind, _) in TYPES.items()}
 # The fields of each kind of message, beside ``kind`` and ``tensors``; ``FORMS`` says what each form is.
+ASKED = {"protocol": "count", "version": "version", "config": "text"}  # every request
+SECURE_ASKED = {**ASKED, "round": "count", "attempt": "count"}  # every step of a secure sum
+SECURE_SAID = {"run": "digest", "round": "count", "attempt": "count", "sequence": "count", "site": "name"}
 FIELDS: Mapping[str, Mapping[str, str]] = {
-    "hello": {"protocol": "count", "version": "version", "config": "text"},
-    "train": {"protocol": "count", "version": "version", "config": "text", "round": "count"},
-    "evaluate": {"protocol": "count", "version": "version", "config": "text", "round": "count"},
+    "hello": ASKED,
+    "train": {**ASKED, "round": "count"},
+    "evaluate": {**ASKED, "round": "count"},
+    "secure_train": {**SECURE_ASKED, "sites": "counts", "share": "fraction"},
+    "secure_mask": {**SECURE_ASKED, "publics": "digests", "sealed": "sealed"},
+    "secure_confirm": {**SECURE_ASKED, "survivors": "names"},
+    "secure_reveal": {**SECURE_ASKED, "confirmations": "digests"},
     "greeting": {
         "run": "digest",
         "sequence": "count",
@@ -65,11 +79,31 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "scalars": "scalars",
         "model": "digest",
     },
+    "secure_shares": {
+        **SECURE_SAID,
+        "samples": "count",
+        "scalars": "scalars",
+        "model": "digest",
+        "public": "digest",
+        "commitment": "digest",
+        "sealed": "sealed",
+    },
+    "secure_masked": SECURE_SAID,
+    "secure_confirmed": {**SECURE_SAID, "confirmations": "digests"},
+    "secure_revealed": {**SECURE_SAID, "keys": "shares", "seeds": "shares"},
     "refusal": {"run": "digest", "sequence": "count", "site": "name", "reason": "reason", "key": "digest"},
 }
-REQUESTS = ("hello", "train", "evaluate")  # the kinds that a server sends; ``door.ANSWERS`` says how each is answered
+# The kinds that a server sends; ``door.ANSWERS`` says how each is answered.
+REQUESTS = ("hello", "train", "evaluate", "secure_train", "secure_mask", "secure_confirm", "secure_reveal")
 # The kinds that carry tensors, and the types that those may have. The others carry none.
-WITH_TENSORS: Mapping[str, tuple[str, ...]] = dict.fromkeys(("train", "update", "evaluate"), ("float32", "float64"))
+REAL = ("float32", "float64")
+WITH_TENSORS: Mapping[str, tuple[str, ...]] = {
+    "train": REAL,
+    "update": REAL,
+    "evaluate": REAL,
+    "secure_train": REAL,
+    "secure_masked": ("int32", "int64"),
+}
 
 
 @dataclass(frozen=True)
@@ -100,6 +134,27 @@ def are_scalars(value: Any) -> bool:
     return all(SCALAR.fullmatch(str(k)) and isinstance(v, float) and math.isfinite(v) for k, v in pairs)
 
 
+def by_site(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Whether a field is at most ``MOST_SITES`` values by the names of sites, for each of which ``holds``."""
+
+    def fits(value: Any) -> bool:
+        known = isinstance(value, dict) and len(value) <= MOST_SITES
+        return known and all(NAME.fullmatch(name) and holds(item) for name, item in value.items())
+
+    return fits
+
+
+def is_hex(length: int) -> Callable[[Any], bool]:
+    """Whether a field is ``length`` bytes in hexadecimal digits."""
+    return lambda v: isinstance(v, str) and len(v) == 2 * length and set(v) <= set("0123456789abcdef")
+
+
+def are_names(value: Any) -> bool:
+    """Whether these are at most ``MOST_SITES`` names of sites, each once, in order."""
+    known = isinstance(value, list) and len(value) <= MOST_SITES and all(isinstance(name, str) for name in value)
+    return known and sorted(set(value)) == value and all(map(NAME.fullmatch, value))
+
+
 # What a field of a header may be.
 FORMS: Mapping[str, Callable[[Any], bool]] = {
     "count": is_count,
@@ -110,6 +165,12 @@ FORMS: Mapping[str, Callable[[Any], bool]] = {
     "reason": lambda value: isinstance(value, str) and len(value) <= MOST_REASON and value.isprintable(),
     "text": lambda value: isinstance(value, str),
     "figures": are_figures,
+    "fraction": lambda value: isinstance(value, float) and 0.0 <= value <= 1.0,
+    "names": are_names,
+    "counts": by_site(is_count),
+    "digests": by_site(is_digest),
+    "shares": by_site(is_hex(SHARE)),
+    "sealed": by_site(is_hex(SEALED_SHARES)),
 }
 
 

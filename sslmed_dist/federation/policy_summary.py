@@ -30,6 +30,7 @@ def summary(request: Request, rules: Rules) -> list[str]:
             if noise
             else ", the number of training images, and the scalars of policy.scalars"
         ),
+        f"the tensors leave {'singly' if fed.secure is None else 'under masks, in secure sums with peers'}",
         *evaluation(settings, rules),
         "would send once or more: this site's name, its program's version, "
         + ("policy.privacy.samples and the channels" if noise else "the number and channels")

@@ -35,7 +35,7 @@ Steps = dict[str, Numbers]  # a change in steps of the grid, by tensor
 @dataclass(frozen=True)
 class Mechanism:
     """Clipping to the norm ``clip`` (C) and noise of ``noise_multiplier`` (z) times it, both > 0. With z from 0.01 on
-    (``sections.LEAST_NOISE``) all sums of squares fit into 63 bits."""
+    (``federated_section.LEAST_NOISE``) all sums of squares fit into 63 bits."""
 
     clip: float
     noise_multiplier: float

@@ -52,8 +52,14 @@ class Asked:
 
 
 def screen(account: Account, arrays: Mapping[str, Tensor], asked: Asked) -> str | None:
-    """Why a reply is none to what was asked, or None if it is one: another site, round or model; a count of samples
-    that is not from 1 to ``asked.most``; a scalar that no method reports; tensors as of ``misfit``."""
+    """Why a reply is none to what was asked, or None if it is one: what ``unlike`` says, or tensors as of
+    ``misfit``."""
+    return unlike(account, asked) or misfit(arrays, asked.reference)
+
+
+def unlike(account: Account, asked: Asked) -> str | None:
+    """Why what a reply says of itself does not fit what was asked: another site, round or model; a count of samples
+    that is not from 1 to ``asked.most``; a scalar that no method reports. None where it fits."""
     if account.site != asked.site:
         return "its reply bears another site's name"
     if account.round != asked.round:
@@ -65,7 +71,7 @@ def screen(account: Account, arrays: Mapping[str, Tensor], asked: Asked) -> str 
     unknown = [name for name in account.scalars if name not in SCALARS and not TERM.fullmatch(name)]
     if unknown:
         return f"scalar {excerpt(unknown[0], 40)} is unknown ({len(unknown)} such)"
-    return misfit(arrays, asked.reference)
+    return None
 
 
 def misfit(arrays: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> str | None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sslmed_dist import config, plain_yaml
+from sslmed_dist.federated_section import LEAST_NOISE, MOST_NOISE
 from sslmed_dist.federation.ledger import is_digest
-from sslmed_dist.sections import LEAST_NOISE, MOST_NOISE
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 MOST_LISTED = 16  # numbers in one list of a configuration
@@ -152,6 +152,7 @@ class Rules:
     figures: Measured
     privacy: Privacy
     scalars: tuple[str, ...]
+    sums: Literal["optional", "required"]
     allow: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -173,6 +174,7 @@ class SiteFile:
     state: str
     socket: str
     network_user: str | int | None
+    peers: Mapping[str, str]
     separation: Literal["enforced", "processes"]
     resources: Resources
     policy: Rules
@@ -184,6 +186,10 @@ class SiteFile:
         for field in ("data", "data_cache", "data_list", "state", "socket"):
             value = getattr(self, field)
             require(value is None or Path(value).is_absolute(), field, "expected an absolute path")
+        for name, key in self.peers.items():
+            good = NAME.fullmatch(str(name)) is not None and name != self.site and is_digest(key)
+            require(good, f"peers.{name}", "expected another site's name and its peer key, 64 hexadecimal digits")
+        require(len(set(self.peers.values())) == len(self.peers), "peers", "expected a different key of every site")
         require(len(self.socket.encode()) <= 107, "socket", "a Unix socket's path has at most 107 bytes")
 
     @property

@@ -1,19 +1,24 @@
-"""The data side's own key (Ed25519): made once, kept at the site, never sent."""
+"""The data side's own key (Ed25519, and X25519 for secure sums): made once, kept at the site, never sent."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sslmed_dist.atomic_files import read_private, write_private
+from sslmed_dist.federation.secure_keys import derive, public_of
 
 
 @dataclass(frozen=True)
 class SiteKey:
     """``sign`` gives the 64 bytes of a signature; ``public`` is the public half, 64 hexadecimal digits: what the
-    server knows the site by."""
+    server knows the site by. ``exchange`` is the private half of an X25519 key and ``peer`` its public half, 64
+    hexadecimal digits: what the other sites of a secure sum know it by. It comes from the same 32 bytes by HKDF, so
+    there is one secret to keep."""
 
     sign: Callable[[bytes], bytes]
     public: str
+    exchange: bytes = field(repr=False)
+    peer: str
 
 
 def make(path: Path) -> None:
@@ -34,4 +39,5 @@ def load(path: Path) -> SiteKey:
     if len(content) != 32:
         raise ValueError(f"{path}: is no key of 32 bytes")
     key = Ed25519PrivateKey.from_private_bytes(content)
-    return SiteKey(key.sign, key.public_key().public_bytes_raw().hex())
+    exchange = derive(content, b"", "exchange")
+    return SiteKey(key.sign, key.public_key().public_bytes_raw().hex(), exchange, public_of(exchange).hex())

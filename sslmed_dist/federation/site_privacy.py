@@ -72,4 +72,4 @@ def account(site: SiteFile, entries: list[Any]) -> dict[str, float | None]:
 def reserved(site: SiteFile, message: Message) -> dict[str, float]:
     """What the ledger says of the privacy that a request may spend, before the work."""
     noise = site.policy.privacy.noise_multiplier
-    return {"rho": accountant.rho(noise)} if noise and message.kind == "train" else {}
+    return {"rho": accountant.rho(noise)} if noise and message.kind in ("train", "secure_train") else {}

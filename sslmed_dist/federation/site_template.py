@@ -12,6 +12,8 @@ data_list: null              # for recipes with a `listed` subset: this site's o
 state: STATE                 # ledger, keys, optimiser state: writable by the data side alone
 socket: SOCKET               # the one way in and out; its folder gets mode 0750, the socket 0660
 network_user: null           # user (name or number) of the network side; null: the same user as the data side (laptop)
+peers: {}                    # other sites of secure sums: {east: KEY, west: KEY}, as their people read them to you from
+                             # `sslmed site status` (by telephone, say); never as the server gives them
 separation: enforced         # enforced: do not start while a connection to the network can be opened;
                              # processes: a laptop's trial; nothing but goodwill keeps the two sides apart
 
@@ -60,6 +62,7 @@ policy:
   # health_effective_rank, health_uniformity, health_alignment (federated.health). They are measured in every round on
   # the same few images with a model that the server chose, so they tell more of those images than a loss does.
   scalars: [loss, missed_rounds]
+  sums: optional             # required: updates leave in secure sums alone (federated.secure), or not at all
   # The whole configuration. [a, b]: one of these. {from: a, to: b}: a number, or a list of up to 16;
   # with or_null: true also null. {each: [a, b]}: a list of these.
   # name: letters, digits, '_', '.', '-'. unused: taken out before anything is done. A key without a line is refused.
@@ -194,6 +197,10 @@ policy:
     federated.quorum: unused
     federated.screen: unused
     federated.privacy: unused    # noise that a server adds; this site adds its own by policy.privacy
+    federated.secure: [null]     # null: updates leave singly. Else a secure sum with `peers`, in these bounds:
+    federated.secure.threshold: {from: 3, to: 1000, or_null: true}  # fewest sites left; null: above half, at least 3
+    federated.secure.clip: {from: 0.001, to: 1000}  # largest change of one number
+    federated.secure.bits: [32, 64]
     federated.timeout_s: unused
     federated.runtime: unused
     federated.compare: {each: [raw_pixels, metadata, copy_mask, random, local, pooled]}  # local: this site trains it

@@ -18,7 +18,7 @@ from sslmed_dist.data.dataset import Dataset, Subset
 from sslmed_dist.data.joined import Joined
 from sslmed_dist.data.partition import hold_out
 from sslmed_dist.downstream import EVALUATORS
-from sslmed_dist.federation import strategies
+from sslmed_dist.federation import secure_sum, strategies
 from sslmed_dist.federation.messages import SiteError
 from sslmed_dist.printable import note
 from sslmed_dist.training import build
@@ -34,7 +34,7 @@ def federated_section(settings: Config) -> Federated:
 def training_settings(settings: Config) -> Config:
     """The settings under which every arm of the comparison trains (federated, local, pooled). They ask for rounds x
     local epochs as the number of epochs, so that the schedule, the views and the number of optimiser steps are the same
-    in all arms. ``ValueError`` where ``plan.steps_per_epoch`` is missing, or the strategy does not fit."""
+    in all arms. ``ValueError`` where ``plan.steps_per_epoch`` is missing, or strategy or secure sum do not fit."""
     fed = federated_section(settings)
     if settings.plan.steps_per_epoch is None:
         raise ValueError(
@@ -46,6 +46,8 @@ def training_settings(settings: Config) -> Config:
     strategies.check(settings)
     if fed.evaluate:
         require_protocols(settings)
+    if fed.secure is not None:
+        secure_sum.check(fed, expected_sites(fed))
     return replace(settings, plan={"epochs": fed.rounds * fed.local_epochs}, driver="local")
 
 

@@ -122,6 +122,15 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "fedu": fedu,
     "fedema": fedema,
 }
+OF_MEAN = (
+    "fedavg",
+    "fedprox",
+    "fedbn",
+    "fedadam",
+    "fedavgm",
+    "fedu",
+    "fedema",
+)  # those that ``federated.secure`` allows
 
 
 # Those whose server needs no more than the mean update, so that ``federated.privacy`` can wrap them.
@@ -153,5 +162,8 @@ def check(settings: Config) -> Strategy:
     method or optimiser cannot have."""
     assert settings.federated is not None
     strategy = build(settings.federated)
+    if settings.federated.secure is not None and not strategy.average.of_mean:
+        name, able = settings.federated.strategy["name"], ", ".join(OF_MEAN)
+        raise ValueError(f"{WHERE}.name: {name} needs single updates, which federated.secure hides; allowed: {able}")
     strategy.local.check(settings)
     return strategy

@@ -27,7 +27,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sslmed_dist.config import Screen
+from sslmed_dist.federated_section import Screen
 from sslmed_dist.federation.replies import Reply
 
 SMALL, WINDOW, FEWEST, TOTAL = 0.02, 5, 4, "total"

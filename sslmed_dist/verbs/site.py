@@ -50,6 +50,7 @@ def init(path: Path, name: str, data: Path) -> Lines:
     return [
         f"{path}: read it, line by line, then: sslmed site check {path}",
         f"this site's key, for the server's people: {site_key.load(key).public}",
+        f"its peer key, for the people of sites that it adds up with (peers): {site_key.load(key).peer}",
     ]
 
 
@@ -164,8 +165,10 @@ def status(path: Path) -> Lines:
     entries, life = entries_of(site), site.policy.life
     spent = Spent.of(entries, site.data_set)
     newest = f"{entries[-1]['number']}:{entries[-1]['digest']}" if entries else "none"
+    key = site_key.load(site_key_of(site))
     return [
-        f"site {site.site}, key {site_key.load(site_key_of(site)).public}",
+        f"site {site.site}, key {key.public}",
+        f"peer key, for secure sums: {key.peer}; sites whose peer key stands in peers: {len(site.peers)}",
         f"the door is {'open' if resident.is_open(site) else 'closed'}: {site.socket}; separation: {site.separation}",
         f"spent of data set {site.data_set}: {spent.rounds} of {life.rounds} rounds, {spent.messages} of "
         f"{life.messages} messages, {spent.size / 1e6:.1f} of {life.megabytes:g} megabytes, "

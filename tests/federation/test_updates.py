@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from sslmed_dist.config import Screen
+from sslmed_dist.federated_section import Screen
 from sslmed_dist.federation.replies import Reply
 from sslmed_dist.federation.shared import Arrays
 from sslmed_dist.federation.updates import SMALL, TOTAL, WINDOW, Plausibility, sizes

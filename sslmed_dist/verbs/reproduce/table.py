@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sslmed_dist import config
-from sslmed_dist.sections import Config, Leaf
+from sslmed_dist.arguments import Leaf
+from sslmed_dist.sections import Config
 
 Tree = dict[str, Any]
 
