@@ -1,4 +1,10 @@
-"""Knee phantoms in the MRNet layout: one 3-D anatomy per exam, read in three planes with three weightings."""
+"""Knee phantoms in the MRNet layout: one 3-D anatomy per exam, read in three planes with three weightings.
+
+Findings that are ``varied`` are small, and states of structures that differ from knee to knee without being a finding
+(``knee_anatomy.VARIED``): how much fluid is there, how wide menisci and ligaments are and where they run. A bright line
+through a meniscus, a gap in the ACL and a bright spot in the bone are the findings. Such an exam is a close-up of the
+joint (90 mm), T2-weighted with the fat suppressed in every plane, with a gain and a gamma of its own (``adjusted``).
+"""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -109,14 +115,10 @@ def write_knee(
     ``{train,valid}/{axial,coronal,sagittal}/0000.npy`` uint8 (S, size, size; the dataset ``mrnet`` is told another side
     than 256), ``{train,valid}-{abnormal,acl,meniscus}.csv`` (id,label; no header) and, beyond MRNet, ``sites.csv``
     (header id,site). Numbers of ``valid`` follow those of ``train``.
-    ``findings`` small: a few millimetres wide, in few slices (``Knee.small``). varied: small as well, and states of
-    structures that differ from knee to knee without being a finding (``knee_anatomy.VARIED``): how much fluid is there,
-    how wide menisci and ligaments are and where they run; a bright line through a meniscus, a gap in the ligament and a
-    bright spot in the bone are the findings. It is a close-up of the joint (90 mm), T2-weighted with the fat suppressed
-    in every plane, and each exam has a gain and a gamma of its own (``adjusted``). ``joint``: labels go together as in
-    MRNet's training part (``publish.JOINT``), and the three shares have to stay at their defaults. ``unequal``: sites
-    differ in size and in torn menisci (``unequal_sites``). ``workers`` processes draw side by side. ``ValueError`` for
-    impossible requests or a used folder.
+    ``findings`` small: a few millimetres wide, in few slices (``Knee.small``); varied: see this module. ``joint``:
+    labels go together as in MRNet's training part (``publish.JOINT``), and the three shares have to stay at their
+    defaults. ``unequal``: sites differ in size and in torn menisci (``unequal_sites``). ``workers`` processes draw side
+    by side. ``ValueError`` for impossible requests or a used folder.
     """
     prevalence = dict(zip(LABELS, (abnormal, acl, meniscus), strict=True))
     counts = {"train": train, "valid": valid}
