@@ -40,15 +40,16 @@ def word(text: str) -> int:
 
 def shift(x: Tensor, bits: int) -> Tensor:
     """Logical right shift of int64: zeros come in from the left, where torch's ``>>`` copies the sign bit."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # the mask clears the copies
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)  # the mask clears the copies
 
 
 def mix(x: Tensor) -> Tensor:
     """SplitMix64's finaliser on int64: a bijection in which every input bit influences every output bit."""
-    # torch's product of int64 wraps around modulo 2^64, as the algorithm asks.
-    x = (x ^ shift(x, 30)) * FIRST
-    x = (x ^ shift(x, 27)) * SECOND
-    return x ^ shift(x, 31)
+    # torch's product of int64 wraps around modulo 2^64, as the algorithm asks. In place, but for ``x`` itself: of the
+    # many numbers of a noise, memory is most of the time.
+    x = shift(x, 30).bitwise_xor_(x).mul_(FIRST)
+    x = shift(x, 27).bitwise_xor_(x).mul_(SECOND)
+    return shift(x, 31).bitwise_xor_(x)
 
 
 def mix_int(x: int) -> int:

@@ -125,6 +125,7 @@ class Noise(nn.Module):
     """
 
     quantiles: Tensor
+    scaled: Tensor
 
     def __init__(self, noise: float = 0.0, noise_probability: float = 1.0) -> None:
         """``ValueError`` naming the field for a value out of range."""
@@ -138,6 +139,7 @@ class Noise(nn.Module):
         # The normal quantile of the middle of each of 65,536 steps of [0, 1].
         middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
         self.register_buffer("quantiles", torch.special.ndtri(middles).float(), persistent=False)
+        self.register_buffer("scaled", self.quantiles * noise, persistent=False)
 
     def draw(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """Standard deviation of each sample's noise, float32 (B,), and the random key of its pixels, int64 (B,)."""
@@ -146,9 +148,12 @@ class Noise(nn.Module):
 
     def forward(self, images: Tensor, deviation: Tensor, keys: Tensor) -> Tensor:
         """Adds noise to images (n, C, H, W) in place."""
-        numbers = sixteen_bits(keys, images.shape[1:].numel())
-        normal = self.quantiles.index_select(0, numbers.flatten()).view(images.shape)
-        return images.add_(normal.mul_(deviation[:, None, None, None])).clamp_(0.0, 1.0)
+        numbers = sixteen_bits(keys, images.shape[1:].numel()).flatten()
+        if self.probability == 1.0:  # one deviation for all: it is in the table
+            normal = self.scaled.index_select(0, numbers).view(images.shape)
+        else:
+            normal = self.quantiles.index_select(0, numbers).view(images.shape).mul_(deviation[:, None, None, None])
+        return images.add_(normal).clamp_(0.0, 1.0)
 
 
 class Cutout(nn.Module):

@@ -14,7 +14,7 @@ from sslmed_dist.views.intensity import Intensity
 from sslmed_dist.views.standard import StandardViews
 from sslmed_dist.views.transforms import Fill, Placed, Transforms, TransformSet, sampling_grid, whole_pixels
 
-CACHE = 1 << 17  # pixels of patches that are worked on at a time on a CPU: what fits into its cache
+CACHE = 1 << 18  # pixels of patches that are worked on at a time on a CPU: what fits into its cache
 
 
 class Parameters(NamedTuple):
@@ -128,14 +128,18 @@ class JumbledViews(nn.Module):
 
     def cells(self, images: Tensor, order: Tensor) -> Tensor:
         """Images (n, C, H, W) -> float32 in [0, 1] (n, G^2, C, cell, cell): place j holds cell ``order[:, j]``."""
-        views: Tensor = self.whole({"images": images}, seed=0, epoch=0)["views_0"]
+        plain = images.shape[-2:] == (self.size, self.size)
+        pixels = images if plain else self.whole({"images": images}, seed=0, epoch=0)["views_0"]
         inside = self.grid * self.cell
         first = (self.size - inside) // 2
-        pieces = views[:, :, first : first + inside, first : first + inside]
-        # (n, row, column, C, cell, cell), a view of the images: the pixels are copied once, by the look-up
+        pieces = pixels[:, :, first : first + inside, first : first + inside]
+        # (n, row, column, C, cell, cell): copied cell by cell, then picked as whole cells, and made floats last, since
+        # bytes are a quarter of what floats are
         pieces = pieces.unfold(2, self.cell, self.cell).unfold(3, self.cell, self.cell).permute(0, 2, 3, 1, 4, 5)
-        rows, columns = order // self.grid, order % self.grid
-        return pieces[torch.arange(len(images), device=images.device)[:, None], rows, columns]
+        pieces = pieces.reshape(-1, *pieces.shape[3:])
+        numbers = order + self.places * torch.arange(len(images), device=images.device)[:, None]
+        chosen = pieces.index_select(0, numbers.flatten()).view(len(images), self.places, *pieces.shape[1:])
+        return self.intensity.unit(chosen) if plain else chosen
 
     def augmented(self, cells: Tensor, parameters: Parameters, part: slice) -> Tensor:
         """A transform, a window and noise for each of the cells (n, G^2, C, cell, cell) of the images ``part`` of the

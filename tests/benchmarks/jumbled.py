@@ -18,6 +18,7 @@ from torchvision.transforms import functional
 
 from sslmed_dist import randomness
 from sslmed_dist.data.arrangements import arrangements
+from sslmed_dist.training.allocation import keep_freed_memory
 from sslmed_dist.views.jumbled import JumbledViews
 
 COUNT, SIZE, REPEAT = 16, 256, 5
@@ -63,6 +64,7 @@ def ours(images: Tensor, table: Tensor, noise: float) -> Callable[[int], Any]:
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a training does
     pixels = torch.arange(COUNT * SIZE * SIZE)
     images = (randomness.uniform("benchmark", pixels).view(COUNT, 1, SIZE, SIZE) * 255).to(torch.uint8)
     table = arrangements(classes=1000)
