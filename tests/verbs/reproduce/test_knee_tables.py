@@ -21,6 +21,7 @@ Capture = pytest.CaptureFixture[str]
 @pytest.mark.parametrize("name", NAMES)
 def test_every_cell_builds_and_starts_from_a_cell_of_the_same_encoder(name: str) -> None:
     table = read_table.load(FOLDER / f"{name}.yaml")
+    built: list[config.Leaf] = []  # cells that differ elsewhere build the same method
     for row in table.rows:
         for column in table.columns:
             settings = table.settings(row, column)
@@ -31,8 +32,11 @@ def test_every_cell_builds_and_starts_from_a_cell_of_the_same_encoder(name: str)
                     facts |= {"classes": 3, "names": ["abnormal", "acl", "meniscus"], "label_counts": [[2, 1]] * 3}
                 if one.method["name"] == "jigsaw":
                     facts["pretext_classes"] = one.views["arrangements"]["classes"]
-                with torch.device("meta"):
-                    build.build_method(config.replace(one, method=facts))
+                whole = config.replace(one, method=facts)
+                if whole.method not in built:
+                    with torch.device("meta"):
+                        build.build_method(whole)
+                    built.append(whole.method)
                 if row in table.start_from:
                     assert one.run.start_from is not None
                     other, source_row, source_column, seed = Path(one.run.start_from).parts[1:]

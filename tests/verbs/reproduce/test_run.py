@@ -145,7 +145,7 @@ def test_a_cell_of_folds_is_their_mean(path: Path, capsys: Capture) -> None:
     rows = {"SimCLR": {}, "MIOv3": {"method.loss": {"name": "mio_v3", "temperature": 0.2}}}
     folds = {"views.cutout_fraction": [1]}  # a key that takes an integer and changes nothing here
     assert reproduce(write(path.parent, folds=folds), "--dry-run") == 0
-    folds = {"run.threads": [1, 2]}
+    folds = {"plan.keep_last": [1, 2]}
     means = {"SimCLR": 82.0, "MIOv3": None, "Other": None}
     write(path.parent, rows=rows, folds=folds, means=means)
     assert reproduce(path, "--rows", "SimCLR", "--folds", "2", "plan.log_every=2") == 0
@@ -165,8 +165,8 @@ def test_a_cell_of_folds_is_their_mean(path: Path, capsys: Capture) -> None:
     assert f"| SimCLR | all | mean | {mean:.2f} (1 seed(s)) | 82 | {mean - 82:+.2f} (s) |" in out
     assert reproduce(path, "--folds", "3") == 2
     assert "table-9.1: --folds 3: allowed: 1, 2" in capsys.readouterr().err
-    assert reproduce(path, "run.threads=1") == 2
-    assert "the table decides run.name, evaluate.protocols, run.start_from, run.threads" in capsys.readouterr().err
+    assert reproduce(path, "plan.keep_last=1") == 2
+    assert "the table decides run.name, evaluate.protocols, run.start_from, plan.keep_last" in capsys.readouterr().err
 
 
 def test_overrides_are_said_and_another_run_is_refused(path: Path, capsys: Capture) -> None:
