@@ -228,7 +228,8 @@ def test_supports_are_averaged_where_they_have_the_class() -> None:
 @pytest.mark.parametrize("name", HEADS)
 def test_gradients(name: str) -> None:
     support, masks, query = episodes(["large", "nearly all"])
-    given = (support.requires_grad_(), query[..., :2, :3].contiguous().requires_grad_())
+    support, query = support[:, :, :2], query[:, :2, :2, :3]  # two channels are enough for a Jacobian
+    given = (support.contiguous().requires_grad_(), query.contiguous().requires_grad_())
     assert torch.autograd.gradcheck(lambda s, q: run(HEADS[name], s, masks, q), given)
 
 

@@ -98,11 +98,11 @@ def test_moved_pickled_and_loaded_it_is_the_same(packed: Path) -> None:
     assert torch.equal(fetch(moved, [3, 1]), whole[[3, 1]])
 
 
-@pytest.mark.parametrize("form", ["raw", "jpeg"])
-def test_grey_images_and_patients(form: Form, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("form", "workers"), [("raw", 1), ("jpeg", 2)])
+def test_grey_images_and_patients(form: Form, workers: int, tmp_path: Path) -> None:
     root = PHANTOMS["mura"](tmp_path / "mura")
     folder = packing.pack(
-        {"name": "mura", "root": str(root)}, tmp_path / "out", form=form, short=32, workers=2, rows=20
+        {"name": "mura", "root": str(root)}, tmp_path / "out", form=form, short=32, workers=workers, rows=20
     )
     ours = DATASETS["packed"](root=str(folder), split="test")
     original = DATASETS["mura"](root=str(root), split="test", size=32)
