@@ -23,8 +23,8 @@ from sslmed_dist.models.interfaces import Encoder
 from sslmed_dist.training import build
 from sslmed_dist.views.one_view import OneView
 
-RANK = HEALTH[1]
-RULE = "the round after which the effective rank, its mean over the sites weighted by samples, was highest"
+STD, RANK, UNIFORMITY, ALIGNMENT = HEALTH
+RULE = "the round after which alignment + uniformity, the mean over the sites weighted by samples, was lowest"
 
 
 def measure(settings: Config, dataset: Dataset, encoder: Encoder) -> dict[str, float]:
@@ -54,7 +54,7 @@ def measure(settings: Config, dataset: Dataset, encoder: Encoder) -> dict[str, f
     views = build.build_views(settings, dataset).to(device)
     first = {name: value.to(device) for name, value in one_sample(dataset, positions[:1], seed).items()}
     if "views_1" in views(first, seed=seed, epoch=0):
-        found[HEALTH[3]] = alignment(*(features(OneView(views, number)) for number in (0, 1)))
+        found[ALIGNMENT] = alignment(*(features(OneView(views, number)) for number in (0, 1)))
     return found
 
 
@@ -65,30 +65,33 @@ def one_sample(dataset: Dataset, position: Tensor, seed: int) -> Item:
 
 @dataclass
 class BestRound:
-    """Which round's average is best by ``RULE``, of those that were measured. First weights are no candidate: a random
-    encoder may have the highest rank of all. Rounds are compared that equally many sites have measured, the most of
-    any; of equals the later one counts."""
+    """Which round's average is best by ``RULE``, of those that were measured (Wang and Isola 2020: both are low where
+    views of an image lie together and images apart; at collapse their sum is 0). First weights are no candidate. Rounds
+    are compared that equally many sites have measured, the most of any; of equals the later one counts."""
 
-    ranks: dict[int, tuple[int, float]] = field(default_factory=dict)  # by rounds done: sites, weighted mean
+    sums: dict[int, tuple[int, float]] = field(default_factory=dict)  # by rounds done: sites, weighted mean
 
     def add(self, rounds_done: int, said: Mapping[str, Mapping[str, float]], samples: Mapping[str, int]) -> None:
-        """What sites said of the average after ``rounds_done`` rounds (scalars by site); nothing where none did."""
-        ranks = {site: scalars[RANK] for site, scalars in said.items() if RANK in scalars}
-        if rounds_done < 1 or not ranks:
+        """What sites said of the average after ``rounds_done`` rounds (scalars by site); nothing where none said both
+        numbers."""
+        both = {
+            s: told[ALIGNMENT] + told[UNIFORMITY] for s, told in said.items() if {ALIGNMENT, UNIFORMITY} <= set(told)
+        }
+        if rounds_done < 1 or not both:
             return
-        total = sum(samples[site] for site in ranks)
-        self.ranks[rounds_done] = (len(ranks), sum(ranks[site] * samples[site] for site in sorted(ranks)) / total)
+        total = sum(samples[site] for site in both)
+        self.sums[rounds_done] = (len(both), sum(both[site] * samples[site] for site in sorted(both)) / total)
 
     @property
     def number(self) -> int | None:
         """The best round; None where none was measured."""
-        most = max((sites for sites, _ in self.ranks.values()), default=0)
-        of = {number: mean for number, (sites, mean) in self.ranks.items() if sites == most}
-        return max(of, key=lambda number: (of[number], number), default=None)
+        most = max((sites for sites, _ in self.sums.values()), default=0)
+        of = {number: mean for number, (sites, mean) in self.sums.items() if sites == most}
+        return min(of, key=lambda number: (of[number], -number), default=None)
 
     def state(self) -> dict[str, list[float]]:
         """What has to be kept between rounds."""
-        return {str(number): [float(sites), mean] for number, (sites, mean) in self.ranks.items()}
+        return {str(number): [float(sites), mean] for number, (sites, mean) in self.sums.items()}
 
     def load(self, state: object) -> None:
         """Take over what ``state`` gave. ``ValueError`` for anything else."""
@@ -96,5 +99,5 @@ class BestRound:
             str(key).isdecimal() and isinstance(row, list) and len(row) == 2 and all(type(v) is float for v in row)
             for key, row in state.items()
         ):
-            raise ValueError("the ranks of earlier rounds are damaged")
-        self.ranks = {int(number): (int(sites), mean) for number, (sites, mean) in state.items()}
+            raise ValueError("the health of earlier rounds is damaged")
+        self.sums = {int(number): (int(sites), mean) for number, (sites, mean) in state.items()}

@@ -104,14 +104,14 @@ def test_health_is_told_of_every_round_and_chooses_the_best(deployed: tuple[Conf
     rows = [row for _, row in read_metrics(folder / "metrics.jsonl") if row["name"].startswith("health_")]
     assert {(row["site"], row["round"]) for row in rows} == {(site, n) for site in NAMES for n in (0, 1, 2)}
     assert len(rows) == 4 * 2 * 3
-    ranks: dict[int, dict[str, float]] = {}
+    sums: dict[int, dict[str, float]] = {n: dict.fromkeys(NAMES, 0.0) for n in (0, 1, 2)}
     for row in rows:
-        if row["name"] == "health_effective_rank":
-            ranks.setdefault(row["round"], {})[row["site"]] = row["value"]
+        if row["name"] in ("health_alignment", "health_uniformity"):
+            sums[row["round"]][row["site"]] += row["value"]
     written = read_object(folder / "evaluate" / "sites.json")
     samples = {"north": 90, "east": 105}  # three quarters of 120 and of 140 images
-    means = {n: sum(ranks[n][s] * samples[s] for s in NAMES) for n in (1, 2)}
-    best = max(means, key=lambda n: (means[n], n))
+    means = {n: sum(sums[n][s] * samples[s] for s in NAMES) for n in (1, 2)}
+    best = min(means, key=lambda n: (means[n], -n))
     assert written["best_round"] == best
     assert f"round {best} is the best" in tiny.log_of(folder)
     assert any(row["arm"] == "best_round" for row in written["rows"]) == (best == 1)
