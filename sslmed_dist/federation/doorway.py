@@ -194,11 +194,20 @@ def require_alike(what: str, tensors: Mapping[str, Tensor], expected: Mapping[st
 
 
 def require_change(what: str, tensors: Mapping[str, Tensor], before: Mapping[str, Tensor], most: float) -> None:
-    """``Refusal`` where the L2 norm of the change, over all tensors, is more than ``most`` times that of ``before``."""
-    change = sum(float((tensors[name].double() - before[name].double()).square().sum()) for name in before) ** 0.5
-    size = sum(float(tensor.double().square().sum()) for tensor in before.values()) ** 0.5
+    """``Refusal`` where the L2 norm of the change, over all tensors, is more than ``most`` times that of ``before``.
+    Statistics that nobody has measured yet are left out: a first variance may be any number of times the 1 before it.
+    """
+    counted = [name for name, tensor in before.items() if not unmeasured(name, tensor)]
+    change = sum(float((tensors[name].double() - before[name].double()).square().sum()) for name in counted) ** 0.5
+    size = sum(float(before[name].double().square().sum()) for name in counted) ** 0.5
     if change > most * max(size, 1e-12):
         raise Refusal(f"{what} is further from the model before than this site's rules allow")
+
+
+def unmeasured(name: str, tensor: Tensor) -> bool:
+    """Whether this is a norm's running mean or variance as it is made: all 0, or all 1."""
+    fresh = {".running_mean": 0.0, ".running_var": 1.0}
+    return any(name.endswith(ending) and bool((tensor == value).all()) for ending, value in fresh.items())
 
 
 def keep_round(folder: Path, number: int, model: str, message: Message, sealed: bytes) -> None:

@@ -42,11 +42,12 @@ policy:
   model:                     # what comes in: a planted model is an attack
     first_weights: []        # SHA-256 of a first model that is not the one drawn from the seed
     largest: 1000.0          # no number of it may be larger
-    change: 2.0              # L2 norm of (new - last one received) / last one received
+    change: 2.0              # L2 norm of (new - last one received) / last one received, without means and variances
+                             # that the last one had not measured yet
     late: false              # true: a run may begin here after its first round (its model cannot be compared)
   update:                    # what goes out
     largest: 1000.0          # no number of it may be larger; a diverged round is a failure, not an answer
-    change: 2.0              # L2 norm of (update - model received) / model received
+    change: 2.0              # L2 norm of (update - model received) / model received, the same
   figures:                   # where a run asks for an evaluation (federated.evaluate); fewer patients: no figures
     patients: 50             # of the held-out part, which is never trained on
     of_each_class: 5         # patients of it in its rarest class (of each value of a label)

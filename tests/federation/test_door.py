@@ -157,6 +157,30 @@ def test_a_later_model_is_compared_with_the_last(tmp_path: Path, chosen: Config)
     assert said(front.answer(train(chosen, 1, dict(update)))).kind == "update"
 
 
+@pytest.mark.parametrize(
+    ("ending", "round_number", "passes"),
+    [("running_var", 0, True), ("running_var", 1, False), ("weight", 0, False), ("running_mean", 0, True)],
+)
+def test_statistics_that_nobody_measured_may_leap_once(
+    tmp_path: Path, chosen: Config, ending: str, round_number: int, passes: bool
+) -> None:
+    """A first variance of 30 is no sign of an attack; a parameter, or a variance later on, that leaps is one."""
+    own = site(tmp_path, chosen)
+    model = dict(said(door(own).answer(train(chosen))).tensors) if round_number else initial_arrays(chosen)
+
+    def work(*request: Any) -> tuple[int, bytes]:
+        examinations, data = hospital.here(*request)
+        done = payload.unpack(data)
+        leapt = {n: t + 30.0 if n.endswith(ending) else t for n, t in done.tensors.items()}
+        return examinations, payload.pack("update", done.fields, leapt)
+
+    answer = Door(own, work).answer(train(chosen, round_number, model))
+    if passes:
+        assert said(answer).kind == "update"
+    else:
+        assert "the update is further from the model before" in reason(answer)
+
+
 def test_the_life_of_a_data_set(tmp_path: Path, chosen: Config) -> None:
     """Rounds are reserved before the work, a crash gives nothing back, and a new seed is no new life."""
     own = site(tmp_path, chosen, {"rounds: 200": "rounds: 2"})

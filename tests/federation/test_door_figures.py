@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sslmed_dist.config import Config
-from sslmed_dist.federation import figures, payload
+from sslmed_dist.federation import figures, payload, site_work
 from sslmed_dist.federation.door import Door
 from sslmed_dist.federation.doorway import FAILED
 from sslmed_dist.federation.figures import Figure, Told
@@ -22,6 +22,7 @@ from tests.federation.hospital import reason, said
 
 GOOD = ["random", 0, "auc", 0.7, 0.6, 0.8, 40, 30]
 ASKED = {"evaluate": {"protocols": [{"name": "knn", "k": 5}]}}
+LOCAL = {"rounds": 1, "evaluate": True, "compare": ["random", "local"]}
 FEW = {"    patients: 50": "    patients: 10"}
 
 
@@ -147,3 +148,17 @@ def test_nothing_but_figures_leaves(tmp_path: Path, chosen: Config) -> None:
     answer = Door(own, lambda *_: (0, hidden)).answer(request)  # in the right form: the door writes these fields itself
     assert answer is not None and b"jane" not in answer.lower()
     assert said(answer).fields["scalars"] == {} and said(answer).fields["figures"] == [GOOD]
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_gives_the_same_figures(tmp_path: Path, chosen: Config) -> None:
+    asked = tiny.settings(Path(str(chosen.data["root"])).parent, name="local", federated=LOCAL, **ASKED)
+    _, front, model = trained(tmp_path / "a", asked)
+    here = said(front.answer(evaluate(asked, model))).fields["figures"]
+    own, _, again = trained(tmp_path / "b", asked)
+    front = Door(own, lambda site, digest, data: site_work.in_child(tmp_path / "b" / "site.yaml", site, digest, data))
+    assert tiny.same(model, again)
+    assert said(front.answer(evaluate(asked, again))).fields["figures"] == here
+    assert {figure.arm for figure in figures.read(here)} == {"random", "local", "federated"}
+    assert site_work.seconds_of(own, evaluate(asked, model)) == 2 * own.resources.seconds
+    assert site_work.seconds_of(own, hospital.hello(asked)) == own.resources.seconds
