@@ -2,23 +2,29 @@
 
     P(X = x) is proportional to exp(-x^2 / (2 sigma^2)), x any whole number, sigma = 2^power
 
-The algorithms are 1 to 3 of Canonne, Kamath and Steinke 2020 (arXiv 2004.00010), over arrays. Every decision compares
-whole numbers, so no rounding of a floating-point number makes one value likelier than it should be, and none is left
-out: the low-order bits of ordinary noise have betrayed what it was added to (Mironov 2012, "On significance of the
-least significant bits for differential privacy"). Nothing here knows a seed. How long a draw takes depends on the
-draw alone.
+The algorithms are 2 and 3 of Canonne, Kamath and Steinke 2020 (arXiv 2004.00010), over arrays. All that is random is
+whether an event of probability exp(-n / 2^power) comes true: whether a uniform number lies below that. Its first 32
+bits decide, in floating point, unless they lie within ``MARGIN`` of the bound, far more than ``exp`` may be wrong by;
+then further bits decide, in decimal numbers as long as it takes. So no rounding makes a value likelier than it should
+be, and none is left out: the low-order bits of ordinary noise have betrayed what it was added to (Mironov 2012, "On
+significance of the least significant bits for differential privacy"). Nothing here knows a seed. How long a draw takes
+depends on the draw alone.
 
 One thing is cut off: values beyond 64 sigma, which have a probability below e^-1900.
 """
 
 import os
+from decimal import Decimal, localcontext
 
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_POWER = 24  # of sigma: with it every comparison fits into 63 bits
+MOST_POWER = 24  # of sigma: with it every numerator fits into 63 bits
 FAR = 6  # values beyond 2^FAR sigma are cut off
 CHUNK = 1 << 17  # numbers that are drawn at a time: few enough for a processor's cache
+MARGIN = (
+    2.0**-10
+)  # in units of the 32nd bit, 2^-42 of the bound at 1; numerator and ``exp`` are wrong by less than 2^-47
 
 Numbers = NDArray[np.int64]
 Truths = NDArray[np.bool_]
@@ -32,7 +38,7 @@ def gaussian(count: int, power: int) -> Numbers:
     drawn = np.empty(count, np.int64)
     done = 0
     while done < count:
-        more = one_chunk(min(CHUNK, 2 * (count - done) + 64), power)[: count - done]
+        more = one_chunk(min(CHUNK, 3 * (count - done) + 64), power)[: count - done]
         drawn[done : done + len(more)] = more
         done += len(more)
     return drawn
@@ -41,9 +47,11 @@ def gaussian(count: int, power: int) -> Numbers:
 def one_chunk(tries: int, power: int) -> Numbers:
     """The draws that ``tries`` attempts give, about half as many (Algorithm 3, with t = sigma)."""
     values = laplace(tries, power)
-    values = values[np.abs(values) <= 1 << (power + FAR)]
+    sizes = np.abs(values)
+    near = sizes <= 1 << (power + FAR)
+    values, sizes = values[near], sizes[near]
     # Accepted with probability exp(-(|y| - sigma)^2 / (2 sigma^2)).
-    accepted: Numbers = values[true_by_exp((np.abs(values) - (1 << power)) ** 2, 2 * power + 1)]
+    accepted: Numbers = values[true_by_exp((sizes - (1 << power)) ** 2, 2 * power + 1)]
     return accepted
 
 
@@ -61,56 +69,36 @@ def laplace(tries: int, power: int) -> Numbers:
 def geometric(count: int) -> Numbers:
     """How often in a row an event of probability 1/e came true."""
     lengths = np.zeros(count, np.int64)
-    going = np.arange(count)
+    going = np.flatnonzero(true_by_exp(np.ones(count, np.int64), 0))
     while len(going):
-        going = going[true_by_exp(np.ones(len(going), np.int64), 0)]
         lengths[going] += 1
+        going = going[true_by_exp(np.ones(len(going), np.int64), 0)]
     return lengths
 
 
 def true_by_exp(numerators: Numbers, power: int) -> Truths:
-    """For each numerator n >= 0 an event of probability exp(-n / 2^power) (Algorithm 1): that of the part below 1, and
-    as many of probability 1/e as n / 2^power has whole parts."""
-    whole = numerators >> power
-    true = fraction_by_exp(numerators - (whole << power), power)
-    going = np.flatnonzero(true & (whole > 0))
-    done = 0
-    while len(going):
-        came = fraction_by_exp(np.ones(len(going), np.int64), 0)
-        true[going[~came]] = False
-        done += 1
-        going = going[came & (whole[going] > done)]
+    """For each numerator n >= 0 an event of probability exp(-n / 2^power)."""
+    drawn = bits(len(numerators), 32)
+    bound = np.exp(numerators * -(2.0**-power)) * 2.0**32
+    true: Truths = drawn + 1 <= bound - MARGIN
+    for place in np.flatnonzero(~true & (drawn < bound + MARGIN)):
+        true[place] = below_exp(int(drawn[place]), int(numerators[place]), power)
     return true
 
 
-def fraction_by_exp(numerators: Numbers, power: int) -> Truths:
-    """``true_by_exp`` for n / 2^power from 0 to 1: events of probability x / 1, x / 2, x / 3, ... until one does not
-    come true; the result is whether that was an odd one."""
-    true = np.empty(len(numerators), np.bool_)
-    going = np.arange(len(numerators))
-    k = 1
-    while len(going):
-        came = bits(len(going), power) < numerators[going]
-        if k > 1:
-            came[came] = below(int(came.sum()), k) == 0
-        true[going[~came]] = k % 2 == 1
-        going = going[came]
-        k += 1
-    return true
+def below_exp(first: int, numerator: int, power: int) -> bool:
+    """Whether the uniform number from 0 to 1 whose first 32 bits are ``first`` lies below exp(-numerator / 2^power).
+    Its further bits are drawn until that is certain."""
+    length = 32
+    while True:
+        first, length = (first << 64) | int.from_bytes(os.urandom(8), "big"), length + 64
+        with localcontext() as context:
+            context.prec = length  # decimal digits, three times what so many bits need; ``exp`` is rounded correctly
+            bound = int((-Decimal(numerator) / Decimal(1 << power)).exp() * (1 << length))
+        if abs(first - bound) > 1:
+            return first < bound
 
 
 def bits(count: int, width: int) -> Numbers:
-    """``count`` uniform whole numbers of ``width`` bits, from the operating system's generator."""
-    if width <= 32:
-        return np.frombuffer(os.urandom(4 * count), np.uint32).astype(np.int64) >> (32 - width)
-    return (np.frombuffer(os.urandom(8 * count), np.uint64) >> np.uint64(64 - width)).astype(np.int64)
-
-
-def below(count: int, limit: int) -> Numbers:
-    """``count`` uniform whole numbers from 0 to ``limit`` - 1. Those of the last, incomplete round of the 32-bit
-    numbers are drawn again, so none is likelier than another."""
-    drawn = bits(count, 32)
-    most = (1 << 32) // limit * limit
-    while len(again := np.flatnonzero(drawn >= most)):
-        drawn[again] = bits(len(again), 32)
-    return drawn % limit
+    """``count`` uniform whole numbers of ``width`` bits, at most 32, from the operating system's generator."""
+    return np.frombuffer(os.urandom(4 * count), np.uint32).astype(np.int64) >> (32 - width)

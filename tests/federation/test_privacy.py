@@ -7,6 +7,7 @@ below 1e-7.
 import math
 import os
 from collections.abc import Callable
+from decimal import Context, Decimal
 
 import numpy as np
 import pytest
@@ -71,13 +72,42 @@ def test_an_event_of_probability_exp(numerator: int, power: int) -> None:
     assert abs(came - chance) <= NORMAL * math.sqrt(chance * (1 - chance) / count)
 
 
-def test_uniform_numbers_below_a_limit_are_drawn_again_where_one_would_be_likelier(
-    monkeypatch: pytest.MonkeyPatch,
+# exp(-1) to 32, 96 and 160 bits.
+FINE = Context(prec=80)
+E32, E96, E160 = (int(FINE.multiply(Decimal(-1).exp(FINE), 1 << length)) for length in (32, 96, 160))
+
+
+@pytest.mark.parametrize(
+    ("further", "true"),
+    [
+        ([0], True),
+        ([2**64 - 1], False),
+        ([E96 - (E32 << 64) - 2], True),
+        ([E96 - (E32 << 64) + 2], False),
+        ([E96 - (E32 << 64), 0], True),  # 96 bits do not decide
+        ([E96 - (E32 << 64), E160 - (E96 << 64) + 2], False),
+    ],
+)
+def test_where_the_first_bits_do_not_decide_further_ones_do(
+    monkeypatch: pytest.MonkeyPatch, further: list[int], true: bool
 ) -> None:
-    waiting = [np.array([2**32 - 1, 5, 2**32 - 4], np.uint32), np.array([2**32 - 1, 4], np.uint32), np.uint32(7)]
-    monkeypatch.setattr(os, "urandom", lambda size: waiting.pop(0).tobytes())
-    assert discrete_gaussian.below(3, 3 << 30).tolist() == [7, 5, 4]
+    waiting = [np.array([E32 - 1, E32, E32 + 1], np.uint32).tobytes(), *(n.to_bytes(8, "big") for n in further)]
+    monkeypatch.setattr(os, "urandom", lambda size: waiting.pop(0))
+    assert discrete_gaussian.true_by_exp(np.ones(3, np.int64), 0).tolist() == [True, true, False]
     assert waiting == []
+
+
+def test_decimal_numbers_decide_as_floating_point_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same first bits, decided either way."""
+    numerators = np.arange(0, 4000, 2)
+    first = os.urandom(4 * len(numerators))
+    found = []
+    for margin in (discrete_gaussian.MARGIN, 2.0**40):  # with the second all are unsure
+        with monkeypatch.context() as patch:
+            patch.setattr(discrete_gaussian, "MARGIN", margin)
+            patch.setattr(os, "urandom", lambda size: first if size > 8 else bytes(7) + b"\x05")
+            found.append(discrete_gaussian.true_by_exp(numerators, 9).tolist())
+    assert found[0] == found[1] and 150 < sum(found[0]) < 370
 
 
 def test_noise_knows_no_seed() -> None:
