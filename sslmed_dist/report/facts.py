@@ -36,8 +36,9 @@ def facts(experiment: Experiment) -> list[tuple[str, str]]:
     federated = config.get("federated")
     if isinstance(federated, Mapping):
         shown = f"{federated.get('rounds')} rounds of {federated.get('local_epochs', 1)} local epochs"
+        noise = f"; noise: {words(federated['privacy'])}" if federated.get("privacy") else ""
         lines.append(
-            ("Federation", f"{shown}, {words(federated.get('strategy'))}; {words(federated.get('partition'))}")
+            ("Federation", f"{shown}, {words(federated.get('strategy'))}; {words(federated.get('partition'))}{noise}")
         )
     lines.append(("Runs", ", ".join(experiment.labels)))
     files = {name for run in experiment.runs for name in run.measured}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sslmed_dist import config
+from sslmed_dist.federation import accountant
 from sslmed_dist.report import write_report
 from sslmed_dist.training import pretrained
 from sslmed_dist.verbs import federate
@@ -50,6 +51,20 @@ def test_every_arm_is_measured_at_every_site(tmp_path: Path) -> None:
     assert "data:image/png;base64" in html and "Research use only" in html and "site-1" in html.lower()
     assert "federated" in markdown.read_text()
     assert str(tmp_path) not in html
+
+
+def test_noise_is_described_before_a_run_and_refused_where_it_makes_no_sense(tmp_path: Path) -> None:
+    noise = {"privacy": {"clip": 1.0, "noise_multiplier": 10.0, "delta": 1e-5}}
+    settings = config.replace(recipe(tmp_path), federated=noise)
+    with pytest.raises(ValueError, match="federated.privacy: encoder.*stay as before the first round"):
+        federate.run(settings)
+    assert not settings.folder.exists()
+    settings = config.replace(settings, federated={"strategy": {"name": "fedbn"}})
+    [line] = [line for line in federate.check(settings) if line.startswith("privacy")]
+    epsilon = accountant.epsilon(2 * accountant.rho(10.0), 1e-5)
+    assert line.startswith(
+        f"privacy   epsilon {epsilon:.3g} at delta 1e-05, for a site's whole data set against any other"
+    )
 
 
 def test_sites_are_dealt_once_for_all_seeds(tmp_path: Path) -> None:
