@@ -185,7 +185,7 @@ policy:
     plan.resident: [true, false]
     federated.rounds: {from: 1, to: 200}
     federated.local_epochs: {from: 1, to: 10}
-    federated.strategy.name: [fedavg]
+    federated.strategy.name: [fedavg, fedbn]  # fedbn sends less: all tensors of norms stay here
     federated.partition: unused
     federated.pool: [all, train]
     federated.seed: {from: 0, to: 9007199254740991}

@@ -16,10 +16,12 @@ from sslmed_dist.federation import (
     separation,
     site_file,
     site_key,
+    site_privacy,
     site_template,
 )
 from sslmed_dist.federation.door import Door, pending_folder
 from sslmed_dist.federation.ledger import Anchor, Entry, Ledger, is_digest, read, verify
+from sslmed_dist.federation.local_round import first_sent
 from sslmed_dist.federation.policy import Refusal, Request, Spent
 from sslmed_dist.federation.policy_summary import spent_privacy, summary, worth
 from sslmed_dist.federation.site_file import SiteFile
@@ -85,6 +87,12 @@ def judged(site: SiteFile, settings: config.Config) -> tuple[Lines, Lines]:
     if objections:
         return [], [f"would be refused: {line}" for line in objections]
     asked = policy.request(tree, site.policy)
+    try:
+        if site.policy.privacy.noise_multiplier:  # the model is drawn for it; nearly its size with any channels
+            channels = asked.settings.method.get("channels") or 1
+            site_privacy.require_room(site, first_sent(config.replace(asked.settings, method={"channels": channels})))
+    except Refusal as refusal:
+        return [], [f"would be refused: {refusal}"]
     lines = summary(asked, site.policy)
     if asked.digest in accepted(site):
         return [*lines, "accepted already"], []

@@ -12,7 +12,7 @@ from sslmed_dist.config import Config
 from sslmed_dist.federation import accountant, ledger_page, payload, site_privacy
 from sslmed_dist.federation.door import Door
 from sslmed_dist.federation.ledger import Ledger, verify
-from sslmed_dist.federation.local_round import initial_arrays
+from sslmed_dist.federation.local_round import first_sent, initial_arrays
 from sslmed_dist.federation.policy import Spent
 from sslmed_dist.federation.shared import Arrays, is_statistic, model_digest
 from tests.federation import hospital, tiny
@@ -87,13 +87,17 @@ def test_the_greeting_names_the_number_of_the_rules(tmp_path: Path, chosen: Conf
     assert Spent.of(front.ledger.entries, "north").rho == 0.0
 
 
-def test_real_rounds_go_on_and_are_kept_with_their_noise(tmp_path: Path, chosen: Config) -> None:
+@pytest.mark.parametrize("strategy", ["fedavg", "fedbn"])
+def test_real_rounds_go_on_and_are_kept_with_their_noise(tmp_path: Path, strategy: str) -> None:
+    chosen = tiny.settings(tmp_path, federated={"strategy": {"name": strategy}})
+    sent = first_sent(chosen)
+    assert any(map(is_statistic, sent)) == (strategy == "fedavg")
     own = site(
         tmp_path, chosen, {"    change: 2.0              # L2 norm of (n": "    change: 999.0   # L2 norm of (n"}
     )
     front = hospital.door(own)
-    first = front.answer(train(chosen))
-    again = front.answer(train(chosen))
+    first = front.answer(train(chosen, arrays=sent))
+    again = front.answer(train(chosen, arrays=sent))
     assert first == again  # the same bits: a second draw would be a second answer
     second = said(front.answer(train(chosen, 1, said(first).tensors)))
     assert second.kind == "update" and Spent.of(front.ledger.entries, "north").rho == pytest.approx(2 * EACH)

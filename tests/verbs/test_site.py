@@ -46,6 +46,11 @@ def test_init_writes_a_strict_file_and_a_key_once(tmp_path: Path, capsys: pytest
 def test_check_against_a_recipe_says_what_would_be_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(site(tmp_path))
     capsys.readouterr()
+    assert main(["site", "check", file, "--against", str(RECIPE)]) == 2
+    said = capsys.readouterr().out
+    assert "problem: would be refused: the noise that this site's rules add (norm 5.54e+03) is more than" in said
+    text = Path(file).read_text()  # the site decides that nothing hides its data
+    Path(file).write_text(text.replace("noise_multiplier: 10.0 ", "noise_multiplier: 0 "))
     assert main(["site", "check", file, "--against", str(RECIPE)]) == 0
     assert "nothing of it is forbidden; it would wait for sslmed site accept" in capsys.readouterr().out
     assert main(["site", "check", file, "--against", str(RECIPE), "plan.batch_size=2", "federated.share=all"]) == 2
