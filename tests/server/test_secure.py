@@ -1,7 +1,7 @@
 """Rounds in secure sums: the plain average, sites that are lost at any step, a server that is started again."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,24 @@ FOUR = {"partition": {"name": "iid", "count": 4}}
 
 def settings(folder: Path, name: str, **federated: Any) -> Any:
     """Four sites that add up."""
-    return tiny.settings(folder, name=name, federated={**FOUR, "secure": {}, **federated})
+    kept = {"keep_last": 9}  # rounds whose files stay
+    return tiny.settings(folder, name=name, plan=kept, federated={**FOUR, "secure": {}, **federated})
 
 
-def client(lost: dict[int, str], change: Callable[[payload.Message], bytes] | None = None, once: bool = True) -> Any:
-    """The real client app, but the nodes ``lost`` fail at a kind of request, in the first round only (``once``).
-    With a ``change`` they answer with that instead."""
+Change = Callable[[payload.Message], bytes]
+
+
+def client(lost: Mapping[int, tuple[str, tuple[int, ...], Change | None]]) -> Any:
+    """The real client app, but in the round of each key of ``lost`` the nodes fail at a kind of request, or answer with
+    what a change makes of their answer."""
     from clients.app import app
 
     def answer(message: Message, context: Context) -> Message:
         assert isinstance(app, ClientApp)
         if message.metadata.message_type == "train":
             asked = payload.unpack(bytes(message.content[PAYLOAD][PAYLOAD].data))
-            now = asked.fields["round"] == 0 or not once
-            if now and lost.get(context.node_id) == asked.kind:
+            kind, nodes, change = lost.get(asked.fields["round"], ("", (), None))
+            if context.node_id in nodes and kind == asked.kind:
                 if change is None:
                     raise OSError("gone")
                 reply = app(message, context)
@@ -56,7 +60,7 @@ def scalars(run: Path) -> dict[tuple[str, str], float]:
     return {(str(row.get("site")), row["name"]): row["value"] for row in rows}
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "fedavgm", "fedbn"])
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "fedbn"])
 def test_the_average_is_the_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
     federated = {
         "strategy": {"name": strategy},
@@ -73,24 +77,34 @@ def test_the_average_is_the_plain_one(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [path.name for path in (secure / "secure").iterdir()] == ["attempt.json"]
 
 
-LOST = [
-    ("secure_train", "round 1: site-1 is excluded: its app failed"),
-    ("secure_mask", "round 1: site-1 is excluded: its app failed"),
-    ("secure_confirm", "round 1: site-1 did not confirm the survivors: its app failed"),
-    ("secure_reveal", "round 1: site-1 is in the sum, but failed afterwards: its app failed"),
-]
+LOST = (
+    ("secure_train", "is excluded: its app failed"),
+    ("secure_mask", "is excluded: its app failed"),
+    ("secure_confirm", "did not confirm the survivors: its app failed"),
+    ("secure_reveal", "is in the sum, but failed afterwards: its app failed"),
+)
 
 
-@pytest.mark.parametrize(("kind", "line"), LOST)
-def test_a_site_that_is_lost_at_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, line: str) -> None:
+def test_a_site_that_is_lost_at_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before its masked update has come it misses the round, afterwards it is in the sum; then it takes part again."""
-    folder = tiny.federate(settings(tmp_path, "lost"), monkeypatch, client({2: kind}))
+    rounds = {"rounds": len(LOST) + 1}
+    lost = {number: (kind, (2,), None) for number, (kind, _) in enumerate(LOST)}
+    folder = tiny.federate(settings(tmp_path, "lost", **rounds), monkeypatch, client(lost))
     log = tiny.log_of(folder)
-    in_sum = kind in ("secure_confirm", "secure_reveal")
-    assert line in log and f"round 1 of 2: {4 if in_sum else 3} of 4 sites" in log and "round 2 of 2: 4 of 4" in log
-    plain = settings(tmp_path, "plain", secure=None)
-    gone = None if in_sum else failing
-    assert furthest(folder, tiny.federate(plain, monkeypatch, gone), 1) < 1e-6
+    for number, (kind, line) in enumerate(LOST, 1):
+        count = 4 if kind in ("secure_confirm", "secure_reveal") else 3
+        assert f"round {number}: site-1 {line}" in log and f"round {number} of 5: {count} of 4 sites" in log
+    assert "round 5 of 5: 4 of 4 sites" in log and not list((folder / "secure").glob("*.masked"))
+
+    def without(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "train" and message.content["config"]["round"]:
+            raise KeyboardInterrupt
+        return failing(message, context)
+
+    plain = settings(tmp_path, "plain", secure=None, **rounds)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.federate(plain, monkeypatch, without)
+    assert furthest(folder, plain.folder, 1) < 1e-6
 
 
 def failing(message: Message, context: Context) -> Message:
@@ -102,16 +116,22 @@ def failing(message: Message, context: Context) -> Message:
     return app(message, context)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One round of which nothing was lost."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield tiny.federate(settings(tmp_path_factory.mktemp("whole"), "whole", rounds=1), patch)
+
+
 def test_below_the_threshold_the_run_stops_and_goes_on_with_another_attempt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
 ) -> None:
     chosen = settings(tmp_path, "few", rounds=1)
     line = r"round 1: 2 sites sent a masked update, 3 are needed \(federated.secure.threshold\); site-0: its app failed"
     with pytest.raises(RuntimeError, match=line):
-        tiny.federate(chosen, monkeypatch, client({1: "secure_mask", 2: "secure_mask"}))
+        tiny.federate(chosen, monkeypatch, client({0: ("secure_mask", (1, 2), None)}))
     folder = tiny.goes_on(chosen, monkeypatch)
     assert json.loads((folder / "secure" / "attempt.json").read_text()) == {"attempt": 2, "round": 0}
-    whole = tiny.federate(settings(tmp_path, "whole", rounds=1), monkeypatch)
     assert tiny.same(tiny.arrays(folder, 1), tiny.arrays(whole, 1))  # the masks are others, the sum is not
 
 
@@ -120,13 +140,13 @@ def test_a_quorum_above_the_threshold_is_asked_for_before_anything_is_revealed(
 ) -> None:
     chosen = settings(tmp_path, "quorum", rounds=1, quorum=4)
     with pytest.raises(RuntimeError, match=r"3 sites sent a masked update, 4 are needed \(federated.quorum\)"):
-        tiny.federate(chosen, monkeypatch, client({3: "secure_mask"}))
+        tiny.federate(chosen, monkeypatch, client({0: ("secure_mask", (3,), None)}))
     assert "round 1 of 1: 4 of 4 sites" in tiny.log_of(tiny.goes_on(chosen, monkeypatch))
 
 
 @pytest.mark.parametrize("kind", ["secure_train", "secure_mask", "secure_confirm", "secure_reveal"])
 def test_a_server_that_dies_at_a_step_goes_on_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path, kind: str
 ) -> None:
     from clients.app import app
 
@@ -144,11 +164,10 @@ def test_a_server_that_dies_at_a_step_goes_on_to_the_same_bits(
     folder = tiny.goes_on(chosen, monkeypatch)
     again = "its secure sum goes on with the last step" in tiny.log_of(folder)
     assert again == (kind == "secure_reveal")
-    whole = tiny.federate(settings(tmp_path, "whole", rounds=1), monkeypatch)
     assert tiny.same(tiny.arrays(folder, 1), tiny.arrays(whole, 1))
 
 
-def repacked(**changes: Any) -> Callable[[payload.Message], bytes]:
+def repacked(**changes: Any) -> Change:
     """The site's answer with other fields."""
     return lambda message: payload.pack(message.kind, {**message.fields, **changes}, message.tensors)
 
@@ -163,7 +182,7 @@ def wider(message: payload.Message) -> bytes:
     return payload.pack(message.kind, message.fields, {"sum": message.tensors["sum"].to(torch.int64)})
 
 
-BAD: list[tuple[str, Callable[[payload.Message], bytes], str]] = [
+BAD: list[tuple[str, Change, str]] = [
     ("secure_train", lambda _: b"nonsense", "the bytes are no message of this program"),
     ("secure_train", repacked(samples=10**9), "it reports 1000000000 samples, allowed 1 to 24"),
     ("secure_train", repacked(model="0" * 64), "it started from another model than this round's"),
@@ -176,13 +195,13 @@ BAD: list[tuple[str, Callable[[payload.Message], bytes], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "change", "line"), BAD)
-def test_a_bad_answer_is_left_out_and_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, change: Any, line: str
-) -> None:
-    folder = tiny.federate(settings(tmp_path, "bad", rounds=1), monkeypatch, client({2: kind}, change))
-    assert f"round 1: site-1 is excluded: {line}" in tiny.log_of(folder)
-    assert "round 1 of 1: 3 of 4 sites" in tiny.log_of(folder)
+def test_a_bad_answer_is_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round for each."""
+    lost = {number: (kind, (2,), change) for number, (kind, change, _) in enumerate(BAD)}
+    log = tiny.log_of(tiny.federate(settings(tmp_path, "bad", rounds=len(BAD)), monkeypatch, client(lost)))
+    for number, (_, _, line) in enumerate(BAD, 1):
+        assert f"round {number}: site-1 is excluded: {line}" in log
+        assert f"round {number} of {len(BAD)}: 3 of 4 sites" in log
 
 
 def test_the_average_passes_the_screen_that_single_updates_cannot(
