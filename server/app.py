@@ -14,15 +14,17 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from server import at_sites
+from server.brisk_grid import brisk
 from server.guarded import Guarded
 from server.roll_call import Sites
 from server.sealed import Sealed
 from sslmed_dist import __version__
 from sslmed_dist.atomic_files import appending, refuse_links
 from sslmed_dist.federation.messages import ENDING, LAUNCHER, Ending, RunSettings
-from sslmed_dist.federation.registered import registered
+from sslmed_dist.federation.registered import LISTED, registered
 from sslmed_dist.federation.round_files import last_round
 from sslmed_dist.federation.sites import expected_sites, federated_section
+from sslmed_dist.locks import held
 from sslmed_dist.run_folder import Metrics, write_json
 from sslmed_dist.training.stopping import started_at
 
@@ -40,6 +42,8 @@ def main(grid: Grid, context: Context) -> None:
         raise ValueError("run-dir: expected the absolute path of the run folder; start with `sslmed federate`")
     refuse_links(folder)
     stay_with(os.environ.get(LAUNCHER))
+    if LISTED in os.environ:  # a SuperLink that lasts longer than this run
+        stay_with_writer(folder)
     handler = open_log(folder / "federation.log")
     try:
         rounds, told = serve(grid, run_settings, folder)
@@ -67,6 +71,20 @@ def stay_with(launcher: str | None) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+
+
+def stay_with_writer(folder: Path) -> None:
+    """End this process when nobody holds the run folder's lock any more: the command that started the run is gone, and
+    the next one would write beside this. ``RuntimeError`` where nobody holds it now."""
+    if not held(folder):
+        raise RuntimeError(f"{folder}: nobody waits for this run any more")
+
+    def watch() -> None:
+        while held(folder):
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="writer-watch", daemon=True).start()
 
 
 def open_log(path: Path) -> logging.Handler:
@@ -103,8 +121,8 @@ def serve(grid: Grid, run_settings: RunSettings, folder: Path) -> tuple[int, int
     strategy = Guarded(settings=settings, sites=sites, folder=folder, metrics=metrics, begun=last)
     try:
         if last.number < fed.rounds:
-            strategy.start(grid, ArrayRecord(), fed.rounds - last.number, fed.timeout_s)
-        told = at_sites.measure(grid, strategy, settings, folder) if fed.evaluate else 0
+            strategy.start(brisk(grid), ArrayRecord(), fed.rounds - last.number, fed.timeout_s)
+        told = at_sites.measure(brisk(grid), strategy, settings, folder) if fed.evaluate else 0
     finally:
         metrics.close()
     return fed.rounds, told

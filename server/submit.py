@@ -12,7 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import httpx
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.log import start_stream
 from flwr.common.config import parse_config_args
@@ -85,8 +84,9 @@ def main() -> int:
         signal.signal(signal.SIGTERM, stop)
         print(f"run {run}", flush=True)
         start_stream(run, client)
-    except httpx.HTTPError as error:
-        print(f"the SuperLink at {own.superlink}: {' '.join(str(error).split())}", flush=True)
+    except Exception as error:  # of the network, or of Flower's command line
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"the SuperLink at {own.superlink}: {reason}", flush=True)
         return 1
     return 0
 

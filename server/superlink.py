@@ -28,7 +28,6 @@ from typing import Any
 
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
 from flwr.superlink import extensions
-from starlette.middleware import Middleware
 
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.federation import node_key
@@ -165,6 +164,8 @@ def main() -> None:
     for hook in ("get_middleware", "get_lifespan_contexts"):
         if not hasattr(extensions, hook):
             raise SystemExit(f"this version of Flower has no hook {hook}; nothing would keep strangers from the port")
+    from starlette.middleware import Middleware
+
     extensions.get_middleware = lambda: (Middleware(Gate, token=token),)
     extensions.get_lifespan_contexts = lambda: contexts
     from flwr.superlink.cli import flower_superlink

@@ -249,6 +249,13 @@ def recipes(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def server(arguments: argparse.Namespace) -> int:
+    """``sslmed server``."""
+    from sslmed_dist.cli_server import SERVER
+
+    return SERVER[arguments.action](arguments)
+
+
 def site(arguments: argparse.Namespace) -> int:
     """``sslmed site``."""
     from sslmed_dist.cli_site import SITE
@@ -271,6 +278,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "demo": demo,
     "doctor": doctor,
     "recipes": recipes,
+    "server": server,
     "site": site,
 }
 

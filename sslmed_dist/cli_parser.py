@@ -18,6 +18,7 @@ from sslmed_dist.cli_arguments import (
     recipe,
     resuming,
 )
+from sslmed_dist.cli_hospitals import federation_server, hospital_site
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     listed.add_argument("config", type=recipe, nargs="?", metavar="NAME", help="print this one: ... NAME > my.yaml")
     verbs.add_parser("doctor", help="what this machine has, what is missing, what will not work")
     hospital_site(verbs)
+    federation_server(verbs)
     return top
 
 
@@ -211,30 +213,3 @@ def handling_data(verbs: Verbs) -> None:
     ready.add_argument("kind", choices=("chaos", "abdomen-ct"), help="the published set")
     ready.add_argument("source", type=path, metavar="SRC", help="the set as downloaded")
     output(ready, "the folder that is written")
-
-
-def hospital_site(verbs: Verbs) -> None:
-    """``site`` and its actions."""
-    site = verbs.add_parser("site", help="a hospital's own side: its rules, its door, its ledger of what left")
-    actions = site.add_subparsers(dest="action", metavar="ACTION", required=True)
-
-    def action(name: str, text: str) -> argparse.ArgumentParser:
-        parser = actions.add_parser(name, help=text)
-        parser.add_argument("file", type=path, metavar="SITE.YAML", help="the site's own file")
-        return parser
-
-    init = action("init", "write the site's file, strict and explained line by line, and make its key")
-    init.add_argument("--name", required=True, help="of the site: letters, digits, '_', '.', '-'")
-    init.add_argument("--data", type=path, required=True, metavar="PATH", help="where the site's images are")
-    check = action("check", "prove what can be proved: file, key, ledger, the separation of the two sides")
-    check.add_argument("--against", type=recipe, metavar="CONFIG", help="instead: what the rules say to a recipe")
-    overriding(check, "keys of that recipe")
-    accept = action("accept", "show the runs that wait, or accept one")
-    accept.add_argument("digest", nargs="?", metavar="DIGEST", help="of the run; without it those that wait are shown")
-    action("start", "the data side: open the door and answer until SIGTERM")
-    action("status", "what was sent and spent, what waits, the newest entry of the ledger")
-    action("reset", "let the data set's life of rounds, messages and bytes begin anew; it stands in the ledger")
-    ledger = action("ledger", "verify the ledger, show or export it")
-    ledger.add_argument("what", choices=("verify", "show", "export"), help="what to do with it")
-    ledger.add_argument("--head", metavar="NUMBER:DIGEST", help="an entry that somebody else kept, as the server does")
-    ledger.add_argument("--out", type=path, metavar="FILE", help="of an export: .csv, or .md for one page")

@@ -8,9 +8,21 @@ from sslmed_dist.cli_answers import found, show
 
 def init(arguments: argparse.Namespace) -> int:
     """``sslmed site init``."""
-    from sslmed_dist.verbs import site
+    from sslmed_dist.verbs import site_init
 
-    show(*site.init(arguments.file, arguments.name, arguments.data))
+    users = (arguments.user, arguments.network_user)
+    made = site_init.init(
+        arguments.file, arguments.name, arguments.data, arguments.server, arguments.root_certificate, users
+    )
+    show(*made)
+    return 0
+
+
+def network(arguments: argparse.Namespace) -> int:
+    """``sslmed site network``."""
+    from sslmed_dist.verbs import site_init
+
+    show(*site_init.network(arguments.file))
     return 0
 
 
@@ -71,6 +83,7 @@ def ledger(arguments: argparse.Namespace) -> int:
 
 SITE: dict[str, Callable[[argparse.Namespace], int]] = {
     "init": init,
+    "network": network,
     "check": check,
     "accept": accept,
     "start": start,

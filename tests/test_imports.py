@@ -31,7 +31,7 @@ FLOORS: tuple[set[str], ...] = (
             "json_files",
         ),
         *("curve_events", "strips", "zip_files", "home_folder", "links", "cli_arguments"),
-        *("state_dicts", "weights", "outputs", "installation"),
+        *("state_dicts", "weights", "outputs", "installation", "locks", "cli_hospitals"),
     },
     {"data", "views", "losses", "models"},
     {"methods"},
@@ -41,7 +41,7 @@ FLOORS: tuple[set[str], ...] = (
     {"report", "drivers"},
     {"verbs"},
     {"cli_answers"},
-    {"cli_data", "cli_site"},
+    {"cli_data", "cli_site", "cli_server"},
     {"cli"},
 )
 # Parts that may not import all that is below them: they know no configuration, no run and no file but their own.
@@ -61,6 +61,8 @@ NO_TORCH = (
     "cli_answers",
     "cli_data",
     "cli_site",
+    "cli_server",
+    "cli_hospitals",
     "cli_arguments",
     "cli_parser",
     "endings",

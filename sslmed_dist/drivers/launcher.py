@@ -13,6 +13,7 @@ holds the first weights), ``federation.log``, and ``federation.json``, which alo
 import importlib.util
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
@@ -37,9 +38,12 @@ from sslmed_dist.printable import say
 from sslmed_dist.run_folder import RunFolder
 from sslmed_dist.training.stopping import Stop
 
+Runtime = Callable[[flower_programs.Workplace], Popen[bytes]]
 
-def run(settings: Config, resume: str = "auto", folder: Path | None = None) -> None:
-    """Run the federation of ``settings`` to its last round, in ``folder`` (default ``settings.folder``).
+
+def run(settings: Config, resume: str = "auto", folder: Path | None = None, runtime: Runtime | None = None) -> None:
+    """Run the federation of ``settings`` to its last round, in ``folder`` (default ``settings.folder``), by ``runtime``
+    (default ``federated.runtime``).
 
     Goes on from the last round kept there; ``resume="never"`` refuses a folder that holds a round. ``ValueError`` for
     what the user can mend, ``RuntimeError`` with the reason when the federation failed, ``Stopped`` after a stop by
@@ -69,8 +73,9 @@ def run(settings: Config, resume: str = "auto", folder: Path | None = None) -> N
         (path / ENDING).unlink(missing_ok=True)
         (path / "stop").unlink(missing_ok=True)
         with Stop(path) as stop, private_folder(path) as (private, processes):
-            runtime = flower_programs.Workplace(path.resolve(), root, private, processes, settings=settings)
-            follow(runtime, flower_programs.RUNTIMES[fed.runtime](runtime), stop, path)
+            workplace = flower_programs.Workplace(path.resolve(), root, private, processes, settings=settings)
+            start = runtime or flower_programs.RUNTIMES[fed.runtime]
+            follow(workplace, start(workplace), stop, path)
     finally:
         run_folder.close()
 

@@ -148,11 +148,17 @@ def clock(server: str, root: Path | None) -> float:
         connection.close()
 
 
+def clocks_agree(ahead: float) -> bool:
+    """Whether Flower takes a site's messages whose server's clock is so many seconds ahead."""
+    return -AHEAD_S < ahead < BEHIND_S
+
+
 def clock_line(ahead: float) -> str:
     """What to say of the server's clock."""
-    if -BEHIND_S < -ahead < AHEAD_S:
-        return f"clocks: the server's is {ahead:+.0f} s from this one"
+    line = f"its clock is {ahead:+.0f} s from this one"
+    if clocks_agree(ahead):
+        return line
     return (
-        f"clocks: the server's is {ahead:+.0f} s from this one; it refuses sites that are more than {AHEAD_S:g} s "
-        f"ahead or {BEHIND_S:g} s behind; set this clock (NTP)"
+        f"{line}; it refuses sites that are more than {AHEAD_S:g} s ahead of it or {BEHIND_S:g} s behind; set this "
+        "machine's clock (NTP)"
     )

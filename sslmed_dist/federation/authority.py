@@ -92,7 +92,8 @@ def certificate(name: str, key: Any, days: int, issuer: tuple[Any, Any] | None =
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
-    begin = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)  # clocks differ
+    end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    begin = end - datetime.timedelta(days=max(days, 0), hours=1)  # an hour, because clocks differ
     signing = key if issuer is None else issuer[1]
     usage = dict.fromkeys(
         ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
@@ -106,7 +107,7 @@ def certificate(name: str, key: Any, days: int, issuer: tuple[Any, Any] | None =
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(begin)
-        .not_valid_after(begin + datetime.timedelta(days=days, hours=1))
+        .not_valid_after(end)
         .add_extension(x509.BasicConstraints(issuer is None, 0 if issuer is None else None), critical=True)
         .add_extension(x509.KeyUsage(**usage), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)

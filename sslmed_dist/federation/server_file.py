@@ -14,13 +14,14 @@ NOTE = "see the file that `sslmed server init` writes"
 TEMPLATE = """\
 # One server of a federation. Every line is needed. After a change: stop `sslmed server start` and start it again.
 
-port: PORT                   # the one port that sites connect to; nothing else is opened to them
-listen: LISTEN              # 0.0.0.0: on all interfaces; 127.0.0.1: only for a proxy on this machine
+# The one port that sites connect to; nothing else is opened to them.
+port: PORT
+# 0.0.0.0: on all interfaces; 127.0.0.1: only for a proxy on this machine.
+listen: LISTEN
+# DNS names and addresses that sites connect to. They stand in the certificate, so after a change: sslmed server renew
 hosts: HOSTS
-                             # DNS names and addresses that sites connect to; they stand in the certificate, so after a
-                             # change: sslmed server renew
+# A folder for each run: checkpoints, log, metrics.
 folder: FOLDER
-                             # a folder for each run: checkpoints, log, metrics
 """
 
 

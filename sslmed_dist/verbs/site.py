@@ -11,13 +11,14 @@ from sslmed_dist.atomic_files import refuse_links, write_atomically
 from sslmed_dist.federation import (
     ledger_page,
     messages,
+    network_file,
+    node_key,
     policy,
     resident,
     separation,
     site_file,
     site_key,
     site_privacy,
-    site_template,
 )
 from sslmed_dist.federation.door import Door, pending_folder
 from sslmed_dist.federation.ledger import Anchor, Entry, Ledger, is_digest, read, verify
@@ -27,38 +28,10 @@ from sslmed_dist.federation.policy_summary import spent_privacy, summary, worth
 from sslmed_dist.federation.site_file import SiteFile
 from sslmed_dist.federation.site_work import in_child
 from sslmed_dist.printable import say
+from sslmed_dist.verbs.site_init import add_site_line, network_of, site_key_of
 
 Lines = list[str]
 EACH_START = "only processes keep the two sides apart here: whoever runs code as this user reads all (separation)"
-
-
-def init(path: Path, name: str, data: Path) -> Lines:
-    """Write the site's file, strict and with each line explained, and make its key. ``ValueError`` where there is a
-    file already, or the data are not there."""
-    if path.exists():
-        raise ValueError(f"{path}: exists; a site's rules are never written over")
-    if not data.exists():
-        raise ValueError(f"{data}: no such data")
-    if not site_file.NAME.fullmatch(name):
-        raise ValueError(f"name {name!r:.80}: expected up to 64 letters, digits, '_', '.' and '-'")
-    path = path.absolute()
-    write_atomically(path, site_template.filled(name, str(data.absolute()), str(path.parent)).encode())
-    path.chmod(0o600)
-    site = site_file.read(path)
-    Path(site.state).mkdir(mode=0o700, exist_ok=True)
-    key = site_key_of(site)
-    if not key.exists():
-        site_key.make(key)
-    return [
-        f"{path}: read it, line by line, then: sslmed site check {path}",
-        f"this site's key, for the server's people: {site_key.load(key).public}",
-        f"its peer key, for the people of sites that it adds up with (peers): {site_key.load(key).peer}",
-    ]
-
-
-def site_key_of(site: SiteFile) -> Path:
-    """Where the site's key is."""
-    return Path(site.state) / "key"
 
 
 def check(path: Path, against: Path | None, overrides: list[str]) -> tuple[Lines, Lines]:
@@ -175,8 +148,9 @@ def status(path: Path) -> Lines:
     newest = f"{entries[-1]['number']}:{entries[-1]['digest']}" if entries else "none"
     key = site_key.load(site_key_of(site))
     return [
-        f"site {site.site}, key {key.public}",
+        f"site {site.site}, key of the data side {node_key.fingerprint(key.public)}",
         f"peer key, for secure sums: {key.peer}; sites whose peer key stands in peers: {len(site.peers)}",
+        *registration(path),
         f"the door is {'open' if resident.is_open(site) else 'closed'}: {site.socket}; separation: {site.separation}",
         f"spent of data set {site.data_set}: {spent.rounds} of {life.rounds} rounds, {spent.messages} of "
         f"{life.messages} messages, {spent.size / 1e6:.1f} of {life.megabytes:g} megabytes, "
@@ -185,6 +159,17 @@ def status(path: Path) -> Lines:
         f"ledger: {len(entries)} entries; newest {newest}",
         *(f"  {ledger_page.line(entry)}" for entry in entries[-5:]),
     ]
+
+
+def registration(path: Path) -> Lines:
+    """What the server's people have to know of this site's keys; a line that says so where this user may not read
+    them."""
+    try:
+        network = network_file.read(network_of(path))
+        shown = node_key.fingerprint(node_key.public(Path(network.node_key)))
+        return [f"key of the network side {shown}; server {network.server}", add_site_line(path)]
+    except (ValueError, OSError) as error:
+        return [f"the key of the network side is not this user's to read ({error}); as root this shows both"]
 
 
 def reset(path: Path) -> Lines:

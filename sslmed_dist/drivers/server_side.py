@@ -1,0 +1,123 @@
+"""The programs of ``sslmed server start``, and a run on them."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+from sslmed_dist.config import Config, replace
+from sslmed_dist.drivers import launcher, superlink
+from sslmed_dist.drivers.flower_programs import Workplace, submit
+from sslmed_dist.drivers.place import Place
+from sslmed_dist.drivers.private_folder import clear_remains, private_folder
+from sslmed_dist.drivers.processes import check_port
+from sslmed_dist.federation import authority, registered
+from sslmed_dist.federation.server_file import NAME, Server
+from sslmed_dist.federation.sites import federated_section
+from sslmed_dist.locks import alone, held
+from sslmed_dist.printable import say
+from sslmed_dist.training.stopping import Stop
+
+FROM_DATA = ("views.mean", "views.std", "method.channels")  # what a run on data at hand reads from them
+
+
+def access(server: Server) -> superlink.Access:
+    """How this machine's own commands start runs."""
+    return superlink.Access(server.file.port, server.keys / superlink.TOKEN, server.tls.root)
+
+
+def serve(server: Server) -> None:
+    """Start the server's programs and wait until SIGTERM or SIGINT; what joins and leaves is said. ``ValueError`` for a
+    certificate that has ended, a port in use, or a server that runs already; ``RuntimeError`` where one of the programs
+    ended by itself."""
+    for path in (server.tls.root, server.tls.certificate):
+        left = authority.days_left(path)
+        if left < 0:
+            raise ValueError(f"{authority.ending(path)}; `sslmed server renew {server.place}` makes another")
+        if left < authority.SOON_DAYS:
+            say(f"warning: {authority.ending(path)}")
+    registered.read(server.sites)  # a mistake in it should end this here
+    server.programs.mkdir(exist_ok=True, mode=0o700)
+    with alone(server.place, "a server"):
+        clear_remains(server.place)
+        check_port(server.file.port, f"{server.place / NAME}: port")
+        with Stop(server.place) as stop, private_folder(server.place) as (_, processes):
+            place = Place(server.place, launcher.app_folder(), server.programs, processes)
+            superlink.start(
+                place,
+                [],
+                port=server.file.port,
+                listen=server.file.listen,
+                keys=server.keys,
+                tls=server.tls,
+                listed=server.sites,
+            )
+            say(f"{stamp()} the server is ready: {', '.join(server.file.hosts)}, port {server.file.port}")
+            watch(server, place, stop)
+    say(f"{stamp()} the server has stopped")
+
+
+def watch(server: Server, place: Place, stop: Stop) -> None:
+    """Say which sites come and go until a stop is asked for."""
+    before: dict[str, str] = {}
+    while not stop():
+        if place.failed():
+            raise RuntimeError(f"a program of the server has ended; see {server.place / 'logs'}; start it again")
+        now = {name: str(node["status"]) for name, node in nodes(server).items()}
+        for name in sorted(now.keys() | before.keys()):
+            if now.get(name) != before.get(name):
+                say(f"{stamp()} {name}: {now.get(name, 'taken out of the list')}")
+        before = now
+        time.sleep(0.3)
+
+
+def stamp() -> str:
+    """The time of a line."""
+    return time.strftime("%H:%M:%S")
+
+
+def nodes(server: Server) -> dict[str, dict[str, Any]]:
+    """By site, what the running server knows of its node; none where it never ran."""
+    path = server.programs / "superlink" / superlink.NODES
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def is_up(server: Server) -> bool:
+    """Whether `sslmed server start` runs."""
+    return held(server.place)
+
+
+def run(server: Server, settings: Config, resume: str) -> Path:
+    """Run the federation of ``settings`` on the running server to its last round; returns its folder. Errors as of
+    ``launcher.run``; ``ValueError`` where the server does not run, or the recipe lacks what no data here can tell."""
+    settings = for_sites(server, settings)
+    folder = settings.folder
+    if (folder / registered.SITES).exists():
+        raise ValueError(f"{folder / registered.SITES}: a server has one list of sites, {server.sites}; move this away")
+    if not is_up(server) or not superlink.healthy(access(server)):
+        raise ValueError(f"{server.place}: the server does not run; `sslmed server start {server.place}`")
+
+    def on_server(workplace: Workplace) -> Popen[bytes]:
+        return submit(workplace, access(server), [])
+
+    launcher.run(settings, resume, folder, on_server)
+    return folder
+
+
+def for_sites(server: Server, settings: Config) -> Config:
+    """``settings`` as they run here: in the server's folder, with the sites of its list where the recipe names none.
+    ``ValueError`` for sites that are not on it, and for values that the recipe has to say because no data are here."""
+    listed = registered.read(server.sites)
+    names = federated_section(settings).site_names or tuple(listed)
+    strangers = sorted(set(names) - listed.keys())
+    if not names or strangers:
+        what = f"federated.site_names: {', '.join(strangers)} not registered" if strangers else "no site is registered"
+        raise ValueError(f"{server.sites}: {what}; `sslmed server add-site`")
+    sections: Mapping[str, Mapping[str, Any]] = {"views": settings.views, "method": settings.method}
+    lacking = [key for key in FROM_DATA if sections[key.split(".")[0]].get(key.split(".")[1]) is None]
+    if lacking:
+        raise ValueError(f"{', '.join(lacking)}: missing; the recipe has to say it, since no data are at the server")
+    return replace(settings, run={"dir": server.file.folder}, federated={"site_names": list(names)})

@@ -1,0 +1,159 @@
+"""Who gets past the gate before Flower's SuperLink, which nodes it registers, and how often anybody asks."""
+
+import asyncio
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from clients.supernode import Clock
+from server.brisk_grid import BriskGrid, pause
+from server.owners import Owners
+from server.superlink import Gate, Watch, register, seen
+from sslmed_dist.federation import node_key, registered
+from sslmed_dist.federation.registered import Registered
+
+HERE, AWAY = ("127.0.0.1", 5), ("192.0.2.9", 5)
+
+
+def status(path: str, client: Any = HERE, *authorization: str) -> int:
+    """What the gate answers, 0 where it lets pass."""
+    passed: list[int] = []
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        passed.append(1)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": path, "client": client}
+    scope["headers"] = [(b"authorization", value.encode()) for value in authorization]
+    asyncio.run(Gate(app, "secret")(scope, None, send))
+    assert bool(passed) != bool(sent)
+    return 0 if passed else int(sent[0]["status"])
+
+
+@pytest.mark.parametrize(
+    ("path", "client", "token", "answer"),
+    [
+        ("/health", AWAY, (), 0),
+        ("/v1/fleet/pull-messages", AWAY, (), 0),
+        ("/v1/runtime/acquire-task", HERE, (), 0),
+        ("/v1/runtime/acquire-task", AWAY, (), 404),
+        ("/v1/control/start-run", HERE, ("Bearer secret",), 0),
+        ("/v1/control/start-run", ("::1", 5), ("Bearer secret",), 0),
+        ("/v1/control/start-run", HERE, (), 401),
+        ("/v1/control/start-run", HERE, ("Bearer secrets",), 401),
+        ("/v1/control/start-run", HERE, ("Bearer secret", "Bearer secret"), 401),
+        ("/v1/control/start-run", AWAY, ("Bearer secret",), 404),
+        ("/v1/control/start-run", None, ("Bearer secret",), 404),
+        ("/v1/fleet/../control/start-run", AWAY, (), 0),  # Flower knows no such path: 404
+        ("/docs", HERE, ("Bearer secret",), 404),
+        ("/v2/control/start-run", HERE, ("Bearer secret",), 404),
+    ],
+)
+def test_who_may_ask_for_what(path: str, client: Any, token: tuple[str, ...], answer: int) -> None:
+    assert status(path, client, *token) == answer
+
+
+class State:
+    """Flower's state as far as nodes go."""
+
+    def __init__(self) -> None:
+        self.nodes: list[SimpleNamespace] = []
+
+    def get_node_info(self) -> list[SimpleNamespace]:
+        """All nodes that were ever registered."""
+        return self.nodes
+
+    def create_node(self, aid: str, account: str, key: bytes, heartbeat: float, *, name: str) -> None:
+        """Register one."""
+        number = len(self.nodes) + 1
+        self.nodes.append(
+            SimpleNamespace(node_id=number, name=name, public_key=key, status="registered", last_activated_at="")
+        )
+
+    def delete_node(self, aid: str, number: int) -> None:
+        """Take one out."""
+        self.nodes[number - 1].status = "unregistered"
+
+
+def test_nodes_follow_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {name: node_key.make(tmp_path / name) for name in ("north", "south")}
+    state, path = State(), tmp_path / "sites.yaml"
+    monkeypatch.setenv(registered.LISTED, str(path))
+    watch = Watch(SimpleNamespace(state=lambda: state), tmp_path / "nodes.json")
+    watch.look()
+    assert state.nodes == [] and (tmp_path / "nodes.json").read_text() == "{}"
+    sites = {name: Registered(5, key, None) for name, key in keys.items()}
+    registered.write(path, sites)
+    watch.look()
+    watch.look()
+    assert [node.name for node in state.nodes] == ["north", "south"]
+    path.write_text("north: 5")  # a mistake changes nothing
+    watch.look()
+    assert [node.status for node in state.nodes] == ["registered"] * 2
+    registered.write(path, {"south": sites["south"]})
+    watch.look()
+    assert [node.status for node in state.nodes] == ["unregistered", "registered"]
+    assert list(seen(state, watch.listed)) == ["south"]
+    register(state, sites)
+    assert [node.name for node in state.nodes] == ["north", "south", "north"]
+
+
+def test_a_node_is_the_site_of_its_key(tmp_path: Path) -> None:
+    keys = {name: node_key.make(tmp_path / name) for name in ("north", "south", "stranger")}
+    owners = Owners({name: Registered(None, keys[name]) for name in ("north", "south")})
+    nodes = [SimpleNamespace(node_id=n, public_key=node_key.pem(key)) for n, key in enumerate(keys.values())]
+    grid: Any = SimpleNamespace(get_nodes=lambda: nodes)
+    owners.look(grid)
+    assert [owners.name(number) for number in range(4)] == ["north", "south", None, None]
+
+
+def test_nothing_is_found_more_than_a_tenth_late() -> None:
+    assert [pause(waited) for waited in (0.0, 1.0, 5.0, 30.0, 3600.0)] == [0.1, 0.1, 0.5, 3.0, 3.0]
+
+
+def test_a_node_that_worked_looks_often_and_one_that_idles_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, slept = [100.0], []
+
+    def sleep(seconds: float) -> None:
+        slept.append(round(seconds, 3))
+        now[0] += seconds
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", sleep)
+    clock = Clock()
+    while now[0] < 200:
+        clock.sleep(3)
+    assert slept[0] == 0.1 and slept[-1] == 3.0 and len(slept) < 90
+    now[0] += 5  # a message came and was worked on
+    clock.sleep(3)
+    clock.sleep(0.5)
+    assert slept[-2:] == [0.1, 0.1]
+    assert clock.perf_counter is time.perf_counter
+
+
+def test_replies_are_collected_until_all_are_there_or_time_is_over() -> None:
+    class Grid:
+        """Answers two of three messages, one at a look."""
+
+        def __init__(self) -> None:
+            self.there = ["a", "b"]
+
+        def push_messages(self, messages: Any) -> list[str]:
+            return list(messages)
+
+        def pull_messages(self, ids: Any) -> list[Any]:
+            found = [name for name in self.there if name in ids][:1]
+            return [SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=name)) for name in found]
+
+    grid: Any = Grid()
+    assert len(list(BriskGrid(grid).send_and_receive(["a", "b"]))) == 2
+    begun = time.monotonic()
+    late: Any = ["a", "b", "c"]
+    assert len(list(BriskGrid(grid).send_and_receive(late, timeout=0.4))) == 2
+    assert 0.4 <= time.monotonic() - begun < 2
