@@ -38,29 +38,30 @@ def keep(side: NetworkFile, path: Path) -> None:
     with alone(home, "a network side"):
         clear_remains(home)
         with Stop(home) as stop:
-            proved = ""
-            until = time.monotonic() + (EXPIRED_S if (home / SESSION).exists() else 0.0)
-            while not stop():
-                line = answers(side, side.server, stop)
-                if line is None:
-                    break
-                if line.partition(";")[0] != proved:
-                    told(side, line)
-                proved = line.partition(";")[0]
-                try:
-                    once(side, side.server, home, stop)
-                    until = time.monotonic() + EXPIRED_S  # it was online, so an old session may be counted
-                except NotNow:
-                    left = until - time.monotonic()
-                    if left <= 0:
-                        raise ValueError(unknown(side.server, fingerprint)) from None
-                    told(
-                        side,
-                        f"the server still counts the session before, which ended without a word; waiting for "
-                        f"its end, up to {left:.0f} s",
-                    )
-                pause(stop, AGAIN_S)
+            again_and_again(side, home, stop, fingerprint)
     told(side, "the network side has stopped")
+
+
+def again_and_again(side: NetworkFile, home: Path, stop: Stop, fingerprint: str) -> None:
+    """One SuperNode after another until a stop. ``ValueError`` as of ``keep``."""
+    assert side.server is not None
+    said = ""
+    until = time.monotonic() + (EXPIRED_S if (home / SESSION).exists() else 0.0)
+    while (line := answers(side, side.server, stop)) is not None:
+        proved = line.partition(";")[0]  # without the clock
+        if proved != said:
+            told(side, line)
+        said = proved
+        try:
+            once(side, side.server, home, stop)
+            until = time.monotonic() + EXPIRED_S  # it was online, and may be counted as such
+        except NotNow:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise ValueError(unknown(side.server, fingerprint)) from None
+            ending = f"waiting for its end, up to {left:.0f} s"
+            told(side, f"the server still counts the session before, which ended without a word; {ending}")
+        pause(stop, AGAIN_S)
 
 
 def unknown(server: str, fingerprint: str) -> str:

@@ -33,8 +33,9 @@ def public(path: Path) -> str:
 
     if not path.exists():
         raise ValueError(f"{path}: no key of the network side; `sslmed site init` makes one")
+    content = read_private(path, 1 << 14)
     try:
-        return word(serialization.load_ssh_private_key(read_private(path, 1 << 14), None).public_key())
+        return word(serialization.load_ssh_private_key(content, None).public_key())
     except (ValueError, UnsupportedAlgorithm):
         raise ValueError(f"{path}: is no private key in OpenSSH's form") from None
 

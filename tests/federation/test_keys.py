@@ -19,7 +19,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> authority.Authority:
 
 
 def answered(tls: authority.Authority, root: Path, name: str) -> str | None:
-    """What a client that believes ``root`` says of a server of ``tls`` that is called ``name``; None: it believes it."""
+    """Why a client that believes ``root`` does not believe a server of ``tls`` called ``name``; None: it does."""
     own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     own.load_cert_chain(tls.certificate, tls.key)
     here, there = socket.socketpair()
