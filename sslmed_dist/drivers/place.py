@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
+from typing import Protocol
 
 from sslmed_dist.drivers.processes import Processes
 from sslmed_dist.federation.messages import LAUNCHER
@@ -31,6 +32,13 @@ QUIET = {
 NOT_INHERITED = ("RAY_ADDRESS", "PYTHONPATH", PORT, LISTED)
 
 
+class Lasting(Protocol):
+    """What has to last as long as a federation: a program, or a server elsewhere on this machine."""
+
+    def poll(self) -> int | None:
+        """None as long as it does."""
+
+
 @dataclass
 class Place:
     """One start: the folder whose ``logs/`` the programs write to, the app's folder, the folder of the programs' own
@@ -40,7 +48,7 @@ class Place:
     app: Path
     folder: Path
     processes: Processes
-    servers: list[Popen[bytes]] = field(default_factory=list)  # those that have to last as long as the federation
+    servers: list[Lasting] = field(default_factory=list)  # those that have to last as long as the federation
 
     def home(self, name: str) -> Path:
         """The folder of the program ``name``: its working directory and its FLWR_HOME."""

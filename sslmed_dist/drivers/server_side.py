@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -21,6 +22,17 @@ from sslmed_dist.printable import say
 from sslmed_dist.training.stopping import Stop
 
 FROM_DATA = ("views.mean", "views.std", "method.channels")  # what a run on data at hand reads from them
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A server that another command runs."""
+
+    server: Server
+
+    def poll(self) -> int | None:
+        """None as long as it runs."""
+        return None if is_up(self.server) else 1
 
 
 def access(server: Server) -> superlink.Access:
@@ -101,6 +113,7 @@ def run(server: Server, settings: Config, resume: str) -> Path:
         raise ValueError(f"{server.place}: the server does not run; `sslmed server start {server.place}`")
 
     def on_server(workplace: Workplace) -> Popen[bytes]:
+        workplace.servers.append(Elsewhere(server))
         return submit(workplace, access(server), [])
 
     launcher.run(settings, resume, folder, on_server)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from clients.supernode import Clock
+from clients.supernode import Clock, sending
 from server.brisk_grid import BriskGrid, pause
 from server.owners import Owners
 from server.superlink import Gate, Watch, register, seen
@@ -135,6 +135,20 @@ def test_a_node_that_worked_looks_often_and_one_that_idles_does_not(monkeypatch:
     clock.sleep(0.5)
     assert slept[-2:] == [0.1, 0.1]
     assert clock.perf_counter is time.perf_counter
+
+
+def test_an_answer_is_sent_though_no_message_came() -> None:
+    """Of Flower's loop: where ``pull`` returns None nothing is sent."""
+    from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
+
+    state = InMemoryNodeState(None)
+    pull = sending(lambda *, state, answer: answer)
+    metadata = SimpleNamespace(reply_to_message_id="asked")
+    assert (pull(state=state, answer=None), pull(state=state, answer=7)) == (None, 7)
+    state.msg_store["one"] = SimpleNamespace(message=SimpleNamespace(metadata=metadata), is_retrieved=False)
+    assert pull(state=state, answer=None) == 0
+    state.msg_store["one"].is_retrieved = True
+    assert pull(state=state, answer=None) is None
 
 
 def test_replies_are_collected_until_all_are_there_or_time_is_over() -> None:
