@@ -34,8 +34,9 @@ def test_init_writes_a_strict_file_and_a_key_once(tmp_path: Path, capsys: pytest
         0o700,
         0o600,
     ]
-    key = capsys.readouterr().out.split()[-1]
-    assert len(bytes.fromhex(key)) == 32
+    line = capsys.readouterr().out.splitlines()[-1].split()
+    assert line[:5] == ["sslmed", "server", "add-site", "DIR", "north"] and line[-2:] == ["--samples", "N"]
+    assert len(bytes.fromhex(line[line.index("--data-key") + 1])) == 32
     assert main(["site", "init", str(file), "--name", "north", "--data", str(tmp_path / "data")]) == 2
     assert "a site's rules are never written over" in capsys.readouterr().err
     assert main(["site", "init", str(tmp_path / "b.yaml"), "--name", "../x", "--data", str(tmp_path)]) == 2
