@@ -7,7 +7,7 @@ import pytest
 from sslmed_dist.drivers import flower_programs, launcher
 from sslmed_dist.federation import payload
 from sslmed_dist.federation.local_round import initial_arrays
-from tests.clients.test_relay import federate, open_doors, two_sites
+from tests.clients.test_relay import NAMES, federate, open_doors, two_sites
 from tests.federation import tiny
 
 pytestmark = [pytest.mark.flower, pytest.mark.slow]
@@ -22,7 +22,7 @@ def test_flowers_own_programs_carry_the_payload(tmp_path: Path, monkeypatch: pyt
     chosen = tiny.settings(
         folder,
         method=LARGE,
-        federated={**TWO, "rounds": 1, "runtime": "deployment", "timeout_s": 240.0},
+        federated={**TWO, "rounds": 1, "runtime": "deployment", "timeout_s": 240.0, "site_names": list(NAMES)},
     )
     model = initial_arrays(chosen)
     numbers = sum(tensor.numel() * tensor.element_size() for tensor in model.values())

@@ -91,7 +91,10 @@ def test_a_server_of_another_authority_is_not_believed(
     joining(running.folder, "misled", running.server, other.root)
     assert main(["site", "network", str(running.network("misled"))]) == 2
     said = capsys.readouterr().err
-    assert "is not believed: " in said and f"{running.network('misled').with_name('ca.crt')} alone" in said
+    assert (
+        "is not believed: " in said
+        and f"{running.network('misled').with_name('ca.crt')} names whom this side believes" in said
+    )
 
 
 def test_nobody_without_the_token_starts_runs_and_nobody_without_the_secret_takes_tasks(running: Federation) -> None:

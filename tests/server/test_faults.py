@@ -155,6 +155,34 @@ def test_a_list_of_sites_that_is_none(tmp_path: Path, content: str, line: str) -
         registered(tmp_path, config.Federated())
 
 
+def test_a_node_with_the_key_of_another_site_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second node says that it is site-1; its key is that of site-0."""
+    from types import SimpleNamespace
+
+    from server import in_process
+    from sslmed_dist.federation import node_key, registered
+
+    chosen = tiny.settings(tmp_path, federated={"rounds": 1})
+    keys = {f"site-{number}": node_key.make(tmp_path / f"key-{number}") for number in range(3)}
+    registered.write(chosen.folder / "sites.yaml", {name: registered.Registered(99, key) for name, key in keys.items()})
+    words = [keys["site-0"], keys["site-0"], keys["site-2"]]
+    nodes = [SimpleNamespace(node_id=number, public_key=node_key.pem(word)) for number, word in enumerate(words, 1)]
+    monkeypatch.setattr(in_process.InProcessGrid, "get_nodes", lambda grid: nodes, raising=False)
+    log = tiny.log_of(tiny.federate(chosen, monkeypatch))
+    assert "node 2 is refused: node 2: says it is site-1, but its key is that of site-0" in log
+    assert "round 1 of 1: 2 of 3 sites" in log
+
+
+def test_a_list_and_names_agree(tmp_path: Path) -> None:
+    from sslmed_dist.federation.registered import Registered, registered, write
+
+    write(tmp_path / "sites.yaml", {name: Registered(5) for name in ("a", "b", "c")})
+    assert set(registered(tmp_path, config.Federated()) or {}) == {"a", "b", "c"}
+    assert set(registered(tmp_path, config.Federated(site_names=["c", "a"])) or {}) == {"a", "c"}  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="has no d of federated.site_names"):
+        registered(tmp_path, config.Federated(site_names=["a", "d"]))  # type: ignore[arg-type]
+
+
 def test_without_a_list_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tiny.log_of(tiny.federate(tiny.settings(tmp_path, federated={"rounds": 1}), monkeypatch))
     assert "no list of sites (sites.yaml, federated.site_names): whoever greets takes part" in log

@@ -107,3 +107,39 @@ def test_bytes_that_are_no_answer(server: Sealed, data: bytes) -> None:
     for ask in (lambda: server.greeting(answer, 1), lambda: server.update(answer, ASKED)):
         with pytest.raises(SiteRefused):
             ask()
+
+
+def test_no_first_greeting_is_believed_but_that_of_the_pinned_key(tmp_path: Path) -> None:
+    public = KEY.public_key().public_bytes_raw().hex()
+    pinned = Sealed("YQ==", tmp_path, {"north": public})
+    with pytest.raises(SiteRefused, match="not signed by the site's data side"):
+        pinned.greeting(reply(pinned, "greeting", 1, Ed25519PrivateKey.generate()), 7)
+    assert pinned.known == {} and pinned.nodes == set()
+    pinned.greeting(reply(pinned, "greeting", 1), 7)
+    assert pinned.nodes == {7}
+
+
+def test_a_site_with_a_pinned_key_cannot_answer_without_a_signature(tmp_path: Path) -> None:
+    from flwr.app import ConfigRecord
+
+    from sslmed_dist.federation.messages import SITE, Greeting
+
+    pinned = Sealed("YQ==", tmp_path, {"north": "0f" * 32})
+    plain: Any = Reply(b"")
+    for name, refused in (("north", True), ("south", False)):
+        plain.content = RecordDict({SITE: ConfigRecord(Greeting(name, "0.1.0", 1, 9).to_record())})
+        if not refused:
+            assert pinned.greeting(plain, 7) is plain.content
+            continue
+        for read in (lambda: pinned.greeting(plain, 7), lambda: pinned.update(plain, ASKED)):
+            with pytest.raises(SiteRefused, match="not signed, and the list of sites has a key for it"):
+                read()
+
+
+def test_what_was_kept_of_another_key_counts_for_nothing(server: Sealed) -> None:
+    """A site that made itself a new key, which the list pins now, begins its ledger anew."""
+    other = Ed25519PrivateKey.generate()
+    again = Sealed("YQ==", server.path.parent, {"north": other.public_key().public_bytes_raw().hex()})
+    assert again.known == {}
+    again.greeting(reply(again, "greeting", 1, other), 7)
+    assert again.known["north"]["sequence"] == 1
