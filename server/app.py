@@ -20,6 +20,7 @@ from server.roll_call import Sites
 from server.sealed import Sealed
 from sslmed_dist import __version__
 from sslmed_dist.atomic_files import appending, refuse_links
+from sslmed_dist.federation import app_signature
 from sslmed_dist.federation.messages import ENDING, LAUNCHER, Ending, RunSettings
 from sslmed_dist.federation.registered import LISTED, registered
 from sslmed_dist.federation.round_files import last_round
@@ -46,6 +47,9 @@ def main(grid: Grid, context: Context) -> None:
         stay_with_writer(folder)
     handler = open_log(folder / "federation.log")
     try:
+        if app_signature.SIGNATURE in os.environ:
+            app_signature.as_asked(os.environ, grid.run.fab_hash)
+            log.info("the app is signed")
         rounds, told = serve(grid, run_settings, folder)
         write_json(folder / ENDING, Ending("finished", rounds, figures=told).to_tree())
     except Exception as error:

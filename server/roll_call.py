@@ -24,6 +24,7 @@ FAILURES = {
     3: "the message was lost",
     4: "the reply was lost",
     5: "the node is gone",
+    7: "its node does not run this app: no key that it trusts has signed it",
     8: "its app stopped",
 }
 

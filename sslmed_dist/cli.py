@@ -263,6 +263,13 @@ def site(arguments: argparse.Namespace) -> int:
     return SITE[arguments.action](arguments)
 
 
+def app(arguments: argparse.Namespace) -> int:
+    """``sslmed app``."""
+    from sslmed_dist.cli_app import APP
+
+    return APP[arguments.action](arguments)
+
+
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": train,
     "federate": federate,
@@ -280,6 +287,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "recipes": recipes,
     "server": server,
     "site": site,
+    "app": app,
 }
 
 

@@ -1,6 +1,7 @@
-"""What may stand on the command line of ``sslmed site`` and ``sslmed server``. Standard library only."""
+"""What may stand on the command line of ``sslmed site``, ``sslmed server`` and ``sslmed app``. Standard library only."""
 
 import argparse
+from pathlib import Path
 
 from sslmed_dist.cli_arguments import Verbs, configuration, overriding, path, recipe
 
@@ -63,3 +64,21 @@ def federation_server(verbs: Verbs) -> None:
     resume = action("resume", "go on with a run where it stopped")
     resume.add_argument("name", metavar="RUN", help="run.name")
     action("status", "sites and their keys, certificates, clock, runs")
+
+
+def flower_app(verbs: Verbs) -> None:
+    """``app`` and its actions."""
+    app = verbs.add_parser("app", help="the Flower app that came with this program, and signatures of it")
+    actions = app.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("digest", help="its SHA-256 as Flower packs it; the same for every installation of a version")
+    key = actions.add_parser("key", help="make the key that signs apps; on a machine without a network")
+    key.add_argument("key", type=path, metavar="KEY", help="file of the key, not there yet")
+    sign = actions.add_parser("sign", help="sign the app")
+    sign.add_argument("key", type=path, metavar="KEY", help="file of the key")
+    sign.add_argument("--digest", metavar="SHA256", help="of the app; default: the one that came with this program")
+    sign.add_argument("--out", type=path, default=Path("app.signature.json"), help="default: app.signature.json")
+    check = actions.add_parser("check", help="whether a signature is of the app that came with this program")
+    check.add_argument("signature", type=path, metavar="SIGNATURE", help="file of `sslmed app sign`")
+    trust = actions.add_parser("trust", help="write the file of keys whose apps a site's node runs")
+    trust.add_argument("keys", nargs="+", metavar="PUBLIC", help="public halves, 64 hexadecimal digits each")
+    trust.add_argument("--out", type=path, default=Path("trusted.yaml"), help="default: trusted.yaml")

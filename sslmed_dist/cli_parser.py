@@ -18,7 +18,7 @@ from sslmed_dist.cli_arguments import (
     recipe,
     resuming,
 )
-from sslmed_dist.cli_hospitals import federation_server, hospital_site
+from sslmed_dist.cli_hospitals import federation_server, flower_app, hospital_site
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     verbs.add_parser("doctor", help="what this machine has, what is missing, what will not work")
     hospital_site(verbs)
     federation_server(verbs)
+    flower_app(verbs)
     return top
 
 

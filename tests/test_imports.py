@@ -41,7 +41,7 @@ FLOORS: tuple[set[str], ...] = (
     {"report", "drivers"},
     {"verbs"},
     {"cli_answers"},
-    {"cli_data", "cli_site", "cli_server"},
+    {"cli_data", "cli_site", "cli_server", "cli_app"},
     {"cli"},
 )
 # Parts that may not import all that is below them: they know no configuration, no run and no file but their own.
@@ -63,6 +63,7 @@ NO_TORCH = (
     "cli_site",
     "cli_server",
     "cli_hospitals",
+    "cli_app",
     "cli_arguments",
     "cli_parser",
     "endings",

@@ -18,17 +18,10 @@ from sslmed_dist.verbs import recipes
 ROOT = Path(__file__).parents[1]
 TREES = ("sslmed_dist", "server", "clients", "configs")
 FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
-# The digest of the app as Flower packs it, whatever checkout or wheel the program comes from.
 DIGEST = """
-import hashlib
-from flwr.cli.build import build_fab_from_disk
-from sslmed_dist.drivers.flower_programs import copy_app
-from sslmed_dist.drivers.launcher import app_folder
-from pathlib import Path
-import sslmed_dist, tempfile
-print(sslmed_dist.__file__)
-with tempfile.TemporaryDirectory() as folder:
-    print(hashlib.sha256(build_fab_from_disk(copy_app(app_folder(), Path(folder) / "app"))).hexdigest())
+import sslmed_dist
+from sslmed_dist.drivers import app_file, launcher
+print(sslmed_dist.__file__, app_file.digest(launcher.app_folder()))
 """
 
 

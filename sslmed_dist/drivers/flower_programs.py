@@ -5,7 +5,6 @@ private folder, and a deployment has TLS and a key for every site, made anew for
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -14,10 +13,10 @@ from pathlib import Path
 from subprocess import Popen
 
 from sslmed_dist.config import Config, below
-from sslmed_dist.drivers import superlink
+from sslmed_dist.drivers import app_file, superlink
 from sslmed_dist.drivers.place import PORT, Place
 from sslmed_dist.drivers.processes import check_port, free_port
-from sslmed_dist.federation import authority, node_key
+from sslmed_dist.federation import app_signature, authority, node_key, site_key
 from sslmed_dist.federation.messages import DATA_CACHE, DATA_LIST, DATA_ROOT, SITES_DIR, Node, RunSettings
 from sslmed_dist.federation.registered import SITES, Registered, registered, write
 from sslmed_dist.federation.sites import expected_sites, federated_section, site_names
@@ -91,7 +90,7 @@ def require_room_for_sockets(folder: Path) -> None:
 
 def deployment(workplace: Workplace) -> Popen[bytes]:
     """A SuperLink and a SuperNode per site, as in hospitals but on the loopback interface: with TLS and with a
-    registered key for each site, made for this start alone.
+    registered key for each site, made for this start alone. The nodes run this start's own app and no other.
 
     ``data.root`` with ``{site}`` in it is each site's own data; otherwise every node takes its share of one dataset.
     """
@@ -102,7 +101,8 @@ def deployment(workplace: Workplace) -> Popen[bytes]:
     own = {name: keys / f"node-{number}" for number, name in enumerate(names)}
     made = {name: replace(listed[name], node_key=node_key.make(own[name])) for name in names if name in listed}
     write(keys / SITES, {**listed, **made})
-    access = superlink.start(workplace, [], port=chosen_port(), keys=keys, tls=tls, listed=keys / SITES)
+    signed, trusted = sign_app(workplace)
+    access = superlink.start(workplace, [], port=chosen_port(), keys=keys, tls=tls, listed=keys / SITES, extra=signed)
     ports = [access.port]  # the SuperLink's, then one for each SuperNode
     for number, name in enumerate(names):
         if name not in made:
@@ -117,6 +117,7 @@ def deployment(workplace: Workplace) -> Popen[bytes]:
                 key=own[name],
                 node_config=node,
                 taken=ports,
+                trusted=trusted,
             )[1]
         )
     return submit(workplace, access, [])
@@ -138,6 +139,19 @@ def node_config(workplace: Workplace, site_number: int, name: str) -> str:
     return (node if has_own_data else replace(node, partition=site_number, partitions=workplace.sites)).text()
 
 
+def sign_app(workplace: Workplace) -> tuple[Mapping[str, str], Path]:
+    """Sign the app by a key that is used for this start alone; returns what the SuperLink's environment needs, and the
+    file of the keys that the nodes trust."""
+    folder = workplace.home("signing")
+    site_key.make(folder / "key")
+    key = site_key.load(folder / "key")
+    (folder / "key").unlink()
+    signature, trusted = folder / "app.signature.json", folder / "trusted.yaml"
+    signature.write_text(app_signature.sign(key, app_file.digest(workplace.app, folder)).text())
+    trusted.write_text(app_signature.trusted([key.public]))
+    return app_signature.asking(superlink.database(workplace), signature), trusted
+
+
 def chosen_port() -> int:
     """The port of a SuperLink of this machine, which the environment may choose (``PORT``). ``ValueError`` for one that
     is in use."""
@@ -149,22 +163,13 @@ def chosen_port() -> int:
 
 def submit(workplace: Workplace, access: superlink.Access, arguments: list[str]) -> Popen[bytes]:
     """Send the app (from a copy without other files) to the SuperLink and start the run; the program lasts as long."""
-    app = copy_app(workplace.app, workplace.folder / "app")
+    app = app_file.copy_app(workplace.app, workplace.folder / "app")
     values = RunSettings.of(workplace.settings, workplace.run).to_record()
     run_config = workplace.home("submit") / "run.toml"
     run_config.write_text("".join(f'{key} = "{value}"\n' for key, value in values.items()))
     command = [str(app), "--superlink", access.address, "--token", str(access.token), "--run-config", str(run_config)]
     command += [] if access.root is None else ["--root-certificates", str(access.root)]
     return workplace.module("submit", "server.submit", [*command, *arguments])
-
-
-def copy_app(app: Path, copy: Path) -> Path:
-    """Copy the app's own files and no others into the new folder ``copy``; returns it. What is packed from it has the
-    same bytes whether ``app`` is a checkout or a wheel's."""
-    for part in ("server", "clients"):
-        shutil.copytree(app / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(app / "pyproject.toml", copy)
-    return copy
 
 
 RUNTIMES: Mapping[str, Callable[[Workplace], subprocess.Popen[bytes]]] = {

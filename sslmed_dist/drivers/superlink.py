@@ -46,6 +46,11 @@ class Access:
         return f"{HERE}:{self.port}"
 
 
+def database(place: Place) -> Path:
+    """The SuperLink's database."""
+    return place.home("superlink") / "state.db"
+
+
 def secret(path: Path) -> Path:
     """``path``, where a random secret of this user alone is made unless there is one."""
     if not path.exists():
@@ -75,7 +80,7 @@ def start(
         encrypted = ["--ssl-ca-certfile", str(tls.root), "--ssl-certfile", str(tls.certificate)]
         encrypted += ["--ssl-keyfile", str(tls.key), "--enable-supernode-auth"]
     isolated = ["--isolation", "process", "--superexec-auth-secret-file", str(hidden)]
-    where = ["--host", listen, "--port", str(port), "--database", str(home / "state.db")]
+    where = ["--host", listen, "--port", str(port), "--database", str(database(place))]
     env = dict(extra or {}) | ({LISTED: str(listed)} if listed is not None else {})
     place.servers.append(
         place.module("superlink", "server.superlink", [*own, *encrypted, *arguments, *isolated, *where], env)
@@ -99,15 +104,24 @@ def superexec(
 
 
 def supernode(
-    place: Place, name: str, *, server: str, root: Path, key: Path, node_config: str, taken: Sequence[int] = ()
+    place: Place,
+    name: str,
+    *,
+    server: str,
+    root: Path,
+    key: Path,
+    node_config: str,
+    taken: Sequence[int] = (),
+    trusted: Path | None = None,
 ) -> tuple[Popen[bytes], int]:
     """Start a SuperNode and its SuperExec: outbound connections to ``server`` (HOST:PORT), whose certificate must be of
     the authority ``root``, signed with ``key``; returns it and the port of the loopback interface that it has for its
-    app. ``taken``: ports that are used already."""
+    app. ``taken``: ports that are used already; ``trusted``: the file of the keys whose apps it runs, None: any."""
     port, hidden = free_port(taken), secret(place.home(name) / SECRET)
     arguments = ["--superlink", server, "--root-certificates", str(root), "--auth-supernode-private-key", str(key)]
     arguments += ["--isolation", "process", "--superexec-auth-secret-file", str(hidden)]
     arguments += ["--host", HERE, "--port", str(port), "--node-config", node_config]
+    arguments += [] if trusted is None else ["--trusted-entities", str(trusted)]
     node = place.module(name, "clients.supernode", arguments)
     superexec(place, f"{name}-superexec", f"{HERE}:{port}", hidden, None)
     return node, port

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslmed_dist.federation import site_key
 from sslmed_dist.federation.figures import are_figures
 from sslmed_dist.federation.ledger import Anchor, canonical, is_digest
 from sslmed_dist.federation.secure_keys import MOST_SITES, SEALED_SHARES
@@ -263,9 +264,6 @@ def unseal(data: bytes | memoryview, public: bytes | None = None) -> tuple[Answe
     """(the answer in ``data``, the public key that signed it). ``public`` is the key that the site is known by; None
     takes the one that the answer names, which only a first greeting or a refusal does. ``ValueError`` for a forged or
     damaged one."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
     view = memoryview(data)
     if bytes(view[:8]) != SEALED or len(view) < ANSWER_OVERHEAD:
         raise ValueError("the bytes are no answer of a site's data side")
@@ -274,9 +272,7 @@ def unseal(data: bytes | memoryview, public: bytes | None = None) -> tuple[Answe
         if "key" not in message.fields:
             raise ValueError("the site's key is not known yet")
         public = bytes.fromhex(message.fields["key"])
-    try:
-        Ed25519PublicKey.from_public_bytes(public).verify(bytes(view[-64:]), bytes(view[:-64]))
-    except InvalidSignature:
-        raise ValueError("the answer is not signed by the site's data side") from None
+    if not site_key.is_signed(bytes(view[:-64]), bytes(view[-64:]), public):
+        raise ValueError("the answer is not signed by the site's data side")
     (number,) = struct.unpack("<Q", view[8:16])
     return Answer(message, Anchor(number, bytes(view[16:48]).hex())), public

@@ -1,4 +1,5 @@
-"""The data side's own key (Ed25519, and X25519 for secure sums): made once, kept at the site, never sent."""
+"""Ed25519 keys in files of our own: the data side's (from which its X25519 key for secure sums comes), made once, kept at
+the site, never sent; and the one that signs the Flower app (``app_signature``)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ class SiteKey:
 
 def make(path: Path) -> None:
     """Write a new key of the operating system's generator, readable by this user alone. ``ValueError`` where one is
-    there already: answers signed by another key are forgeries to the server."""
+    there already: what another key signs is a forgery to whoever knows the first."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     write_private(path, Ed25519PrivateKey.generate().private_bytes_raw())
@@ -41,3 +42,15 @@ def load(path: Path) -> SiteKey:
     key = Ed25519PrivateKey.from_private_bytes(content)
     exchange = derive(content, b"", "exchange")
     return SiteKey(key.sign, key.public_key().public_bytes_raw().hex(), exchange, public_of(exchange).hex())
+
+
+def is_signed(content: bytes, signature: bytes, public: bytes) -> bool:
+    """Whether the key whose public half this is has signed the content."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, content)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
