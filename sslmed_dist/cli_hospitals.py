@@ -1,4 +1,4 @@
-"""What may stand on the command line of ``sslmed site``, ``sslmed server`` and ``sslmed app``. Standard library only."""
+"""What may stand on the command line of ``sslmed site``, ``server`` and ``app``. Standard library only."""
 
 import argparse
 from pathlib import Path

@@ -31,7 +31,7 @@ FLOORS: tuple[set[str], ...] = (
             "json_files",
         ),
         *("curve_events", "strips", "zip_files", "home_folder", "links", "cli_arguments"),
-        *("state_dicts", "weights", "outputs", "installation", "locks", "cli_hospitals"),
+        *("state_dicts", "weights", "outputs", "installation", "locks", "cli_hospitals", "log_files"),
     },
     {"data", "views", "losses", "models"},
     {"methods"},
@@ -78,6 +78,7 @@ NO_TORCH = (
     "json_files",
     "home_folder",
     "installation",
+    "log_files",
     "__init__",
 )
 RAY = {"ray_train.py", "ray_tasks.py"}

@@ -125,6 +125,8 @@ class Tail:
         """The complete lines written since the last call; a line without its end is left for the next call."""
         if not self.path.exists():
             return []
+        if self.path.stat().st_size < self.offset:  # it has begun anew (``log_files.keep_small``)
+            self.offset = 0
         with self.path.open("rb") as file:
             file.seek(self.offset)
             complete_lines = file.read().rpartition(b"\n")[0]  # up to the last line's end, which is left out

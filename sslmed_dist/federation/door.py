@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sslmed_dist import __version__
 from sslmed_dist.atomic_files import write_atomically
-from sslmed_dist.federation import payload, policy, secure_door, secure_steps, site_privacy
+from sslmed_dist.federation import housekeeping, payload, policy, secure_door, secure_steps, site_privacy
 from sslmed_dist.federation.door_figures import evaluate
 from sslmed_dist.federation.doorway import Doorway, Turn, keep_round
 from sslmed_dist.federation.payload import Message
@@ -85,6 +85,7 @@ class Door(Doorway):
             asked = policy.request(policy.opened(message.fields["config"]), self.site.policy)
             self.require_accepted(asked)
             turn = Turn(run, asked, folder_of(self.site, asked.digest), message, bytes(request))
+            housekeeping.require_kept(turn.folder)
             return ANSWERS[message.kind](self, turn)
         except Refusal as refusal:
             return self.refused(run, str(refusal))

@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 
 from sslmed_dist.atomic_files import open_itself, sync_folder
 
-Kind = Literal["opened", "accepted", "reserved", "answer", "delivered", "refusal", "failure", "reset", "torn"]
+Kind = Literal["opened", "accepted", "reserved", "answer", "delivered", "refusal", "failure", "reset", "torn", "pruned"]
 Entry = dict[str, Any]
 START = "0" * 64  # the digest before the first entry
 KINDS: tuple[str, ...] = get_args(Kind)

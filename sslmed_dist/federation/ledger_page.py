@@ -50,6 +50,8 @@ def line(entry: Entry) -> str:
         text += f"  {len(entry.get('tensors', ()))} tensors{told}, {entry.get('bytes', 0):,} bytes; {numbers}"
     if entry["kind"] == "reserved":
         text += f"  {entry['count']} round(s), {entry['size']:,} bytes of {entry['data_set']}"
+    if entry["kind"] == "pruned":
+        text += f"  what was kept of {entry['configuration'][:12]}, {entry['bytes']:,} bytes"
     if entry.get("answer") is not None:
         text += f"  of entry {entry['answer']}"
     return printable(text + (f"  {entry['reason']}" if entry.get("reason") else ""))

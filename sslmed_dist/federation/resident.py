@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from sslmed_dist.federation import housekeeping
 from sslmed_dist.federation.door import Door
 from sslmed_dist.federation.policy import Refusal
 from sslmed_dist.federation.site_file import SiteFile
@@ -73,12 +74,20 @@ def own_alone(site: SiteFile) -> int:
 
 
 def serve(site: SiteFile, door: Door, stop: threading.Event, say: Callable[[str], None]) -> None:
-    """Answer requests until ``stop`` is set. What goes wrong with one connection is said and ends that one."""
+    """Answer requests until ``stop`` is set. What goes wrong with one connection is said and ends that one. Once a day
+    what is not needed any more is thrown away."""
+
+    def tidy() -> None:
+        for line in housekeeping.prune(site, door.ledger):
+            say(line)
+
+    daily = housekeeping.Daily(tidy)
     lock = own_alone(site)
     with listening(site) as listener:
         listener.settimeout(0.5)
         say(f"{site.site}: the door is open at {site.socket}")
         while not stop.is_set():
+            daily()
             try:
                 connection, _ = listener.accept()
             except TimeoutError:

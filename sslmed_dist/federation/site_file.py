@@ -50,6 +50,18 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Keep:
+    """How long a site keeps what belongs to a run: days since it was last written, and gigabytes of all runs."""
+
+    days: float = 90.0
+    gigabytes: float = 20.0
+
+    def __post_init__(self) -> None:
+        require(1 <= self.days <= 36500, "keep.days", "expected a number of days from 1 to 36500")
+        require(0.001 <= self.gigabytes <= 1e6, "keep.gigabytes", "expected a number of gigabytes from 0.001 to 1e6")
+
+
+@dataclass(frozen=True)
 class Least:
     """The smallest amounts of data that a round may come from."""
 
@@ -178,6 +190,7 @@ class SiteFile:
     separation: Literal["enforced", "processes"]
     resources: Resources
     policy: Rules
+    keep: Keep = Keep()
 
     def __post_init__(self) -> None:
         for field in ("site", "data_set"):

@@ -24,6 +24,10 @@ resources:
   seconds: 3600              # of one round; then its process is ended
   message_mb: 512            # of one request or answer; longer ones are not even read
 
+keep:                        # what of a run is deleted, on start and once a day; each time an entry of the ledger
+  days: 90                   # since it was last written to; the newest run always stays
+  gigabytes: 20              # of all runs together; the oldest go first
+
 policy:
   accept: each               # each: a new run waits for `sslmed site accept DIGEST`; listed: only digests in `digests`
   digests: []                # configurations that are accepted without the command

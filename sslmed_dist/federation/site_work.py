@@ -30,6 +30,7 @@ from sslmed_dist.federation.policy import Refusal, opened, request
 from sslmed_dist.federation.shared import Arrays, model_digest
 from sslmed_dist.federation.site_file import SiteFile
 from sslmed_dist.federation.sites import Site, own_site
+from sslmed_dist.log_files import keep_small
 
 STATISTICS = (".running_mean", ".running_var")  # endings of the tensors that hold means and variances over images
 
@@ -168,7 +169,9 @@ def serve_one(connection: Connection, site_path: str, configuration: str) -> Non
     except Refusal as refusal:
         connection.send_bytes(b"refusal\n" + str(refusal).encode())
     except BaseException as error:
-        with appending(Path(site.state) / "errors.log") as log:
+        path = Path(site.state) / "errors.log"
+        keep_small(path)
+        with appending(path) as log:
             log.write("".join(traceback.format_exception(error)) + "\n")
         connection.send_bytes(b"failure\n" + type(error).__name__.encode())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from sslmed_dist import config
 from sslmed_dist.atomic_files import refuse_links, write_atomically
 from sslmed_dist.federation import (
+    housekeeping,
     ledger_page,
     messages,
     network_file,
@@ -156,6 +157,7 @@ def status(path: Path) -> Lines:
         f"{life.messages} messages, {spent.size / 1e6:.1f} of {life.megabytes:g} megabytes, "
         + spent_privacy(site, spent),
         f"runs accepted: {len(accepted(site))}, waiting: {len(waiting(site))}",
+        *kept(site),
         f"ledger: {len(entries)} entries; newest {newest}",
         *(f"  {ledger_page.line(entry)}" for entry in entries[-5:]),
     ]
@@ -170,6 +172,14 @@ def registration(path: Path) -> Lines:
         return [f"key of the network side {shown}; server {network.server}", add_site_line(path)]
     except (ValueError, OSError) as error:
         return [f"the key of the network side is not this user's to read ({error}); as root this shows both"]
+
+
+def kept(site: SiteFile) -> Lines:
+    """What the site keeps of its runs, and what of it goes next."""
+    runs, going = housekeeping.kept_runs(site), housekeeping.due(site, time.time())
+    size, rule = sum(run.size for run in runs), f"keep: {site.keep.days:g} days, {site.keep.gigabytes:g} gigabytes"
+    lines = [f"kept of {len(runs)} runs: {size / 1e6:.1f} megabytes ({rule})"]
+    return lines + [f"  goes at the next start or day: {run.folder.name[:12]} ({why})" for run, why in going]
 
 
 def reset(path: Path) -> Lines:
