@@ -216,13 +216,6 @@ def diagnose(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def data(arguments: argparse.Namespace) -> int:
-    """``sslmed data``."""
-    from sslmed_dist.cli_data import DATA
-
-    return DATA[arguments.action](arguments)
-
-
 def demo(arguments: argparse.Namespace) -> int:
     """``sslmed demo``."""
     from sslmed_dist.verbs import demo
@@ -249,25 +242,18 @@ def recipes(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def server(arguments: argparse.Namespace) -> int:
-    """``sslmed server``."""
-    from sslmed_dist.cli_server import SERVER
-
-    return SERVER[arguments.action](arguments)
-
-
-def site(arguments: argparse.Namespace) -> int:
-    """``sslmed site``."""
-    from sslmed_dist.cli_site import SITE
-
-    return SITE[arguments.action](arguments)
-
-
-def app(arguments: argparse.Namespace) -> int:
-    """``sslmed app``."""
-    from sslmed_dist.cli_app import APP
-
-    return APP[arguments.action](arguments)
+def act(arguments: argparse.Namespace) -> int:
+    """``sslmed data``, ``site``, ``server`` and ``app``: each action is a function of the verb's own table."""
+    match arguments.verb:
+        case "data":
+            from sslmed_dist.cli_data import DATA as table
+        case "site":
+            from sslmed_dist.cli_site import SITE as table
+        case "server":
+            from sslmed_dist.cli_server import SERVER as table
+        case _:
+            from sslmed_dist.cli_app import APP as table
+    return table[arguments.action](arguments)
 
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
@@ -281,13 +267,13 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "embed": embed,
     "segment": segment,
     "diagnose": diagnose,
-    "data": data,
+    "data": act,
     "demo": demo,
     "doctor": doctor,
+    "server": act,
     "recipes": recipes,
-    "server": server,
-    "site": site,
-    "app": app,
+    "site": act,
+    "app": act,
 }
 
 

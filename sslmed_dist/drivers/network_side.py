@@ -2,6 +2,7 @@
 
 import re
 import time
+from functools import partial
 from pathlib import Path
 from subprocess import Popen
 
@@ -10,8 +11,10 @@ from sslmed_dist.drivers.launcher import Tail, app_folder
 from sslmed_dist.drivers.place import Place
 from sslmed_dist.drivers.private_folder import clear_remains, private_folder
 from sslmed_dist.federation import node_key
+from sslmed_dist.federation.housekeeping import MINUTE_S, Every
 from sslmed_dist.federation.network_file import NetworkFile
 from sslmed_dist.locks import alone
+from sslmed_dist.log_files import keep_all_small
 from sslmed_dist.printable import say
 from sslmed_dist.training.stopping import Stop
 
@@ -21,6 +24,8 @@ EXPIRED_S, AGAIN_S, LOOK_S = 75.0, 5.0, 0.3
 JOINED = re.compile(r"SuperNode ID: (\d+)")
 REFUSED = "[code: 2004]"  # Flower: this key may not join, for whichever reason
 SESSION = "session"  # in the side's home while the server counts it as online: left there by a kill alone
+
+RUNS_SIGNED = "runs apps that a key of trusted_apps has signed, and no others"
 
 
 class NotNow(RuntimeError):
@@ -32,14 +37,25 @@ def keep(side: NetworkFile, path: Path) -> None:
     for a key that it does not know, for a clock that is too far off; a server that does not answer is waited for."""
     if side.server is None:
         raise ValueError(f"{path}: server: null; write the HOST:PORT that the server's people gave you")
+    trusted = trusted_apps(side)
     fingerprint = node_key.fingerprint(node_key.public(Path(side.node_key)))
     home = Path(side.home)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with alone(home, "a network side"):
         clear_remains(home)
         with Stop(home) as stop:
+            told(side, "runs whatever app the server sends (trusted_apps: null)" if trusted is None else RUNS_SIGNED)
             again_and_again(side, home, stop, fingerprint)
     told(side, "the network side has stopped")
+
+
+def trusted_apps(side: NetworkFile) -> Path | None:
+    """The file of the keys whose apps run here, None for any app. ``ValueError`` where it is missing."""
+    if side.trusted_apps is None:
+        return None
+    if not Path(side.trusted_apps).is_file():
+        raise ValueError(f"trusted_apps: {side.trusted_apps}: no such file; `sslmed app trust` writes one")
+    return Path(side.trusted_apps)
 
 
 def again_and_again(side: NetworkFile, home: Path, stop: Stop, fingerprint: str) -> None:
@@ -118,8 +134,11 @@ def once(side: NetworkFile, server: str, home: Path, stop: Stop) -> None:
             root=Path(side.root_certificate),
             key=Path(side.node_key),
             node_config=f'socket="{side.socket}"',
+            trusted=trusted_apps(side),
         )[0]
+        tidy = Every(MINUTE_S, partial(keep_all_small, home / "logs"))
         while not stop():
+            tidy()
             ended = node.poll() is not None  # asked first: what it wrote before it ended is read below
             for line in tail.lines():
                 said = f"{said}\n{line}"[-4000:]

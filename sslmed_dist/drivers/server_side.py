@@ -4,20 +4,23 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
 from sslmed_dist.config import Config, replace
-from sslmed_dist.drivers import launcher, superlink
+from sslmed_dist.drivers import app_file, launcher, superlink
 from sslmed_dist.drivers.flower_programs import Workplace, submit
 from sslmed_dist.drivers.place import Place
 from sslmed_dist.drivers.private_folder import clear_remains, private_folder
 from sslmed_dist.drivers.processes import check_port
-from sslmed_dist.federation import authority, registered
+from sslmed_dist.federation import app_signature, authority, registered
+from sslmed_dist.federation.housekeeping import MINUTE_S, Every
 from sslmed_dist.federation.server_file import NAME, Server
 from sslmed_dist.federation.sites import federated_section
 from sslmed_dist.locks import alone, held
+from sslmed_dist.log_files import keep_all_small
 from sslmed_dist.printable import say
 from sslmed_dist.training.stopping import Stop
 
@@ -57,6 +60,7 @@ def serve(server: Server) -> None:
         check_port(server.file.port, f"{server.place / NAME}: port")
         with Stop(server.place) as stop, private_folder(server.place) as (_, processes):
             place = Place(server.place, launcher.app_folder(), server.programs, processes)
+            signed = signature(server, place)
             superlink.start(
                 place,
                 [],
@@ -65,16 +69,32 @@ def serve(server: Server) -> None:
                 keys=server.keys,
                 tls=server.tls,
                 listed=server.sites,
+                extra=signed,
             )
             say(f"{stamp()} the server is ready: {', '.join(server.file.hosts)}, port {server.file.port}")
             watch(server, place, stop)
     say(f"{stamp()} the server has stopped")
 
 
+def signature(server: Server, place: Place) -> dict[str, str]:
+    """What the ServerApps of all runs have to know to sign the app, which is said; empty without a signature.
+    ``ValueError`` for a signature of another app than the one that came with this program."""
+    if not server.signature.exists():
+        say(f"the app is not signed: sites with trusted_apps will refuse it (no {server.signature})")
+        return {}
+    signed, own = app_signature.Signature.read(server.signature), app_file.digest(place.app)
+    if signed.app != own:
+        raise ValueError(f"{server.signature}: signs the app {signed.app}, this program's is {own}; sslmed app sign")
+    say(f"the app {own[:12]} is signed by the key {signed.key[:12]}")
+    return app_signature.asking(superlink.database(place), server.signature)
+
+
 def watch(server: Server, place: Place, stop: Stop) -> None:
     """Say which sites come and go until a stop is asked for."""
     before: dict[str, str] = {}
+    tidy = Every(MINUTE_S, partial(keep_all_small, server.place / "logs"))
     while not stop():
+        tidy()
         if place.failed():
             raise RuntimeError(f"a program of the server has ended; see {server.place / 'logs'}; start it again")
         now = {name: str(node["status"]) for name, node in nodes(server).items()}

@@ -18,7 +18,7 @@ from sslmed_dist.federation.ledger import Ledger, is_digest
 from sslmed_dist.federation.policy import Refusal
 from sslmed_dist.federation.site_file import SiteFile
 
-DAY_S = 86400.0
+MINUTE_S, DAY_S = 60.0, 86400.0
 MARK, ANSWERED = "pruned", "answered.json"  # what stays of a folder
 OLD, MANY = "unused for more than keep.days", "all runs together take more than keep.gigabytes"
 
@@ -92,9 +92,10 @@ def empty(folder: Path) -> None:
 
 
 @dataclass
-class Daily:
-    """Does something at the first call and then once a day."""
+class Every:
+    """Does something at the first call and then at calls that come ``seconds`` after it was done last."""
 
+    seconds: float
     work: Callable[[], None]
     clock: Callable[[], float] = time.monotonic
     last: float | None = None
@@ -102,6 +103,6 @@ class Daily:
     def __call__(self) -> None:
         """Do it where it is time."""
         now = self.clock()
-        if self.last is None or now - self.last >= DAY_S:
+        if self.last is None or now - self.last >= self.seconds:
             self.last = now
             self.work()

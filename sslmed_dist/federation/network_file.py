@@ -23,6 +23,9 @@ node_key: KEY
 socket: SOCKET
 # Flower's own files and the logs; writable by this side alone.
 home: HOME
+# The file of the keys whose apps run here, as `sslmed app trust` writes it. null: whatever app the server sends; it
+# reaches no data, but the network and this side's key.
+trusted_apps: null
 """
 
 
@@ -36,12 +39,14 @@ class NetworkFile:
     node_key: str
     socket: str
     home: str
+    trusted_apps: str | None = None
 
     def __post_init__(self) -> None:
         if self.server is not None:
             require_server(self.server)
-        for field in ("root_certificate", "node_key", "socket", "home"):
-            if not Path(getattr(self, field)).is_absolute():
+        for field in ("root_certificate", "node_key", "socket", "home", "trusted_apps"):
+            value = getattr(self, field)
+            if value is not None and not Path(value).is_absolute():
                 raise ValueError(f"{field}: expected an absolute path; see the file that `sslmed site init` writes")
         if '"' in self.socket or "\\" in self.socket:
             raise ValueError("socket: expected a path without quotation marks and backslashes")

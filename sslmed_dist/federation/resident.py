@@ -81,7 +81,7 @@ def serve(site: SiteFile, door: Door, stop: threading.Event, say: Callable[[str]
         for line in housekeeping.prune(site, door.ledger):
             say(line)
 
-    daily = housekeeping.Daily(tidy)
+    daily = housekeeping.Every(housekeeping.DAY_S, tidy)
     lock = own_alone(site)
     with listening(site) as listener:
         listener.settimeout(0.5)

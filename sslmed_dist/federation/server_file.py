@@ -61,6 +61,11 @@ class Server:
         return self.place / SITES
 
     @property
+    def signature(self) -> Path:
+        """The signature of the Flower app, by ``sslmed app sign``; it need not be there."""
+        return self.place / "app.signature.json"
+
+    @property
     def programs(self) -> Path:
         """The folder of Flower's own files."""
         return self.place / "flower"

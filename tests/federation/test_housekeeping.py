@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sslmed_dist.federation import housekeeping, ledger_page
-from sslmed_dist.federation.housekeeping import DAY_S, Daily, due, kept_runs, prune
+from sslmed_dist.federation.housekeeping import DAY_S, Every, due, kept_runs, prune
 from sslmed_dist.federation.ledger import Ledger, verify
 from sslmed_dist.federation.site_file import SiteFile
 from tests.federation import hospital, tiny
@@ -95,7 +95,7 @@ def test_what_a_crash_left_half_deleted_goes_next_time(tmp_path: Path, monkeypat
 
 def test_once_a_day() -> None:
     times, done = iter([0.0, 5.0, DAY_S - 1, DAY_S, DAY_S + 1, 2 * DAY_S]), list[int]()
-    daily = Daily(lambda: done.append(1), lambda: next(times))
+    daily = Every(DAY_S, lambda: done.append(1), lambda: next(times))
     counts = []
     for _ in range(6):
         daily()

@@ -1,11 +1,12 @@
 """Flower's own programs and the signature of the app: a site runs what a trusted key has signed, and nothing else."""
 
-from collections.abc import Mapping
 from pathlib import Path
+from subprocess import Popen
+from typing import Any
 
 import pytest
 
-from sslmed_dist.drivers import flower_programs, launcher
+from sslmed_dist.drivers import launcher, superlink
 from sslmed_dist.federation import app_signature
 from tests.federation import tiny
 
@@ -17,21 +18,14 @@ def test_a_site_that_trusts_another_key_runs_nothing_and_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other site does: it trusts the key of this start."""
-    signing = flower_programs.sign_app
-    starting = flower_programs.Workplace.start
+    starting = superlink.supernode
+    other = tmp_path / "other.yaml"
+    other.write_text(app_signature.trusted(["ab" * 32]))
 
-    def distrusted(workplace: flower_programs.Workplace) -> tuple[Mapping[str, str], Path]:
-        signed, trusted = signing(workplace)
-        (trusted.parent / "other.yaml").write_text(app_signature.trusted(["ab" * 32]))
-        return signed, trusted
+    def start(place: Any, name: str, *, trusted: Path, **more: Any) -> tuple[Popen[bytes], int]:
+        return starting(place, name, trusted=other if name == "supernode-1" else trusted, **more)
 
-    def start(workplace: flower_programs.Workplace, name: str, command: list[str], *more: Mapping[str, str]) -> object:
-        if name == "supernode-1":
-            command = [*command[:-1], str(Path(command[-1]).parent / "other.yaml")]
-        return starting(workplace, name, command, *more)
-
-    monkeypatch.setattr(flower_programs, "sign_app", distrusted)
-    monkeypatch.setattr(flower_programs.Workplace, "start", start)
+    monkeypatch.setattr(superlink, "supernode", start)
     chosen = tiny.settings(tmp_path, federated={**SITES, "runtime": "deployment"})
     launcher.run(chosen)
     log = tiny.log_of(chosen.folder)
