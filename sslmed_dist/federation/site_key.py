@@ -1,4 +1,4 @@
-"""Ed25519 keys in files of our own: the data side's (from which its X25519 key for secure sums comes), made once, kept at
+"""Ed25519 keys in files of our own: the data side's (its X25519 key for secure sums comes from it), made once, kept at
 the site, never sent; and the one that signs the Flower app (``app_signature``)."""
 
 from collections.abc import Callable
