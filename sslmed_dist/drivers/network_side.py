@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from subprocess import Popen
@@ -63,7 +64,7 @@ def again_and_again(side: NetworkFile, home: Path, stop: Stop, fingerprint: str)
     assert side.server is not None
     said = ""
     until = time.monotonic() + (EXPIRED_S if (home / SESSION).exists() else 0.0)
-    while (line := answers(side, side.server, stop)) is not None:
+    while (line := proof(side, side.server, stop)) is not None:
         proved = line.partition(";")[0]  # without the clock
         if proved != said:
             told(side, line)
@@ -100,7 +101,7 @@ def pause(stop: Stop, seconds: float) -> None:
         time.sleep(LOOK_S)
 
 
-def answers(side: NetworkFile, server: str, stop: Stop) -> str | None:
+def proof(side: NetworkFile, server: str, stop: Stop) -> str | None:
     """Wait until the server answers and has proved who it is; returns what to say of it, None after a stop.
     ``ValueError`` where it cannot prove it, or the clocks are too far apart."""
     before = ""
@@ -127,7 +128,7 @@ def once(side: NetworkFile, server: str, home: Path, stop: Stop) -> None:
     with private_folder(home) as (_, processes):
         place = Place(home, app_folder(), home, processes)
         tail, said = Tail(home / "logs" / "supernode.log"), ""
-        node = superlink.supernode(
+        programs, _ = superlink.supernode(
             place,
             "supernode",
             server=server,
@@ -135,11 +136,13 @@ def once(side: NetworkFile, server: str, home: Path, stop: Stop) -> None:
             key=Path(side.node_key),
             node_config=f'socket="{side.socket}"',
             trusted=trusted_apps(side),
-        )[0]
+        )
         tidy = Every(MINUTE_S, partial(keep_all_small, home / "logs"))
         while not stop():
             tidy()
-            ended = node.poll() is not None  # asked first: what it wrote before it ended is read below
+            ended = any(
+                program.poll() is not None for program in programs
+            )  # asked first: what it wrote before it ended is read below
             for line in tail.lines():
                 said = f"{said}\n{line}"[-4000:]
                 match = JOINED.search(line)
@@ -150,15 +153,15 @@ def once(side: NetworkFile, server: str, home: Path, stop: Stop) -> None:
             if ended:
                 break
             time.sleep(LOOK_S)
-    if stop() and joined:  # the SuperNode was told to end and has told the server so
-        session.unlink(missing_ok=True)
     if stop():
+        if joined and superlink.answers(server, Path(side.root_certificate)):
+            session.unlink(missing_ok=True)  # the SuperNode was told to end, and could tell the server so
         return
     if REFUSED in said:
         raise NotNow
-    told(side, f"Flower's SuperNode ended by itself (exit code {code(node)}); see {home / 'logs' / 'supernode.log'}")
+    told(side, f"one of Flower's programs ended by itself (exit codes {codes(programs)}); see {home / 'logs'}")
 
 
-def code(node: Popen[bytes]) -> int | None:
-    """Its exit code."""
-    return node.returncode
+def codes(programs: Sequence[Popen[bytes]]) -> str:
+    """The exit codes of programs that have all ended."""
+    return ", ".join(str(program.returncode) for program in programs)

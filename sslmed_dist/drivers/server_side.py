@@ -129,12 +129,13 @@ def run(server: Server, settings: Config, resume: str) -> Path:
     folder = settings.folder
     if (folder / registered.SITES).exists():
         raise ValueError(f"{folder / registered.SITES}: a server has one list of sites, {server.sites}; move this away")
-    if not is_up(server) or not superlink.healthy(access(server)):
+    known = access(server)
+    if not is_up(server) or not superlink.answers(known.address, known.root):
         raise ValueError(f"{server.place}: the server does not run; `sslmed server start {server.place}`")
 
     def on_server(workplace: Workplace) -> Popen[bytes]:
         workplace.servers.append(Elsewhere(server))
-        return submit(workplace, access(server), [])
+        return submit(workplace, known, [])
 
     launcher.run(settings, resume, folder, on_server)
     return folder

@@ -86,7 +86,7 @@ def start(
         place.module("superlink", "server.superlink", [*own, *encrypted, *arguments, *isolated, *where], env)
     )
     end = time.monotonic() + START_S
-    while not healthy(access):
+    while not answers(access.address, access.root):
         if place.failed() or time.monotonic() > end:
             raise RuntimeError(f"Flower's SuperLink did not start; see {place.run / 'logs' / 'superlink.log'}")
         time.sleep(0.3)
@@ -113,24 +113,23 @@ def supernode(
     node_config: str,
     taken: Sequence[int] = (),
     trusted: Path | None = None,
-) -> tuple[Popen[bytes], int]:
+) -> tuple[tuple[Popen[bytes], Popen[bytes]], int]:
     """Start a SuperNode and its SuperExec: outbound connections to ``server`` (HOST:PORT), whose certificate must be of
-    the authority ``root``, signed with ``key``; returns it and the port of the loopback interface that it has for its
-    app. ``taken``: ports that are used already; ``trusted``: the file of the keys whose apps it runs, None: any."""
+    the authority ``root``, signed with ``key``; returns both and the port of the loopback interface that they have for
+    the app. ``taken``: ports that are used already; ``trusted``: the file of the keys whose apps it runs, None: any."""
     port, hidden = free_port(taken), secret(place.home(name) / SECRET)
     arguments = ["--superlink", server, "--root-certificates", str(root), "--auth-supernode-private-key", str(key)]
     arguments += ["--isolation", "process", "--superexec-auth-secret-file", str(hidden)]
     arguments += ["--host", HERE, "--port", str(port), "--node-config", node_config]
     arguments += [] if trusted is None else ["--trusted-entities", str(trusted)]
     node = place.module(name, "clients.supernode", arguments)
-    superexec(place, f"{name}-superexec", f"{HERE}:{port}", hidden, None)
-    return node, port
+    return (node, superexec(place, f"{name}-superexec", f"{HERE}:{port}", hidden, None)), port
 
 
-def healthy(access: Access) -> bool:
-    """Whether the SuperLink answers."""
+def answers(server: str, root: Path | None) -> bool:
+    """Whether the server at HOST:PORT answers and is believed."""
     try:
-        clock(access.address, access.root)
+        clock(server, root)
     except (Unreachable, ValueError):
         return False
     return True
