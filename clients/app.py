@@ -12,10 +12,11 @@ import socket
 import struct
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-PAYLOAD = "payload"  # the record of a message, the array in it, and the array's type: bytes that Flower does not read
+from clients.opaque import PAYLOAD, record
+
 FAILED = 2  # Flower's code for an app that raised
 MARK = "sslmed: "  # begins a reason that the server may show; as in ``federation.messages``
 LENGTH = struct.Struct("<Q")
@@ -88,9 +89,3 @@ def received(connection: Any, length: int) -> bytearray:
             raise OSError("closed")
         start += count
     return data
-
-
-def record(data: bytes) -> RecordDict:
-    """Opaque bytes as Flower carries them: one array whose type is not one of Flower's."""
-    array = Array(dtype="uint8", shape=(len(data),), stype=PAYLOAD, data=data)
-    return RecordDict({PAYLOAD: ArrayRecord({PAYLOAD: array})})

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
-from clients.app import PAYLOAD, record
+from clients.opaque import PAYLOAD, record
 from sslmed_dist import __version__
 from sslmed_dist.atomic_files import appending
 from sslmed_dist.config import Config, fingerprint, replace

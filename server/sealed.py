@@ -26,7 +26,7 @@ from sslmed_dist.run_folder import write_json
 
 log = logging.getLogger("sslmed.server")
 
-PAYLOAD = "payload"  # the record, its one array and the array's type; as in ``clients.app``
+PAYLOAD = "payload"  # the record, its one array and the array's type; as in ``clients.opaque``
 KEPT = "sites.json"  # in the run folder
 NO_RUN = "0" * 64  # of a refusal whose request named no run
 

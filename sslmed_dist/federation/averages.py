@@ -273,8 +273,7 @@ class Krum(Average):
 
 
 def trimmed(rows: Tensor, cut: int, like: Tensor) -> Tensor:
-    """The mean of ``rows`` float64 (sites, ...) over sites without the ``cut`` largest and smallest at each place, in
-    the type of ``like``."""
+    """The mean of ``rows`` float64 (sites, ...) without the ``cut`` extremes at either end, in the type of ``like``."""
     return rows.sort(dim=0).values[cut : len(rows) - cut].mean(0).to(like.dtype)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from sslmed_dist.federated_section import Secure
 from sslmed_dist.federation import payload
 from sslmed_dist.federation.averages import Round, WeightedMean, shares
 from sslmed_dist.federation.fixed_point import Vector
@@ -25,7 +26,6 @@ from sslmed_dist.federation.secure_site import SUM, Member
 from sslmed_dist.federation.secure_sum import Collected, Terms, unmasked
 from sslmed_dist.federation.shared import Arrays
 from sslmed_dist.models.resnet import ResNet
-from sslmed_dist.sections import Secure
 
 SAID: dict[str, Any] = {"run": "0" * 64, "round": 0, "sequence": 1}
 ASKED: dict[str, Any] = {"protocol": 1, "version": "0.1.0", "config": "", "round": 0, "attempt": 1}

@@ -121,7 +121,7 @@ def forged(reply: Message, own: Path) -> Any:
 
 def again(reply: Message, data: bytes) -> Any:
     """The reply with other bytes."""
-    from clients.app import record
+    from clients.opaque import record
 
     reply.content = record(data)
     return reply

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from clients.app import PAYLOAD
+from clients.opaque import PAYLOAD
 from sslmed_dist.federation import payload, site_key
 from sslmed_dist.federation.ledger import Anchor, Ledger, verify
 from tests.clients.test_relay import federate, open_doors

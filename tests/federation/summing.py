@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from sslmed_dist.federated_section import Secure
+from sslmed_dist.federation.averages import parts
 from sslmed_dist.federation.fixed_point import Vector
 from sslmed_dist.federation.policy import Refusal
 from sslmed_dist.federation.secure_keys import public_of
@@ -121,3 +122,28 @@ def refusal(call: Any, *arguments: Any) -> str:
     except Refusal as refused:
         return str(refused)
     raise AssertionError("it was not refused")
+
+
+def one_step_after(server: Server, step: str) -> None:
+    """An honest round up to and with a step."""
+    server.begin()
+    for name in server.names if step != "begin" else ():
+        server.mask(name)
+    for name in server.names if step in ("confirm", "reveal") else ():
+        server.confirm(name)
+    for name in server.names if step == "reveal" else ():
+        server.reveal(name)
+
+
+def plain_mean(server: Server, names: list[str]) -> dict[str, torch.Tensor]:
+    """The mean weighted by samples of the updates themselves, float64."""
+    shares = parts({name: server.samples[name] for name in names})
+    updates = {name: update_of(name, server.number) for name in names}
+    return {key: sum(updates[n][key].double() * shares[n] for n in names) for key in SENT}  # type: ignore[misc]
+
+
+def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    """To 1e-6 in every number."""
+    return found.keys() == expected.keys() and all(
+        float((found[key] - expected[key]).abs().max()) < 1e-6 for key in found
+    )

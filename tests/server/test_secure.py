@@ -10,7 +10,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients.app import PAYLOAD, record
+from clients.opaque import PAYLOAD, record
 from sslmed_dist.federation import payload, secure_research
 from tests.federation import tiny
 
