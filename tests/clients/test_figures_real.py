@@ -17,7 +17,8 @@ from tests.real_data import real_data
 
 pytestmark = pytest.mark.slow
 RECIPE = Path(__file__).parents[2] / "configs" / "federated" / "pneumonia_mio_v3.yaml"
-SHORT = ["federated.rounds=2", "plan.steps_per_epoch=10", "federated.evaluate=true", "evaluate.pictures=false"]
+SHORT = ["federated.rounds=2", "plan.steps_per_epoch=5", "federated.evaluate=true", "evaluate.pictures=false"]
+SHORT += ["evaluate.protocols=[{name: knn, k: 20}, {name: linear, epochs: 10}]"]
 NAMES = ("north", "east", "south", "west")
 
 
