@@ -61,7 +61,9 @@ def membership(members: tuple[Tensor, Tensor, Tensor], others: tuple[Tensor, Ten
 
 def measures(of: Predictions) -> Iterator[Measure]:
     """The area under the curve of the similarity, members against the others."""
-    yield Measure("auc", area, of.labels, "undefined: no members, or nothing but members")
+    members = int(of.labels.sum())
+    note = f"{members} of these were trained on, {len(of.labels) - members} were not"
+    yield Measure("auc", area, of.labels, "undefined: no members, or nothing but members", note=note)
 
 
 def area(scores: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
     evaluations = sorted([*folder.glob("evaluate/*.json"), *folder.glob("sites/*/evaluate/*.json")])
     evaluations = [path for path in evaluations if not is_similarity(path)]
     metrics = sorted([*folder.glob("metrics.jsonl"), *folder.glob("sites/*/metrics.jsonl")])
-    metrics += sorted(folder.glob("arms/*/metrics.jsonl"))
+    metrics += sorted([*folder.glob("arms/*/metrics.jsonl"), *folder.glob("sites/*/local/metrics.jsonl")])
     missing = [] if (folder / "config.yaml").is_file() else ["config.yaml"]
     if not metrics and not evaluations:
         missing.append("metrics.jsonl or evaluate/*.json")
@@ -131,6 +131,9 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
     )
 
 
+PROBE = "probe-"  # begins the names of the files of ``sslmed probe``
+
+
 def runs_inside(folder: Path) -> str:
     """What a message adds where a folder of runs was named in place of a run; empty where it is none."""
     inside = sorted(file.parent.name for file in folder.glob("*/config.yaml"))
@@ -149,13 +152,16 @@ def is_similarity(path: Path) -> bool:
 
 
 def is_other(path: Path) -> bool:
-    """Whether a file of results answers another question than the run's own settings ask (``sslmed evaluate RUN
-    KEY=VALUE``)."""
-    return "@" in path.stem
+    """Whether a file of results answers another question than the run's own settings ask: ``sslmed evaluate RUN
+    KEY=VALUE``, or ``sslmed probe``."""
+    return "@" in path.stem or path.stem.startswith(PROBE)
 
 
 def other_title(tree: Tree, path: Path) -> str:
     """What such a file was measured on, as the title of a table."""
+    if path.stem.startswith(PROBE):
+        phantom = " (phantom data)" if tree.get("phantom_data") is True else ""
+        return f"what the encoder gives away{phantom}: {path.name}"
     measured = checked(tree, str(path), {"measured_on": dict[str, Any]})["measured_on"]
     where = f"{path}: measured_on"
     data = checked(measured.get("data"), f"{where}: data", {"name": str})

@@ -44,7 +44,7 @@ class Series:
 
 def read_series(paths: list[Path], remarks: list[str]) -> dict[Key, Series]:
     """The finite values of a run's files ``metrics.jsonl``. ``site`` and ``arm`` follow from the folder (``sites/A``,
-    ``arms/pooled``, ``arms/local-A``) where the row itself does not have them.
+    ``arms/pooled``, ``arms/local-A``, ``sites/A/local``) where the row itself does not have them.
 
     A torn last line (the run is being written, or was killed) and values that are not finite are left out, and
     ``remarks`` gets a line about them. ``ValueError`` names any other line that cannot be read.
@@ -55,6 +55,8 @@ def read_series(paths: list[Path], remarks: list[str]) -> dict[Key, Series]:
         kind, name = path.parent.parent.name, path.parent.name
         where = f"{kind}/{name}/{path.name}" if kind in ("sites", "arms") else path.name
         arm, _, site = name.partition("-") if kind == "arms" else ("", "", name if kind == "sites" else "")
+        if name == "local" and path.parent.parent.parent.name == "sites":  # what a site trained by itself
+            arm, site, where = name, kind, f"sites/{kind}/{name}/{path.name}"
         lines, not_finite = run_folder.read_metrics(path), 0
         for _, row in lines:
             if not math.isfinite(row["value"]):

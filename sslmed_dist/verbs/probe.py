@@ -22,12 +22,13 @@ from sslmed_dist.downstream import site_probe as naming
 from sslmed_dist.downstream.features import RAW_PIXELS, SPLITS
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.federation.figures import FEDERATED
+from sslmed_dist.federation.site_figures import LOCAL
 from sslmed_dist.federation.sites import settings_for, simulated_sites
 from sslmed_dist.printable import note
 from sslmed_dist.training import build, pretrained
 from sslmed_dist.training.evaluation_data import evaluation_splits, overridden
 from sslmed_dist.verbs.evaluate import on_phantoms
-from sslmed_dist.verbs.federate import encoder_of
+from sslmed_dist.verbs.federate import encoder_of, local_folder
 
 KINDS = ("sites", "membership")
 VIEWS = 4  # random views of an image that the membership attack compares
@@ -95,7 +96,8 @@ def subject_of(folder: Path, which: str, overrides: Sequence[str]) -> Subject:
     for site in simulated_sites(settings):
         own = settings_for(settings, site.name)
         arms = dict(floors)
-        for arm in (arm for arm in ("pooled", FEDERATED) if arm == FEDERATED or (folder / "arms" / arm).is_dir()):
+        places = {LOCAL: local_folder(folder, site.name), "pooled": folder / "arms" / "pooled", FEDERATED: folder}
+        for arm in (arm for arm, place in places.items() if place.is_dir()):
             arms[arm] = partial(encoder_of, arm, site.name, own, folder, which)
         parts.append(Part(site.name, site.dataset, {name: getattr(site, name) for name in SPLITS}, arms))
     return Subject(settings, parts, FEDERATED)
@@ -116,7 +118,8 @@ def parts_by_site(dataset: Dataset, positions: Mapping[str, Tensor], arms: Mappi
 
 def site_rows(subject: Subject) -> tuple[list[Row], dict[str, Any]]:
     """Rows of every arm, how well a linear probe names the site, and the difference to the random encoder."""
-    names: dict[str, None] = dict.fromkeys(arm for part in subject.parts for arm in part.encoders)
+    # Each site has a local encoder of its own, so its features name the site by themselves.
+    names: dict[str, None] = dict.fromkeys(a for part in subject.parts for a in part.encoders if a != LOCAL)
     if all(naming.knows_labels(part.dataset) for part in subject.parts):
         names = {naming.LABELS: None, **names}
     found = {}

@@ -5,13 +5,15 @@ import typing
 import pytest
 
 from sslmed_dist.downstream import FLOORS
+from sslmed_dist.downstream.site_probe import LABELS
+from sslmed_dist.federation.figures import BEST, FEDERATED
 from sslmed_dist.report.plots import ARM_COLOURS, DARK, LIGHT
 from sslmed_dist.report.style import STYLE, arm_class
 from sslmed_dist.report.wording import ARM_NAMES
 from sslmed_dist.training.pretrained import Part
 from sslmed_dist.verbs.federate import BASELINES
 
-ARMS = [*FLOORS, *BASELINES, "federated", *typing.get_args(Part)]
+ARMS = [*FLOORS, *BASELINES, FEDERATED, BEST, LABELS, *typing.get_args(Part)]
 
 
 @pytest.mark.parametrize("arm", ARMS)
