@@ -19,7 +19,14 @@ from sslmed_dist.drivers import launcher
 from sslmed_dist.federation import accountant, health, privacy
 from sslmed_dist.federation.figures import BEST, FEDERATED
 from sslmed_dist.federation.local_round import first_sent, own_tensors
-from sslmed_dist.federation.site_figures import LOCAL, evaluation_data, federated_encoder, parts_of, predictions_at
+from sslmed_dist.federation.site_figures import (
+    LOCAL,
+    arms_at,
+    evaluation_data,
+    federated_encoder,
+    parts_of,
+    predictions_at,
+)
 from sslmed_dist.federation.sites import (
     Site,
     everything,
@@ -64,6 +71,8 @@ def check(settings: Config) -> list[str]:
     if fed.privacy is not None:
         words = privacy.words(fed.rounds * accountant.rho(fed.privacy.noise_multiplier), fed.privacy.delta)
         lines.append(f"privacy   {words}, after all rounds; of the model, not of what is measured here")
+    if fed.evaluate:
+        lines.append(f"figures   after the last round each site measures {', '.join(arms_at(resolved))}")
     lines.append("arms      memory and time above are those of one arm trained in one process, on all data together")
     for site in sites:
         counts = f"{len(site.train)} train, {len(site.val)} validation, {len(site.test)} held out"

@@ -72,7 +72,11 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path, li
 
 
 @pytest.mark.parametrize(
-    "runtime", ["in_process", pytest.param("simulation", marks=[pytest.mark.slow, pytest.mark.flower])]
+    "runtime",
+    [
+        "in_process",
+        *(pytest.param(r, marks=[pytest.mark.slow, pytest.mark.flower]) for r in ("simulation", "deployment")),
+    ],
 )
 def test_the_table_is_the_same_from_hospitals_and_from_research(
     deployed: tuple[Config, Path, list[Any]], tmp_path: Path, runtime: str

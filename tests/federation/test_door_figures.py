@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,13 @@ def test_what_a_site_does_not_measure(tmp_path: Path, chosen: Config) -> None:
         front = hospital.door(own)
         model = dict(said(front.answer(hospital.train(chosen))).tensors)
         assert "fewer patients, in all or of a class" in reason(front.answer(evaluate(chosen, model)))
+
+
+def test_figures_stay_where_noise_is_added(tmp_path: Path, chosen: Config) -> None:
+    own, front, model = trained(tmp_path, chosen)
+    object.__setattr__(own.policy, "privacy", replace(own.policy.privacy, clip=1.0, noise_multiplier=0.5))
+    front = Door(own, lambda *_: pytest.fail("nothing may be measured"))
+    assert "figures of an evaluation carry none" in reason(front.answer(evaluate(chosen, model)))
 
 
 def message_of(values: Any, **fields: Any) -> bytes:
