@@ -3,6 +3,7 @@ neither torch nor ray.
 """
 
 import argparse
+import importlib
 import os
 import sys
 import warnings
@@ -235,25 +236,14 @@ def recipes(arguments: argparse.Namespace) -> int:
     """``sslmed recipes``: the list, or a recipe as it is written."""
     from sslmed_dist.verbs import recipes
 
-    if arguments.config is None:
-        show(*recipes.listing())
-    else:
-        print(recipes.text(arguments.config), end="")
+    show(*(recipes.listing() if arguments.config is None else recipes.text(arguments.config).splitlines()))
     return 0
 
 
 def act(arguments: argparse.Namespace) -> int:
     """``sslmed data``, ``site``, ``server`` and ``app``: each action is a function of the verb's own table."""
-    match arguments.verb:
-        case "data":
-            from sslmed_dist.cli_data import DATA as table
-        case "site":
-            from sslmed_dist.cli_site import SITE as table
-        case "server":
-            from sslmed_dist.cli_server import SERVER as table
-        case _:
-            from sslmed_dist.cli_app import APP as table
-    return table[arguments.action](arguments)
+    module = importlib.import_module(f"sslmed_dist.cli_{arguments.verb}")
+    return int(getattr(module, arguments.verb.upper())[arguments.action](arguments))
 
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
