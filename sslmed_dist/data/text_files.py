@@ -73,7 +73,9 @@ def read_table(path: Path, columns: Iterable[str]) -> list[tuple[int, dict[str, 
             raise ValueError(f"{path}: line {rows[0][0]}: the column {excerpt(name)!r} stands in it twice")
     absent = [name for name in columns if name not in heading]
     if absent:
-        raise ValueError(f"{path}: no column {absent[0]!r}; it has {excerpt(', '.join(heading), 200)}")
+        alone = len(heading) == 1 and any(mark in heading[0] for mark in ";\t|")
+        hint = "; allowed: commas between columns" if alone else ""
+        raise ValueError(f"{path}: no column {absent[0]!r}; it has {excerpt(', '.join(heading), 200)}{hint}")
     for number, cells in rows[1:]:
         if len(cells) != len(heading):
             raise ValueError(f"{path}: line {number}: {len(cells)} cells, {len(heading)} columns in the heading")

@@ -199,6 +199,9 @@ def write_pack(
             done += len(stored)
 
         exams, table, without_files, without_row = prepared(root, labels, how, workers, keep)
+        if not done:
+            what = f"none of {len(exams)} exams has a series for {' or '.join(how.rules)}"
+            raise ValueError(f"{root}: {what}; sslmed data check {root} lists what there is")
         if table is not None:
             shutil.copyfile(root / labels, folder / TABLE)
         content = {

@@ -73,7 +73,11 @@ class Exams(ExamDataset):
         if not usable:
             raise NoSeries(f"{folder}: none of {len(self.store.exams)} exams has a series for the slot {plane}")
         require_no_copies(self.store, part, folder)
-        chosen = [usable[i] for i in select_split([part[exam.name] for exam in usable], split, str(folder)).tolist()]
+        named = self.store.table is not None and "split" in self.store.table.columns
+        hint = f"; the column split of {labels} says which" if named else f"; data.{split}_fraction makes one"
+        hint = hint if split in ("val", "test") else ""
+        parts = [part[exam.name] for exam in usable]
+        chosen = [usable[i] for i in select_split(parts, split, str(folder), hint).tolist()]
         number = {name: position for position, name in enumerate(names)}
         group = {patient: position for position, patient in enumerate(sorted(set(patients.values())))}
         table = self.store.table
@@ -229,11 +233,12 @@ def notices(store: Store, slot: str, left_out: int) -> list[str]:
     empty = sum(not exam.slots for exam in exams)
     unknown = sum(not exam.laterality for exam in exams) if store.how.side else 0
     aside = Counter(reason for exam in exams for reason in reasons(exam.aside))
+    none = ", which no examination has" if not stacks else ""
     counts = {
         "rows of the table without an examination": store.without_files,
         "examinations without a row of the table, left out": store.without_row,
         "examinations without any series of the recipe, left out": empty,
-        f"examinations without a series for {slot}, left out of this slot": len(exams) - empty - len(stacks),
+        f"examinations without a series for {slot}{none}, left out of this slot": len(exams) - empty - len(stacks),
         f"examinations with several series for {slot}: that with most pixels was taken, of equals the last": (
             sum(stack.others > 0 for stack in stacks)
         ),
@@ -259,6 +264,13 @@ def pack_exams(
     bits: Literal[8, 16] = 8,
     side: Side | None = None,
 ) -> Path:
-    """Write the examinations below ``root`` as a pack. ``ValueError`` as ``write_pack``."""
+    """Write the examinations below ``root`` as a pack, and say what was left aside, guessed or chosen. ``ValueError``
+    as ``write_pack``."""
     how = Preparation(DEFAULT_RULES if series is None else series, size, mm, bits, side)
-    return write_pack(Path(root), Path(out), labels=labels, how=how, workers=workers, note=note, force=force)
+    written = write_pack(Path(root), Path(out), labels=labels, how=how, workers=workers, note=note, force=force)
+    store = open_pack(written)
+    if store.table is None:
+        note(f"note: data: no table {labels} in {root}: these exams have no labels")
+    for line in dict.fromkeys(line for slot in how.rules for line in notices(store, slot, 0)):
+        note(f"note: data: {line}")
+    return written

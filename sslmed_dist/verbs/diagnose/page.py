@@ -37,10 +37,10 @@ def html(
     arms: Mapping[str, Predictions],
     combination: Combination,
     parts: Sequence[str],
-    folds: str = "",
+    remarks: str = "",
 ) -> str:
-    """The page of a run; ``folds`` is what it says of other scanners."""
-    body = [f"<p class='hint'>{as_html(INTERVALS)}</p>", verdict(rows), folds]
+    """The page of a run; ``remarks`` is what it says of labels that were not learnt, and of other scanners."""
+    body = [f"<p class='hint'>{as_html(INTERVALS)}</p>", verdict(rows), remarks]
     for column, label in enumerate(combination.classes):
         body.append(f"<h2>{as_html(label)}</h2>")
         body.append(table_html(label_table(rows, label, f"{label}, test exams", difference=False)))

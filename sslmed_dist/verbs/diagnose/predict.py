@@ -26,6 +26,7 @@ from sslmed_dist.verbs.diagnose.new_exams import read_exams
 from sslmed_dist.verbs.diagnose.parts import PARTS, examiner, load_method, section
 from sslmed_dist.verbs.diagnose.predicted_page import Answer
 from sslmed_dist.verbs.diagnose.run import MODEL
+from sslmed_dist.verbs.diagnose.unlearnt import lines_of
 
 PAGE, TABLE, RECORD = "diagnosis.html", "predictions.csv", "run.json"
 MARK = "sslmed diagnose --predict"
@@ -55,7 +56,10 @@ def predict(folder: Path, run: Path, out: Path, device: str = "auto", force: boo
     models = [open_part(run, name, known, settings, folder) for name in known["parts"]]
     names = sorted({name for model in models for name in model.places})
     if not names:
-        raise ValueError(f"{folder}: no exam in it has a series of {', '.join(known['parts'])}")
+        wanted = ", ".join(known["parts"])
+        raise ValueError(
+            f"{folder}: no exam in it has a series of {wanted}; sslmed data check {folder} lists its series"
+        )
     answers = [answer(name, models, known) for name in names]
     phantom = phantom_data(settings) or phantoms_at(folder)
     page = predicted_page.html(answers, known["labels"], phantom)
@@ -102,7 +106,7 @@ def exam_name(dataset: Dataset, position: int) -> str:
 def answer(name: str, models: Sequence[Model], known: Mapping[str, Any]) -> Answer:
     """Everything that is said of the exam ``name``."""
     labels = list(known["labels"])
-    said = Answer(name)
+    said = Answer(name, warnings=lines_of(known.get("unlearnt", {})))
     table = torch.full((len(models), 1, len(labels)), torch.nan, dtype=torch.float64)
     for k, model in enumerate(models):
         if model.dataset is None or model.look is None or name not in model.places:

@@ -24,6 +24,7 @@ from sslmed_dist.verbs.diagnose.folds_page import fold_section
 from sslmed_dist.verbs.diagnose.likeness import likeness
 from sslmed_dist.verbs.diagnose.parts import Part, read_parts, section
 from sslmed_dist.verbs.diagnose.scoring import Combination, Exams
+from sslmed_dist.verbs.diagnose.unlearnt import banners, lines_of, unlearnt
 from sslmed_dist.verbs.diagnose.work import Examined, finish_parts
 
 RESULTS, MODEL, PREDICTIONS, PAGE = "evaluate/diagnosis.json", "diagnosis.json", "predictions.csv", "diagnosis.html"
@@ -31,7 +32,8 @@ RESULTS, MODEL, PREDICTIONS, PAGE = "evaluate/diagnosis.json", "diagnosis.json",
 
 def check(settings: Config) -> list[str]:
     """Validate everything and try two steps of each part; nothing is written. Returns lines that say what it is."""
-    lines, parts = [], read_parts(settings)
+    parts = read_parts(settings)
+    lines = lines_of(unlearnt(parts))
     for part in parts:
         counts = f"{len(part.rest)} train, {len(part.val)} held out, {len(part.test)} test exams"
         lines += [f"part      {part.name}: {counts}", *check_lines(part.settings, part.learnt())]
@@ -52,6 +54,8 @@ def run(settings: Config, resume: str = "auto") -> Path:
     parts = read_parts(settings)
     for line in dict.fromkeys(line for part in parts for line in (*part.train.notices, *part.test.notices)):
         note(f"data: {line}")
+    for line in lines_of(unlearnt(parts)):
+        note(line)
     folds = folds_of(settings, parts)
     everything = [*parts, *(part for fold in folds for part in fold.parts)]
     examined = dict(zip((part.name for part in everything), finish_parts(settings, everything, resume), strict=True))
@@ -78,9 +82,13 @@ def measure(settings: Config, parts: Sequence[Part], folds: Sequence[Fold], exam
     rows = scoring.rows_of_arms(arms, published=diagnosis.published, seed=seed)
     if folds:
         rows += rows_of_folds(diagnosis.folds, folds, parts, {name: one.held for name, one in examined.items()}, seed)
-    facts = {"combination": described(parts, combination), "notices": list(parts[0].test.notices)}
+    poor = unlearnt(parts)
+    facts = {"combination": described(parts, combination), "notices": list(parts[0].test.notices), "unlearnt": poor}
     write_rows(folder / RESULTS, rows, encoder=files, **facts)
-    write_json(folder / MODEL, {outputs.MARK: "sslmed diagnose", **described(parts, combination), **known_range(parts)})
+    write_json(
+        folder / MODEL,
+        {outputs.MARK: "sslmed diagnose", **described(parts, combination), "unlearnt": poor, **known_range(parts)},
+    )
     write_atomically(folder / PREDICTIONS, table(parts, test, combination, arms).encode())
     content = page.html(
         settings,
@@ -88,7 +96,7 @@ def measure(settings: Config, parts: Sequence[Part], folds: Sequence[Fold], exam
         arms,
         combination,
         [part.name for part in parts],
-        fold_section(diagnosis.folds, rows, unknown_scanners(parts)),
+        banners(poor) + fold_section(diagnosis.folds, rows, unknown_scanners(parts)),
     )
     write_atomically(folder / PAGE, content.encode())
     return folder / PAGE
