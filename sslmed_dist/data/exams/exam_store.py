@@ -127,13 +127,23 @@ def side_of_all(found: Examination) -> str:
     return sides.pop() if len(sides) == 1 else ""
 
 
+def table_of(root: Path, labels: str) -> Table | None:
+    """The table ``labels`` of the folder ``root``, or at an absolute path; None where the folder has none of the usual
+    name. ``ValueError`` as ``read_exam_table``, and where another one was asked for and is not there."""
+    if (root / labels).is_file():
+        return read_exam_table(root / labels)
+    if labels != TABLE:
+        raise ValueError(f"data.labels: {root / labels}: no such file; allowed: a path from {root}, or an absolute one")
+    return None
+
+
 def prepared(
     root: Path, labels: str, how: Preparation, workers: int, keep: Callable[[str, Stored], None]
 ) -> tuple[list[Exam], Table | None, int, int]:
     """(exams, table, rows without files, exams without a row) of a folder of examinations. ``keep`` gets the slices of
     every slot of every exam, one exam after another. ``ValueError`` as ``find_exams``, ``read_exam_table``,
     ``prepare_exam``, and for a study that two rows name."""
-    table = read_exam_table(root / labels) if (root / labels).is_file() else None
+    table = table_of(root, labels)
     found = find_exams(root, table)
     if not found.files:
         what = f"; none of the {len(table.rows)} rows of {labels} names a folder or study in it" if table else ""

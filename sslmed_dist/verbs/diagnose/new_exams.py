@@ -37,8 +37,8 @@ class StackedExams(ExamDataset):
         return (0.0, 255.0)
 
 
-# What says where the training exams lie, and which of them are trained on: nothing about how an exam is read.
-TRAINING = ("root", "subset", "oversample", "val_fraction", "test_fraction", "experts")
+# What says where the training exams and their table lie, and which are trained on: nothing about how an exam is read.
+TRAINING = ("root", "labels", "subset", "oversample", "val_fraction", "test_fraction", "experts")
 
 
 def read_exams(folder: Path, settings: Config, reading: Mapping[str, Any]) -> Dataset | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sslmed_dist.cli import main
+from sslmed_dist.data.exams.exams import Exams
 from tests.data.exams.test_exams import hospital
 
 __all__ = ["hospital"]
@@ -28,3 +29,20 @@ def test_a_pack_says_what_was_left_aside_and_one_of_nothing_is_refused(
     assert main(["data", "pack", "exams", str(hospital), str(tmp_path / "none"), *nothing, *small]) == 2
     assert "none of 4 exams has a series for sagittal or axial; sslmed data check" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_a_table_elsewhere_is_read_and_one_that_is_not_there_is_refused(
+    hospital: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "others.csv"
+    other.write_text("exam,tear\np1/a,1\np2/a,0\n")
+    exams = Exams(hospital, "all", labels=str(other), size=8, mm=1.5)
+    assert exams.classes == ("tear",) and exams.labels.flatten().tolist() == [1, 0]
+    with pytest.raises(ValueError, match=r"^data\.labels: .*gone\.csv: no such file; allowed: a path from"):
+        Exams(hospital, "all", labels="gone.csv", size=8, mm=1.5)
+    semicolons = tmp_path / "semicolons.csv"
+    semicolons.write_text("exam;tear\np1/a;1\n")
+    with pytest.raises(ValueError, match="it has exam;tear; allowed: commas between columns"):
+        Exams(hospital, "all", labels=str(semicolons), size=8, mm=1.5)
+    with pytest.raises(ValueError, match="no split 'val'; allowed: train, all; data.val_fraction makes one"):
+        Exams(hospital, "val", labels=str(other), size=8, mm=1.5)
