@@ -1,6 +1,7 @@
 """A site's own rules: where its paths come from, what its errors say, what it keeps."""
 
 import base64
+import dataclasses
 import os
 import re
 import threading
@@ -70,15 +71,8 @@ def test_an_error_at_a_hospital_names_no_file(tmp_path: Path) -> None:
     assert "jane_doe" in (tmp_path / "state" / "errors.log").read_text()
 
 
-@pytest.mark.parametrize(
-    ("kind", "place", "deployed"),
-    [
-        ("query", "site_of", True),
-        ("train", "site_of", True),
-        ("train", "local_update", True),
-        ("train", "site_of", False),
-    ],
-)
+@pytest.mark.parametrize("deployed", [True, False])
+@pytest.mark.parametrize(("kind", "place"), [("query", "site_of"), ("train", "site_of"), ("train", "local_update")])
 def test_only_a_deployed_node_is_ended_when_its_work_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, place: str, deployed: bool
 ) -> None:
@@ -110,9 +104,7 @@ def test_a_site_never_computes_its_own_normalisation(tmp_path: Path) -> None:
     tree = dict(chosen.views)
     del tree["mean"]
     node = {"site": "north", "data-root": str(tmp_path / "tiny.npz"), "state-dir": str(tmp_path / "state")}
-    from dataclasses import replace
-
-    reply = ask("train", node, replace(chosen, views=tree))
+    reply = ask("train", node, dataclasses.replace(chosen, views=tree))
     assert "views.mean and views.std: missing" in str(reply.error.reason)
 
 
