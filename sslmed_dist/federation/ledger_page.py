@@ -48,6 +48,7 @@ def line(entry: Entry) -> str:
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in sorted(entry.get("scalars", {}).items()))
         told = f", {len(entry['figures'])} figures" if entry.get("figures") else ""
         text += f"  {len(entry.get('tensors', ()))} tensors{told}, {entry.get('bytes', 0):,} bytes; {numbers}"
+        text += "" if entry.get("epsilon") is None else f"; epsilon {entry['epsilon']:.3g} spent"
     if entry["kind"] == "reserved":
         text += f"  {entry['count']} round(s), {entry['size']:,} bytes of {entry['data_set']}"
     if entry["kind"] == "pruned":

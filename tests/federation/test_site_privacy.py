@@ -104,6 +104,9 @@ def test_real_rounds_go_on_and_are_kept_with_their_noise(tmp_path: Path, strateg
     assert verify(own.ledger).problems == ()
     page = ledger_page.page("north", front.ledger.entries, verify(own.ledger))
     assert f"epsilon {accountant.epsilon(2 * EACH, 1e-6):.3g} at delta 1e-06 in 2 rounds, for a site's whole" in page
+    assert ledger_page.line(front.ledger.entries[-1]).endswith(
+        f"; epsilon {accountant.epsilon(2 * EACH, 1e-6):.3g} spent"
+    )
     assert ",rho,delta," in ledger_page.as_csv(front.ledger.entries).splitlines()[0]
 
 
