@@ -28,6 +28,9 @@ log = logging.getLogger("sslmed.server")
 
 PAYLOAD = "payload"  # the record, its one array and the array's type; as in ``clients.opaque``
 KEPT = "sites.json"  # in the run folder
+# Answers of a site that may come again to the byte: what it has answered it repeats, also to a server that was started
+# several times since, each time with a greeting. What is asked, of which round and model, is looked at all the same.
+REMEMBERED = 16
 NO_RUN = "0" * 64  # of a refusal whose request named no run
 
 
@@ -161,7 +164,7 @@ class Sealed:
         if known and number > last + 1:
             log.warning("%s: %d of its answers did not arrive", site, number - last - 1)
         if number > last:
-            answers, anchor = [*known.get("answers", []), digest][-2:], answer.anchor.text
+            answers, anchor = [*known.get("answers", []), digest][-REMEMBERED:], answer.anchor.text
             self.known[site] = {"key": key, "sequence": number, "anchor": anchor, "answers": answers}
             write_json(self.path, self.known)
 

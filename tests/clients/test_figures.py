@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sslmed_dist import config
 from sslmed_dist.config import Config
+from sslmed_dist.drivers.launcher import figures_wanted
 from sslmed_dist.federation import ledger_page
 from sslmed_dist.federation.ledger import Ledger, verify
-from sslmed_dist.federation.sites import resolve_for_all, simulated_sites, training_settings
+from sslmed_dist.federation.sites import everything, resolve_for_all, simulated_sites, training_settings
 from sslmed_dist.json_files import read_object
 from sslmed_dist.run_folder import read_metrics
 from tests import tiny as images
@@ -79,7 +81,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path, li
     ],
 )
 def test_the_table_is_the_same_from_hospitals_and_from_research(
-    deployed: tuple[Config, Path, list[Any]], tmp_path: Path, runtime: str
+    deployed: tuple[Config, Path, list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
     from sslmed_dist.verbs import federate as verb
 
@@ -90,6 +92,11 @@ def test_the_table_is_the_same_from_hospitals_and_from_research(
     # The whole command on the same sites: asked by messages, then measured once more with all arms.
     run, asked = {"name": "research", "dir": str(tmp_path)}, {"runtime": runtime}
     research = config.replace(chosen, run=run, federated=asked, evaluate={"pictures": False})
+    if runtime == "in_process":
+        tiny.federate(
+            research, monkeypatch
+        )  # as the launcher's subprocess does, and faster; then nothing is left to do
+        assert not figures_wanted(research.folder, research)
     research_folder = verb.run(research)
     assert tiny.same(tiny.arrays(folder, 2), tiny.arrays(research_folder, 2))
     assert table(research_folder) == found
@@ -147,3 +154,17 @@ def test_a_site_may_withhold_and_refuse(tmp_path: Path) -> None:
     written = read_object(folder / "evaluate" / "sites.json")
     assert {row["site"] for row in written["rows"]} == {"east"} and written["left_out"] == ["north"]
     assert np.isfinite(written["rows"][0]["value"])
+
+
+def test_sites_with_data_of_their_own(tmp_path: Path) -> None:
+    chosen = recipe(tmp_path, "own")
+    sites = simulated_sites(chosen)
+    assert [site.name for site in sites] == list(NAMES)
+    together = everything(sites)
+    assert len(together) == sum(len(site.pretrain) for site in sites) == len(torch.unique(together.ids))
+    with pytest.raises(ValueError, match="data.oversample: the data of sites that have their own"):
+        everything(simulated_sites(config.replace(chosen, data={"oversample": {}})))
+    with pytest.raises(ValueError, match="federated.evaluate: evaluate.protocols is empty"):
+        training_settings(config.replace(chosen, evaluate={"protocols": []}))
+    with pytest.raises(ValueError, match="federated.evaluate: sites do not measure by one_shot; allowed: exam_probe"):
+        training_settings(config.replace(chosen, evaluate={"protocols": [{"name": "one_shot"}]}))

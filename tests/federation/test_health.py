@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sslmed_dist import config
+from sslmed_dist import checkpoint, config
 from sslmed_dist.federation import health
 from sslmed_dist.federation.health import BestRound
 from sslmed_dist.federation.local_round import initial_arrays, local_update
 from sslmed_dist.federation.messages import HEALTH
+from sslmed_dist.federation.round_files import save_round
 from sslmed_dist.federation.sites import simulated_sites
 from sslmed_dist.training import build, pretrained
 from tests.federation import tiny
@@ -63,6 +64,13 @@ def test_how_many_images(given: Any, read: Any) -> None:
 def test_too_few_or_too_many_images_are_a_mistake(given: int) -> None:
     with pytest.raises(ValueError, match="federated.health: expected a number from 16 to 2048"):
         config.Federated(health=given)
+
+
+def test_the_file_of_the_best_round_stays(tmp_path: Path) -> None:
+    chosen = tiny.settings(tmp_path)
+    for number in range(7):
+        save_round(tmp_path, number, initial_arrays(chosen), chosen, keep=2 if number > 2 else None)
+    assert list(checkpoint.numbered(tmp_path / "checkpoints", "round")) == [0, 2, 5, 6]
 
 
 def told(alignment: float, uniformity: float) -> dict[str, float]:

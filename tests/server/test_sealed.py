@@ -11,6 +11,7 @@ from flwr.app import RecordDict
 
 from server.sealed import PAYLOAD, Sealed, SiteRefused, record
 from sslmed_dist.federation import payload
+from sslmed_dist.federation.figures import Told
 from sslmed_dist.federation.ledger import Anchor
 from sslmed_dist.federation.replies import Asked
 from sslmed_dist.federation.shared import model_digest
@@ -78,12 +79,42 @@ def test_the_same_answer_may_come_again_and_a_gap_is_said(server: Sealed, caplog
     server.update(first, ASKED)
     again = Sealed("YQ==", server.path.parent)  # a server that was started anew
     again.update(first, ASKED)
+    for sequence in (3, 4, 5):  # a greeting to each start of the server
+        again.greeting(reply(server, "greeting", sequence), 7)
+    again.update(first, ASKED)
     with pytest.raises(SiteRefused, match="repeat"):
         again.update(reply(server, "update", 2, samples=10), ASKED)
     with caplog.at_level(logging.WARNING, "sslmed.server"):
-        again.update(reply(server, "update", 5), ASKED)
+        again.update(reply(server, "update", 8), ASKED)
     assert "north: 2 of its answers did not arrive" in caplog.text
-    assert again.known["north"]["anchor"] == f"5:{'ab' * 32}"
+    assert again.known["north"]["anchor"] == f"8:{'ab' * 32}"
+
+
+FIGURE = ["random", 0, "auc", 0.7, 0.6, 0.8, 40, 30]
+
+
+def figures(server: Sealed, sequence: int, **changes: Any) -> Any:
+    """An answer to "evaluate", signed."""
+    fields = {"run": server.run, "sequence": sequence, "site": "north", "round": 3, "figures": [FIGURE]}
+    content = payload.pack("figures", {**fields, "scalars": {}, "model": "ab" * 32, **changes})
+    return Reply(payload.seal(content, Anchor(sequence, "ab" * 32), KEY.sign))
+
+
+def test_figures_are_believed_as_updates_are(server: Sealed) -> None:
+    told = Told.from_record(server.figures(figures(server, 2), "north")["site"])
+    assert (told.site, told.round, [figure.to_list() for figure in told.figures]) == ("north", 3, [FIGURE])
+    for answer, line in (
+        (figures(server, 2, round=4), "repeat"),
+        (figures(server, 3, site="south"), "another site"),
+        (figures(server, 3, run="cd" * 32), "another site or run"),
+        (reply(server, "update", 3), "another question"),
+    ):
+        with pytest.raises(SiteRefused, match=line):
+            server.figures(answer, "north")
+    unsigned: Any = Reply(b"")
+    unsigned.content = RecordDict({})
+    with pytest.raises(SiteRefused, match="not signed, as those before were"):
+        server.figures(unsigned, "north")
 
 
 def test_another_key_takes_no_name_over(server: Sealed) -> None:
