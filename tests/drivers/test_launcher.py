@@ -169,6 +169,16 @@ def test_processes_that_leave_their_group_are_stopped_too(tmp_path: Path) -> Non
     assert started.alive() == []
 
 
+def test_a_program_that_shows_no_environment_is_stopped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's SuperExec lets nobody but root look into it."""
+    monkeypatch.setattr(processes, "environment", lambda pid: [])
+    started = processes.Processes("token-of-another-test")
+    child = started.start(["sleep", "60"], env=dict(os.environ), cwd=tmp_path, log=tmp_path / "log")
+    assert child.pid in started.alive()
+    started.stop()
+    assert child.poll() is not None and started.alive() == []
+
+
 def test_the_bundle_that_is_sent_to_sites_is_thin() -> None:
     from flwr.cli.build import build_fab_from_files
 
