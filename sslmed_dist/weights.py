@@ -59,6 +59,15 @@ def is_archive(path: Path) -> bool:
         return file.read(len(checkpoint.MAGIC)) == checkpoint.MAGIC
 
 
+def is_torchscript(path: Path) -> bool:
+    """Whether an archive is what ``torch.jit.save`` writes: a program, with its constants beside the weights."""
+    try:
+        with open_zip(path) as archive:
+            return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
+    except checkpoint.UNREADABLE:
+        return False  # reading it says what is wrong with it
+
+
 def is_safetensors(path: Path) -> bool:
     """Whether the file begins as safetensors do: the length of a JSON header (8 bytes), then the header."""
     with path.open("rb") as file:
@@ -87,6 +96,9 @@ def read(path: Path, where: str) -> dict[str, Tensor]:
 def read_torch(path: Path, where: str) -> object:
     """What ``torch.save`` wrote. ``ValueError`` where that needs more than tensors and plain data."""
     if is_archive(path):
+        if is_torchscript(path):
+            how = "torch.save(torch.jit.load(FILE).state_dict(), OUT)"
+            raise ValueError(f"{where}: TorchScript, a program; allowed: its weights alone, which are written by {how}")
         checkpoint.verify(path)  # files from before torch 1.6 are no archives and have no checksums
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -148,7 +160,16 @@ def find(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: s
     if problem:
         place = f" (looked under {chosen[0]!r})" if chosen[0] else ""
         raise ValueError(f"{where}: does not fit this encoder{place}: {problem}")
+    if blank(state):
+        raise ValueError(f"{where}: all weights of this encoder are 0 in it; expected those of a trained network")
     return Found(state, chosen[0], len(tensors) - len(states[0]))
+
+
+def blank(state: Mapping[str, Tensor]) -> bool:
+    """Whether every kernel and matrix of an encoder is 0: nothing of an image would come through it. Offsets and scales
+    may begin at 0."""
+    kernels = [value for value in state.values() if value.is_floating_point() and value.ndim > 1]
+    return bool(kernels) and not any(bool(value.any()) for value in kernels)
 
 
 def complete(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

@@ -29,7 +29,8 @@ def gather_views(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
     pairs.check_embeddings(z0, z1)
     samples = z0.shape[0] * distributed.world_size()
     if samples < 2:
-        raise ValueError(f"z0: expected at least 2 samples over all ranks (for batch statistics), got {samples}")
+        least = "expected at least 2 samples over all ranks"
+        raise ValueError(f"z0: {least} (for batch statistics), got {samples}; plan.batch_size: 2 or more")
     views = torch.stack((z0, z1), dim=1)  # (N, 2, D), so that one message carries both
     views = distributed.gather(views if views.dtype == torch.float64 else views.float())  # gradients add in float32
     x0, x1 = views[:, 0], views[:, 1]

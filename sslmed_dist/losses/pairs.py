@@ -69,7 +69,8 @@ def unit_pairs(z0: Tensor, z1: Tensor) -> Pairs:
     check_embeddings(z0, z1)
     samples = z0.shape[0] * distributed.world_size()
     if samples < 2:
-        raise ValueError(f"z0: expected at least 2 samples over all ranks (for negatives), got {samples}")
+        least = "expected at least 2 samples over all ranks"
+        raise ValueError(f"z0: {least} (for negatives), got {samples}; plan.batch_size: 2 or more")
     # The first row that is not finite is named.
     if z0.device.type == "cpu" and not distributed.active():
         for name, z in (("z0", z0), ("z1", z1)):

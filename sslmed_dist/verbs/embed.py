@@ -88,7 +88,7 @@ def read_images(
     if images.is_file():
         raise ValueError(f"{images}: is a file; expected a folder of images")
     channels, size = settings.method["channels"], settings.views["size"]
-    listing = list_folder(images)
+    listing = list_folder(images, labelled=False)
     bad: dict[int, None] = {}  # in order, and quick to look up
     for position, name in enumerate(listing.names if skip_bad else ()):
         try:

@@ -35,6 +35,12 @@ def tell_of_transparency() -> None:
     note("some images have transparent pixels: read is the colour that is stored under them")
 
 
+@functools.cache
+def tell_of_frames() -> None:
+    """Say, once in a process, what is read of an animation."""
+    note("some images hold several pictures (an animated PNG, or several in a JPEG): read is the first")
+
+
 def crop_centre(image: Tensor, size: int) -> Tensor:
     """The middle ``size`` x ``size`` pixels of (..., H, W), contiguous."""
     top, left = ((side - size) // 2 for side in image.shape[-2:])
@@ -50,6 +56,8 @@ def open_picture(path: Path) -> tuple[Any, bool]:
         with Image.open(path) as opened:
             # Pillow reads 16-bit colour as 8-bit without a word; only the raw_mode mode of the tiles tells
             raw_mode = str(opened.tile[0][3]) if opened.tile else ""
+            if getattr(opened, "is_animated", False):
+                tell_of_frames()
             opened.load()
             ImageOps.exif_transpose(opened, in_place=True)  # else all pixels are copied where nothing is to be turned
             picture = opened

@@ -57,15 +57,18 @@ def image_folder(
     return ImageFiles(listing, split, size=size, channels=channels, bits=bits, workers=workers, duplicates=duplicates)
 
 
-def list_folder(root_folder: Path, val_fraction: float = 0.0, test_fraction: float = 0.0, seed: int = 0) -> Listing:
-    """The images of ``image_folder`` before any is opened; arguments and ``ValueError`` are its own."""
+def list_folder(
+    root_folder: Path, val_fraction: float = 0.0, test_fraction: float = 0.0, seed: int = 0, labelled: bool = True
+) -> Listing:
+    """The images of ``image_folder`` before any is opened; arguments and ``ValueError`` are its own. Where they are not
+    to be ``labelled``, folders are no classes: one may be empty, and images may lie beside folders."""
     split_names = split_folders(root_folder)
     if split_names and (val_fraction or test_fraction):
         raise ValueError(
             f"{root_folder}: has folders {', '.join(split_names.values())}; val_fraction and test_fraction must be 0"
         )
     trees, aside = read_trees(root_folder, split_names)
-    files, classes = list_files(root_folder, trees)
+    files, classes = list_files(root_folder, trees, labelled)
     names = [path.relative_to(root_folder).as_posix() for _, _, path in files]
     splits = [split for split, _, _ in files] if split_names else keyed_parts(names, val_fraction, test_fraction, seed)
     # a listing has class numbers; -1 for the images outside of any class folder
@@ -152,14 +155,16 @@ def read_trees(root: Path, split_names: Mapping[str, str]) -> tuple[dict[str, Tr
     return trees, aside + Counter({reason: n for reason, n in loose.aside.items() if reason != HIDDEN})
 
 
-def list_files(root: Path, trees: Mapping[str, Tree]) -> tuple[list[tuple[str, str, Path]], tuple[str, ...]]:
-    """((split or "all", class or "", path) of every image in order, class names). ``ValueError`` for no image, a class
-    without one, or images both inside and outside of class folders."""
+def list_files(
+    root: Path, trees: Mapping[str, Tree], labelled: bool = True
+) -> tuple[list[tuple[str, str, Path]], tuple[str, ...]]:
+    """((split or "all", class or "", path) of every image in order, class names). ``ValueError`` for no image, and
+    where they are ``labelled`` for a class without one, or images both inside and outside of class folders."""
     classes = tuple(sorted({kind for tree in trees.values() for kind in tree} - {""}))
-    if classes and any("" in tree for tree in trees.values()):
+    if labelled and classes and any("" in tree for tree in trees.values()):
         raise ValueError(f"{root}: some images lie in class folders and some outside of any")
     files = [(split, kind, path) for split, tree in trees.items() for kind in sorted(tree) for path in tree[kind]]
-    empty = sorted(set(classes) - {kind for _, kind, _ in files})
+    empty = sorted(set(classes) - {kind for _, kind, _ in files}) if labelled else []
     if empty or not files:
         problem = f"class {empty[0]!r} has no image" if empty else "no image in it"
         raise ValueError(f"{root}: {problem}; allowed: {', '.join(SUFFIXES)}")
