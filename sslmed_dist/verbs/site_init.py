@@ -67,9 +67,9 @@ def init(
     return [
         f"{path}: read it, line by line, then: sslmed site check {path}",
         f"{network_of(path)}: the network side" + ("" if server else "; write the server's HOST:PORT into it"),
+        f"for the people of sites that it adds up with (peers): {site_key.load(site_key_of(site)).peer}",
         "for the server's people, with the number of images that this site may count in place of N:",
         add_site_line(path),
-        f"for the people of sites that it adds up with (peers): {site_key.load(site_key_of(site)).peer}",
     ]
 
 
