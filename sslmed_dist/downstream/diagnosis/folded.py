@@ -51,8 +51,10 @@ def measures_of(labels: tuple[str, ...]) -> Callable[[Predictions], Iterator[Mea
         scores, truth = predictions.scores, predictions.labels
         both = [k for k in range(len(labels)) if len(known_values(scores[:, 1 + k], truth[:, k])) == 2]
         if both:
+            absent = ", ".join(name for k, name in enumerate(labels) if k not in both)
+            without = f"mean over labels without {absent}, which lacks a value here; " if absent else ""
             undefined = "undefined: a label has no fold with both values"
-            yield Measure("auc", mean_within_folds(both), truth, undefined, note=NOTE)
+            yield Measure("auc", mean_within_folds(both), truth, undefined, note=f"{without}{NOTE}")
         for k, label in enumerate(labels):
             undefined = f"undefined: no fold has both values of {label}"
             yield Measure(f"auc/{label}", within_folds(k), truth, undefined, note=NOTE)

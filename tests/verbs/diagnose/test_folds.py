@@ -135,6 +135,11 @@ def test_pairs_of_one_fold_alone_are_compared() -> None:
                 wins = wins + weight * float(draws[i] > draws[j])
     found = within_folds(0)(made.scores, made.labels, weights=weights)
     torch.testing.assert_close(found, wins / pairs)
+    both = folded(
+        draws[:, None].expand(-1, 2), fold, torch.stack([labels, labels * 0], 1), *[torch.arange(count)] * 2, ("a", "b")
+    )
+    assert both.measures is not None
+    assert [m.note.startswith("mean over labels without b, which") for m in both.measures(both)] == [True, False, False]
     alone = folded(
         draws[:, None], torch.arange(count), labels[:, None], torch.arange(count), torch.arange(count), ("a",)
     )
