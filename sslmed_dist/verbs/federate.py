@@ -5,6 +5,8 @@ An *arm* is one way to get an encoder for a site: ``federated``, ``local`` (trai
 Every trained arm takes the same number of optimiser steps from the same first weights.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from sslmed_dist.config import Config
 from sslmed_dist.downstream import ALL_SITES, FLOORS, Row, compared_rows, pooled, pooled_rows, rows_of, write_rows
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.downstream.rows import write_cases
+from sslmed_dist.downstream.site_probe import GROUP_ROOM
 from sslmed_dist.drivers import launcher
 from sslmed_dist.federation import accountant, health, privacy
 from sslmed_dist.federation.figures import BEST, FEDERATED
@@ -158,13 +161,14 @@ def measure(settings: Config, sites: list[Site]) -> Path:
     # By arm: for each site, in the order of ``sites``, the test predictions of every evaluator.
     predictions: dict[str, list[dict[str, Predictions]]] = {arm: [] for arm in arms}
     sizes, dataset = {}, None
-    for site in sites:
+    for number, site in enumerate(sites):
         own = settings_for(settings, site.name)
         if dataset is None or has_own_data(settings):  # one dataset was dealt to all, or each has its own
             dataset = evaluation_data(own, site)
         encoders = {arm: partial(encoder_of, arm, site.name, own) for arm in arms}
         for arm, found in predictions_at(own, site, dataset, encoders).items():
-            predictions[arm].append(found)
+            # Sites with data of their own number their patients each from 0: number 5 of two sites is two patients.
+            predictions[arm].append(of_site(found, number) if has_own_data(settings) else found)
             rows += rows_of(found, arm=arm, site=site.name, seed=seed)
         # How many samples of the evaluation data each part of the site has, for the reader of the file.
         sizes[site.name] = {name: len(part) for name, part in parts_of(own, site, dataset).items()}
@@ -184,6 +188,11 @@ def measure(settings: Config, sites: list[Site]) -> Path:
     chosen = {"best_round": best, "rule": health.RULE} if best else {}
     write_rows(out, rows, sites=sizes, left_out=left_out, phantom_data=on_phantoms(settings), **chosen)
     return out
+
+
+def of_site(found: Mapping[str, Predictions], number: int) -> dict[str, Predictions]:
+    """Predictions whose patients are those of site ``number`` alone."""
+    return {title: replace(of, groups=of.groups + number * GROUP_ROOM) for title, of in found.items()}
 
 
 def results(folder: Path) -> Path:
