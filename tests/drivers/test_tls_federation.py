@@ -48,6 +48,14 @@ def test_a_federation_over_tls_gives_the_bits_of_one_process(
     assert "holds a federation already" in capsys.readouterr().err
 
 
+def test_every_node_ran_the_signed_app_alone(running: Federation) -> None:
+    assert "is signed by the key" in running.said("server")
+    for name in NAMES:
+        assert "runs apps that a key of trusted_apps has signed, and no others" in running.said(name)
+    logs = list(Path(running.server.file.folder).glob("*/federation.log"))
+    assert logs and all("the app is signed" in log.read_text() for log in logs)
+
+
 def test_a_server_that_was_killed_goes_on_bit_for_bit(running: Federation) -> None:
     recipe = running.recipe("killed", rounds=4)
     running.start("run", "server", "run", str(running.server.place), str(recipe))

@@ -16,7 +16,7 @@ from sslmed_dist import config
 from sslmed_dist.cli import main
 from sslmed_dist.drivers import launcher, server_side
 from sslmed_dist.drivers.processes import free_port
-from sslmed_dist.federation import server_file, site_file
+from sslmed_dist.federation import server_file, site_file, site_key
 from sslmed_dist.federation.server_file import Server
 from sslmed_dist.federation.site_file import SiteFile
 from sslmed_dist.verbs.site_init import add_site_line
@@ -114,6 +114,23 @@ def joining(folder: Path, name: str, server: Server, root: Path | None = None) -
     return path
 
 
+def signed(folder: Path, place: Path) -> str:
+    """Sign the app for a server; the public half of the key."""
+    key = folder / "release.key"
+    assert main(["app", "key", str(key)]) == 0
+    assert main(["app", "sign", str(key), "--out", str(place / "app.signature.json")]) == 0
+    return site_key.load(key).public
+
+
+def trusting(network: Path, key: str) -> None:
+    """Let a site's node run the app that a key has signed, and no other."""
+    keys = network.with_name("trusted.yaml")
+    assert main(["app", "trust", key, "--out", str(keys)]) == 0
+    text = network.read_text()
+    assert text.count("trusted_apps: null") == 1
+    network.write_text(text.replace("trusted_apps: null", f"trusted_apps: {keys}"))
+
+
 @contextmanager
 def federation(folder: Path) -> Iterator[Federation]:
     """A running one; at the end every program is stopped and none is left."""
@@ -124,10 +141,12 @@ def federation(folder: Path) -> Iterator[Federation]:
     made = Federation(folder, server_file.read(place))
     with ExitStack() as stack:
         try:
+            key = signed(folder, place)
             made.start("server", "server", "start", str(place))
             for name in NAMES:
                 path = joining(folder, name, made.server)
                 made.sites[name] = relaxed(path, hospital.SMALL)
+                trusting(made.network(name), key)
                 line = add_site_line(path).replace("DIR", str(place)).replace("--samples N", "--samples 96")
                 assert main(line.split()[1:]) == 0
             stack.enter_context(open_doors(list(made.sites.values())))
