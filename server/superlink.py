@@ -105,22 +105,39 @@ def seen(state: Any, listed: dict[str, Registered]) -> dict[str, dict[str, Any]]
     }
 
 
+Stamp = tuple[int, int, int] | None  # which file a list is, when it was written and its size; None: there is none
+
+
+def stamped(path: Path) -> Stamp:
+    """What tells one state of a file from another."""
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        return None
+    return state.st_ino, state.st_mtime_ns, state.st_size
+
+
 class Watch:
     """Looks at the list and the nodes, and writes down what changed."""
 
     def __init__(self, factory: Any, nodes: Path | None) -> None:
         self.factory, self.nodes = factory, nodes
         self.listed: dict[str, Registered] = {}
-        self.looked: tuple[float, int] | None = None  # time and size of the list that was read last
+        self.looked: Stamp = None  # of the list that was read last
+        self.changing: Stamp = None  # of the list at the last look
+        self.first = True
         self.written: dict[str, dict[str, Any]] | None = None
 
     def look(self) -> None:
-        """Once. A list that cannot be read is said and changes nothing."""
+        """Once. A list that cannot be read is said and changes nothing. A list that has changed counts once it was the
+        same at two looks: an editor empties a file before it writes it, and a site that is taken out for a moment
+        comes back as another node, which no run that goes on knows."""
         path = Path(os.environ[LISTED])
         state = self.factory.state()
-        stamp = (path.stat().st_mtime, path.stat().st_size) if path.exists() else None
-        if stamp != self.looked:
-            self.looked = stamp
+        stamp = stamped(path)
+        settled, self.changing = self.first or stamp == self.changing, stamp
+        if settled and (self.first or stamp != self.looked):
+            self.looked, self.first = stamp, False
             try:
                 self.listed = read(path)
                 register(state, self.listed)

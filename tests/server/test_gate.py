@@ -95,13 +95,35 @@ def test_nodes_follow_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [node.name for node in state.nodes] == ["north", "south"]
     path.write_text("north: 5")  # a mistake changes nothing
     watch.look()
+    watch.look()
     assert [node.status for node in state.nodes] == ["registered"] * 2
     registered.write(path, {"south": sites["south"]})
+    watch.look()
     watch.look()
     assert [node.status for node in state.nodes] == ["unregistered", "registered"]
     assert list(seen(state, watch.listed)) == ["south"]
     register(state, sites)
     assert [node.name for node in state.nodes] == ["north", "south", "north"]
+
+
+@pytest.mark.parametrize("between", ["", "north: {samples: 5}\n", None])
+def test_a_list_that_is_being_written_takes_no_site_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str | None
+) -> None:
+    state, path = State(), tmp_path / "sites.yaml"
+    registered.write(path, {name: Registered(5, node_key.make(tmp_path / name), None) for name in ("north", "south")})
+    monkeypatch.setenv(registered.LISTED, str(path))
+    watch, text = Watch(SimpleNamespace(state=lambda: state), None), path.read_text()
+    watch.look()
+    assert len(state.nodes) == 2
+    path.unlink()
+    if between is not None:  # as an editor leaves it for a moment
+        path.write_text(between)
+    watch.look()
+    path.write_text(text)
+    watch.look()
+    watch.look()
+    assert [node.status for node in state.nodes] == ["registered"] * 2 and len(watch.listed) == 2
 
 
 def test_a_node_is_the_site_of_its_key(tmp_path: Path) -> None:
