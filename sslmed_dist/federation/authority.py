@@ -10,6 +10,7 @@ Keys are elliptic curve keys (P-256) of the operating system's generator. Privat
 
 import datetime
 import ipaddress
+import re
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from sslmed_dist.atomic_files import write_atomically, write_private
 
 AUTHORITY_DAYS, SERVER_DAYS = 3650, 825
 SOON_DAYS = 30.0  # before its end a certificate is warned of
+HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")  # one part of a DNS name
 LOOPBACK = ("localhost", "127.0.0.1", "::1")  # the server's own programs connect to it by these
 
 
@@ -129,13 +131,21 @@ def alternative_names(hosts: Sequence[str]) -> list[Any]:
 
     found: list[Any] = []
     for host in dict.fromkeys([*hosts, *LOOPBACK]):
-        try:
-            found.append(x509.IPAddress(ipaddress.ip_address(host)))
-        except ValueError:
-            if not host.isascii() or not all(part and len(part) < 64 for part in host.split(".")) or " " in host:
-                raise ValueError(f"host {host!r:.80}: expected a DNS name or an IP address") from None
-            found.append(x509.DNSName(host))
+        address = require_host(host)
+        found.append(x509.DNSName(host) if address is None else x509.IPAddress(address))
     return found
+
+
+def require_host(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that ``host`` is, None for a DNS name. ``ValueError`` for what is neither, such as a URL, a path or a
+    name with its port: a certificate for it would be believed by nobody."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        if not all(map(HOST.fullmatch, host.split("."))) or len(host) > 253 or host.rpartition(".")[2].isdigit():
+            what = "a DNS name or an IP address, with neither https:// nor a port"
+            raise ValueError(f"host {host!r:.80}: expected {what}") from None
+    return None
 
 
 def private_pem(key: Any) -> bytes:

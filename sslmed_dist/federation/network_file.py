@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sslmed_dist import config, plain_yaml
+from sslmed_dist.federation.authority import require_host
 from sslmed_dist.federation.server_file import quoted
 
 NAME = "network.yaml"
@@ -57,6 +58,10 @@ def require_server(server: str) -> str:
     host, colon, port = server.rpartition(":")
     if not host or not colon or not (port.isdigit() and 1 <= int(port) <= 65535):
         raise ValueError(f"server {server!r:.80}: expected HOST:PORT, such as federation.example.org:8443")
+    bracketed = host.startswith("[") and host.endswith("]")
+    require_host(host[1:-1] if bracketed else host)
+    if bracketed is not (":" in host):
+        raise ValueError(f"server {server!r:.80}: expected an IPv6 address in brackets, such as [2001:db8::1]:8443")
     return server
 
 

@@ -12,15 +12,17 @@ A server (``sslmed server``) has one list for all its runs, and every site in it
 and a count is believed up to what the site said in its greeting.
 """
 
+import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sslmed_dist import plain_yaml
 from sslmed_dist.arguments import require_component
-from sslmed_dist.atomic_files import write_atomically
+from sslmed_dist.atomic_files import open_itself, write_atomically
 from sslmed_dist.config import Federated
 from sslmed_dist.federation import node_key
 
@@ -72,6 +74,20 @@ def read(path: Path) -> dict[str, Registered]:
                 raise ValueError(f"{path}: {name} and {keys[key]} have the same key; every site has its own")
         found[str(name)] = site
     return found
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[dict[str, Registered]]:
+    """The sites of a list, written as they are when the block ends well. Only one process at a time is in it: two that
+    read the same list would each write it without the other's site. ``ValueError`` as of ``read``."""
+    handle = open_itself(path.parent / f".{path.name}.lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        sites = read(path)
+        yield sites
+        write(path, sites)
+    finally:
+        os.close(handle)
 
 
 def write(path: Path, sites: Mapping[str, Registered]) -> None:

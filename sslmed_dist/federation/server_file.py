@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from sslmed_dist import config, plain_yaml
-from sslmed_dist.federation.authority import Authority
+from sslmed_dist.federation.authority import Authority, require_host
 from sslmed_dist.federation.registered import SITES
 
 NAME = "server.yaml"
@@ -39,6 +39,8 @@ class ServerFile:
             raise ValueError(f"port: expected a number from 1 to 65535, got {self.port}; {NOTE}")
         if not self.hosts:
             raise ValueError(f"hosts: expected the names or addresses that sites connect to; {NOTE}")
+        for host in self.hosts:
+            require_host(host)
         if not Path(self.folder).is_absolute():
             raise ValueError(f"folder: expected an absolute path; {NOTE}")
 
@@ -84,6 +86,11 @@ def filled(hosts: Sequence[str], port: int, folder: str, listen: str = "0.0.0.0"
     for word, value in words.items():
         text = text.replace(f": {word}", f": {value}", 1)
     return text
+
+
+def address(host: str, port: int) -> str:
+    """HOST:PORT as sites write it, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def quoted(text: str) -> str:

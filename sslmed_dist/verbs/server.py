@@ -33,7 +33,7 @@ def init(place: Path, hosts: Sequence[str], port: int, listen: str = "0.0.0.0") 
         f"{file}: read it, line by line",
         authority.ending(tls.root),
         authority.ending(tls.certificate),
-        f"every site gets a copy of {tls.root} (no secret) and the address {hosts[0]}:{port}",
+        f"every site gets a copy of {tls.root} (no secret) and the address {server_file.address(hosts[0], port)}",
         f"{tls.root_key}: makes certificates that all sites believe; keep it elsewhere, `sslmed server renew` needs it",
     ]
 
@@ -50,18 +50,19 @@ def add_site(place: Path, name: str, node: str, data: str, samples: int) -> Line
     """Register a site: the public keys of its two sides, and the most images that it may count. A running server takes
     it over within seconds. ``ValueError`` for a name or a key that is registered already."""
     server = server_file.read(place)
-    listed = registered.read(server.sites)
     if not NAME.fullmatch(name):
         raise ValueError(f"name {name!r:.80}: expected up to 64 letters, digits, '_', '.' and '-'")
-    if name in listed:
-        raise ValueError(f"{server.sites}: has a {name} already; what stands there can be changed or deleted by hand")
     if not registered.is_key(data):
         raise ValueError(f"data key {data!r:.20}: expected the 64 hexadecimal digits that `sslmed site init` prints")
     site = Registered(samples, node_key.word(node_key.parsed(node)), data)
-    same = [other for other, known in listed.items() if {known.node_key, known.data_key} & {site.node_key, data}]
-    if same:
-        raise ValueError(f"{name}: has a key of {same[0]}; every site makes its own with `sslmed site init`")
-    registered.write(server.sites, {**listed, name: site})
+    with registered.changing(server.sites) as listed:
+        if name in listed:
+            taken = f"has a {name} already; what stands there can be changed or deleted by hand"
+            raise ValueError(f"{server.sites}: {taken}")
+        same = [other for other, known in listed.items() if {known.node_key, known.data_key} & {site.node_key, data}]
+        if same:
+            raise ValueError(f"{name}: has a key of {same[0]}; every site makes its own with `sslmed site init`")
+        listed[name] = site
     return [
         f"{name}: registered with up to {samples} samples in {server.sites}",
         "compare with what the site's people read out from `sslmed site status`:",

@@ -1,6 +1,7 @@
 """``sslmed server`` and the network side of ``sslmed site`` as people use them, without any program of Flower's."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from sslmed_dist import config
 from sslmed_dist.cli import main
 from sslmed_dist.drivers import flower_programs, launcher, server_side
 from sslmed_dist.federation import network_file, node_key, registered, server_file
+from sslmed_dist.verbs import server as verbs_server
 from sslmed_dist.verbs import site_init
 from tests.federation import tiny
 
@@ -40,7 +42,9 @@ def test_init_makes_private_files_and_says_when_they_end(tmp_path: Path, capsys:
     assert place.stat().st_mode & 0o777 == 0o700 == (place / "tls").stat().st_mode & 0o777
     assert main(["server", "init", str(place), "--host", "x.org"]) == 2
     assert "a server is never written over" in capsys.readouterr().err
-    assert main(["server", "init", str(place.with_name("b")), "--host", "a b"]) == 2
+    for host in ("a b", "http://a", "a.org:8443", "a/b", "-a.org", "a..org", "a.org.", "999.1.2.3", "ü.org", ""):
+        assert main(["server", "init", str(place.with_name("b")), f"--host={host}"]) == 2
+        assert f"host {host!r}: expected a DNS name or an IP address" in capsys.readouterr().err
     assert main(["server", "init", str(place.with_name("b")), "--host", "a", "--port", "0"]) == 2
     assert not place.with_name("b").exists()
     assert main(["server", "renew", str(place)]) == 0
@@ -54,6 +58,7 @@ def test_init_makes_private_files_and_says_when_they_end(tmp_path: Path, capsys:
         ("hosts: ['fed.example.org', '192.0.2.7']", "hosts: []", "hosts: expected the names or addresses"),
         ("folder: '/", "folder: './", "folder: expected an absolute path"),
         ("port: 8443", "prot: 8443", "prot: unknown key"),
+        ("'fed.example.org'", "'https://fed.example.org'", "host 'https://fed.example.org': expected a DNS name"),
     ],
 )
 def test_a_server_file_that_is_wrong(place: Path, capsys: Said, old: str, new: str, line: str) -> None:
@@ -84,6 +89,24 @@ def test_the_line_that_a_site_prints_registers_it(place: Path, capsys: Said) -> 
     assert main(["server", "status", str(place)]) == 0
     said = capsys.readouterr().out
     assert "the server does not run; port 8443" in said and "up to 1200 samples; no round yet" in said
+
+
+def test_an_ipv6_address_is_shown_as_sites_write_it(tmp_path: Path, capsys: Said) -> None:
+    assert main(["server", "init", str(tmp_path / "fed"), "--host", "2001:db8::1"]) == 0
+    assert "the address [2001:db8::1]:8443" in capsys.readouterr().out
+
+
+def test_sites_that_are_registered_at_once_are_all_listed(place: Path) -> None:
+    server = server_file.read(place)
+    names = [f"site-{number}" for number in range(6)]
+    keys = {name: node_key.make(place / name) for name in names}
+    with ThreadPoolExecutor(len(names)) as pool:
+        told = [
+            pool.submit(verbs_server.add_site, place, name, keys[name], f"{number:064x}", 5)
+            for number, name in enumerate(names)
+        ]
+    assert all(name in one.result()[0] for name, one in zip(names, told, strict=True))
+    assert sorted(registered.read(server.sites)) == names
 
 
 @pytest.mark.parametrize(
@@ -118,6 +141,10 @@ def test_the_network_side_knows_no_path_of_the_data(tmp_path: Path) -> None:
     [
         (["--server", "fed.example.org"], "expected HOST:PORT"),
         (["--server", "fed.example.org:0"], "expected HOST:PORT"),
+        (["--server", "https://fed.example.org:8443"], "host 'https://fed.example.org': expected a DNS name"),
+        (["--server", "fed.example.org/:8443"], "host 'fed.example.org/': expected a DNS name"),
+        (["--server", "2001:db8::1:8443"], "expected an IPv6 address in brackets"),
+        (["--server", "[fed.example.org]:8443"], "expected an IPv6 address in brackets"),
         (["--root-certificate", "gone.crt"], "gone.crt: no certificate"),
         (["--network-user", "no such user"], "no user of this machine"),
     ],
