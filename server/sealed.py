@@ -31,6 +31,9 @@ KEPT = "sites.json"  # in the run folder
 # Answers of a site that may come again to the byte: what it has answered it repeats, also to a server that was started
 # several times since, each time with a greeting. What is asked, of which round and model, is looked at all the same.
 REMEMBERED = 16
+# Numbers of answers of a site that are still to come: it answered while no server was there, and gives what it stored
+# when it is asked again. Each may come once under its number, which is no repeat.
+AWAITED = 64
 NO_RUN = "0" * 64  # of a refusal whose request named no run
 
 
@@ -47,7 +50,7 @@ class Sealed:
         self.run = hashlib.sha256(config.encode()).hexdigest()
         self.nodes: set[int] = set()  # those that answer with a payload
         known = read_object(self.path) if self.path.exists() else {}
-        # By site: key, sequence, anchor, digests of the newest answers. What was kept of another key than the pinned
+        # By site: key, sequence, anchor, digests of the newest answers, numbers of those to come. What was kept of another key than the pinned
         # one counts for nothing: the site has made itself a new one.
         self.known: dict[str, dict[str, Any]] = {
             site: kept for site, kept in known.items() if kept.get("key") == self.pinned.get(site, kept.get("key"))
@@ -156,17 +159,28 @@ class Sealed:
         return message
 
     def keep(self, site: str, answer: payload.Answer, digest: str, key: str) -> None:
-        """Write down what an answer says of its site. ``SiteRefused`` for one that came before."""
+        """Write down what an answer says of its site. ``SiteRefused`` for one whose number came before, unless it is the
+        same to the byte."""
         known = self.known.get(site, {})
         last, number = known.get("sequence", 0), answer.message.fields["sequence"]
-        if number <= last and digest not in known.get("answers", []):
+        awaited, answers = known.get("awaited", []), known.get("answers", [])
+        if digest in answers:
+            return
+        if number <= last and number not in awaited:
             raise SiteRefused(f"its answer number {number} is a repeat; the last one was {last}")
         if known and number > last + 1:
             log.warning("%s: %d of its answers did not arrive", site, number - last - 1)
-        if number > last:
-            answers, anchor = [*known.get("answers", []), digest][-REMEMBERED:], answer.anchor.text
-            self.known[site] = {"key": key, "sequence": number, "anchor": anchor, "answers": answers}
-            write_json(self.path, self.known)
+        missing = range(max(last + 1, number - AWAITED), number) if known else ()
+        awaited = [one for one in (*awaited, *missing) if one != number][-AWAITED:]
+        anchor = answer.anchor.text if number > last else known["anchor"]
+        kept = {
+            "key": key,
+            "sequence": max(last, number),
+            "anchor": anchor,
+            "answers": [*answers, digest][-REMEMBERED:],
+        }
+        self.known[site] = kept | ({"awaited": awaited} if awaited else {})
+        write_json(self.path, self.known)
 
 
 def claimed(data: bytes) -> str:

@@ -90,6 +90,24 @@ def test_the_same_answer_may_come_again_and_a_gap_is_said(server: Sealed, caplog
     assert again.known["north"]["anchor"] == f"8:{'ab' * 32}"
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_an_answer_that_was_given_while_no_server_was_there_is_no_repeat(server: Sealed, restarted: bool) -> None:
+    stored = reply(server, "update", 2)  # answered after the server had been killed, and stored by the site
+    server.greeting(reply(server, "greeting", 4), 7)
+    again = Sealed("YQ==", server.path.parent) if restarted else server
+    again.update(stored, ASKED)
+    again.update(stored, ASKED)
+    assert again.known["north"]["sequence"] == 4 and again.known["north"]["anchor"] == f"4:{'ab' * 32}"
+    assert again.known["north"]["awaited"] == [3]
+    for number in (1, 2, 4):  # another answer of a number that came
+        with pytest.raises(SiteRefused, match=f"number {number} is a repeat; the last one was 4"):
+            again.update(reply(server, "update", number, samples=8), ASKED)
+    again.update(reply(server, "update", 3, samples=8), ASKED)
+    assert "awaited" not in again.known["north"]
+    again.greeting(reply(server, "greeting", 1000), 7)
+    assert again.known["north"]["awaited"] == list(range(936, 1000))
+
+
 FIGURE = ["random", 0, "auc", 0.7, 0.6, 0.8, 40, 30]
 
 
