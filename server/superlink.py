@@ -38,6 +38,7 @@ log = logging.getLogger("flwr")
 OPEN, HERE, CONTROL = ("/v1/fleet/",), ("/v1/runtime/",), "/v1/control/"
 LOOK_S = 1.0  # between two looks at the list of sites and the nodes
 UNREGISTERED = "unregistered"  # Flower's word for a node that was taken out
+REGISTERED = "registered"  # ... and for one that has not been here yet
 
 
 class Gate:
@@ -78,17 +79,34 @@ def is_here(client: Any) -> bool:
 
 
 def register(state: Any, listed: dict[str, Registered]) -> None:
-    """Register the nodes of the list that Flower does not know, and take out those that are not on it any more."""
+    """Register the nodes of the list that Flower does not know, and take out those that are not on it any more. One
+    that was taken out and is on it again is the node that it was."""
     wanted = {node_key.pem(site.node_key): name for name, site in listed.items() if site.node_key is not None}
-    there = {bytes(node.public_key): node for node in state.get_node_info() if node.status != UNREGISTERED}
+    ever = {bytes(node.public_key): node for node in state.get_node_info()}
+    there = {key: node for key, node in ever.items() if node.status != UNREGISTERED}
     for key, node in there.items():
         if key not in wanted:
             state.delete_node(NOOP_FLWR_AID, node.node_id)
             log.info("sites: %s is taken out", node.name or node.node_id)
     for key, name in wanted.items():
-        if key not in there:
+        if key in there:
+            continue
+        if key in ever:
+            bring_back(state, key, name)
+        else:
             state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, HEARTBEAT_DEFAULT_INTERVAL, name=name)
-            log.info("sites: %s is registered", name)
+        log.info("sites: %s is registered", name)
+
+
+def bring_back(state: Any, key: bytes, name: str) -> None:
+    """Register a node again that was taken out. Flower keeps its key for ever, refuses to make a node of it, and has no
+    call for this; read in its source: such a node differs from a new one by its state alone."""
+    from flwr.supercore.state.schema.linkstate_models import Node
+    from sqlalchemy import update
+
+    new = {"status": REGISTERED, "unregistered_at": None, "online_until": None, "name": name}
+    with state.session() as session:
+        session.execute(update(Node).where(Node.public_key == key, Node.status == UNREGISTERED).values(**new))
 
 
 def seen(state: Any, listed: dict[str, Registered]) -> dict[str, dict[str, Any]]:

@@ -7,11 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.superlink.federation import NoOpFederationManager
 
 from clients.supernode import Clock, sending
 from server.brisk_grid import BriskGrid, pause
 from server.owners import Owners
-from server.superlink import Gate, Watch, register, seen
+from server.superlink import Gate, Watch, seen
 from sslmed_dist.federation import node_key, registered
 from sslmed_dist.federation.registered import Registered
 
@@ -59,63 +62,61 @@ def test_who_may_ask_for_what(path: str, client: Any, token: tuple[str, ...], an
     assert status(path, client, *token) == answer
 
 
-class State:
-    """Flower's state as far as nodes go."""
-
-    def __init__(self) -> None:
-        self.nodes: list[SimpleNamespace] = []
-
-    def get_node_info(self) -> list[SimpleNamespace]:
-        """All nodes that were ever registered."""
-        return self.nodes
-
-    def create_node(self, aid: str, account: str, key: bytes, heartbeat: float, *, name: str) -> None:
-        """Register one."""
-        number = len(self.nodes) + 1
-        self.nodes.append(
-            SimpleNamespace(node_id=number, name=name, public_key=key, status="registered", last_activated_at="")
-        )
-
-    def delete_node(self, aid: str, number: int) -> None:
-        """Take one out."""
-        self.nodes[number - 1].status = "unregistered"
+@pytest.fixture
+def state(tmp_path: Path) -> Any:
+    """Flower's own state in a database, as its SuperLink has it."""
+    made = SqlLinkState(str(tmp_path / "state.db"), NoOpFederationManager(), ObjectStoreFactory().store())
+    made.initialize()
+    return made
 
 
-def test_nodes_follow_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = {name: node_key.make(tmp_path / name) for name in ("north", "south")}
-    state, path = State(), tmp_path / "sites.yaml"
+def nodes(state: Any) -> dict[str, tuple[int, str]]:
+    """By name, number and status of every node that there ever was."""
+    return {node.name: (node.node_id, node.status) for node in state.get_node_info()}
+
+
+def test_nodes_follow_the_list(state: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {name: node_key.make(tmp_path / name) for name in ("north", "south", "east")}
+    path = tmp_path / "sites.yaml"
     monkeypatch.setenv(registered.LISTED, str(path))
     watch = Watch(SimpleNamespace(state=lambda: state), tmp_path / "nodes.json")
     watch.look()
-    assert state.nodes == [] and (tmp_path / "nodes.json").read_text() == "{}"
+    assert nodes(state) == {} and (tmp_path / "nodes.json").read_text() == "{}"
     sites = {name: Registered(5, key, None) for name, key in keys.items()}
+    east = sites.pop("east")
     registered.write(path, sites)
     watch.look()
     watch.look()
-    assert [node.name for node in state.nodes] == ["north", "south"]
+    known = nodes(state)
+    assert list(known) == ["north", "south"]
     path.write_text("north: 5")  # a mistake changes nothing
     watch.look()
     watch.look()
-    assert [node.status for node in state.nodes] == ["registered"] * 2
+    assert nodes(state) == known
     registered.write(path, {"south": sites["south"]})
     watch.look()
     watch.look()
-    assert [node.status for node in state.nodes] == ["unregistered", "registered"]
+    assert [status for _, status in nodes(state).values()] == ["unregistered", "registered"]
     assert list(seen(state, watch.listed)) == ["south"]
-    register(state, sites)
-    assert [node.name for node in state.nodes] == ["north", "south", "north"]
+    registered.write(path, {"north": sites["north"], "east": east})
+    watch.look()
+    watch.look()  # what was taken out comes back as what it was, and those after it in the list come, too
+    assert nodes(state)["north"] == known["north"] and nodes(state)["south"][1] == "unregistered"
+    assert nodes(state)["east"][1] == "registered" and sorted(seen(state, watch.listed)) == ["east", "north"]
+    assert state.activate_node(known["north"][0], 30.0) and nodes(state)["north"][1] == "online"
 
 
 @pytest.mark.parametrize("between", ["", "north: {samples: 5}\n", None])
 def test_a_list_that_is_being_written_takes_no_site_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str | None
+    state: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str | None
 ) -> None:
-    state, path = State(), tmp_path / "sites.yaml"
+    path = tmp_path / "sites.yaml"
     registered.write(path, {name: Registered(5, node_key.make(tmp_path / name), None) for name in ("north", "south")})
     monkeypatch.setenv(registered.LISTED, str(path))
     watch, text = Watch(SimpleNamespace(state=lambda: state), None), path.read_text()
     watch.look()
-    assert len(state.nodes) == 2
+    known = nodes(state)
+    assert len(known) == 2
     path.unlink()
     if between is not None:  # as an editor leaves it for a moment
         path.write_text(between)
@@ -123,7 +124,7 @@ def test_a_list_that_is_being_written_takes_no_site_out(
     path.write_text(text)
     watch.look()
     watch.look()
-    assert [node.status for node in state.nodes] == ["registered"] * 2 and len(watch.listed) == 2
+    assert nodes(state) == known and len(watch.listed) == 2
 
 
 def test_a_node_is_the_site_of_its_key(tmp_path: Path) -> None:
