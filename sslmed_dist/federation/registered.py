@@ -25,6 +25,7 @@ from sslmed_dist.arguments import require_component
 from sslmed_dist.atomic_files import open_itself, write_atomically
 from sslmed_dist.config import Federated
 from sslmed_dist.federation import node_key
+from sslmed_dist.registry import MOST
 
 SITES = "sites.yaml"
 LISTED = "SSLMED_SITES"  # environment variable: the path of the list, where it does not lie in the run folder
@@ -41,8 +42,8 @@ class Registered:
     data_key: str | None = None
 
     def __post_init__(self) -> None:
-        if self.samples is not None and (type(self.samples) is not int or self.samples < 1):
-            raise ValueError(f"samples: expected a whole number >= 1, got {self.samples!r:.40}")
+        if self.samples is not None and (type(self.samples) is not int or not 1 <= self.samples <= MOST):
+            raise ValueError(f"samples: expected a whole number >= 1, at most 2^53, got {self.samples!r:.40}")
         if self.node_key is not None:
             node_key.parsed(str(self.node_key))
         if self.data_key is not None and not is_key(self.data_key):
