@@ -50,8 +50,8 @@ class Sealed:
         self.run = hashlib.sha256(config.encode()).hexdigest()
         self.nodes: set[int] = set()  # those that answer with a payload
         known = read_object(self.path) if self.path.exists() else {}
-        # By site: key, sequence, anchor, digests of the newest answers, numbers of those to come. What was kept of another
-        # key than the pinned one counts for nothing: the site has made itself a new one.
+        # By site: key, sequence, anchor, digests of the newest answers, numbers of those to come. What was kept of
+        # another key than the pinned one counts for nothing: the site has made itself a new one.
         self.known: dict[str, dict[str, Any]] = {
             site: kept for site, kept in known.items() if kept.get("key") == self.pinned.get(site, kept.get("key"))
         }
