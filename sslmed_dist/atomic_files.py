@@ -86,6 +86,20 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
+def all_or_none(*files: Path) -> Iterator[None]:
+    """Files that belong together and are made in the block, each as a whole: when the block ends in an error, those go
+    that were not there before it. So what has failed can be tried again, and finds no half of itself in its way."""
+    new = [path for path in files if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in new:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
 def appearing(target: Path) -> Iterator[Path]:
     """A temporary folder beside ``target`` that becomes ``target`` (absent or empty) when the block ends well, and is
     removed when not. A killed process leaves only the hidden temporary folder."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sslmed_dist import config
-from sslmed_dist.atomic_files import refuse_links, write_atomically
+from sslmed_dist.atomic_files import all_or_none, refuse_links, write_atomically
 from sslmed_dist.drivers import server_side, superlink
 from sslmed_dist.federation import authority, node_key, registered, server_file
 from sslmed_dist.federation.registered import Registered
@@ -26,9 +26,11 @@ def init(place: Path, hosts: Sequence[str], port: int, listen: str = "0.0.0.0") 
         raise ValueError(f"port: expected a number from 1 to 65535, got {port}")
     authority.alternative_names(hosts)  # names what is none before anything is written
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    tls = authority.make(place / "tls", hosts)
-    write_atomically(file, server_file.filled(hosts, port, str(place / "runs"), listen).encode())
-    server_file.read(place)
+    tls = authority.Authority(place / "tls")
+    with all_or_none(file, tls.root, tls.root_key, tls.certificate, tls.key):
+        authority.make(tls.folder, hosts)
+        write_atomically(file, server_file.filled(hosts, port, str(place / "runs"), listen).encode())
+        server_file.read(place)
     return [
         f"{file}: read it, line by line",
         authority.ending(tls.root),

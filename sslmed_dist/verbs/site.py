@@ -196,6 +196,9 @@ def verified(path: Path, head: str | None) -> tuple[Lines, Lines]:
     entries = read(site.ledger)[0]
     lines = [f"{verdict.entries} entries in order; the last is {verdict.entries}:{verdict.head}"]
     lines += [f"this check cannot see: {what}" for what in verdict.blind]
+    lines += (
+        ["with an entry that the server keeps (sites.json of the run folder) it does: --head"] if head is None else []
+    )
     left = ledger_page.undelivered(entries)
     lines += [f"delivery not recorded (counts as delivered): entries {', '.join(map(str, left))}"] if left else []
     return lines, list(verdict.problems)

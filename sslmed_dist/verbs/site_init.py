@@ -2,10 +2,10 @@
 
 import os
 import pwd
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sslmed_dist.atomic_files import write_atomically
+from sslmed_dist.atomic_files import all_or_none, write_atomically
 from sslmed_dist.drivers import network_side
 from sslmed_dist.federation import authority, network_file, node_key, site_file, site_key, site_template
 from sslmed_dist.federation.site_file import SiteFile
@@ -43,10 +43,25 @@ def init(
     if root is not None:
         authority.context(root)
     owners = [owner(user) for user in users]
-    path = path.absolute()
+    path, network = path.absolute(), network_of(path).parent
+    keys = (path.parent / "state" / "key", network / "node.key")
+    with all_or_none(path, network_of(path), network / "ca.crt", *keys):
+        return written(path, name, data, server, root, users[1], owners)
+
+
+def written(
+    path: Path,
+    name: str,
+    data: Path,
+    server: str | None,
+    root: Path | None,
+    network_user: str | None,
+    owners: Sequence[tuple[int, int] | None],
+) -> Lines:
+    """``init`` of what has been checked; ``owners``: user and group id of the data side and of the network side."""
     write_atomically(path, site_template.filled(name, str(data.absolute()), str(path.parent)).encode())
-    if users[1] is not None:
-        told = path.read_text().replace("network_user: null ", f"network_user: {users[1]} ", 1)
+    if network_user is not None:
+        told = path.read_text().replace("network_user: null ", f"network_user: {network_user} ", 1)
         write_atomically(path, told.encode())
     path.chmod(0o600)
     site = site_file.read(path)

@@ -1,6 +1,7 @@
 """``sslmed server`` and the network side of ``sslmed site`` as people use them, without any program of Flower's."""
 
 import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -153,6 +154,42 @@ def test_the_network_side_knows_no_path_of_the_data(tmp_path: Path) -> None:
 def test_a_site_that_cannot_be_made(tmp_path: Path, capsys: Said, words: list[str], line: str) -> None:
     assert main(["site", "init", str(tmp_path / "a" / "b.yaml"), "--name", "a", "--data", str(tmp_path), *words]) == 2
     assert line in capsys.readouterr().err and not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("number", range(1, 7))
+@pytest.mark.parametrize("side", ["site", "server"])
+def test_an_init_that_fails_half_way_leaves_nothing_in_its_own_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said, side: str, number: int
+) -> None:
+    """The disk is full at the file ``number``; then there is room."""
+    words = ["server", "init", str(tmp_path / "a"), "--host", "a.org"]
+    if side == "site":
+        words = ["site", "init", str(tmp_path / "a" / "site.yaml"), "--name", "a", "--data", str(tmp_path)]
+    synced, true = [0], os.fsync
+
+    def full(handle: int) -> None:
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            synced[0] += 1
+            if synced[0] == number:
+                raise OSError(28, "No space left on device")
+        true(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    code = main(words)
+    monkeypatch.setattr(os, "fsync", true)
+    assert code == (2 if synced[0] >= number else 0)
+    if code:
+        assert "No space left" in capsys.readouterr().err
+        assert [path.name for path in (tmp_path / "a").rglob("*") if path.is_file()] == []
+        assert main(words) == 0
+    assert synced[0] >= min(number, 4)
+
+
+def test_a_path_that_is_too_long_for_a_socket_leaves_no_site(tmp_path: Path, capsys: Said) -> None:
+    folder = tmp_path / ("x" * 100)
+    assert main(["site", "init", str(folder / "site.yaml"), "--name", "a", "--data", str(tmp_path)]) == 2
+    assert "socket: a Unix socket's path has at most 107 bytes" in capsys.readouterr().err
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files to other users")
