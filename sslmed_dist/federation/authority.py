@@ -73,15 +73,16 @@ def make(folder: Path, hosts: Sequence[str], days: int = SERVER_DAYS) -> Authori
 
 def renew(authority: Authority, hosts: Sequence[str], days: int = SERVER_DAYS) -> None:
     """Give the server another certificate of the same authority; sites need nothing new. ``ValueError`` as of
-    ``make``, and where the authority's private key is not there."""
+    ``make``, and where a file of the authority is missing, damaged or of another one."""
     if not authority.root_key.exists():
         raise ValueError(f"{authority.root_key}: not here; without it no certificate can be made that sites believe")
     from cryptography import x509
-    from cryptography.hazmat.primitives import serialization
 
+    expiry(authority.root)  # names what is wrong
     root = x509.load_pem_x509_certificate(authority.root.read_bytes())
-    root_key = serialization.load_pem_private_key(authority.root_key.read_bytes(), None)
-    key = serialization.load_pem_private_key(authority.key.read_bytes(), None)
+    root_key, key = private_key(authority.root_key), private_key(authority.key)
+    if root_key.public_key() != root.public_key():
+        raise ValueError(f"{authority.root_key}: is not the key of {authority.root}; no site would believe it")
     own = certificate(hosts[0] if hosts else "localhost", key, days, (root, root_key), alternative_names(hosts))
     write_atomically(authority.certificate, public_pem(own))
 
@@ -154,6 +155,16 @@ def private_pem(key: Any) -> bytes:
 
     written: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return written
+
+
+def private_key(path: Path) -> Any:
+    """The private key in a PEM file. ``ValueError`` where there is none."""
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        return load_pem_private_key(path.read_bytes(), None)
+    except (OSError, TypeError, ValueError):  # TypeError: it wants a password
+        raise ValueError(f"{path}: no private key (PEM, not encrypted) there") from None
 
 
 def public_pem(made: Any) -> bytes:

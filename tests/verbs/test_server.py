@@ -92,6 +92,27 @@ def test_the_line_that_a_site_prints_registers_it(place: Path, capsys: Said) -> 
     assert "the server does not run; port 8443" in said and "up to 1200 samples; no round yet" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("ca.key", "ca.key: is not the key of"),
+        ("ca.crt", "ca.key: is not the key of"),
+        ("server.key", None),
+    ],
+)
+def test_files_of_another_authority_make_no_certificate(place: Path, capsys: Said, name: str, line: str | None) -> None:
+    assert main(["server", "init", str(place.with_name("other")), "--host", "b.org"]) == 0
+    tls, before = place / "tls", (place / "tls" / "server.crt").read_bytes()
+    (tls / name).write_bytes((place.with_name("other") / "tls" / name).read_bytes())
+    assert main(["server", "renew", str(place)]) == (0 if line is None else 2)
+    assert (line or "") in capsys.readouterr().err
+    (tls / name).write_bytes(b"")
+    made = (tls / "server.crt").read_bytes()
+    assert main(["server", "renew", str(place)]) == 2
+    assert f"{name}: no " in capsys.readouterr().err and (tls / "server.crt").read_bytes() == made
+    assert (made == before) is (line is not None)
+
+
 def test_an_ipv6_address_is_shown_as_sites_write_it(tmp_path: Path, capsys: Said) -> None:
     assert main(["server", "init", str(tmp_path / "fed"), "--host", "2001:db8::1"]) == 0
     assert "the address [2001:db8::1]:8443" in capsys.readouterr().out
