@@ -1,7 +1,7 @@
 """Ed25519 keys in files of our own: the data side's (its X25519 key for secure sums comes from it), made once, kept at
 the site, never sent; and the one that signs the Flower app (``app_signature``)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,3 +54,11 @@ def is_signed(content: bytes, signature: bytes, public: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def require_of_others(peers: Mapping[str, str], own: SiteKey) -> None:
+    """``ValueError`` for a line of ``peers`` with a key of the site itself: nothing that another site seals would open,
+    and every secure sum would end there."""
+    for name, key in peers.items():
+        if key in (own.peer, own.public):
+            raise ValueError(f"peers.{name}: is this site's own key; its people read theirs from `sslmed site status`")

@@ -26,6 +26,7 @@ from sslmed_dist.federation.ledger import Anchor, Entry, Ledger, is_digest, read
 from sslmed_dist.federation.local_round import first_sent
 from sslmed_dist.federation.policy import Refusal, Request, Spent
 from sslmed_dist.federation.policy_summary import spent_privacy, summary, worth
+from sslmed_dist.federation.secure_sum import FEWEST
 from sslmed_dist.federation.site_file import SiteFile
 from sslmed_dist.federation.site_work import in_child
 from sslmed_dist.printable import say
@@ -40,9 +41,11 @@ def check(path: Path, against: Path | None, overrides: list[str]) -> tuple[Lines
     ``against``, what the rules would say to a recipe, without the data."""
     site = site_file.read(path)
     if against is not None:
-        return judged(site, config.load(against, overrides))
+        return judged(path, site, config.load(against, overrides))
     good, bad = [f"{path}: valid"], []
-    good += [f"key {site_key.load(site_key_of(site)).public}", worth(site.policy.privacy)]
+    key = site_key.load(site_key_of(site))
+    site_key.require_of_others(site.peers, key)
+    good += [f"key {key.public}", worth(site.policy.privacy)]
     for place in (path, Path(site.state)):
         if place.stat().st_mode & 0o077:
             bad.append(f"{place}: other users may look at it; chmod go= {place}")
@@ -54,7 +57,7 @@ def check(path: Path, against: Path | None, overrides: list[str]) -> tuple[Lines
     return [*good, *proved], [*bad, *problems]
 
 
-def judged(site: SiteFile, settings: config.Config) -> tuple[Lines, Lines]:
+def judged(path: Path, site: SiteFile, settings: config.Config) -> tuple[Lines, Lines]:
     """What the rules say to a recipe, as (what it would do, what would be refused and why)."""
     tree = policy.opened(messages.encode(settings))
     objections = policy.objections(tree, site.policy)
@@ -67,6 +70,9 @@ def judged(site: SiteFile, settings: config.Config) -> tuple[Lines, Lines]:
             site_privacy.require_room(site, first_sent(config.replace(asked.settings, method={"channels": channels})))
     except Refusal as refusal:
         return [], [f"would be refused: {refusal}"]
+    fed = asked.settings.federated
+    if fed is not None and fed.secure is not None and len(site.peers) + 1 < FEWEST:
+        return [], [f"would be refused: a secure sum needs {FEWEST} sites; peers of {path} has {len(site.peers)}"]
     lines = summary(asked, site.policy)
     if asked.digest in accepted(site):
         return [*lines, "accepted already"], []
@@ -196,9 +202,8 @@ def verified(path: Path, head: str | None) -> tuple[Lines, Lines]:
     entries = read(site.ledger)[0]
     lines = [f"{verdict.entries} entries in order; the last is {verdict.entries}:{verdict.head}"]
     lines += [f"this check cannot see: {what}" for what in verdict.blind]
-    lines += (
-        ["with an entry that the server keeps (sites.json of the run folder) it does: --head"] if head is None else []
-    )
+    if head is None:
+        lines.append("it would see both with an entry that the server keeps (sites.json of a run folder): --head")
     left = ledger_page.undelivered(entries)
     lines += [f"delivery not recorded (counts as delivered): entries {', '.join(map(str, left))}"] if left else []
     return lines, list(verdict.problems)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from sslmed_dist import config
 from sslmed_dist.config import Config
 from sslmed_dist.federated_section import Secure
 from sslmed_dist.federation import ledger_page, payload, site_file, site_key
@@ -17,7 +18,9 @@ from sslmed_dist.federation.local_round import initial_arrays, local_update
 from sslmed_dist.federation.secure_sum import Terms
 from sslmed_dist.federation.shared import Arrays
 from sslmed_dist.federation.site_file import SiteFile
+from sslmed_dist.federation.site_work import perform
 from sslmed_dist.federation.sites import own_site
+from sslmed_dist.verbs.site import check
 from tests.federation import hospital, tiny
 from tests.federation.hospital import door, reason, said
 from tests.federation.summing import Server
@@ -205,6 +208,30 @@ def test_the_run_by_another_name_gives_no_second_sum(tmp_path: Path, chosen: Con
 def test_bad_lines_of_a_site(tmp_path: Path, peers: str, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         hospital.site(tmp_path, tmp_path / "x", {"peers: {}": f"peers: {peers}"}, "east")
+
+
+@pytest.mark.parametrize("which", ["peer", "public"])
+def test_a_site_is_no_peer_of_itself(tmp_path: Path, which: str) -> None:
+    own = hospital.site(tmp_path, tmp_path / "x", name="east")
+    key = site_key.load(Path(own.state) / "key")
+    own = hospital.site(tmp_path, tmp_path / "x", {"peers: {}": f"peers: {{north: {getattr(key, which)!r}}}"}, "east")
+    with pytest.raises(ValueError, match="peers.north: is this site's own key"):
+        Door(own, perform)
+    path = tmp_path / "site.yaml"
+    with pytest.raises(ValueError, match="peers.north: is this site's own key"):
+        check(path, None, [])
+
+
+def test_check_against_a_secure_recipe_counts_the_peers(tmp_path: Path, chosen: Config) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(config.dump(chosen))
+    lines = [f"peers: {{north: '{'ab' * 32}'}}", f"peers: {{north: '{'ab' * 32}', west: '{'cd' * 32}'}}"]
+    for number, line in enumerate(lines):
+        hospital.site(tmp_path / str(number), tmp_path / "x", {"peers: {}": line}, "east")
+    _, refused = check(tmp_path / "0" / "site.yaml", recipe, [])
+    assert len(refused) == 1 and "a secure sum needs 3 sites; peers of" in refused[0] and "has 1" in refused[0]
+    assert check(tmp_path / "1" / "site.yaml", recipe, [])[1] == []
+    assert check(tmp_path / "0" / "site.yaml", recipe, ["federated.secure=null"])[1] == []
 
 
 def test_the_keys_of_a_site_are_two_and_stay_the_same(tmp_path: Path) -> None:
