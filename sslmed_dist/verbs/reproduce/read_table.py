@@ -25,6 +25,8 @@ def find(text: str) -> Path:
     for folder in folders:
         if (folder / f"{text}.yaml").is_file():
             return folder / f"{text}.yaml"
+    if not folders:
+        raise ValueError(f"table {text!r}: there is no folder {FOLDER} here; give a .yaml path")
     raise ValueError(f"table {text!r}: not in {folders[0]}; allowed: a .yaml path, {', '.join(known(folders[0]))}")
 
 
