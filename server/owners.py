@@ -26,3 +26,8 @@ class Owners:
     def name(self, node: int) -> str | None:
         """The site of a node; None where its key is nobody's."""
         return self.nodes.get(node)
+
+    def who(self, node: int) -> str:
+        """A node as people know it: by its site, where its key is one of the list."""
+        name = self.name(node)
+        return f"node {node}" if name is None else f"{name} (node {node})"

@@ -114,25 +114,25 @@ class Sites:
         replies = by_node(messages, received)
         for node in messages:
             if node not in replies:
-                self.refused[node] = f"node {node} did not answer within {math.ceil(timeout)} s"
+                self.refused[node] = f"{self.owners.who(node)} did not answer within {math.ceil(timeout)} s"
             else:
                 self.meet(node, replies[node], online)
 
     def meet(self, node: int, reply: Message, online: set[int]) -> None:
         """Put the node of one answer to "hello" among the known or the refused."""
         if reply.has_error():
-            self.refused[node] = f"node {node}: {failure(reply)}"
+            self.refused[node] = f"{self.owners.who(node)}: {failure(reply)}"
             return
         try:
             content = reply.content if self.sealed is None else self.sealed.greeting(reply, node)
             only(content, (SITE,), "the greeting's records")
             greeting = Greeting.from_record(content[SITE])
         except SiteRefused as refusal:
-            self.refused[node] = f"node {node}: {printable(str(refusal))[:400]}"
+            self.refused[node] = f"{self.owners.who(node)}: {printable(str(refusal))[:400]}"
             return
         except Exception as error:  # bytes of a foreign program: whatever they raise, this node is refused
             why = str(error) if isinstance(error, Unreadable) else type(error).__name__
-            self.refused[node] = f"node {node}: its greeting is not one of this program ({why})"
+            self.refused[node] = f"{self.owners.who(node)}: its greeting is not one of this program ({why})"
             return
         reason = self.objection(node, greeting, online)
         if reason is not None:

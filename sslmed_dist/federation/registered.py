@@ -43,7 +43,7 @@ class Registered:
 
     def __post_init__(self) -> None:
         if self.samples is not None and (type(self.samples) is not int or not 1 <= self.samples <= MOST):
-            raise ValueError(f"samples: expected a whole number >= 1, at most 2^53, got {self.samples!r:.40}")
+            raise ValueError(f"samples: expected a whole number >= 1, got {self.samples!r:.40} (at most 2^53)")
         if self.node_key is not None:
             node_key.parsed(str(self.node_key))
         if self.data_key is not None and not is_key(self.data_key):

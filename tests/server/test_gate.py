@@ -134,6 +134,7 @@ def test_a_node_is_the_site_of_its_key(tmp_path: Path) -> None:
     grid: Any = SimpleNamespace(get_nodes=lambda: nodes)
     owners.look(grid)
     assert [owners.name(number) for number in range(4)] == ["north", "south", None, None]
+    assert [owners.who(number) for number in (1, 2)] == ["south (node 1)", "node 2"]
 
 
 def test_nothing_is_found_more_than_a_tenth_late() -> None:

@@ -138,7 +138,11 @@ def test_sites_that_are_registered_at_once_are_all_listed(place: Path) -> None:
         (5, "AAAAC3NzaC1lZDI1NTE5", "expected the one word that `sslmed site init` prints"),
         (7, "0F" * 32, "expected the 64 hexadecimal digits"),
         (9, "0", "samples: expected a whole number >= 1"),
-        (9, "1" + 23 * "0", "samples: expected a whole number >= 1, at most 2^53"),  # no list that holds it is read
+        (
+            9,
+            "1" + 23 * "0",
+            f"samples: expected a whole number >= 1, got 1{23 * '0'} (at most 2^53)",
+        ),  # no list that holds it is read
     ],
 )
 def test_what_cannot_be_registered(place: Path, capsys: Said, number: int, value: str, line: str) -> None:
