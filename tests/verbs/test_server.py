@@ -142,7 +142,7 @@ def test_sites_that_are_registered_at_once_are_all_listed(place: Path) -> None:
             9,
             "1" + 23 * "0",
             f"samples: expected a whole number >= 1, got 1{23 * '0'} (at most 2^53)",
-        ),  # no list that holds it is read
+        ),
     ],
 )
 def test_what_cannot_be_registered(place: Path, capsys: Said, number: int, value: str, line: str) -> None:
