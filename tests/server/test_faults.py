@@ -137,7 +137,7 @@ def test_the_list_of_sites_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [
         ("[]", "expected sites by name"),
         ("north: 5", "north: expected {samples: a whole number >= 1, node_key: .*, got 5"),
-        ("north: {samples: 2.5}", r"samples: expected a whole number >= 1, at most 2\^53, got 2.5"),
+        ("north: {samples: 2.5}", "samples: expected a whole number >= 1, got 2.5"),
         ("north: {samples: 0}", "north: .* got 0"),
         ("north: {samples: 3, key: x}", "north: expected {samples"),
         ("north: {node_key: AAAAx}", "node key 'AAAAx': expected the one word that `sslmed site init` prints"),
