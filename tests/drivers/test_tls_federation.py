@@ -1,5 +1,6 @@
 """Hospitals as they join: TLS, registered keys, two processes a site. One federation for all of it."""
 
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -26,6 +27,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
         yield made
     left = [pid for pid in processes.process_ids() if str(folder) in command_line(pid)]
     assert left == [], [command_line(pid) for pid in left]
+
+
+@pytest.fixture(autouse=True)
+def server_runs(running: Federation) -> None:
+    """All tests share one server. After one that failed while it was down the next would wait for it without end."""
+    server = running.programs.get("server")
+    assert server is not None and server.poll() is None, "the server was left down by an earlier test"
 
 
 def test_a_federation_over_tls_gives_the_bits_of_one_process(
@@ -71,7 +79,8 @@ def test_a_server_that_was_killed_goes_on_bit_for_bit(running: Federation) -> No
     family.end(programs)
     server.wait()
     assert running.programs.pop("run").wait(timeout=60) == 1
-    assert "lost its SuperLink without a result" in running.said("run")
+    # Which of the two that ended is seen first is chance: the SuperLink, or the program that follows the run.
+    assert re.search(r"(lost its SuperLink|was killed or ended \(exit code 1\)) without a result", running.said("run"))
     assert not (folder / "checkpoints" / "round_00004.pt").exists()
     said = running.said("server")
     running.start("server", "server", "start", str(running.server.place))
