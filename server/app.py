@@ -123,10 +123,11 @@ def serve(grid: Grid, run_settings: RunSettings, folder: Path) -> tuple[int, int
     sealed = Sealed(run_settings.config, folder, pinned)
     sites = Sites(expected, fed.quorum, fed.timeout_s, settings.method["channels"], listed, sealed)
     strategy = Guarded(settings=settings, sites=sites, folder=folder, metrics=metrics, begun=last)
+    grid = brisk(grid)
     try:
         if last.number < fed.rounds:
-            strategy.start(brisk(grid), ArrayRecord(), fed.rounds - last.number, fed.timeout_s)
-        told = at_sites.measure(brisk(grid), strategy, settings, folder) if fed.evaluate else 0
+            strategy.start(grid, ArrayRecord(), fed.rounds - last.number, fed.timeout_s)
+        told = at_sites.measure(grid, strategy, settings, folder) if fed.evaluate else 0
     finally:
         metrics.close()
     return fed.rounds, told

@@ -93,8 +93,7 @@ class Door(Doorway):
     def require_accepted(self, asked: Request) -> None:
         """``Refusal`` for a run that the site has not accepted. It is kept for the person who decides."""
         rules = self.site.policy
-        accepted = {e["configuration"] for e in self.ledger.entries if e["kind"] == "accepted"} | set(rules.digests)
-        if asked.digest in accepted:
+        if asked.digest in policy.accepted(self.ledger.entries, rules):
             return
         if rules.accept == "each":
             keep_pending(self.site, asked)

@@ -65,7 +65,7 @@ class Doorway:
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.site.ledger)
-        self.key = site_key.load(Path(self.site.state) / "key")
+        self.key = site_key.load(self.site.key)
         site_key.require_of_others(self.site.peers, self.key)
 
     def kept_answer(self, folder: Path, number: int, model: str) -> bytes | None:

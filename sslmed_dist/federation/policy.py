@@ -192,6 +192,11 @@ def require_hour(rules: Rules, now: time.struct_time) -> None:
         raise Refusal(f"this site works from {rules.hours.replace('-', ' to ')}, its local time")
 
 
+def accepted(entries: list[Entry], rules: Rules) -> set[str]:
+    """The digests of the runs that a site has accepted: by its ledger, or by its rules."""
+    return {entry["configuration"] for entry in entries if entry["kind"] == "accepted"} | set(rules.digests)
+
+
 @dataclass(frozen=True)
 class Spent:
     """What a data set has spent since the last reset by the site's own command. ``rho`` is the privacy

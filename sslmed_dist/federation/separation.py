@@ -60,7 +60,7 @@ def secrets(site: SiteFile) -> list[Path]:
     """What the network side must not read: the data and everything of the site's state."""
     state = Path(site.state)
     named = [Path(site.data), *(Path(path) for path in (site.data_cache, site.data_list) if path)]
-    return [path for path in [*named, state, state / "key", site.ledger, state / "errors.log"] if path.exists()]
+    return [path for path in [*named, state, site.key, site.ledger, state / "errors.log"] if path.exists()]
 
 
 def examine(site: SiteFile, network: str | None) -> tuple[list[str], list[str]]:

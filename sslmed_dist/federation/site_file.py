@@ -206,6 +206,11 @@ class SiteFile:
         require(len(self.socket.encode()) <= 107, "socket", "a Unix socket's path has at most 107 bytes")
 
     @property
+    def key(self) -> Path:
+        """The data side's own key (``site_key``)."""
+        return Path(self.state) / "key"
+
+    @property
     def ledger(self) -> Path:
         """The outbound ledger."""
         return Path(self.state) / "ledger.jsonl"

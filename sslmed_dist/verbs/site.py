@@ -30,7 +30,7 @@ from sslmed_dist.federation.secure_sum import FEWEST
 from sslmed_dist.federation.site_file import SiteFile
 from sslmed_dist.federation.site_work import in_child
 from sslmed_dist.printable import say
-from sslmed_dist.verbs.site_init import add_site_line, network_of, site_key_of
+from sslmed_dist.verbs.site_init import add_site_line, network_of
 
 Lines = list[str]
 EACH_START = "only processes keep the two sides apart here: whoever runs code as this user reads all (separation)"
@@ -43,7 +43,7 @@ def check(path: Path, against: Path | None, overrides: list[str]) -> tuple[Lines
     if against is not None:
         return judged(path, site, config.load(against, overrides))
     good, bad = [f"{path}: valid"], []
-    key = site_key.load(site_key_of(site))
+    key = site_key.load(site.key)
     site_key.require_of_others(site.peers, key)
     good += [f"key {key.public}", worth(site.policy.privacy)]
     for place in (path, Path(site.state)):
@@ -74,17 +74,10 @@ def judged(path: Path, site: SiteFile, settings: config.Config) -> tuple[Lines, 
     if fed is not None and fed.secure is not None and len(site.peers) + 1 < FEWEST:
         return [], [f"would be refused: a secure sum needs {FEWEST} sites; peers of {path} has {len(site.peers)}"]
     lines = summary(asked, site.policy)
-    if asked.digest in accepted(site):
+    if asked.digest in policy.accepted(entries_of(site), site.policy):
         return [*lines, "accepted already"], []
     filled = "what a server fills in (views.mean, views.std, method.channels, plan.epochs) makes the digest another"
     return [*lines, f"nothing of it is forbidden; it would wait for sslmed site accept; {filled}"], []
-
-
-def accepted(site: SiteFile) -> set[str]:
-    """The digests of the runs that this site has accepted."""
-    return {entry["configuration"] for entry in entries_of(site) if entry["kind"] == "accepted"} | set(
-        site.policy.digests
-    )
 
 
 def entries_of(site: SiteFile) -> list[Entry]:
@@ -118,7 +111,7 @@ def accept(path: Path, digest: str | None) -> Lines:
         return [line for asked in runs.values() for line in summary(asked, site.policy)] or ["nothing waits"]
     if not is_digest(digest) or digest not in runs:
         raise ValueError(f"{digest[:80]}: no run with this digest waits; `sslmed site accept` without one lists them")
-    if digest not in accepted(site):
+    if digest not in policy.accepted(entries_of(site), site.policy):
         Ledger(site.ledger).append("accepted", configuration=digest)
     (pending_folder(site) / f"{digest}.json").unlink(missing_ok=True)
     return [*summary(runs[digest], site.policy), "accepted"]
@@ -152,8 +145,8 @@ def status(path: Path) -> Lines:
     site = site_file.read(path)
     entries, life = entries_of(site), site.policy.life
     spent = Spent.of(entries, site.data_set)
-    newest = f"{entries[-1]['number']}:{entries[-1]['digest']}" if entries else "none"
-    key = site_key.load(site_key_of(site))
+    newest = Anchor(entries[-1]["number"], entries[-1]["digest"]).text if entries else "none"
+    key = site_key.load(site.key)
     return [
         f"site {site.site}, key of the data side {node_key.fingerprint(key.public)}",
         f"peer key, for secure sums: {key.peer}; sites whose peer key stands in peers: {len(site.peers)}",
@@ -162,7 +155,7 @@ def status(path: Path) -> Lines:
         f"spent of data set {site.data_set}: {spent.rounds} of {life.rounds} rounds, {spent.messages} of "
         f"{life.messages} messages, {spent.size / 1e6:.1f} of {life.megabytes:g} megabytes, "
         + spent_privacy(site, spent),
-        f"runs accepted: {len(accepted(site))}, waiting: {len(waiting(site))}",
+        f"runs accepted: {len(policy.accepted(entries_of(site), site.policy))}, waiting: {len(waiting(site))}",
         *kept(site),
         f"ledger: {len(entries)} entries; newest {newest}",
         *(f"  {ledger_page.line(entry)}" for entry in entries[-5:]),

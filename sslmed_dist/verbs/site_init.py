@@ -8,15 +8,9 @@ from pathlib import Path
 from sslmed_dist.atomic_files import all_or_none, write_atomically
 from sslmed_dist.drivers import network_side
 from sslmed_dist.federation import authority, network_file, node_key, site_file, site_key, site_template
-from sslmed_dist.federation.site_file import SiteFile
 
 Lines = list[str]
 FOLDER = "network"  # beside the site's file: all that belongs to the network side
-
-
-def site_key_of(site: SiteFile) -> Path:
-    """Where the data side's key is."""
-    return Path(site.state) / "key"
 
 
 def network_of(path: Path) -> Path:
@@ -68,8 +62,8 @@ def written(
     state, network = Path(site.state), network_of(path).parent
     for folder in (state, network):
         folder.mkdir(mode=0o700, exist_ok=True)
-    if not site_key_of(site).exists():
-        site_key.make(site_key_of(site))
+    if not site.key.exists():
+        site_key.make(site.key)
     own = network_file.filled(name, server, network, site.socket)
     write_atomically(network_of(path), own.encode())
     network_of(path).chmod(0o600)
@@ -82,7 +76,7 @@ def written(
     return [
         f"{path}: read it, line by line, then: sslmed site check {path}",
         f"{network_of(path)}: the network side" + ("" if server else "; write the server's HOST:PORT into it"),
-        f"for the people of sites that it adds up with (peers): {site_key.load(site_key_of(site)).peer}",
+        f"for the people of sites that it adds up with (peers): {site_key.load(site.key).peer}",
         "for the server's people, with the number of images that this site may count in place of N:",
         add_site_line(path),
     ]
@@ -124,7 +118,7 @@ def add_site_line(path: Path) -> str:
     """The command by which the server's people register this site. ``ValueError`` where a key is missing, or belongs to
     another user."""
     site, network = site_file.read(path), network_file.read(network_of(path))
-    node, data = node_key.public(Path(network.node_key)), site_key.load(site_key_of(site)).public
+    node, data = node_key.public(Path(network.node_key)), site_key.load(site.key).public
     return f"sslmed server add-site DIR {site.site} --node-key {node} --data-key {data} --samples N"
 
 
