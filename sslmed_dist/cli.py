@@ -232,12 +232,11 @@ def doctor(arguments: argparse.Namespace) -> int:
     return found(*doctor.examine())
 
 
-def recipes(arguments: argparse.Namespace) -> int:
-    """``sslmed recipes``: the list, or a recipe as it is written."""
-    from sslmed_dist.verbs import recipes
+def lookup(arguments: argparse.Namespace) -> int:
+    """``sslmed list``, ``recipes`` and ``where``."""
+    from sslmed_dist.cli_lookup import LOOKUP
 
-    show(*(recipes.listing() if arguments.config is None else recipes.text(arguments.config).splitlines()))
-    return 0
+    return LOOKUP[arguments.verb](arguments)
 
 
 def act(arguments: argparse.Namespace) -> int:
@@ -261,7 +260,9 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "demo": demo,
     "doctor": doctor,
     "server": act,
-    "recipes": recipes,
+    "list": lookup,
+    "where": lookup,
+    "recipes": lookup,
     "site": act,
     "app": act,
 }

@@ -32,7 +32,7 @@ Permutations = np.ndarray[tuple[int, ...], np.dtype[np.int8]]  # (P, cells)
 def arrangements(
     rule: Literal["setarr", "uniform"] = "setarr", grid: int = 3, classes: int = 1000, seed: int = 0
 ) -> Tensor:
-    """int64 (classes, grid^2): one arrangement a row; the first one is the identity.
+    """int64 (classes, grid^2): one arrangement a row; the first one is the identity (thesis, Alg. 3.1 SETARR).
 
     ``setarr``: all kept permutations differ from each other in more than floor(cells / 2) places (more than 4 of 9);
     the others are drawn from them uniformly, without replacement. Of a grid of 3 exactly 1,887 are kept.

@@ -64,7 +64,7 @@ __all__ = [
 
 
 def weighted_sum(terms: Sequence[Mapping[str, Any]]) -> nn.Module:
-    """``WeightedSum`` of entries of ``LOSSES``."""
+    """A weighted sum of other losses: ``terms`` are leaves with a ``weight`` each (``WeightedSum``)."""
     return WeightedSum(terms, losses=LOSSES)
 
 

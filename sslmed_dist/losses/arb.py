@@ -51,7 +51,11 @@ def check_groups(groups: int) -> int:
 
 
 class ARB(nn.Module):
-    """``arb`` with its groups (>= 1), eps (> 0) and stop_gradient: (z0, z1) -> scalar."""
+    """ARB (Zhang et al. 2022): each view's features align with the nearest orthonormal base of the other view's.
+
+    (z0, z1) -> scalar, as ``arb``. ``groups`` >= 1 of features with bases of their own, ``eps`` > 0.
+    ``stop_gradient``: the whitening matrix is a constant.
+    """
 
     def __init__(self, groups: int = 1, eps: float = 1e-5, stop_gradient: bool = True) -> None:
         super().__init__()

@@ -30,7 +30,10 @@ def barlow_twins(z0: Tensor, z1: Tensor, redundancy: float = 5e-3, eps: float = 
 
 
 class BarlowTwins(nn.Module):
-    """``barlow_twins`` with its weight (>= 0) and eps (> 0): (z0, z1) -> scalar."""
+    """Barlow Twins (Zbontar et al. 2021): the cross-correlation of two views should be the identity.
+
+    (z0, z1) -> scalar, as ``barlow_twins``. ``redundancy``: weight (>= 0) of what is off the diagonal; ``eps`` > 0.
+    """
 
     def __init__(self, redundancy: float = 5e-3, eps: float = 1e-5) -> None:
         super().__init__()

@@ -33,8 +33,8 @@ class NTXent(PairLoss):
 
         L = 1/(2N) sum_n [ ln sum_{m != n} e^(s_nm) - s_nn' ]
 
-    Source: Chen et al. 2020, "A simple framework for contrastive learning of visual representations", Eq. 1 (thesis
-    Eq. 4.2 writes it for one anchor view). With a DySTreSS temperature it is thesis chapter 6.
+    Source: Chen et al. 2020, "A simple framework for contrastive learning of visual representations", Eq. 1. For one
+    anchor view it is thesis Eq. 4.2 to 4.5 and Eq. 6.1. With a DySTreSS temperature it is that of thesis chapter 6.
     """
 
     def __init__(self, temperature: Leaf = 0.2) -> None:

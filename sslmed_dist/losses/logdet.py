@@ -53,7 +53,10 @@ def logdet(z0: Tensor, z1: Tensor, invariance: float = 25.0, decorrelation: floa
 
 
 class LogDet(nn.Module):
-    """``logdet`` with its weights (>= 0) and eps (> 0): (z0, z1) -> scalar."""
+    """LogDet: invariance, and soft decorrelation by the LogDet divergence of the covariance from the identity.
+
+    (z0, z1) -> scalar, as ``logdet``. Weights >= 0, ``eps`` > 0.
+    """
 
     def __init__(self, invariance: float = 25.0, decorrelation: float = 1.0, eps: float = 1e-4) -> None:
         super().__init__()

@@ -58,7 +58,10 @@ def vicreg(
 
 
 class VICReg(nn.Module):
-    """``vicreg`` with its weights (>= 0), gamma (>= 0) and eps (> 0): (z0, z1) -> scalar."""
+    """VICReg (Bardes et al. 2022): invariance, variance and covariance terms, each with its weight.
+
+    (z0, z1) -> scalar, as ``vicreg``. Weights and ``gamma``, the wanted standard deviation, are >= 0; ``eps`` > 0.
+    """
 
     def __init__(
         self,

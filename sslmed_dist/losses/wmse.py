@@ -89,7 +89,11 @@ def check_slicing(size: int | None, iterations: int) -> None:
 
 
 class WMSE(nn.Module):
-    """``wmse`` with its size (null: the whole batch), iterations (>= 1) and shrinkage (in [0, 1])."""
+    """W-MSE (Ermolov et al. 2021): the squared distance of two views whose batch was whitened.
+
+    (z0, z1) -> scalar, as ``wmse``. ``size``: of a sub-batch that is whitened, null for the whole batch;
+    ``iterations`` >= 1 of dividing it; ``shrinkage`` in [0, 1] towards the identity.
+    """
 
     def __init__(self, size: int | None = None, iterations: int = 1, shrinkage: float = 0.0) -> None:
         super().__init__()

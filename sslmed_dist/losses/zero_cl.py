@@ -53,7 +53,11 @@ def zero_icl(z0: Tensor, z1: Tensor, shrinkage: float = 0.1, eps: float = 1e-5, 
 
 
 class ZeroFCL(nn.Module):
-    """``zero_fcl`` with its shrinkage (in [0, 1]), eps (> 0) and stop_gradient: (z0, z1) -> scalar."""
+    """Zero-FCL of Zero-CL (Zhang et al. 2022): two views agree after whitening along the features.
+
+    (z0, z1) -> scalar, as ``zero_fcl``. ``shrinkage`` in [0, 1], ``eps`` > 0;
+    ``stop_gradient``: the matrix A^(-1/2) is a constant.
+    """
 
     def __init__(self, shrinkage: float = 0.1, eps: float = 1e-5, stop_gradient: bool = True) -> None:
         super().__init__()
@@ -66,7 +70,11 @@ class ZeroFCL(nn.Module):
 
 
 class ZeroICL(nn.Module):
-    """``zero_icl`` with its shrinkage (in [0, 1]), eps (> 0) and stop_gradient: (z0, z1) -> scalar."""
+    """Zero-ICL of Zero-CL (Zhang et al. 2022): two views agree after whitening along the samples.
+
+    (z0, z1) -> scalar, as ``zero_icl``. ``shrinkage`` in [0, 1], ``eps`` > 0;
+    ``stop_gradient``: the matrix A^(-1/2) is a constant.
+    """
 
     def __init__(self, shrinkage: float = 0.1, eps: float = 1e-5, stop_gradient: bool = True) -> None:
         super().__init__()

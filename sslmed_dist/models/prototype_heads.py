@@ -129,8 +129,8 @@ def collect(maps: Tensor, masks: Tensor, window: int, thresholds: tuple[Threshol
 
 
 def unit(vectors: Tensor, centre: bool) -> Tensor:
-    """``vectors`` (..., D) at length 1; ``centre`` first subtracts from each its mean over the D channels (thesis, Eq.
-    7.4 and 7.5)."""
+    """``vectors`` (..., D) at length 1; ``centre`` first subtracts from each its mean over the D channels.
+    Source: thesis, Eq. 7.4 and 7.5."""
     if centre:
         vectors = vectors - vectors.mean(dim=-1, keepdim=True)
     return F.normalize(vectors, dim=-1, eps=EPS)

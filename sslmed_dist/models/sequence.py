@@ -171,8 +171,8 @@ VARIANTS: dict[str, tuple[bool, tuple[tuple[int, int], ...], int]] = {
 
 
 class DivframHead(SliceHead):
-    """SSLACL's classifier on the stem's maps of DIVFRAM: blocks of convolutions on every slice, global average, maximum
-    over slices, hidden layers with ReLU, one linear layer.
+    """SSLACL's classifier on the stem's maps of DIVFRAM (thesis, Alg. 3.3): blocks of convolutions on every slice,
+    global average, maximum over slices, hidden layers with ReLU, one linear layer.
 
     With the stem it has 77,047,553 parameters for one label (``final``), 57,121,537 (``model_1``) and 72,327,937
     (``model_2``); the thesis prints 77, 72 and 75 M, which fit other networks than its text describes.

@@ -27,7 +27,8 @@ class Parameters(NamedTuple):
 
 
 class JumbledViews(nn.Module):
-    """``patches`` (B, G^2, C, p, p) of a grid of G x G cells, and ``pretext_label``, the number of their arrangement.
+    """``patches`` (B, G^2, C, p, p) of a grid of G x G cells, and ``pretext_label``, the number of their arrangement
+    (thesis, Alg. 3.2 JUMPAT).
 
     An image is brought to ``size`` x ``size`` (as the evaluation's view does it) and cut into cells of ``size`` // G
     pixels. Each cell is turned, shifted and scaled by a transform of its own about its centre. A random window of

@@ -8,8 +8,8 @@ CLIP = 1e-6
 
 def weights(accuracies: Tensor) -> Tensor:
     """ln(a / (1 - a)) of the accuracies (P, L) of P models, clipped to [0.5 + 1e-6, 1 - 1e-6] so that no weight is
-    negative, over their sum of each label: (P, L), float64. NaN (a model that does not answer a label, or was never
-    measured on it) weighs 0.
+    negative, over their sum of each label: (P, L), float64 (thesis, Eq. 3.2 and 4.20). NaN (a model that does not
+    answer a label, or was never measured on it) weighs 0.
 
     The accuracies come from examinations that are not scored afterwards. The thesis states that weights are not
     negative and sum to 1, and its formula alone gives neither. Models none of which beats chance weigh the same.
@@ -21,9 +21,9 @@ def weights(accuracies: Tensor) -> Tensor:
 
 
 def combined(probabilities: Tensor, model_weights: Tensor) -> Tensor:
-    """The weighted mean (N, L) of the probabilities (P, N, L) of P models under ``model_weights`` (P, L). A model that
-    has no answer for an examination (NaN) is left out and the others' weights are normalised anew. NaN where no model
-    has one."""
+    """The weighted mean (N, L) of the probabilities (P, N, L) of P models under ``model_weights`` (P, L). It is what
+    thesis Eq. 3.1 and 4.19 compare with 0.5 (Eq. 3.4). A model that has no answer for an examination (NaN) is left out
+    and the others' weights are normalised anew. NaN where no model has one."""
     there = ~probabilities.isnan() & ~model_weights.isnan()[:, None]
     own = torch.where(there, model_weights.nan_to_num()[:, None], 0.0)  # (P, N, L)
     total = own.sum(dim=0)

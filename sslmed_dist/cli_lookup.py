@@ -1,0 +1,33 @@
+"""``sslmed list``, ``sslmed recipes`` and ``sslmed where``: what there is, and where it is written."""
+
+import argparse
+from collections.abc import Callable, Mapping
+
+from sslmed_dist.cli_answers import show
+
+
+def listing(arguments: argparse.Namespace) -> int:
+    """``sslmed list``."""
+    from sslmed_dist.verbs import catalogue
+
+    show(*catalogue.listing(arguments.family, arguments.entry))
+    return 0
+
+
+def recipes(arguments: argparse.Namespace) -> int:
+    """``sslmed recipes``: the list, or a recipe as it is written."""
+    from sslmed_dist.verbs import recipes
+
+    show(*(recipes.listing() if arguments.config is None else recipes.text(arguments.config).splitlines()))
+    return 0
+
+
+def where(arguments: argparse.Namespace) -> int:
+    """``sslmed where``."""
+    from sslmed_dist.verbs.where import where
+
+    show(*where(" ".join(arguments.number)))
+    return 0
+
+
+LOOKUP: Mapping[str, Callable[[argparse.Namespace], int]] = {"list": listing, "recipes": recipes, "where": where}
