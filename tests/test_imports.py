@@ -29,7 +29,7 @@ FLOORS: tuple[set[str], ...] = (
     {"training"},
     {"federation"},
     {"report", "drivers"},
-    {"verbs"},
+    {"verbs", "interface"},
     {"cli_answers"},
     {"cli_data", "cli_site", "cli_server", "cli_app", "cli_lookup"},
     {"cli"},
