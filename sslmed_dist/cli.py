@@ -144,9 +144,11 @@ def report(arguments: argparse.Namespace) -> int:
     curves = arguments.tensorboard
     folders = [] if curves is None else events_folders(arguments.runs, curves, force=arguments.force)
     if arguments.pictures:
-        from sslmed_dist.verbs import pictures
+        from sslmed_dist.verbs.report_pictures import make_for_report
 
-        pictures.make_for_report(arguments.runs)
+        make_for_report(arguments.runs, arguments.layer)
+    elif arguments.layer is not None:
+        raise ValueError("--layer: says where the pictures look; it needs --pictures")
     page, markdown = write_report(arguments.runs, arguments.out, pictures=arguments.pictures, force=arguments.force)
     if curves is not None:
         write_events(arguments.runs, folders)

@@ -113,6 +113,9 @@ def measuring(verbs: Verbs) -> None:
     report.add_argument(
         "--pictures", action="store_true", help="draw each run's pictures and embed them: the page holds pixels"
     )
+    report.add_argument(
+        "--layer", help="with --pictures: the submodule of the method that Grad-CAM asks, such as encoder.layer3"
+    )
     forcing(report, "a report that --out names")
     report.add_argument("--tensorboard", type=path, help="also write the curves as TensorBoard events to this folder")
 

@@ -93,6 +93,13 @@ class Classify(Method):
             features = self.encoder(batch["views_0"])
         return {"logits": self.head(features)}
 
+    def explained(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The logits of the classes that are found, or of each label."""
+        logits = embeddings["logits"]
+        if self.softmax:
+            return {"the class that it finds": logits.amax(dim=1).sum()}
+        return {f"label {k}": logits[:, k].sum() for k in range(logits.shape[1])}
+
     def objective(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """This rank's part of the weighted ``loss``, and ``accuracy``: the share of its samples (labels) got right."""
         logits, labels = embeddings["logits"], batch["labels"]

@@ -74,6 +74,11 @@ class CoWPro(Method):
         features = {"support": maps[:-1].transpose(0, 1), "query": maps[-1]}
         return {**features, "support_mask": support_mask > 0.5, "query_mask": query_mask > 0.5}
 
+    def encoder_inputs(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        """The supports, then the query, (E, C, H, W) each."""
+        support, _, query, _ = episodes_of(batch)
+        return [*support.unbind(1), query]
+
     def objective(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """This rank's mean ``loss``, its terms ``segmentation`` and ``cycle``, the share of episodes with a cyclic term
         (``cycled``) and the mean ``dice`` of the predicted query masks. Without cyclic consistency neither ``cycle``

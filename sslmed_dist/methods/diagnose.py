@@ -186,6 +186,19 @@ class Diagnose(Method):
         parts = [stem.branch(k, images[row]) for k, row in enumerate(rows) if len(row)]
         return torch.cat(parts)[torch.cat(rows).argsort()]
 
+    def encoder_inputs(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        """The slices that are there of all examinations (n, C, H, W), or their patches (n, 9, C, p, p)."""
+        views = batch["views_0"]
+        length = batch.get("length", torch.full((len(views),), views.shape[1], device=views.device))
+        images = views[present(length, views.shape[1])]
+        return [patches_of(images) if self.input == "patches" else images]
+
+    def explained(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The logit of each label, or of each class."""
+        logits = embeddings["logits"]
+        names = [f"class {k}" for k in range(logits.shape[1])] if self.softmax else self.labels
+        return {name: logits[:, k].sum() for k, name in enumerate(names)}
+
     def objective(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """This rank's mean ``loss``, and ``accuracy``: the share of its known labels got right. The means over ranks
         are those of the whole batch."""

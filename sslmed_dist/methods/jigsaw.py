@@ -54,6 +54,14 @@ class PretextTask(Method):
             raise ValueError(f"views: make no {LABEL}; allowed with this method: jumbled, geometric")
         return {"logits": self.head(self.encoder(self.input(batch))), LABEL: batch[LABEL]}
 
+    def encoder_inputs(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        """The only input."""
+        return [self.input(batch)]
+
+    def explained(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The logits of the labels that are found, right or not."""
+        return {"the label that it finds": embeddings["logits"].amax(dim=1).sum()}
+
     def objective(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """``loss``: the mean cross entropy of this rank's samples; ``accuracy``: the share whose label is found."""
         logits, labels = embeddings["logits"], embeddings[LABEL]

@@ -26,6 +26,8 @@ class Method(nn.Module, ABC):
     masks_missing_labels: ClassVar[bool] = False
     # Whether the encoder stays in evaluation mode while the rest trains, so that its batch norm keeps its statistics.
     encoder_evaluates: bool = False
+    # Whether the encoder gets no gradient.
+    freeze: bool = False
 
     def train(self, mode: bool = True) -> Self:
         """Training mode or evaluation mode; an encoder that ``encoder_evaluates`` is in evaluation mode in both."""
@@ -49,6 +51,16 @@ class Method(nn.Module, ABC):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """``objective(embed(batch), batch)``."""
         return self.objective(self.embed(batch), batch)
+
+    def encoder_inputs(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        """What the encoder gets of a batch of views, in the order in which ``embed`` gives it: images (n, C, H, W), or
+        the patches of puzzles (n, G^2, C, p, p). Whatever it gets after these may be left out."""
+        names = [name for name in batch if name.startswith("views_")]
+        return [batch[name] for name in sorted(names, key=lambda name: (len(name), name))]  # 10 after 9
+
+    def explained(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What Grad-CAM asks of this method: scalars by name, of which a greater one is what the encoder is for."""
+        return {"a lower loss": -self.objective(embeddings, batch)["loss"]}
 
     def step_begin(self, epoch: float, progress: float) -> None:
         """Called before the forward pass. ``epoch`` is the number of epochs done, with a fraction; ``progress`` is the

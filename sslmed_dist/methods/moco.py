@@ -65,6 +65,10 @@ class MoCoV2(MomentumMethod):
             keys = torch.stack([self.momentum_head(self.momentum_encoder(view)) for _, view in directions], dim=1)
         return {"queries": queries, "keys": keys}
 
+    def encoder_inputs(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        """View 0, and where both are queries view 1."""
+        return list(two_views(batch, "moco_v2"))[: 2 if self.symmetric else 1]
+
     def objective(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """InfoNCE of this rank's queries. The keys are put aside until the end of the step. ``ValueError`` if the queue
         cannot hold them."""

@@ -90,6 +90,10 @@ class PIRL(MomentumMethod):
             memory = self.momentum_head(self.momentum_encoder(second))
         return {"image": image, "jigsaw": jigsaw, "memory": memory}
 
+    def encoder_inputs(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        """View 0; after it come single patches."""
+        return [two_views(batch, "pirl")[0]]
+
     def objective(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weighted loss of this rank's rows and its two terms. The memories, with the sample ids ``batch["index"]``
         (n,), are put aside until the end of the step. ``ValueError`` if the queue cannot hold them."""

@@ -18,14 +18,16 @@ MARKS = ("×", "\N{CHECK MARK}")
 FRAMES = dict(zip(MARKS, (ARM_COLOURS["local"], ARM_COLOURS["pooled"]), strict=True))
 
 
-def views_picture(images: Tensor, views: Sequence[Tensor] | Mapping[str, Tensor], *, limit: int = 8) -> bytes:
-    """PNG of a contact sheet: a row per sample, the image as stored and then each of its views.
+def views_picture(
+    images: Tensor, views: Sequence[Tensor] | Mapping[str, Tensor], *, limit: int = 8, first: str = "stored"
+) -> bytes:
+    """PNG of a contact sheet: a row per sample, the image as stored (title ``first``) and then each of its views.
 
     ``images`` (B, C, H, W) of any type; each view float (B, C, h, w); C is 1 or 3. uint8 is shown as it is, everything
     else stretched tile by tile between its own extremes, since views are normalised. At most ``limit`` samples.
     """
     named = dict(views) if isinstance(views, Mapping) else {f"view {i}": view for i, view in enumerate(views)}
-    columns = {"stored": images, **named}
+    columns = {first: images, **named}
     if len({len(column) for column in columns.values()}) != 1 or not len(images):
         raise ValueError(f"views picture: expected as many views as images, got {[len(c) for c in columns.values()]}")
     tiles = [tiled(column[:limit]) for column in columns.values()]
@@ -97,6 +99,17 @@ def tiled(images: Tensor) -> Tensor:
     top, left = (TILE - size[0]) // 2, (TILE - size[1]) // 2
     shown = functional.pad(shown, (left, TILE - size[1] - left, top, TILE - size[0] - top), value=0.5)
     return shown.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).clamp(0, 1)
+
+
+def overlaid(images: Tensor, heat: Tensor) -> Tensor:
+    """Images (B, C, H, W), C = 1 or 3, uint8, under Grad-CAM (B, H, W) in [0, 1]: uint8 (B, 3, H, W). What is bright
+    speaks for the score; where the heat is 0 the image is as it was."""
+    from matplotlib import colormaps
+
+    below = images.float().expand(-1, 3, -1, -1) / 255
+    colours = torch.from_numpy(colormaps["inferno"](heat.numpy())[..., :3]).float().permute(0, 3, 1, 2)
+    share = 0.6 * heat[:, None]
+    return ((below * (1 - share) + colours * share) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def sheet_of(tiles: Tensor) -> tuple[Any, Any]:

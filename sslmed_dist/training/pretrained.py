@@ -100,6 +100,19 @@ def load(source: Path, which: str = "last", device: torch.device | str = "cpu", 
     )
 
 
+def load_method(source: Path, which: str = "last") -> tuple[Method, Config]:
+    """The whole method of a checkpoint in evaluation mode, and its resolved settings. ``ValueError`` where the
+    checkpoint does not hold all of it: a federation leaves queues and the like at the sites."""
+    path = find(source, which)
+    saved = checkpoint.load(path)
+    settings = config.from_tree(saved["config"], str(path))
+    require_input(settings.views.get("size"), f"{path}: views.size")
+    method = untrained_method(settings)
+    whole = {**state_dicts.counters(method.state_dict()), **saved["method"]}
+    checkpoint.load_method(method, whole, path)
+    return method.eval(), settings
+
+
 def stage(saved: Mapping[str, Any], settings: Config) -> str:
     """Which step of how many the checkpoint of a run stands at; "" at its end, and where it does not say."""
     state = saved["state"] if saved["kind"] == "training" else {}

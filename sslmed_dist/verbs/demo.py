@@ -14,8 +14,9 @@ from sslmed_dist.data.phantom import PHANTOMS
 from sslmed_dist.drivers import local, ray_train
 from sslmed_dist.report import write_report
 from sslmed_dist.training.stopping import finish
-from sslmed_dist.verbs import federate, pictures
+from sslmed_dist.verbs import federate
 from sslmed_dist.verbs.evaluate import evaluate_run
+from sslmed_dist.verbs.report_pictures import make_for_report
 
 
 def say(text: str) -> None:
@@ -54,7 +55,7 @@ def run(out: Path, quick: bool = False) -> Path:
     federate.run(second)
 
     say("4/4 the report")
-    pictures.make_for_report([second.folder, first.folder])
+    make_for_report([second.folder, first.folder])
     page, _ = write_report([second.folder, first.folder], out / "demo.html", pictures=True, force=True)
     say(f"done in {(time.monotonic() - started) / 60:.1f} min; open this page:")
     return page

@@ -4,7 +4,7 @@ They hold pixels and stay in the run folder of whoever owns the images; a report
 shown follows from the run's seed alone, so the same checkpoint gives the same pictures.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,16 +79,6 @@ def with_data_of(folder: Path, settings: Config) -> Config:
     file = folder / "config.yaml"
     root = config.load(file).data.get("root") if file.is_file() else None
     return settings if root is None else config.replace(settings, data={"root": root})
-
-
-def make_for_report(runs: Sequence[Path]) -> None:
-    """``make`` for every run of a report. A run whose checkpoint or data is not at hand keeps the pictures it has, and
-    a line on stderr says why there are no new ones."""
-    for folder in runs:
-        try:
-            make(folder)
-        except ValueError as error:
-            say(f"{folder.name}: no new pictures: {error}")
 
 
 def neighbour_samples(settings: Config, train: Dataset, order: Tensor) -> tuple[Samples, Samples, str]:

@@ -17,6 +17,7 @@ from sslmed_dist.training import build, job, pretrained
 from sslmed_dist.training.evaluation_data import evaluation_splits
 from sslmed_dist.verbs import pictures
 from sslmed_dist.verbs.pictures import Samples
+from sslmed_dist.verbs.report_pictures import make_for_report
 from tests import knees, tiny
 
 
@@ -40,16 +41,16 @@ def test_pictures_are_drawn_when_asked_and_repeat(run: Path, capsys: pytest.Capt
     assert not (run / "pictures").exists() and "Pictures: not run." in (run / "report.html").read_text()
     assert cli.main(["report", str(run), "--pictures"]) == 0
     first = drawn(run)
-    assert sorted(first) == ["captions.json", "neighbours.png", "views.png"]
-    assert (run / "report.html").read_text().count("<figure class='sheet'>") == 2
+    assert sorted(first) == ["captions.json", "gradcam.png", "neighbours.png", "views.png"]
+    assert (run / "report.html").read_text().count("<figure class='sheet'>") == 3
     captions = json.loads(first["captions.json"])
     assert captions["neighbours.png"].startswith("Test images (left) and their nearest among 43 training images")
-    pictures.make(run)
+    make_for_report([run])
     assert drawn(run) == first
     assert cli.main(["report", str(run)]) == 0
     page, text = (run / "report.html").read_text(), (run / "report.md").read_text()
     for document in (page, text):
-        assert "2 left out: they hold image pixels" in document and "folder pictures/ of the run" in document
+        assert "3 left out: they hold image pixels" in document and "folder pictures/ of the run" in document
     assert "class='sheet'" not in page
 
 
