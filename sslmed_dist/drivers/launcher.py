@@ -71,8 +71,7 @@ def run(settings: Config, resume: str = "auto", folder: Path | None = None, runt
             return
         run_folder.describe()
         (path / ENDING).unlink(missing_ok=True)
-        (path / "stop").unlink(missing_ok=True)
-        with Stop(path) as stop, private_folder(path) as (private, processes):
+        with Stop.anew(path) as stop, private_folder(path) as (private, processes):
             workplace = flower_programs.Workplace(path.resolve(), root, private, processes, settings=settings)
             start = runtime or flower_programs.RUNTIMES[fed.runtime]
             follow(workplace, start(workplace), stop, path)

@@ -140,7 +140,6 @@ def run(works: Mapping[str, Work], settings: config.Config, verb: str) -> dict[s
     require_ray()
     os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
     options = config.replace(settings, ray={"num_workers": min(settings.ray.num_workers, len(works))}).ray
-    (settings.folder / "stop").unlink(missing_ok=True)
-    with cluster(options), Stop(settings.folder) as stop:
+    with cluster(options), Stop.anew(settings.folder) as stop:
         require_room(options, stop)
         return run_all(works, RayTasks(options, verb), options.num_workers, stop)

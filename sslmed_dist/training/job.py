@@ -160,19 +160,22 @@ def train(
     dataset: Dataset | None = None,
     folder: Path | None = None,
     title: str | None = None,
+    within: Stop | None = None,
+    told: bool = False,
 ) -> Job:
     """Train to the end, or until a stop is asked for, in this process or as one rank of a group.
 
     Rank 0 alone writes the run folder (``folder``, default ``settings.folder``). Every rank reads the checkpoint it
-    resumes from. Returns the job; its ``state.stopped`` says whether it was stopped.
+    resumes from. ``within`` is the stop of a run that this one is a part of, ``told`` says that the caller has
+    said what reading the data left aside. Returns the job; its ``state.stopped`` says whether it was stopped.
     """
     run_folder = folder or settings.folder
     job = assemble(resolve_auto(settings, run_folder), dataset)
     run = RunFolder(run_folder, job.settings)
     try:
-        take_over(job, run, resume)
+        take_over(job, run, resume, told)
         bar = Progress(title or run.path.name, total(job), job.batches.global_batch, job.state.step)
-        with Stop(run.path) as stop, bar:
+        with Stop(run.path, within) as stop, bar:
             run_fit(job, run, stop, bar)
         if job.features is not None and not job.state.stopped and distributed.rank() == 0:
             job.features.close(run.path / FOLDER)
@@ -181,7 +184,7 @@ def train(
     return job
 
 
-def take_over(job: Job, run: RunFolder, resume: str) -> None:
+def take_over(job: Job, run: RunFolder, resume: str, told: bool = False) -> None:
     """Open the run folder (rank 0) and bring ``job`` to where the folder's newest checkpoint stands (all ranks).
 
     The settings are written down where training goes on; a run that is finished stays as it is.
@@ -198,13 +201,13 @@ def take_over(job: Job, run: RunFolder, resume: str) -> None:
             if inherited and inherited["digest"] != describe(job.dataset, bool(inherited["content"])).digest:
                 note(f"{other} was trained on other samples than these ({inherited['count']} of them)")
     if distributed.rank() == 0:
-        go_on(job, run, saved)
+        go_on(job, run, saved, told)
     distributed.barrier()
     if job.features is not None and not job.finished():
         job.features.open(run.path / FOLDER)
 
 
-def go_on(job: Job, run: RunFolder, saved: Mapping[str, Any] | None) -> None:
+def go_on(job: Job, run: RunFolder, saved: Mapping[str, Any] | None, told: bool) -> None:
     """What rank 0 does before training begins, or goes on from ``saved``, the content of a checkpoint."""
     before = job.settings if saved is None else from_tree(saved["config"], str(run.path))
     paths = differences(to_tree(before), to_tree(job.settings))
@@ -231,7 +234,7 @@ def go_on(job: Job, run: RunFolder, saved: Mapping[str, Any] | None) -> None:
         note(f"changed since the last checkpoint: {changed}")
         run.checkpoints.save(job.state.step, **job.content())
     run.describe()
-    write_down(run.path, job.samples, job.dataset.notices)
+    write_down(run.path, job.samples, job.dataset.notices, told)
 
 
 def total(job: Job) -> int:

@@ -63,13 +63,13 @@ def read_list(path: Path) -> Sequence[str]:
         return []
 
 
-def write_down(folder: Path, samples: Samples, notices: Sequence[str]) -> None:
-    """Keep the list of the samples and what reading them left aside, guessed or replaced in the run folder, and print
-    the latter. ``ValueError`` where a file cannot be written."""
+def write_down(folder: Path, samples: Samples, notices: Sequence[str], told: bool = False) -> None:
+    """Keep the list of the samples and what reading them left aside, guessed or replaced in the run folder, and,
+    unless they were ``told`` already, print the latter. ``ValueError`` where a file cannot be written."""
     write_atomically(folder / LIST, "".join(f"{line}\n" for line in samples.lines).encode())
     if notices:
         write_atomically(folder / NOTICES, "".join(f"{line}\n" for line in notices).encode())
     else:
         (folder / NOTICES).unlink(missing_ok=True)
-    for line in notices:
+    for line in () if told else notices:
         note(f"data: {line}")

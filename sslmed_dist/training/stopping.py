@@ -30,14 +30,21 @@ class Stop:
     """Callable for ``fit``: True once a stop was asked for. On exit the former handlers of the signals are put back.
 
     The file is how a driver that is not the training process (Ray's) passes the request on. It is looked for at most
-    once a second, because the folder may be on a network disk.
+    once a second, because the folder may be on a network disk. ``within`` is the stop of the run that this
+    one is a part of: its folder may have the file, too, and it learns of a signal that came meanwhile.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.file = folder / "stop"
+    def __init__(self, folder: Path, within: "Stop | None" = None) -> None:
+        self.file, self.within = folder / "stop", within
         self.asked = False
         self.looked = 0.0  # when the file was last looked for
         self.former: dict[int, Any] = {}  # the handlers that this one replaced, by signal
+
+    @classmethod
+    def anew(cls, folder: Path) -> "Stop":
+        """For a run that begins or goes on: a file of before belongs to the attempt that it ended."""
+        (folder / "stop").unlink(missing_ok=True)
+        return cls(folder)
 
     def __enter__(self) -> "Stop":
         # Only the main thread may set handlers; a Ray worker's loop runs in another one and relies on the file.
@@ -49,6 +56,8 @@ class Stop:
     def __exit__(self, *_: Any) -> None:
         for signal_number, handler in self.former.items():
             signal.signal(signal_number, handler)
+        if self.within is not None and self.asked:
+            self.within.asked = True
 
     def ask(self, signal_number: int, frame: FrameType | None) -> None:
         """Signal handler: the next step boundary saves and stops. A second signal acts at once."""
@@ -60,5 +69,5 @@ class Stop:
         now = time.monotonic()
         if not self.asked and now - self.looked >= 1.0:
             self.looked = now
-            self.asked = self.file.exists()
+            self.asked = self.file.exists() or (self.within is not None and self.within())
         return self.asked

@@ -14,6 +14,7 @@ from torch import nn
 
 from sslmed_dist import checkpoint
 from sslmed_dist.config import Config
+from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.downstream import ALL_SITES, FLOORS, Row, compared_rows, pooled, pooled_rows, rows_of, write_rows
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.downstream.rows import write_cases
@@ -45,7 +46,7 @@ from sslmed_dist.federation.sites import (
 from sslmed_dist.json_files import read_object
 from sslmed_dist.training import job, pretrained
 from sslmed_dist.training.check import check_lines, check_training
-from sslmed_dist.training.stopping import finish
+from sslmed_dist.training.stopping import Stop, finish
 from sslmed_dist.verbs import pictures
 from sslmed_dist.verbs.evaluate import on_phantoms
 
@@ -103,15 +104,17 @@ def run(settings: Config, resume: str = "auto") -> Path:
 def train_arms(settings: Config, sites: list[Site]) -> None:
     """The local and pooled arms, each a run folder of its own under ``arms/``. ``Stopped`` where one was stopped; the
     same command goes on with it."""
-    compare = federated_section(settings).compare
-    if "local" in compare:
-        for site in sites:
-            folder = local_folder(settings.folder, site.name)
-            arm = job.train(settings, dataset=site.pretrain, folder=folder, title=f"local-{site.name}")
-            finish(arm.state.stopped)
+    compare, folder = federated_section(settings).compare, settings.folder
+    alone: list[tuple[str, Path, Dataset]] = [
+        (f"local-{site.name}", local_folder(folder, site.name), site.pretrain) for site in sites
+    ]
+    arms = alone if "local" in compare else []
     if "pooled" in compare:
-        folder = settings.folder / "arms" / "pooled"
-        finish(job.train(settings, dataset=everything(sites), folder=folder, title="pooled").state.stopped)
+        arms = [*arms, ("pooled", folder / "arms" / "pooled", everything(sites))]
+    with Stop.anew(folder) as stop:
+        for title, own, dataset in arms:
+            arm = job.train(settings, dataset=dataset, folder=own, title=title, within=stop)
+            finish(arm.state.stopped or stop())
 
 
 def encoder_of(arm: str, site: str, settings: Config, folder: Path | None = None, last: str = "last") -> nn.Module:

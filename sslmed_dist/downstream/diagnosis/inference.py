@@ -1,5 +1,6 @@
 """From a trained diagnosis to probabilities: an examination at a time, so that company never changes a result."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -80,11 +81,13 @@ class Examiner:
         mean = draws.mean(dim=0)
         return mean, draws.std(dim=0) if len(draws) > 1 else torch.zeros_like(mean)
 
-    def examine(self, dataset: Dataset, positions: Tensor) -> ExamScores:
+    def examine(self, dataset: Dataset, positions: Tensor, each: Callable[[], None] = lambda: None) -> ExamScores:
         """Mean probabilities over the draws of the examinations at ``positions`` (int64 (N,)) of a set of examinations.
-        ``ValueError`` naming the first examination whose probabilities are not finite."""
+        ``each`` is called before each of them, and may raise. ``ValueError`` naming the first examination whose
+        probabilities are not finite."""
         means, spreads = [], []
         for position in positions.tolist():
+            each()
             mean, spread = self.answer(whole_exam(dataset, position))
             if not mean.isfinite().all():
                 raise ValueError(f"{dataset.name}: the diagnosis of exam {int(dataset.ids[position])} is not finite")

@@ -17,7 +17,7 @@ from sslmed_dist.downstream.diagnosis.inference import Examiner
 from sslmed_dist.downstream.diagnosis.sampling import Sampling
 from sslmed_dist.methods.diagnose import Diagnose
 from sslmed_dist.training import build, job, pretrained
-from sslmed_dist.training.stopping import finish
+from sslmed_dist.training.stopping import Stop, finish
 
 PARTS = "parts"  # the folder of their runs in the run folder
 
@@ -117,9 +117,18 @@ def require_apart(trains: Sequence[Dataset], tests: Sequence[Dataset]) -> None:
             raise ValueError(f"{tests[0].name}: {what} {int(shared[0])} is in training and test; the test would leak")
 
 
-def train(part: Part, resume: str) -> None:
-    """Train a part to the end, or go on where it stopped. ``Stopped`` where it was stopped again."""
-    done = job.train(part.settings, resume=resume, dataset=part.learnt(), folder=part.folder, title=part.name)
+def train(part: Part, resume: str, stop: Stop | None) -> None:
+    """Train a part to the end, or go on where it stopped. ``Stopped`` where it was stopped again, by itself or by
+    ``stop``, that of the whole diagnosis."""
+    done = job.train(
+        part.settings,
+        resume=resume,
+        dataset=part.learnt(),
+        folder=part.folder,
+        title=part.name,
+        within=stop,
+        told=True,
+    )
     finish(done.state.stopped)
 
 

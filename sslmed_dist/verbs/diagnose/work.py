@@ -17,6 +17,7 @@ from sslmed_dist.drivers.ray_train import absolute_paths, refuse_package
 from sslmed_dist.printable import note
 from sslmed_dist.run_folder import RunFolder
 from sslmed_dist.training import build
+from sslmed_dist.training.stopping import Stop, finish
 from sslmed_dist.verbs.diagnose.parts import Part, examiner, load_method, section, train
 
 
@@ -30,13 +31,18 @@ class Examined:
     digest: str
 
 
-def finish_part(part: Part, diagnosis: Diagnosis, resume: str) -> Examined:
-    """Train a part to the end, and look. ``Stopped`` where it was stopped before that."""
-    train(part, resume)
+def finish_part(part: Part, diagnosis: Diagnosis, resume: str, stop: Stop | None = None) -> Examined:
+    """Train a part to the end, and look. ``Stopped`` where it was stopped before that, or ``stop`` asks for it."""
+
+    def look_up() -> None:
+        finish(stop is not None and stop())
+
+    look_up()
+    train(part, resume, stop)
     method, resolved, path = load_method(part.folder)
     look = examiner(method, resolved, part.train, diagnosis, build.choose_device(part.settings))
-    held = look.examine(part.train, part.val)
-    tested = look.examine(part.test, part.asked)
+    held = look.examine(part.train, part.val, look_up)
+    tested = look.examine(part.test, part.asked, look_up)
     note(f"{part.name}: {len(part.val)} held-out and {len(part.asked)} test exams examined")
     return Examined(held, tested, path.name, sha256(path))
 
@@ -86,7 +92,8 @@ def finish_parts(settings: Config, parts: Sequence[Part], resume: str) -> list[E
 
     Where one fails, what is done is kept: alone, the first one ends the command; as tasks, the others go on first."""
     if settings.driver != "ray" or settings.ray.num_workers == 0:
-        return [located(part, section(settings), resume) for part in parts]
+        with Stop.anew(settings.folder) as stop:
+            return [located(part, section(settings), resume, stop) for part in parts]
     refuse_package(settings)
     for part in parts:
         if resume == "never":  # the tasks themselves go on where a lost one stopped
@@ -95,9 +102,9 @@ def finish_parts(settings: Config, parts: Sequence[Part], resume: str) -> list[E
     return [done[part.name] for part in parts]
 
 
-def located(part: Part, diagnosis: Diagnosis, resume: str) -> Examined:
+def located(part: Part, diagnosis: Diagnosis, resume: str, stop: Stop) -> Examined:
     """``finish_part``; a mistake is said with the part's name."""
     try:
-        return finish_part(part, diagnosis, resume)
+        return finish_part(part, diagnosis, resume, stop)
     except ValueError as error:
         raise ValueError(f"{part.name}: {error}") from error
