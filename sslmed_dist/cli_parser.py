@@ -183,6 +183,12 @@ def diagnosing(verbs: Verbs) -> None:
     diagnose.add_argument("--model", type=path, metavar="RUN", help="with --predict: the run folder of a diagnosis")
     diagnose.add_argument("--out", type=path, metavar="DIR", help="with --predict: must not hold the outputs yet")
     diagnose.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="with --predict")
+    diagnose.add_argument(
+        "--names",
+        choices=("file", "anonymous"),
+        default="file",
+        help="with --predict: exams are called by their folders or files in what is written (default), or numbered",
+    )
     forcing(diagnose, "the outputs of an earlier --predict")
 
 

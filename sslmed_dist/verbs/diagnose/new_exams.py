@@ -12,6 +12,7 @@ from sslmed_dist.config import Config
 from sslmed_dist.data import DATASETS
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.data.exams.exam_dataset import ExamDataset, NoSeries, exams_of
+from sslmed_dist.data.exams.exam_files import folders_of
 from sslmed_dist.data.exams.mrnet import open_stack
 
 ENDING = ".npy"
@@ -35,6 +36,14 @@ class StackedExams(ExamDataset):
 
     def value_range(self) -> tuple[float, float]:
         return (0.0, 255.0)
+
+
+def shown_names(folder: Path, names: Sequence[str], anonymous: bool) -> dict[str, str]:
+    """What each of the exams ``names`` of ``folder`` is called in what is written of it, in that order. An exam that
+    its data call by its StudyInstanceUID is named by its folder. ``anonymous``: by its place in the order."""
+    folders = folders_of(folder)
+    called = dict(sorted(((name, folders.get(name, name)) for name in names), key=lambda pair: pair[1]))
+    return {name: f"exam {number}" for number, name in enumerate(called, start=1)} if anonymous else called
 
 
 # What says where the training exams and their table lie, and which are trained on: nothing about how an exam is read.

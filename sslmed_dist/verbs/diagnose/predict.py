@@ -22,7 +22,7 @@ from sslmed_dist.downstream.diagnosis.inference import Examiner
 from sslmed_dist.run_folder import phantom_data, phantoms_at, write_json
 from sslmed_dist.training import build
 from sslmed_dist.verbs.diagnose import likeness, predicted_page
-from sslmed_dist.verbs.diagnose.new_exams import read_exams
+from sslmed_dist.verbs.diagnose.new_exams import read_exams, shown_names
 from sslmed_dist.verbs.diagnose.parts import PARTS, examiner, load_method, section
 from sslmed_dist.verbs.diagnose.predicted_page import Answer
 from sslmed_dist.verbs.diagnose.run import MODEL
@@ -45,9 +45,12 @@ class Model:
     places: Mapping[str, int]
 
 
-def predict(folder: Path, run: Path, out: Path, device: str = "auto", force: bool = False) -> list[Path]:
+def predict(
+    folder: Path, run: Path, out: Path, device: str = "auto", *, anonymous: bool = False, force: bool = False
+) -> list[Path]:
     """Examine every exam of ``folder`` by the diagnosis in the run folder ``run``; writes ``diagnosis.html``,
-    ``predictions.csv`` and ``run.json`` into ``out`` and returns them. ``ValueError``: a run that was not finished, no
+    ``predictions.csv`` and ``run.json`` into ``out`` and returns them. ``anonymous``: exams are numbered there, not
+    named. ``ValueError``: a run that was not finished, no
     exam with any series of the parts, an output that must stay."""
     known = read_model(run)
     targets = {out / PAGE: outputs.is_page, out / TABLE: is_table, out / RECORD: is_record}
@@ -60,7 +63,8 @@ def predict(folder: Path, run: Path, out: Path, device: str = "auto", force: boo
         raise ValueError(
             f"{folder}: no exam in it has a series of {wanted}; sslmed data check {folder} lists its series"
         )
-    answers = [answer(name, models, known) for name in names]
+    called = shown_names(folder, names, anonymous)
+    answers = [answer(name, shown, models, known) for name, shown in called.items()]
     phantom = phantom_data(settings) or phantoms_at(folder)
     page = predicted_page.html(answers, known["labels"], phantom)
     write_atomically(out / PAGE, page.encode())
@@ -103,10 +107,10 @@ def exam_name(dataset: Dataset, position: int) -> str:
     return str(record.get("exam") or record.get("file") or int(dataset.ids[position]))
 
 
-def answer(name: str, models: Sequence[Model], known: Mapping[str, Any]) -> Answer:
-    """Everything that is said of the exam ``name``."""
+def answer(name: str, called: str, models: Sequence[Model], known: Mapping[str, Any]) -> Answer:
+    """Everything that is said of the exam ``name``, which is ``called`` so."""
     labels = list(known["labels"])
-    said = Answer(name, warnings=lines_of(known.get("unlearnt", {})))
+    said = Answer(called, warnings=lines_of(known.get("unlearnt", {})))
     table = torch.full((len(models), 1, len(labels)), torch.nan, dtype=torch.float64)
     for k, model in enumerate(models):
         if model.dataset is None or model.look is None or name not in model.places:

@@ -17,4 +17,5 @@ def diagnose(arguments: argparse.Namespace) -> list[object]:
         return [run.run(settings, arguments.resume)]
     if arguments.config is not None or arguments.overrides or arguments.model is None or arguments.out is None:
         raise ValueError("sslmed diagnose: --predict FOLDER goes with --model RUN and --out DIR, and without CONFIG")
-    return list(predict.predict(arguments.predict, arguments.model, arguments.out, arguments.device, arguments.force))
+    asked = {"anonymous": arguments.names == "anonymous", "force": arguments.force}
+    return list(predict.predict(arguments.predict, arguments.model, arguments.out, arguments.device, **asked))

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from sslmed_dist import cli
+from sslmed_dist.data.exams.exam_files import by_study, files_below
 from sslmed_dist.data.phantom import write_knee_exams
 from tests import knees
 
@@ -42,6 +43,9 @@ def test_dicom_to_a_probability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         out = tmp_path / f"answer-{row['exam']}"
         folder = tmp_path / "exams" / row["name"]
         assert cli.main(["diagnose", "--predict", str(folder), "--model", str(run), "--out", str(out)]) == 0
+        assert folder.name in (out / "diagnosis.html").read_text()
+        (uid,) = by_study(files_below(folder), folder)
+        assert not any(uid in (out / name).read_text() for name in ("diagnosis.html", "predictions.csv", "run.json"))
         with (out / "predictions.csv").open() as file:
             said = {(answer["label"], answer["part"]): answer for answer in csv.DictReader(file)}
         for part in ("sagittal", "sagittal_t1"):
