@@ -51,8 +51,8 @@ def find_exams(root: Path, table: Table | None) -> Found:
 
 def folders_of(root: Path) -> dict[str, str]:
     """Where each study of ``by_study`` lies: the folder below ``root`` that holds all of its files; the name of
-    ``root`` itself where that is it, or where there is no other study. Studies of one folder are told apart by a number, in the
-    order of their UIDs."""
+    ``root`` itself where that is it, or where there is no other study. Studies of one folder are told apart by a
+    number, in the order of their UIDs."""
     studies = by_study(files_below(root), root)
     if len(studies) == 1:
         return dict.fromkeys(studies, root.resolve().name)
