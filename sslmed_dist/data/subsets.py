@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist import randomness
-from sslmed_dist.data.listed_paths import plain_path
+from sslmed_dist.data.listed_paths import composed, plain_path
 from sslmed_dist.data.partition import group_table, strata, stratified_order
 from sslmed_dist.data.text_files import read_lines
 
@@ -181,6 +181,7 @@ def listed(labels: Tensor, groups: Tensor, ids: Tensor, *, seed: int, names: Seq
         raise ValueError(f"subset listed: {error}") from None
     # file name -> positions, so that a line is compared with few paths instead of all
     by_file_name: dict[str, list[int]] = {}
+    names = [composed(name) for name in names]
     for position, name in enumerate(names):
         by_file_name.setdefault(PurePosixPath(name).name, []).append(position)
     chosen: dict[int, int] = {}  # position -> line that lists it
@@ -188,7 +189,7 @@ def listed(labels: Tensor, groups: Tensor, ids: Tensor, *, seed: int, names: Seq
         # drop a class number after the last space; a path may itself have spaces
         leading_words, _, last_word = line.strip().rpartition(" ")
         listed_path = leading_words.strip() if leading_words and last_word.isdigit() else line.strip()
-        listed_path = plain_path(listed_path, f"subset listed: {file}:{line_number}")
+        listed_path = composed(plain_path(listed_path, f"subset listed: {file}:{line_number}"))
         matches = [i for i in by_file_name.get(PurePosixPath(listed_path).name, []) if same_file(names[i], listed_path)]
         # the sample of exactly this path is meant, whatever else ends in it
         matches = [i for i in matches if names[i] == listed_path] or matches

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from sslmed_dist.data.dataset import Split, Stored, select_split
 from sslmed_dist.data.exams.exam_dataset import ExamDataset
+from sslmed_dist.data.listed_paths import composed
 from sslmed_dist.data.pickles import as_array, read_pickle
 from sslmed_dist.data.samples import in_file
 from sslmed_dist.data.text_files import add_once, read_table, whole_number
@@ -103,24 +104,26 @@ class KneeMRI(ExamDataset):
 
 
 def read_rows(path: Path) -> Mapping[str, Mapping[str, str]]:
-    """The rows of the table by the name of their volume. ``ValueError`` naming the line that cannot be read."""
+    """The rows of the table by the name of their volume (``composed``). ``ValueError`` naming the line that cannot be
+    read."""
     rows: dict[str, Mapping[str, str]] = {}
     for line, cells in read_table(path, COLUMNS):
         where = f"{path}: line {line}"
         if cells["aclDiagnosis"] not in ("0", "1", "2"):
             raise ValueError(f"{where}: aclDiagnosis {excerpt(cells['aclDiagnosis'])!r}; allowed: 0, 1, 2")
         whole_number(cells["examId"], where, "exam number")
-        add_once(rows, cells["volumeFilename"], cells, where)
+        add_once(rows, composed(cells["volumeFilename"]), cells, where)
     return rows
 
 
 def find_volumes(folder: Path) -> dict[str, tuple[str, Path]]:
-    """(split, path) of every volume by its file name. ``ValueError`` for a name that stands in two folders."""
+    """(split, path) of every volume by its file name (``composed``). ``ValueError`` for a name that stands in two
+    folders."""
     found: dict[str, tuple[str, Path]] = {}
     for split, numbers in FOLDERS.items():
         for number in numbers:
             for path in sorted((folder / f"vol{number}").glob(f"*{SUFFIX}")):
-                add_once(found, path.name, (split, path), str(folder))
+                add_once(found, composed(path.name), (split, path), str(folder))
     return found
 
 
