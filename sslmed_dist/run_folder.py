@@ -29,6 +29,7 @@ STARTED = {"config.yaml", "environment.json", "samples.jsonl", "notices.txt", ".
 # After a kill of its driver Ray takes some seconds to end the workers; the first of them holds the folder's lock.
 ORPHANS_S = 60.0
 PACKAGES = ("torch", "torchvision", "numpy", "ray", "flwr")
+NOISE = "synthetic"  # the dataset that has no image
 
 
 class OtherData(ValueError):
@@ -127,8 +128,10 @@ class RunFolder:
 
 
 def phantom_data(settings: config.Config) -> bool:
-    """Whether the data of a run is generated phantoms (``phantoms_at``)."""
+    """Whether the data of a run is generated: phantoms (``phantoms_at``), or noise in place of images."""
     root = settings.data.get("root")
+    if settings.data.get("name") == NOISE:
+        return True
     return bool(root) and phantoms_at(Path(str(root)).expanduser())
 
 

@@ -19,6 +19,7 @@ from sslmed_dist.data.images.medical_files import chaoyang, isic2016, mhist, mur
 from sslmed_dist.data.images.natural import cifar10, cifar10_jpeg, cifar100
 from sslmed_dist.data.images.packed import Packed
 from sslmed_dist.data.images.stl10 import stl10
+from sslmed_dist.data.images.synthetic import Synthetic
 from sslmed_dist.data.images.wordnet import imagenet, tiny_imagenet
 from sslmed_dist.data.partition import PARTITIONS, hold_out
 from sslmed_dist.data.subsets import SUBSETS
@@ -42,6 +43,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "mura": mura,
     "packed": Packed,
     "stl10": stl10,
+    "synthetic": Synthetic,
     "tiny_imagenet": tiny_imagenet,
 }
 
