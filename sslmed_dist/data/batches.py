@@ -5,12 +5,14 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sslmed_dist import randomness
 from sslmed_dist.data.dataset import Dataset, Item
 
+CHUNK = 2**14  # visits whose keys are computed at a time
 AHEAD = 2  # batches read ahead per worker: one in work, one waiting
 
 
@@ -56,15 +58,19 @@ class Batches:
         if workers < 0:
             raise ValueError(f"batches: workers must be 0 or more, got {workers}")
         # The visits of a pass: sample by sample, each as often as it is to be visited, and the how manieth it is.
-        repeats = torch.ones(len(dataset), dtype=torch.int64) if dataset.repeats is None else dataset.repeats
-        self.visited = torch.repeat_interleave(torch.arange(len(dataset)), repeats)  # (V,) positions
-        self.copy = torch.arange(len(self.visited)) - (repeats.cumsum(0) - repeats)[self.visited]  # (V,) 0, 1, ...
-        self.most = int(repeats.max())
-        rows = len(self.visited) * draws * slices_per_exam
+        # Where every sample is visited once, visit v is that of sample v, and nothing needs to be kept.
+        repeats, self.visits, self.most = dataset.repeats, len(dataset), 1
+        self.visited: Tensor | None = None  # (V,) positions
+        self.copy: Tensor | None = None  # (V,) 0, 1, ...
+        if repeats is not None:
+            self.visited = torch.repeat_interleave(torch.arange(len(dataset)), repeats)
+            self.copy = torch.arange(len(self.visited)) - (repeats.cumsum(0) - repeats)[self.visited]
+            self.visits, self.most = len(self.visited), int(repeats.max())
+        rows = self.visits * draws * slices_per_exam
         if rows < global_batch:
             each = f" x {slices_per_exam} slices" if slices_per_exam > 1 else ""
             raise ValueError(
-                f"batches: {dataset.name} has {len(self.visited)} samples x {draws} draws{each}, fewer than one batch "
+                f"batches: {dataset.name} has {self.visits} samples x {draws} draws{each}, fewer than one batch "
                 f"of {global_batch}; allowed: a global batch of at most {rows}, or more draws"
             )
         assert 0 <= rank < world
@@ -74,7 +80,7 @@ class Batches:
         self.steps = steps_per_epoch or rows // global_batch
         self.copies = copies
         # Passes of an epoch, the last one perhaps in part.
-        self.passes = -(-self.steps * global_batch // (len(self.visited) * slices_per_exam))
+        self.passes = -(-self.steps * global_batch // (self.visits * slices_per_exam))
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Item]:
         """This rank's batches ``start_step``, ``start_step + 1``, ... of an epoch; earlier ones are not even read."""
@@ -88,8 +94,8 @@ class Batches:
 
     def plan(self, epoch: int, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(positions, draw numbers) of this rank's rows, batch after batch, each int64 (local_batch,)."""
-        count, slices = len(self.visited), self.slices_per_exam
-        orders: dict[int, Tensor] = {}  # pass -> its visiting order, (N,) positions
+        count, slices = self.visits, self.slices_per_exam
+        orders: dict[int, Tensor] = {}  # pass -> its visiting order, (V,) visits; one pass at a time
         for step in range(start_step, self.steps):
             # this rank's rows, counted through the whole epoch: row r is slice r mod S of visit v = r // S, and visit v
             # is the (v mod V)-th visit of pass v // V
@@ -97,21 +103,36 @@ class Batches:
             row_numbers = torch.arange(first, first + self.local_batch)  # (local_batch,)
             visits = row_numbers // slices
             passes = visits // count  # (local_batch,), ascending
-            # keep the orders of the passes that this batch touches, and forget those that are over
-            current_passes = range(int(passes[0]), int(passes[-1]) + 1)
-            orders = {p: orders[p] if p in orders else self.order(epoch, p) for p in current_passes}
-            # within each pass, look the rows up in its order
-            chosen = torch.cat([orders[p][(visits % count)[passes == p]] for p in current_passes])
-            draws = passes * self.most + self.copy[chosen]
-            yield self.visited[chosen], draws * slices + row_numbers % slices
+            # the end of one pass and the beginning of the next: of the former only these rows are left when the order
+            # of the next is made
+            parts = []
+            for p in range(int(passes[0]), int(passes[-1]) + 1):
+                if p not in orders:
+                    orders.clear()
+                    orders[p] = self.order(epoch, p)
+                parts.append(orders[p][(visits % count)[passes == p]].to(torch.int64))
+            chosen = torch.cat(parts)
+            draws = passes * self.most + (0 if self.copy is None else self.copy[chosen])
+            yield chosen if self.visited is None else self.visited[chosen], draws * slices + row_numbers % slices
 
     def order(self, epoch: int, pass_number: int) -> Tensor:
-        """The visits of pass ``pass_number`` of an epoch, int64 (V,), in their order. The first visits are in the order
+        """The visits of pass ``pass_number`` of an epoch, int32 (V,), in their order. The first visits are in the order
         that they have without oversampling."""
-        ids = self.dataset.ids[self.visited]
-        first = randomness.keys(self.seed, "data", epoch, pass_number, ids)
-        further = randomness.keys(self.seed, "data", epoch, pass_number, ids, self.copy) if self.most > 1 else first
-        return torch.argsort(torch.where(self.copy == 0, first, further), stable=True)
+        values = torch.empty(self.visits, dtype=torch.int64)
+        for start in range(0, self.visits, CHUNK):  # in parts: the arithmetic of keys takes several times their memory
+            part = slice(start, start + CHUNK)
+            values[part] = self.visit_keys((self.seed, "data", epoch, pass_number), part)
+        # Of different ids the keys differ, for ``randomness.mix`` is a bijection: any sort gives the one order. numpy's
+        # takes half the memory of torch's.
+        order = np.argsort(values.numpy(), kind="quicksort" if self.visited is None else "stable")
+        return torch.from_numpy(order.astype(np.int32 if self.visits < 2**31 else np.int64))
+
+    def visit_keys(self, parts: tuple[int | str, ...], part: slice) -> Tensor:
+        """The keys by which a ``part`` of the visits is sorted, int64 (v,)."""
+        if self.visited is None or self.copy is None:
+            return randomness.keys(*parts, self.dataset.ids[part])
+        ids, copy = self.dataset.ids[self.visited[part]], self.copy[part]
+        return torch.where(copy == 0, randomness.keys(*parts, ids), randomness.keys(*parts, ids, copy))
 
     def fetch(self, epoch: int, positions: Tensor, draw: Tensor) -> Item:
         """The batch of ``positions`` and their ``draw`` numbers, int64 (B,) each; page-locked when it goes to a GPU."""

@@ -11,8 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from sslmed_dist.data.compact import Made, Picked, Words
 
 Split = Literal["train", "val", "test", "all"]
 Task = Literal["single", "multi"]
@@ -42,7 +45,7 @@ class Dataset(ABC):
     ids       int64 (N,), unique; groups int64 (N,), patient or exam (the sample's id where neither is known)
     sites     int64 (N,) site or scanner, None where the data does not say
     records   one dict per sample of what must not leave the site (file name, geometry), or an empty list; never in a
-              batch
+              batch; those of large sets are made when they are asked for (``compact``)
     dropped   number of samples left out as duplicates, per split
     notices   what was left aside, guessed or replaced while reading, a line each, without a name of a file
     repeats   int64 (N,), how often a pass of training visits each sample; None is once each
@@ -73,16 +76,17 @@ class Dataset(ABC):
         self.name, self.ids, self.labels, self.classes = name, ids, labels, tuple(classes)
         self.channels, self.bits = channels, bits
         self.task: Task = "multi" if labels.ndim == 2 else "single"
-        self.groups = ids.clone() if groups is None else groups
+        self.groups = ids if groups is None else groups
         self.sites = sites
-        self.records: list[dict[str, Any]] = list(records)
+        self.records: Sequence[dict[str, Any]] = records if isinstance(records, Made) else list(records)
         self.dropped: dict[str, int] = dict(dropped or {})
         self.notices = tuple(notices)
         self.repeats: Tensor | None = None
         self.device = torch.device("cpu")
         assert len(labels) == len(self.groups) == len(ids) and len(self.records) in (0, len(ids))
         assert sites is None or len(sites) == len(ids)
-        assert len(torch.unique(ids)) == len(ids), "sample ids repeat"
+        ascending = bool((ids[1:] > ids[:-1]).all())  # as almost always; the other way takes memory
+        assert ascending or len(torch.unique(ids)) == len(ids), "sample ids repeat"
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -139,7 +143,7 @@ class Subset(Dataset):
             bits=dataset.bits,
             groups=dataset.groups[positions],
             sites=None if dataset.sites is None else dataset.sites[positions],
-            records=[dataset.records[i] for i in positions.tolist()] if dataset.records else (),
+            records=Picked(dataset.records, positions) if dataset.records else (),
             dropped=dataset.dropped,
             notices=dataset.notices,
         )
@@ -248,7 +252,11 @@ def select_split(splits: Sequence[str], split: str, where: str, hint: str = "") 
     ``splits`` has the split name of every sample. ``ValueError`` names the splits there are when ``split`` is none of
     them, and ends with ``hint``.
     """
-    present = [name for name in SPLITS if name in set(splits)]
-    if split != "all" and split not in present:
-        raise ValueError(f"{where}: no split {split!r}; allowed: {', '.join([*present, 'all'])}{hint}")
-    return torch.tensor([i for i, name in enumerate(splits) if split in ("all", name)], dtype=torch.int64)
+    words = splits if isinstance(splits, Words) else Words.of(splits, tuple(dict.fromkeys(splits)))
+    present = [name for code, name in enumerate(words.words) if bool((words.codes == code).any())]
+    known = [name for name in SPLITS if name in present]
+    if split != "all" and split not in known:
+        raise ValueError(f"{where}: no split {split!r}; allowed: {', '.join([*known, 'all'])}{hint}")
+    if split == "all":
+        return torch.arange(len(words))
+    return torch.from_numpy(np.flatnonzero(words.codes == words.words.index(split)))

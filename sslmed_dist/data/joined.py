@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslmed_dist.data.compact import Chained
 from sslmed_dist.data.dataset import Dataset, Item, Stored
 
 
@@ -34,7 +35,7 @@ class Joined(Dataset):
             bits=first.bits,
             groups=torch.cat([part.groups for part in parts]),
             sites=join_sites(parts),
-            records=[record for part in parts for record in part.records] if all(p.records for p in parts) else (),
+            records=Chained([part.records for part in parts]) if all(p.records for p in parts) else (),
         )
         for part in parts:  # the parts of one set say the same things: each once
             self.dropped |= part.dropped

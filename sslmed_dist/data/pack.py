@@ -14,6 +14,7 @@ import torch
 from sslmed_dist import registry
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.data import DATASETS
+from sslmed_dist.data.compact import Words
 from sslmed_dist.data.dataset import SPLITS
 from sslmed_dist.data.exams.exam_archive import pack_episodes
 from sslmed_dist.data.exams.exams import pack_exams
@@ -155,7 +156,7 @@ def prepare(folder: Path, summary: Mapping[str, Any], force: bool) -> Path:
 def cut(source: ImageFiles, folder: Path, summary: Mapping[str, Any]) -> Iterator[Shard]:
     """The shards of a set: ``rows`` images each, in the order of the ids."""
     # an image's id is its row in the listing, so the ids pick the splits of the source's images
-    splits = torch.tensor([SPLITS.index(split) for split in source.listing.splits])
+    splits = torch.tensor(Words.of(source.listing.splits, SPLITS).codes)
     columns = {"ids": source.ids, "labels": source.labels, "groups": source.groups, "splits": splits[source.ids]}
     rows = int(summary["rows"])
     for shard_number, start in enumerate(range(0, len(source), rows)):

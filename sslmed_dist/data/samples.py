@@ -5,15 +5,22 @@ The hash goes into checkpoints. The list names files, so it stays in the run fol
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
+from sslmed_dist.data.compact import Lines
 from sslmed_dist.data.dataset import Dataset, Stored
 
 MOST_CONTENT = 2 * 2**30  # bytes of files in all, up to which their content is part of the hash
+BLOCK = 4096  # samples that are described at a time
+MOST_KNOWN = 2**16  # hashes that are kept, in case that more samples lie in the same file
 READERS = 8  # threads, each with one file at a time
 TURNS, MOST_AT_ONCE = 16, 256  # how often a reader gets new work, if that is not more samples than these
 Job = TypeVar("Job")
@@ -39,31 +46,64 @@ class Samples:
 
     def part(self, ids: Collection[int]) -> "Samples":
         """Those of the samples that have these ids, as if they had been described alone."""
-        return listed([line for line in self.lines if json.loads(line)["id"] in ids], self.content)
+        return listed((line for line in self.lines if json.loads(line)["id"] in ids), self.content)
 
 
 def describe(dataset: Dataset, content: bool | None = None) -> Samples:
     """The samples of ``dataset``. ``content`` None: files are read if they have ``MOST_CONTENT`` bytes in all or less.
     What is in memory anyway is always read. ``ValueError`` for a file that is not there or cannot be read."""
-    kept = by_readers(dataset.stored, range(len(dataset)))
-    once = {id(entry): entry for entry in kept}  # several slices may be kept in one file
     if content is None:
-        content = sum(entry.size for entry in once.values()) <= MOST_CONTENT
-    to_read = {key: entry for key, entry in once.items() if content or entry.file is None}
-    digests = dict(zip(to_read, by_readers(lambda entry: entry.digest(), list(to_read.values())), strict=True))
-    ids, labels, lines = dataset.ids.tolist(), dataset.labels.tolist(), []
-    for position in dataset.ids.argsort().tolist():
-        entry = kept[position]
-        line: dict[str, Any] = {"id": ids[position], "label": written(labels[position])}
-        line |= {} if entry.file is None else {"file": entry.file, "size": entry.size}
-        line |= {"content": digests[id(entry)]} if id(entry) in digests else {}
-        lines.append(json.dumps(line))
-    return listed(lines, content)
+        content = at_most(dataset, MOST_CONTENT)
+    return listed(sample_lines(dataset, content), content)
 
 
-def listed(lines: Sequence[str], content: bool) -> Samples:
+def at_most(dataset: Dataset, most: int) -> bool:
+    """Whether the files of ``dataset`` have ``most`` bytes in all or less; several samples may be kept in one file."""
+    total, seen = 0, dict[int, Stored]()
+    for positions in torch.split(torch.arange(len(dataset)), BLOCK):
+        for entry in stored(dataset, positions):
+            if entry.file is not None and id(entry) not in seen:
+                seen[id(entry)] = entry  # held, so that no other one gets its number
+                total += entry.size
+        if total > most:
+            return False
+    return True
+
+
+def stored(dataset: Dataset, positions: Tensor) -> list[Stored]:
+    """What the samples at ``positions`` (int64 (n,)) are kept in."""
+    if dataset.in_memory:  # there is nothing to wait for, so threads would only take turns
+        return [dataset.stored(position) for position in positions.tolist()]
+    return by_readers(dataset.stored, positions.tolist())
+
+
+def sample_lines(dataset: Dataset, content: bool) -> Iterator[str]:
+    """The lines of ``Samples``, ``BLOCK`` samples at a time."""
+    ids, known = dataset.ids, dict[int, tuple[Stored, str]]()  # several slices may be kept in one file
+    order = torch.arange(len(ids)) if bool((ids[1:] > ids[:-1]).all()) else ids.argsort()
+    for positions in torch.split(order, BLOCK):
+        kept = stored(dataset, positions)
+        to_read = {id(entry): entry for entry in kept if (content or entry.file is None) and id(entry) not in known}
+        read = by_readers(lambda entry: entry.digest(), list(to_read.values()))
+        known |= {key: (entry, digest) for (key, entry), digest in zip(to_read.items(), read, strict=True)}
+        rows = zip(ids[positions].tolist(), dataset.labels[positions].tolist(), kept, strict=True)
+        for number, label, entry in rows:  # as ``json.dumps`` would write it, in a third of the time
+            file = "" if entry.file is None else f', "file": {json.dumps(entry.file)}, "size": {entry.size}'
+            digest = f', "content": "{known[id(entry)][1]}"' if id(entry) in known else ""
+            yield f'{{"id": {number}, "label": {in_json(label)}{file}{digest}}}'
+        if len(known) > MOST_KNOWN:
+            known.clear()
+
+
+def listed(lines: Iterable[str], content: bool) -> Samples:
     """The samples of these lines."""
-    return Samples(hashlib.sha256("\n".join(lines).encode()).hexdigest(), content, lines)
+    kept = Lines(lines)
+    return Samples(kept.sha256, content, kept)
+
+
+def in_json(label: Any) -> str:
+    """A label, or a list of them, as JSON."""
+    return str(label) if isinstance(label, int) else json.dumps(written(label))
 
 
 def written(label: Any) -> Any:
@@ -83,21 +123,19 @@ def by_readers(work: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Resul
         return [result for block in done for result in block]
 
 
-def first_difference(before: Sequence[str], now: Sequence[str]) -> str:
+def first_difference(before: Iterable[str], now: Iterable[str]) -> str:
     """In words, the first sample in which two lists of ``Samples.lines`` differ; empty where they are the same."""
-    for old, new in zip(before, now, strict=False):
+    for old, new in zip_longest(before, now):
         if old == new:
             continue
-        was, present = json.loads(old), json.loads(new)
-        if was["id"] != present["id"]:
-            return f"sample {min(was['id'], present['id'])} is only in one of them"
+        was, present = (None if line is None else json.loads(line) for line in (old, new))
+        if was is None or present is None or was["id"] != present["id"]:
+            first = min(sample["id"] for sample in (was, present) if sample is not None)
+            return f"sample {first} is only in one of them"
         key = next(key for key in (*was, *present) if was.get(key) != present.get(key))
         told = "has another content" if key == "content" else f"has {key} {present.get(key)!r}, it had {was.get(key)!r}"
         return f"sample {was['id']} {told}"
-    if len(before) == len(now):
-        return ""
-    first = json.loads((before if len(before) > len(now) else now)[min(len(before), len(now))])
-    return f"sample {first['id']} is only in one of them"
+    return ""
 
 
 def in_file(root: Path, name: str) -> Stored:

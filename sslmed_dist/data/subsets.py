@@ -179,20 +179,18 @@ def listed(labels: Tensor, groups: Tensor, ids: Tensor, *, seed: int, names: Seq
         lines = read_lines(Path(file).expanduser())
     except ValueError as error:
         raise ValueError(f"subset listed: {error}") from None
-    # file name -> positions, so that a line is compared with few paths instead of all
-    by_file_name: dict[str, list[int]] = {}
-    names = [composed(name) for name in names]
+    listed_paths = [(number, path_of(line, f"subset listed: {file}:{number}")) for number, line in lines]
+    # file name -> positions of those that are listed, so that a line is compared with few paths instead of all
+    by_file_name: dict[str, list[int]] = {PurePosixPath(path).name: [] for _, path in listed_paths}
     for position, name in enumerate(names):
-        by_file_name.setdefault(PurePosixPath(name).name, []).append(position)
+        file_name = composed(name.rpartition("/")[2])
+        if file_name in by_file_name:
+            by_file_name[file_name].append(position)
     chosen: dict[int, int] = {}  # position -> line that lists it
-    for line_number, line in lines:
-        # drop a class number after the last space; a path may itself have spaces
-        leading_words, _, last_word = line.strip().rpartition(" ")
-        listed_path = leading_words.strip() if leading_words and last_word.isdigit() else line.strip()
-        listed_path = composed(plain_path(listed_path, f"subset listed: {file}:{line_number}"))
-        matches = [i for i in by_file_name.get(PurePosixPath(listed_path).name, []) if same_file(names[i], listed_path)]
+    for line_number, listed_path in listed_paths:
+        matches = [i for i in by_file_name.get(PurePosixPath(listed_path).name, []) if same_file(composed(names[i]), listed_path)]
         # the sample of exactly this path is meant, whatever else ends in it
-        matches = [i for i in matches if names[i] == listed_path] or matches
+        matches = [i for i in matches if composed(names[i]) == listed_path] or matches
         if len(matches) != 1:
             raise ValueError(
                 f"subset listed: {file}:{line_number}: {listed_path!r} means {len(matches)} samples of the data, not 1"
@@ -205,6 +203,14 @@ def listed(labels: Tensor, groups: Tensor, ids: Tensor, *, seed: int, names: Seq
     if not chosen:
         raise ValueError(f"subset listed: {file}: lists no image")
     return torch.sort(torch.tensor(list(chosen))).values
+
+
+def path_of(line: str, where: str) -> str:
+    """The path in a line of a list, ``composed``, without the class number behind it. ``ValueError`` as
+    ``plain_path``."""
+    # a class number stands after the last space; a path may itself have spaces
+    leading_words, _, last_word = line.strip().rpartition(" ")
+    return composed(plain_path(leading_words.strip() if leading_words and last_word.isdigit() else line.strip(), where))
 
 
 def same_file(name: str, listed_path: str) -> bool:

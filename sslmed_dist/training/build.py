@@ -15,6 +15,7 @@ from sslmed_dist import randomness, registry
 from sslmed_dist.arguments import located
 from sslmed_dist.config import Config, load, merge, replace
 from sslmed_dist.data import DATASETS, SUBSETS, SUPPLIES
+from sslmed_dist.data.compact import FileRecords
 from sslmed_dist.data.dataset import Dataset, Item, Subset, unlabelled
 from sslmed_dist.data.oversample import oversample
 from sslmed_dist.downstream import (
@@ -71,7 +72,7 @@ def load_data(settings: Config, split: str, overrides: Mapping[str, Any] | None 
             labels=dataset.labels,
             groups=dataset.groups,
             ids=dataset.ids,
-            names=[record["file"] for record in dataset.records if "file" in record],
+            names=file_names(dataset),
             scanners=getattr(dataset, "scanners", None),
             seed=randomness.key(settings.run.seed, "subset"),
         )
@@ -79,6 +80,13 @@ def load_data(settings: Config, split: str, overrides: Mapping[str, Any] | None 
     if balance is not None and split in ("train", "all"):  # "all" is what sites of a federation are dealt from
         balanced(dataset, balance, settings.run.seed)
     return dataset
+
+
+def file_names(dataset: Dataset) -> Sequence[str]:
+    """The samples' paths below the root; empty where they have none."""
+    if isinstance(dataset.records, FileRecords):
+        return dataset.records.names
+    return [record["file"] for record in dataset.records if "file" in record]
 
 
 def balanced(dataset: Dataset, leaf: Any, seed: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sslmed_dist import checkpoint
-from sslmed_dist.atomic_files import write_atomically
+from sslmed_dist.atomic_files import write_atomically, writing
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.data.samples import Samples, describe, first_difference, listed
 from sslmed_dist.data.text_files import read_text
@@ -66,7 +66,8 @@ def read_list(path: Path) -> Sequence[str]:
 def write_down(folder: Path, samples: Samples, notices: Sequence[str], told: bool = False) -> None:
     """Keep the list of the samples and what reading them left aside, guessed or replaced in the run folder, and,
     unless they were ``told`` already, print the latter. ``ValueError`` where a file cannot be written."""
-    write_atomically(folder / LIST, "".join(f"{line}\n" for line in samples.lines).encode())
+    with writing(folder / LIST) as file:
+        file.writelines(f"{line}\n".encode() for line in samples.lines)
     if notices:
         write_atomically(folder / NOTICES, "".join(f"{line}\n" for line in notices).encode())
     else:

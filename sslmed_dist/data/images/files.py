@@ -5,6 +5,7 @@ A dataset of files is a function that reads a listing and hands it to ``ImageFil
 """
 
 import os
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sslmed_dist.data.compact import FileRecords, Picked, Texts, Words
 from sslmed_dist.data.dataset import SPLITS, Dataset, Item, Split, Stored, select_split
 from sslmed_dist.data.images.copies import count_conflicts, find_copies
 from sslmed_dist.data.images.decode import SUFFIXES, crop_centre, read_picture
@@ -38,6 +41,8 @@ class Listing:
     classes  names of the class numbers
     groups   patient numbers; None where the layout names none
     listed   the names come from a text file, so a file may be missing
+
+    However the columns are given, they are kept as ``compact`` keeps them.
     """
 
     title: str
@@ -49,6 +54,13 @@ class Listing:
     groups: Sequence[int] | None = None
     listed: bool = False
     notices: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        columns = {"names": Texts.of(self.names), "labels": array("q", self.labels)}
+        columns |= {"splits": Words.of(self.splits, SPLITS)}
+        columns |= {} if self.groups is None else {"groups": array("q", self.groups)}
+        for key, values in columns.items():
+            object.__setattr__(self, key, values)
 
     def missing(self) -> list[int]:
         """Numbers of the rows whose file is not there."""
@@ -87,17 +99,17 @@ class ImageFiles(Dataset):
         self.listing, self.size, self.workers = listing, size, workers
         chosen = select_split(listing.splits, split, str(listing.root))  # (n,) row numbers, which are the ids
         chosen, notices = without_copies(listing, split, chosen, duplicates)
-        self.files = [listing.names[i] for i in chosen.tolist()]
+        self.files: Sequence[str] = Picked(listing.names, chosen)
         require_files(listing, chosen)
         super().__init__(
             name=listing.title,
             ids=chosen,
-            labels=torch.tensor(listing.labels, dtype=torch.int64)[chosen],
+            labels=column(listing.labels)[chosen],
             classes=listing.classes,
             channels=channels,
             bits=bits,
-            groups=None if listing.groups is None else torch.tensor(listing.groups, dtype=torch.int64)[chosen],
-            records=[{"file": name} for name in self.files],
+            groups=None if listing.groups is None else column(listing.groups)[chosen],
+            records=FileRecords(self.files),
             notices=[*listing.notices, *notices, *conflicts(listing, split)],
         )
         self.decode(0)
@@ -119,6 +131,11 @@ class ImageFiles(Dataset):
         except ValueError as error:
             raise ValueError(f"image {int(self.ids[position])} of {self.name}: {error}") from error
         return crop_centre(image, self.size)
+
+
+def column(numbers: Sequence[int]) -> Tensor:
+    """The numbers of a listing's column, int64 (N,)."""
+    return torch.from_numpy(np.array(numbers, np.int64))
 
 
 def choices(duplicates: Duplicates | None = None) -> None:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslmed_dist.data.compact import FileRecords, Picked, Words
 from sslmed_dist.data.dataset import SPLITS, Dataset, Item, Split, Stored, content_hash, select_split
 from sslmed_dist.data.images.decode import crop_centre
 from sslmed_dist.data.images.files import in_threads
 from sslmed_dist.data.images.jpeg import decode_jpeg
-from sslmed_dist.data.images.shards import image_bytes, open_pack
+from sslmed_dist.data.images.shards import PackNames, image_bytes, open_pack
 from sslmed_dist.strips import middle_of_strip
 
 CHUNK = 256  # raw images moved to a device at a time
@@ -44,22 +45,28 @@ class Packed(Dataset):
         self.size, self.workers, self.decode_on = self.short if size is None else size, workers, torch.device(decode)
         if self.size < 1 or workers < 0:
             raise ValueError(f"{root}: size must be at least 1 and workers at least 0, got {self.size} and {workers}")
-        splits = [SPLITS[code] for code in pack.columns["splits"].tolist()]
+        splits = pack.columns["splits"]
         split_order: tuple[Split, ...] = ("train", "val", "test")
-        self.splits = [name for name in split_order if name in splits]
-        chosen = select_split(splits, split, str(root))  # (n,) rows of the pack
-        # where the bytes of each image lie: number of the shard (n,), first and last byte in it (n, 2)
-        self.shard, self.spans = pack.shard[chosen], pack.spans[chosen]
+        self.splits = [name for code, name in enumerate(split_order) if bool((splits == code).any())]
+        chosen = select_split(Words(splits.numpy(), SPLITS), split, str(root))  # (n,) rows of the pack
+        columns = pack.columns
+        if len(chosen) < len(splits):  # otherwise the columns are taken as they are
+            columns = {key: values[chosen] for key, values in pack.columns.items()}
+        same = torch.equal(columns["groups"], columns["ids"])  # as of every set without patients
+        # where the bytes of each image lie: number of the shard, first byte in it, bytes; each (n,)
+        self.shard, self.starts, self.sizes = (columns[key] for key in ("shard", "starts", "sizes"))
         self.images: Tensor | None = None
         self.maps: dict[int, np.memmap[Any, np.dtype[np.uint8]]] = {}
         super().__init__(
             name=pack.summary["name"],
-            ids=pack.columns["ids"][chosen],
-            labels=pack.columns["labels"][chosen],
+            ids=columns["ids"],
+            labels=columns["labels"],
             classes=pack.summary["classes"],
             channels=int(pack.summary["channels"]),
-            groups=pack.columns["groups"][chosen],
-            records=[{"file": pack.names[i]} for i in chosen.tolist()],
+            groups=None if same else columns["groups"],
+            records=FileRecords(
+                Picked(PackNames([blob.with_suffix(".npz") for blob in pack.blobs], len(splits)), chosen)
+            ),
         )
         if decode == "cuda":
             require_nvjpeg(self.form)
@@ -78,12 +85,12 @@ class Packed(Dataset):
         return (0.0, 255.0)
 
     def stored(self, position: int) -> Stored:
-        (start, end), shard = self.spans[position].tolist(), int(self.shard[position])
+        start, size, shard = (int(values[position]) for values in (self.starts, self.sizes, self.shard))
 
         def digest() -> str:
-            return content_hash(image_bytes(self.blob(shard), start, end)).hex()
+            return content_hash(image_bytes(self.blob(shard), start, start + size)).hex()
 
-        return Stored(digest, self.records[position]["file"], end - start)
+        return Stored(digest, self.records[position]["file"], size)
 
     def to(self, device: str | torch.device) -> Self:
         moved = super().to(device)
@@ -110,9 +117,9 @@ class Packed(Dataset):
         """The images at ``positions`` (int64 (B,)) from the disk, uint8 (B, channels, size, size). ``ValueError`` names
         the shard and the image that cannot be decoded."""
         # (position, shard, (first byte, end)) of each image of the batch
-        rows = list(
-            zip(positions.tolist(), self.shard[positions].tolist(), self.spans[positions].tolist(), strict=True)
-        )
+        starts = self.starts[positions]
+        spans = zip(starts.tolist(), (starts + self.sizes[positions]).tolist(), strict=True)
+        rows = list(zip(positions.tolist(), self.shard[positions].tolist(), spans, strict=True))
         if self.form == "raw":
             stored = torch.empty(len(rows), self.channels, self.short, self.short, dtype=torch.uint8)  # (B, C, H, W)
             for image, (_, shard, (start, end)) in zip(stored, rows, strict=True):

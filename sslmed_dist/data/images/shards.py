@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist.atomic_files import sha256, write_atomically, writing
+from sslmed_dist.data.compact import Chained, Made, Texts
 from sslmed_dist.data.dataset import SPLITS
 from sslmed_dist.data.images.decode import crop_centre, read_picture
 from sslmed_dist.data.listed_paths import Below
@@ -139,9 +141,9 @@ def read_index(path: Path) -> Arrays:
     return arrays
 
 
-def read_names(arrays: Arrays) -> list[str]:
+def read_names(arrays: Arrays) -> Texts:
     """The file names of an index; a name that is no UTF-8 is as the file system gives it."""
-    return os.fsdecode(arrays["names"].tobytes()).split("\0")
+    return Texts(arrays["names"].astype(np.uint8, copy=False))
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -212,61 +214,81 @@ class Pack:
 
     summary  content of pack.json
     blobs    the files of the shards that hold the images
-    columns  int64 (N,) by the names of ``COLUMNS``
-    names    of the source's files
-    shard    int64 (N,), number of the shard that holds the image
-    spans    int64 (N, 2), the image's first byte in its blob and the byte after its last
+    columns  by their names: "ids", "labels", "groups" int64 (N,); "splits" int8 (N,), positions in ``SPLITS``; "shard"
+             int32 (N,), number of the shard that holds the image; "starts" int64 (N,), the image's first byte in its
+             blob; "sizes" int32 (N,), its bytes
     """
 
     summary: dict[str, Any]
     blobs: list[Path]
     columns: dict[str, Tensor]
-    names: list[str]
-    shard: Tensor
-    spans: Tensor
+
+
+class PackNames(Made[str]):
+    """The names of the source's files of a pack's images, in the pack's order. They are read when the first one is
+    asked for: a worker that only trains never holds them."""
+
+    def __init__(self, indices: Sequence[Path], length: int) -> None:
+        self.indices, self.length = list(indices), length
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        """All of them."""
+        return Chained([read_names(read_index(index)) for index in self.indices])
+
+    def __len__(self) -> int:
+        return self.length
+
+    def make(self, position: int) -> str:
+        return self.names[position]
 
 
 def open_pack(folder: Path) -> Pack:
     """Read ``pack.json`` and every index. ``ValueError`` as ``read_summary`` and ``open_shard``."""
     summary = read_summary(folder)
-    opened = [open_shard(folder, shard_entry, summary["fingerprint"]) for shard_entry in summary["shards"]]
-    indices = [arrays for _, arrays in opened]
-    counts = torch.tensor([len(arrays["ids"]) for arrays in indices])
-    if int(counts.sum()) != summary["images"]:
-        raise ValueError(f"{folder}: {int(counts.sum())} images in the shards, {summary['images']} in {SUMMARY}")
-    require_consistent(folder, summary, opened)
-    # every image ends where the next begins: (n, 2) of each shard
-    spans_by_shard = [np.stack([arrays["offsets"][:-1], arrays["offsets"][1:]], 1) for arrays in indices]
-    return Pack(
-        summary=summary,
-        blobs=[blob for blob, _ in opened],
-        columns={
-            key: torch.from_numpy(np.concatenate([arrays[key] for arrays in indices]).astype(np.int64))
-            for key in COLUMNS
-        },
-        names=[name for arrays in indices for name in read_names(arrays)],
-        # shard 0 for its number of images, then shard 1 for its own, ...
-        shard=torch.repeat_interleave(torch.arange(len(indices)), counts),  # (N,)
-        spans=torch.from_numpy(np.concatenate(spans_by_shard).astype(np.int64)),
-    )
-
-
-def require_consistent(folder: Path, summary: dict[str, Any], opened: Sequence[tuple[Path, Arrays]]) -> None:
-    """``ValueError`` for a pack that contradicts itself: a label that no class has, an unknown split, an id that
-    repeats, raw images of another size than the pack's."""
-    classes, side = len(summary["classes"]), summary["channels"] * summary["short"] ** 2
-    for blob, arrays in opened:
-        for key, low, high in (("labels", -1, classes - 1), ("splits", 0, len(SPLITS) - 1), ("ids", 0, 2**62)):
-            values = arrays[key]
-            if len(values) and not (low <= int(values.min()) and int(values.max()) <= high):
-                span = f"{int(values.min())} to {int(values.max())}"
-                raise ValueError(f"{blob.with_suffix('.npz')}: {key} run from {span}; allowed: {low} to {high}")
-        sizes = np.diff(arrays["offsets"])
-        if summary["format"] == "raw" and bool((sizes != side).any()):
-            raise ValueError(f"{blob.with_suffix('.npz')}: raw images that are not of {side} bytes each")
-    ids = np.concatenate([arrays["ids"] for _, arrays in opened])
-    if len(np.unique(ids)) < len(ids):
+    count, counts = summary["images"], [shard["images"] for shard in summary["shards"]]
+    if sum(counts) != count:
+        raise ValueError(f"{folder}: {sum(counts)} images in the shards, {count} in {SUMMARY}")
+    for shard in summary["shards"]:  # memory is taken for as many images as it says: no index is shorter than they
+        index = folder / f"{shard['shard']}.npz"
+        if index.is_file() and shard["images"] > index.stat().st_size:
+            raise ValueError(f"{index}: too short for the {shard['images']} images that {SUMMARY} says")
+    blobs: list[Path] = []
+    kinds = {**dict.fromkeys((*COLUMNS, "starts"), np.int64), "splits": np.int8, "sizes": np.int32, "shard": np.int32}
+    columns: dict[str, Any] = {}
+    for number, shard_entry in enumerate(summary["shards"]):
+        blob, arrays = open_shard(folder, shard_entry, summary["fingerprint"])
+        require_consistent(blob, summary, arrays)
+        if not columns:  # not before an index has shown that it has as many images as it says
+            columns = {key: np.empty(count, kind) for key, kind in kinds.items()}
+        rows = slice(sum(counts[:number]), sum(counts[: number + 1]))
+        # every image ends where the next begins
+        arrays |= {"starts": arrays["offsets"][:-1], "sizes": np.diff(arrays["offsets"]), "shard": np.array(number)}
+        for key, column in columns.items():
+            column[rows] = arrays[key]
+        blobs.append(blob)
+    tensors = {key: torch.from_numpy(column) for key, column in columns.items()}
+    ids = tensors["ids"]
+    if not bool((ids[1:] > ids[:-1]).all()) and len(torch.unique(ids)) < len(ids):
         raise ValueError(f"{folder}: an id stands in the pack twice")
+    return Pack(summary, blobs, tensors)
+
+
+def require_consistent(blob: Path, summary: dict[str, Any], arrays: Arrays) -> None:
+    """``ValueError`` for a shard that contradicts its pack: a label that no class has, an unknown split, an image of
+    2 GiB and more, raw images of another size than the pack's."""
+    classes, side = len(summary["classes"]), summary["channels"] * summary["short"] ** 2
+    index = blob.with_suffix(".npz")
+    for key, low, high in (("labels", -1, classes - 1), ("splits", 0, len(SPLITS) - 1), ("ids", 0, 2**62)):
+        values = arrays[key]
+        if len(values) and not (low <= int(values.min()) and int(values.max()) <= high):
+            span = f"{int(values.min())} to {int(values.max())}"
+            raise ValueError(f"{index}: {key} run from {span}; allowed: {low} to {high}")
+    sizes = np.diff(arrays["offsets"])
+    if summary["format"] == "raw" and bool((sizes != side).any()):
+        raise ValueError(f"{index}: raw images that are not of {side} bytes each")
+    if len(sizes) and int(sizes.max()) >= 2**31:
+        raise ValueError(f"{index}: an image of {int(sizes.max()):,} bytes; allowed: below 2 GiB")
 
 
 def image_bytes(blob: "np.ndarray[Any, np.dtype[np.uint8]]", start: int, end: int) -> Tensor:

@@ -47,8 +47,7 @@ class Synthetic(Dataset):
         spans["test"] = (images + held_out, images + 2 * held_out)
         if split not in spans:
             raise ValueError(f"synthetic: no split {split!r}; allowed: train, val, test, all")
-        self.distinct, self.seed = distinct, seed
-        self.shape = (channels, size, size)
+        self.distinct, self.first = distinct, spans[split][0]
         ids = torch.arange(*spans[split])
         super().__init__(
             name="synthetic noise",
@@ -58,7 +57,7 @@ class Synthetic(Dataset):
             channels=channels,
             notices=[NOTICE],
         )
-        self.block = draw_block(distinct, self.shape, seed)
+        self.block = draw_block(distinct, (channels, size, size), seed)
 
     def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
         shown = self.ids[positions] % self.distinct
@@ -68,7 +67,7 @@ class Synthetic(Dataset):
         return (0.0, 255.0)
 
     def stored(self, position: int) -> Stored:
-        return self.contents[int(self.ids[position]) % self.distinct]
+        return self.contents[(self.first + position) % self.distinct]
 
     @cached_property
     def contents(self) -> list[Stored]:
