@@ -12,7 +12,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sslmed_dist.cli_answers import found, options, show
+from sslmed_dist.cli_answers import options, show
+from sslmed_dist.cli_cluster import doctor, watch
 from sslmed_dist.cli_parser import parse
 from sslmed_dist.endings import ending_of
 from sslmed_dist.printable import say
@@ -227,13 +228,6 @@ def demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def doctor(arguments: argparse.Namespace) -> int:
-    """``sslmed doctor``."""
-    from sslmed_dist.verbs import doctor
-
-    return found(*doctor.examine())
-
-
 def lookup(arguments: argparse.Namespace) -> int:
     """``sslmed list``, ``recipes`` and ``where``."""
     from sslmed_dist.cli_lookup import LOOKUP
@@ -249,6 +243,7 @@ def act(arguments: argparse.Namespace) -> int:
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": train,
+    "watch": watch,
     "federate": federate,
     "evaluate": evaluate,
     "probe": probe,

@@ -67,11 +67,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def training(verbs: Verbs) -> None:
-    """``train`` and ``federate``."""
+    """``train``, ``watch`` and ``federate``."""
     train = verbs.add_parser("train", help="pretrain an encoder (driver=local or driver=ray)")
     configuration(train)
     train.add_argument("--check", action="store_true", help="validate everything, print plan, memory and time, stop")
     resuming(train)
+
+    watch = verbs.add_parser("watch", help="how a run is getting on, from its folder alone; also of a dead one")
+    watch.add_argument("run", type=path, metavar="RUN", help="run folder; nothing is written there")
+    watch.add_argument("--once", action="store_true", help="say it once and end: exit code 1 if it failed or is silent")
+    watch.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="how often to look (5)")
 
     federate = verbs.add_parser("federate", help="pretrain at sites that never share an image, and compare")
     configuration(federate)

@@ -11,6 +11,12 @@ from sslmed_dist.registry import matches, readable, usual
 
 Fields = Mapping[str, Any]  # names of fields and their type hints
 NONE: Fields = {}
+# The keys that a line of ``metrics.jsonl`` may have beside its name and value.
+METRIC_KEYS: Fields = {
+    "time": float,
+    **dict.fromkeys(("step", "epoch", "round"), int | None),
+    **dict.fromkeys(("site", "split", "arm"), str | None),
+}
 LARGEST_OBJECT = 2**25  # bytes of a file that is one object; as Python's it takes up to 20 times as much
 LONGEST_LINE = 2**20  # bytes
 # Of each type a value that no list of allowed values has, so that it stands for all.

@@ -67,3 +67,12 @@ def without_folders(value: Any) -> Any:
     *above, last = re.split(r"[/\\]+", value.rstrip("/\\"))
     is_home = last.startswith("~") or (above and above[-1] in HOMES)
     return "\N{HORIZONTAL ELLIPSIS}" if is_home else f"\N{HORIZONTAL ELLIPSIS}/{last}"
+
+
+def duration(seconds: float) -> str:
+    """A span in the unit that a person would use: ``40 s``, ``2.5 min``, ``12 min``, ``3.5 h``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 120 * 60:
+        return f"{seconds / 60:.1f} min" if seconds < 600 else f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

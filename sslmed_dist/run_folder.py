@@ -15,16 +15,10 @@ from sslmed_dist import __version__, config
 from sslmed_dist.atomic_files import appending, open_itself, refuse_links, write_atomically, writing
 from sslmed_dist.checkpoint import Checkpoints
 from sslmed_dist.curve_events import LiveCurves
-from sslmed_dist.json_files import Fields, Lines
+from sslmed_dist.json_files import METRIC_KEYS, Lines
 from sslmed_dist.printable import say
 from sslmed_dist.zip_files import open_zip
 
-# The keys that a line of metrics may have beside its name and value.
-METRIC_KEYS: Fields = {
-    "time": float,
-    **dict.fromkeys(("step", "epoch", "round"), int | None),
-    **dict.fromkeys(("site", "split", "arm"), str | None),
-}
 STARTED = {"config.yaml", "environment.json", "samples.jsonl", "notices.txt", ".lock"}  # what a start writes down
 # After a kill of its driver Ray takes some seconds to end the workers; the first of them holds the folder's lock.
 ORPHANS_S = 60.0

@@ -1,6 +1,6 @@
 """The sections of a configuration and their defaults: what may stand in a file. ``config`` reads them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -201,3 +201,24 @@ class Config:
         """The run folder, absolute: ``run.dir``/``run.name``."""
         assert self.run.name is not None
         return Path(self.run.dir).expanduser().resolve() / self.run.name
+
+
+def is_phantom(settings: Mapping[str, Any], environment: Mapping[str, Any] | None = None) -> bool:
+    """Whether the data were phantoms, so that no number is of a patient: ``environment.json`` says so, or the word
+    occurs anywhere in the configuration's section ``data`` (name, root, flags)."""
+    if (environment or {}).get("phantom_data"):
+        return True
+
+    def words(value: Any) -> Iterator[str]:
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                if item is not False and item is not None:
+                    yield str(key)
+                    yield from words(item)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                yield from words(item)
+        else:
+            yield str(value)
+
+    return any("phantom" in word.lower() for word in words(settings.get("data") or {}))

@@ -31,7 +31,7 @@ FLOORS: tuple[set[str], ...] = (
     {"report", "drivers"},
     {"verbs", "interface"},
     {"cli_answers"},
-    {"cli_data", "cli_site", "cli_server", "cli_app", "cli_lookup"},
+    {"cli_data", "cli_site", "cli_server", "cli_app", "cli_lookup", "cli_cluster"},
     {"cli"},
 )
 # Parts that may not import all that is below them: they know no configuration, no run and no file but their own.
@@ -48,7 +48,7 @@ LAZY = {"nibabel", "monai", "pydicom", "highdicom", "pandas", "matplotlib", "ski
 LAZY |= {"rich", "tensorboard", "safetensors", "timm", "cryptography"}
 NO_TORCH = (
     "__init__ arguments atomic_files cli cli_answers cli_app cli_arguments cli_data cli_hospitals "
-    "cli_lookup cli_parser cli_server cli_site config endings federated_section home_folder installation "
+    "cli_cluster cli_lookup cli_parser cli_server cli_site config endings federated_section home_folder installation "
     "json_files log_files plain_yaml printable registry sections "
 )
 RAY = {"ray_train.py", "ray_tasks.py"}

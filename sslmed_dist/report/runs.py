@@ -1,7 +1,7 @@
 """Reading run folders: configuration, environment, metrics, evaluation rows and pictures. No plotting."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from sslmed_dist import config, plain_yaml
 from sslmed_dist.json_files import Fields, checked, read_object, require_ordinary
 from sslmed_dist.report.series import Key, Series, read_series
+from sslmed_dist.sections import is_phantom
 
 Row = dict[str, Any]
 Tree = Mapping[str, Any]
@@ -260,24 +261,3 @@ def group(runs: Sequence[Run]) -> list[Experiment]:
         labels = tuple(f"seed {run.seed}" if seeds_differ else names[run.folder] for run in members)
         grouped.append(Experiment(members[0].name, tuple(members), labels))
     return grouped
-
-
-def is_phantom(settings: Tree, environment: Tree | None = None) -> bool:
-    """Whether the data were phantoms, so that no number is of a patient: ``environment.json`` says so, or the word
-    occurs anywhere in the configuration's section ``data`` (name, root, flags)."""
-    if (environment or {}).get("phantom_data"):
-        return True
-
-    def words(value: Any) -> Iterator[str]:
-        if isinstance(value, Mapping):
-            for key, item in value.items():
-                if item is not False and item is not None:
-                    yield str(key)
-                    yield from words(item)
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                yield from words(item)
-        else:
-            yield str(value)
-
-    return any("phantom" in word.lower() for word in words(settings.get("data") or {}))

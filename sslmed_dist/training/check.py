@@ -13,6 +13,7 @@ from torch import nn
 from sslmed_dist import curve_events, distributed
 from sslmed_dist.config import Config, fingerprint, replace
 from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.printable import duration
 from sslmed_dist.training import build, job
 from sslmed_dist.training.monitor import Monitor
 from sslmed_dist.training.precision import deterministic_kernels
@@ -145,15 +146,6 @@ def shares(seconds: Mapping[str, float]) -> str:
     whole = sum(seconds.values())
     ordered = sorted(seconds.items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {100 * value / whole:.0f} %" for name, value in ordered)
-
-
-def duration(seconds: float) -> str:
-    """A span in the unit that a person would use: ``40 s``, ``2.5 min``, ``12 min``, ``3.5 h``."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 120 * 60:
-        return f"{seconds / 60:.1f} min" if seconds < 600 else f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def describe(tried: Tried, memory: str, spent: str) -> list[str]:

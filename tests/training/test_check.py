@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sslmed_dist import config
+from sslmed_dist import config, printable
 from sslmed_dist.training import check, job, rehearsal
 from tests import tiny
 
@@ -36,8 +36,8 @@ def test_check_says_which_part_of_a_step_is_slowest(tmp_path: Path, monkeypatch:
     assert parts == {"data": 3.0, "views": 2.0, "encoder": 4.0, "loss, backward and optimiser": 1.0}
     assert check.shares(parts) == "encoder 40 %, data 30 %, views 20 %, loss, backward and optimiser 10 %"
     assert not work.method.encoder._forward_hooks and not work.views._forward_pre_hooks
-    assert [check.duration(seconds) for seconds in (7.4, 119, 600, 7200)] == ["7 s", "119 s", "10 min", "2.0 h"]
-    assert [check.duration(seconds) for seconds in (150, 599)] == ["2.5 min", "10.0 min"]
+    assert [printable.duration(seconds) for seconds in (7.4, 119, 600, 7200)] == ["7 s", "119 s", "10 min", "2.0 h"]
+    assert [printable.duration(seconds) for seconds in (150, 599)] == ["2.5 min", "10.0 min"]
 
 
 def need(**changes: Any) -> rehearsal.Need:

@@ -1,0 +1,1 @@
+"""``sslmed watch``: how a run is getting on, from its folder alone; nothing is written there."""
