@@ -9,10 +9,12 @@ from sslmed_dist.data.exams.exam_files import find_exams
 from sslmed_dist.data.exams.exam_series import DEFAULT_RULES, Preparation, candidates, reasons
 from sslmed_dist.data.exams.exam_store import SUMMARY, TABLE, open_pack
 from sslmed_dist.data.exams.exam_table import Table, read_exam_table
-from sslmed_dist.data.exams.series import Examination, read_examination
+from sslmed_dist.data.exams.series import DAMAGED, Examination, read_examination
+from sslmed_dist.data.scans.dicom_file import begins_as_dicom
 from sslmed_dist.data.scans.nifti import SUFFIXES
 
 LOOKED_AT = 2000  # files that are opened to see whether a folder holds DICOM
+UNSEEN = "; a slice that is missing at an end of these would not be noticed"
 WRITTEN_OUT = 100  # examinations whose series are listed
 
 
@@ -28,11 +30,8 @@ def holds_examinations(root: Path) -> bool:
     for number, path in enumerate(path for path in root.rglob("*") if path.is_file()):
         if number >= LOOKED_AT:
             return False
-        if path.name.lower().endswith((".dcm", *SUFFIXES)):
+        if path.name.lower().endswith((".dcm", *SUFFIXES)) or begins_as_dicom(path):
             return True
-        with path.open("rb") as file:
-            if file.read(132)[128:] == b"DICM":
-                return True
     return False
 
 
@@ -56,17 +55,21 @@ def inspect_examinations(root: Path, findings: Findings, rules: Mapping[str, str
     slots: Counter[str] = Counter()
     aside: Counter[str] = Counter()
     scanners: Counter[str] = Counter()
+    uncounted = 0
     for number, (name, files) in enumerate(found.files.items()):
         exam = read_examination(files)
         chosen = inspect_exam(name, exam, how, findings, listed=number < WRITTEN_OUT)
         slots.update(chosen)
         aside.update(reasons(exam.aside))
+        uncounted += sum(not series.ends_known for series in exam.series)
         scanners.update({series.tags.scanner or "unknown" for series in exam.series})
     if len(found.files) > WRITTEN_OUT:
         findings.lines.append(f"... and {len(found.files) - WRITTEN_OUT} examinations more, counted below")
     findings.classes("examinations with a series for", {slot: slots[slot] for slot in how.rules})
     findings.lines.append("scanners: " + ", ".join(f"{name} {count}" for name, count in sorted(scanners.items())))
     findings.lines.extend(f"left aside: {reason} ({count})" for reason, count in sorted(aside.items()))
+    if uncounted:
+        findings.lines.append(f"series whose files do not say how many slices they have: {uncounted}{UNSEEN}")
     if table is not None:
         inspect_table(table, findings)
 
@@ -89,11 +92,12 @@ def inspect_exam(name: str, exam: Examination, how: Preparation, findings: Findi
         findings.problems.append(f"{name}: {len(exam.studies)} studies; name each by its StudyInstanceUID in a row")
     if not any(fitting.values()):
         findings.problems.append(f"{name}: no series for any of {', '.join(how.rules)}")
-    findings.problems.extend(item.detail for item in exam.aside if item.reason == "a damaged file")
+    findings.problems.extend(item.detail for item in exam.aside if item.reason == DAMAGED)
     for series in exam.series:
+        findings.problems.extend(series.damaged)
         if series.missing:
-            between = "; ".join(series.holes[:3])
-            findings.problems.append(f"{name}: {series.line}: {series.missing} slices missing, between {between}")
+            where = "; ".join(series.holes[:3])
+            findings.problems.append(f"{name}: {series.line}: {series.missing} slices missing, {where}")
     return [slot for slot, those in fitting.items() if those]
 
 

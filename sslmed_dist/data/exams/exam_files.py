@@ -8,7 +8,7 @@ from pathlib import Path
 from sslmed_dist.data.exams.exam_table import Table
 from sslmed_dist.data.exams.series_tags import read_tags
 from sslmed_dist.data.listed_paths import Below
-from sslmed_dist.data.scans.frames import read_header
+from sslmed_dist.data.scans.dicom_header import read_header
 from sslmed_dist.data.scans.nifti import SUFFIXES
 from sslmed_dist.printable import excerpt
 
@@ -89,11 +89,15 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def by_study(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
-    """The files of each study by its StudyInstanceUID, of NIfTI files by their folder below ``root``. A damaged file
-    belongs to the study of the file before it in its folder; what is no image belongs to none."""
+    """The files of each study by its StudyInstanceUID, of NIfTI files by their folder below ``root``. A file that does
+    not say its study (a damaged one, or one that is no image) belongs to that of the file before it in its folder, the
+    first ones to that of the file behind them. Damaged files alone in a folder are a study of their own."""
     studies: dict[str, list[Path]] = {}
     last: dict[Path, str] = {}
+    waiting: dict[Path, list[Path]] = {}
+    damaged: set[Path] = set()
     for path in files:
+        study = ""
         try:
             if path.name.lower().endswith(SUFFIXES):
                 study = path.parent.relative_to(root).as_posix()
@@ -101,8 +105,14 @@ def by_study(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
                 header = read_header(path, pixels=False)
                 study = "" if header is None else read_tags(path, header).study
         except ValueError:
-            study = last.get(path.parent, "")
-        if study:
-            last[path.parent] = study
-            studies.setdefault(study, []).append(path)
+            damaged.add(path)
+        study = study or last.get(path.parent, "")
+        if not study:
+            waiting.setdefault(path.parent, []).append(path)
+            continue
+        last[path.parent] = study
+        studies.setdefault(study, []).extend([*waiting.pop(path.parent, []), path])
+    for folder, those in waiting.items():
+        if alone := [path for path in those if path in damaged]:
+            studies.setdefault(folder.relative_to(root).as_posix(), []).extend(alone)
     return dict(sorted(studies.items()))

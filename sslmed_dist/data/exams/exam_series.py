@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sslmed_dist.data.exams.series import PLANES, LeftAside, Series, mirrored, read_stack
+from sslmed_dist.data.exams.planes import PLANES, mirrored
+from sslmed_dist.data.exams.series import LeftAside, Series, read_stack
 from sslmed_dist.data.scans.grid import pixel_axis, resample, weights
 
 PERCENTILES = (0.5, 99.5)  # of a series' pixels: what becomes black and white

@@ -14,10 +14,13 @@ def read_one(path: Path) -> tuple[StoredScan, list[str]]:
     """
     if not path.is_dir():
         return read_scan(path), []
-    found = read_examination(sorted(entry for entry in path.iterdir() if entry.is_file()))
+    found = read_examination(sorted(entry for entry in path.iterdir() if entry.is_file() and entry.name[0] != "."))
     for item in found.aside:
         if item.detail:
             raise ValueError(item.detail)
+    for series in found.series:
+        for line in series.damaged:
+            raise ValueError(line)
     if len(found.series) > 1:
         lines = "; ".join(series.line for series in found.series)
         raise ValueError(
@@ -27,4 +30,6 @@ def read_one(path: Path) -> tuple[StoredScan, list[str]]:
     if not found.series:  # nothing to choose from: the strict reader says what is wrong
         return read_scan(path), []
     notes = [f"left aside: {item.images} images, {item.reason}" for item in found.aside]
+    if found.other_files:
+        notes.append(f"passed over: {found.other_files} files without an image")
     return read_scan(path, found.series[0].files), notes

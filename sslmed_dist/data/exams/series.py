@@ -10,19 +10,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sslmed_dist.data.exams.planes import nearest_plane, plane_spacing, slices_last, upright
 from sslmed_dist.data.exams.series_tags import Tags, read_tags
+from sslmed_dist.data.scans.completeness import ends_missing, ends_unknown
 from sslmed_dist.data.scans.dicom import SAME_PLACE, affine_of, unlike, usual_gap
-from sslmed_dist.data.scans.frames import Frame, frames_of, read_header, read_slices
-from sslmed_dist.data.scans.nifti import SUFFIXES, load_nifti, open_volume, states_orientation
-from sslmed_dist.data.scans.regrid import turn
+from sslmed_dist.data.scans.dicom_header import pixels_lost, read_header, shape_of_name
+from sslmed_dist.data.scans.frames import Frame, frames_of, read_slices
+from sslmed_dist.data.scans.nifti import SUFFIXES as NIFTI_SUFFIXES
+from sslmed_dist.data.scans.nifti import load_nifti, open_volume, states_orientation
 from sslmed_dist.data.scans.scan import stem
 
-PLANES = ("sagittal", "coronal", "axial")  # the plane whose slices follow each other along right, front, head
 MOST_OBLIQUE = 45.0  # degrees between the normal of the slices and the nearest axis of the patient
 MIXED = 0.98  # cosine of 11 degrees: images turned more than this against each other lie in several planes
 LOCALIZER = re.compile(
@@ -32,7 +33,9 @@ MAPS = {"ADC", "EADC", "FA", "TTP", "CBV", "CBF", "MTT", "T1 MAP", "T2 MAP", "SU
 MAP_WORDS = re.compile(
     r"(?:^|[^a-z])(?:e?adc|calc_?bval|calc|computed|synthetic|mip|mpr|subtraction)(?:[^a-z]|$)|CALC_BVAL", re.IGNORECASE
 )
+DAMAGED = "a damaged file"
 Stack = NDArray[np.float32]  # (S, H, W)
+Image = tuple[Frame, Tags, str]  # its place, its tags, and in words what is lost of its pixels
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,10 @@ class Series:
 
     plane        of PLANES; oblique: degrees between it and the slices
     shape        (slices, rows, columns), spacing_mm (slices, rows, columns), of the upright stack
-    missing      slices that are missing by the gaps between the others; holes names the files around each gap
+    missing      slices that are missing by the gaps between the others, or by counts in the files; holes names the
+                 files around each gap, or says which count
+    ends_known   whether the files say how many slices there are
+    damaged      a line for each file of it whose pixels are not all there: such a series is not read
     notices      what was guessed or replaced, without a name of a file
     """
 
@@ -55,6 +61,8 @@ class Series:
     tags: Tags
     holes: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    ends_known: bool = True
+    damaged: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:
@@ -98,52 +106,76 @@ class Examination:
     patients: tuple[str, ...]
 
 
+@dataclass
+class Gathered:
+    """What stands in the files of an examination, before it is known which images make a stack."""
+
+    images: dict[tuple[str, str], list[Image]]  # by study and series
+    series: list[Series]  # NIfTI
+    aside: list[LeftAside]
+    others: list[Path]  # files without an image
+    copies: int = 0
+
+
 def read_examination(files: Sequence[Path]) -> Examination:
     """The series in ``files``, of one examination. A damaged file is left aside, and so are localizers, maps that were
-    computed from other series, images that do not lie in one stack, and single images."""
-    groups: dict[tuple[str, str], list[tuple[Frame, Tags]]] = {}
-    series: list[Series] = []
-    aside: list[LeftAside] = []
-    other_files, copies, seen = 0, 0, set()
-    for path in files:
-        reason = "a damaged file"
-        try:
-            if path.name.lower().endswith(SUFFIXES):
-                series.append(nifti_series(path))
-                continue
-            header = read_header(path, pixels=False)
-            if header is None:
-                other_files += 1
-                continue
-            tags = read_tags(path, header)
-            reason = "an image that does not say where it lies"
-            frames = frames_of(path, header)
-        except ValueError as error:
-            reason = "a NIfTI file that is no volume of slices" if path.name.lower().endswith(SUFFIXES) else reason
-            aside.append(LeftAside("", 1, reason, str(error)))
-            continue
-        if tags.instance and tags.instance in seen:
-            copies += 1
-            continue
-        seen.add(tags.instance)
-        groups.setdefault((tags.study, tags.series), []).extend((frame, tags) for frame in frames)
-    for images in groups.values():
-        entry = dicom_series([frame for frame, _ in images], images[0][1])
-        (aside if isinstance(entry, LeftAside) else series).append(entry)  # type: ignore[arg-type]
-    if copies:
-        aside.append(LeftAside("", copies, "a second copy of an image"))
-    tags_of_all = [tags for images in groups.values() for _, tags in images]
+    computed from other series, images that do not lie in one stack, and single images.
+
+    A file that is no image counts as damaged where it is called like an image beside it, but for the numbers."""
+    found = gathered(files)
+    names = {(path.parent, shape_of_name(path.name)) for path in (i[0].path for g in found.images.values() for i in g)}
+    like = [path for path in found.others if (path.parent, shape_of_name(path.name)) in names]
+    found.aside += [
+        LeftAside("", 1, DAMAGED, f"{path}: no image, but called like the images beside it") for path in like
+    ]
+    for images in found.images.values():
+        lost = tuple(dict.fromkeys(loss for _, _, loss in images if loss))
+        entry = dicom_series([frame for frame, _, _ in images], images[0][1], lost)
+        (found.aside if isinstance(entry, LeftAside) else found.series).append(entry)  # type: ignore[arg-type]
+    if found.copies:
+        found.aside.append(LeftAside("", found.copies, "a second copy of an image"))
+    tags_of_all = [tags for images in found.images.values() for _, tags, _ in images]
     return Examination(
-        tuple(sorted(series, key=lambda item: (item.tags.number, item.tags.description, item.files[0].name))),
-        tuple(aside),
-        other_files,
+        tuple(sorted(found.series, key=lambda item: (item.tags.number, item.tags.description, item.files[0].name))),
+        tuple(found.aside),
+        len(found.others) - len(like),
         tuple(sorted({tags.study for tags in tags_of_all} - {""})),
         tuple(sorted({tags.patient for tags in tags_of_all} - {""})),
     )
 
 
-def dicom_series(frames: list[Frame], tags: Tags) -> Series | LeftAside:
-    """The stack that the ``frames`` of one SeriesInstanceUID are, or why they are none."""
+def gathered(files: Sequence[Path]) -> Gathered:
+    """The headers of all ``files``, read one by one."""
+    found = Gathered({}, [], [], [])
+    seen: set[str] = set()
+    for path in files:
+        nifti = path.name.lower().endswith(NIFTI_SUFFIXES)
+        reason = "a NIfTI file that is no volume of slices" if nifti else DAMAGED
+        try:
+            if nifti:
+                found.series.append(nifti_series(path))
+                continue
+            header = read_header(path, pixels=False)
+            if header is None:
+                found.others.append(path)
+                continue
+            tags = read_tags(path, header)
+            loss = pixels_lost(path, header)
+            reason = "an image that does not say where it lies"
+            frames = frames_of(path, header)
+        except ValueError as error:
+            found.aside.append(LeftAside("", 1, reason, str(error)))
+            continue
+        if tags.instance and tags.instance in seen:
+            found.copies += 1
+            continue
+        seen.add(tags.instance)
+        found.images.setdefault((tags.study, tags.series), []).extend((frame, tags, loss) for frame in frames)
+    return found
+
+
+def dicom_series(frames: list[Frame], tags: Tags, damaged: tuple[str, ...] = ()) -> Series | LeftAside:
+    """The stack that the ``frames`` of one SeriesInstanceUID are, or why they are none. ``damaged``: see ``Series``."""
     reason, detail = why_no_stack(frames, tags)
     if reason:
         return LeftAside(tags.description, len(frames), reason, detail)
@@ -157,7 +189,9 @@ def dicom_series(frames: list[Frame], tags: Tags) -> Series | LeftAside:
         return LeftAside(tags.description, len(frames), f"of no plane (oblique by {oblique:.0f} degrees)")
     missing = int(np.maximum(np.rint(gaps / step) - 1, 0).sum())
     pairs = zip(ordered[:-1], ordered[1:], gaps, strict=True)
-    holes = [f"{before.name} and {after.name}" for before, after, gap in pairs if gap > 1.5 * step]
+    holes = [f"between {before.name} and {after.name}" for before, after, gap in pairs if gap > 1.5 * step]
+    stated = [frame.stated for frame in ordered]
+    at_ends, why = ends_missing([frame.instance for frame in ordered], stated, missing)
     return Series(
         files=tuple(dict.fromkeys(frame.path for frame in ordered)),
         nifti=False,
@@ -165,9 +199,11 @@ def dicom_series(frames: list[Frame], tags: Tags) -> Series | LeftAside:
         oblique=oblique,
         shape=upright(np.empty((frames[0].shape[1], frames[0].shape[0], len(frames)), bool), affine, plane).shape,
         spacing_mm=(step, *plane_spacing(affine, plane)),
-        missing=missing,
-        holes=tuple(holes),
+        missing=missing + at_ends,
+        holes=(*holes, *([f"at an end ({why})"] if at_ends else [])),
         tags=tags,
+        ends_known=not ends_unknown(stated) or len({frame.path for frame in frames}) == 1,
+        damaged=damaged,
     )
 
 
@@ -222,48 +258,10 @@ def nifti_series(path: Path) -> Series:
     )
 
 
-def slices_last(affine: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[int]]:
-    """(affine, order of the axes) with the axis of the largest voxel side put last."""
-    sides = np.linalg.norm(affine[:3, :3], axis=0)
-    thickest = 2 if sides.max() < 1.05 * sides[2] else int(sides.argmax())
-    order = [axis for axis in range(3) if axis != thickest] + [thickest]
-    return affine[:, [*order, 3]], order
-
-
-def nearest_plane(affine: NDArray[np.float64]) -> tuple[str, float]:
-    """(plane, degrees off it) of slices that follow each other along the third axis, counted by their normal."""
-    normal = np.cross(affine[:3, 0], affine[:3, 1])
-    cosines = np.abs(normal) / np.linalg.norm(normal)
-    nearest = int(cosines.argmax())
-    return PLANES[nearest], float(np.degrees(np.arccos(min(cosines[nearest], 1.0))))
-
-
-def plane_spacing(affine: NDArray[np.float64], plane: str) -> tuple[float, float]:
-    """Millimetres between the rows and between the columns of the upright slices."""
-    turned, _ = turn(affine, [np.empty((2, 2, 2), bool)], "RAS")
-    right, front, up = (float(side) for side in np.linalg.norm(turned[:3, :3], axis=0))
-    return {"sagittal": (up, front), "coronal": (up, right), "axial": (front, right)}[plane]
-
-
-def upright(voxels: NDArray[Any], affine: NDArray[np.float64], plane: str) -> NDArray[Any]:
-    """(I, J, K) -> (S, H, W) as a slice is looked at. Sagittal slices follow each other from the patient's right to the
-    left, coronal ones from front to back, axial ones from feet to head. Rows run from head to feet (axial: from front
-    to back), columns from right to left (sagittal: from front to back)."""
-    _, (turned,) = turn(affine, [voxels], "RAS")
-    if plane == "axial":
-        return turned[::-1, ::-1].transpose(2, 1, 0)
-    backwards = turned[::-1, ::-1, ::-1]
-    return backwards.transpose(1, 2, 0) if plane == "coronal" else backwards.transpose(0, 2, 1)
-
-
-def mirrored(stack: NDArray[Any], plane: str) -> NDArray[Any]:
-    """The stack (S, H, W) of the other side of the body: the order of sagittal slices is reversed, in the other planes
-    left and right are flipped."""
-    return stack[::-1] if plane == "sagittal" else stack[:, :, ::-1]
-
-
 def read_stack(series: Series) -> Stack:
     """The slices (S, H, W) float32 of a series, upright. ``ValueError`` naming the file that is damaged or gone."""
+    if series.damaged:
+        raise ValueError(series.damaged[0])
     if series.nifti:
         image, voxels = load_nifti(series.files[0])
         affine, order = slices_last(np.array(image.affine, np.float64))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sslmed_dist.data.damage import damage_named
+from sslmed_dist.data.scans.dicom_file import readable_dicom
 from sslmed_dist.printable import printable
 
 SIDES = {"L": "left", "R": "right"}
@@ -41,7 +41,7 @@ class Tags:
 
 def read_tags(path: Path, header: Any) -> Tags:
     """The tags of one image file. ``ValueError`` naming a file whose tags cannot be read."""
-    with damage_named(path, "cannot be read, truncated or not DICOM"):
+    with readable_dicom(path):
         maker, model = (text(header, name) for name in ("Manufacturer", "ManufacturerModelName"))
         tesla = number(header, "MagneticFieldStrength")
         return Tags(

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sslmed_dist.data.scans.completeness import ends_missing, ends_unknown
 from sslmed_dist.data.scans.frames import SAME_DIRECTION, Frame, Slice, read_slices
 from sslmed_dist.data.scans.memory import require_voxels
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 UNEVEN = 0.01  # the most that a slice distance may differ from the usual one, as a share of the usual one
+ENDS_UNKNOWN = "its files do not say how many slices it has: one that is missing at an end would not be noticed"
 SAME_PLACE = 0.01  # mm: slices closer to each other than this are at one position
 
 
@@ -49,12 +51,13 @@ class Series:
 
 def read_series(folder: str | Path, files: Sequence[Path] | None = None) -> Series:
     """The series whose ``files`` lie in or below ``folder``; without them it is all files right in the folder. Files
-    that are not DICOM, or hold no image (DICOMDIR, reports), are skipped. An enhanced file holds several slices.
+    that are not DICOM, or hold no image (DICOMDIR, reports), are skipped; damaged ones never. An enhanced file holds
+    several slices.
 
     ``ValueError`` naming the file or folder: no DICOM image, files of two series, a single slice, colour images, pixels
     that cannot be decoded, positions or spacings missing or impossible, slices of different sizes, orientations or
-    pixel spacings, two slices at one position, a slice missing (distances differ by more than 1 %), slices that are not
-    stacked along their normal (tilted gantry), or more voxels than ``memory.most_voxels``.
+    pixel spacings, two slices at one position, a slice missing (distances differ by more than 1 %, or the files count
+    more), slices that are not stacked along their normal (tilted gantry), or more voxels than ``memory.most_voxels``.
     """
     series_folder = Path(folder)
     if not series_folder.is_dir():
@@ -75,14 +78,27 @@ def read_series(folder: str | Path, files: Sequence[Path] | None = None) -> Seri
     slices.sort(key=lambda item: (float(item.frame.position @ normal), item.frame.name))
     frames = [item.frame for item in slices]
     step = slice_step(series_folder, frames, normal)
+    notices = {item.notice for item in slices} - {""}
+    notices |= require_ends(series_folder, frames)
     return Series(
         voxels=np.ascontiguousarray(np.stack([item.pixels.T for item in slices], axis=2)),  # (columns, rows, slices)
         affine=affine_of(frames[0], step),
         files=tuple(frame.path.name for frame in frames),
         instance_numbers=tuple(frame.instance for frame in frames),
         modality=frames[0].modality,
-        notices=tuple(sorted({item.notice for item in slices} - {""})),
+        notices=tuple(sorted(notices)),
     )
+
+
+def require_ends(folder: Path, frames: Sequence[Frame]) -> set[str]:
+    """What is to be said where nothing tells whether a slice is missing at an end of the sorted ``frames``.
+    ``ValueError`` where one is (``completeness.ends_missing``)."""
+    stated = [frame.stated for frame in frames]
+    missing, why = ends_missing([frame.instance for frame in frames], stated)
+    if missing:
+        raise ValueError(f"{folder}: {len(frames)} slices, but {why}: {missing} missing at an end")
+    one_file = len({frame.path for frame in frames}) == 1  # its frames are counted by the file itself
+    return {ENDS_UNKNOWN} if ends_unknown(stated) and not one_file else set()
 
 
 def affine_of(first: Frame, step: NDArray[np.float64]) -> NDArray[np.float64]:

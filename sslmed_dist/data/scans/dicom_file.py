@@ -1,12 +1,20 @@
-"""Opening a DICOM file whose data set may be deflated (PS3.5, A.5)."""
+"""Opening a DICOM file, which may be deflated (PS3.5, A.5) or lack its preamble; what the reader says is not heard."""
 
 import io
+import logging
+import sys
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sslmed_dist.data.damage import damage_named
+
 MOST_BYTES = 2**29  # of a file, which pydicom reads as a whole, as it is or inflated: a slice of 32 bits, as much again
 PIECE = 2**24  # bytes that are inflated at a time
+MARK = 128  # where "DICM" stands, behind the preamble (PS3.10, 7.1)
 
 
 class BoundedFile(io.BufferedReader):
@@ -37,10 +45,57 @@ def require_bounded(content: bytes) -> None:
         return
 
 
+@contextmanager
+def readable_dicom(path: Path) -> Iterator[None]:
+    """A block that reads ``path``: whatever pydicom raises in it becomes a ``ValueError`` that names the file. What
+    pydicom warns of or logs, and what gdcm prints, is not heard: it is refused by name, or of no account."""
+    logger = logging.getLogger("pydicom")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings(), damage_named(path, "cannot be read, truncated or not DICOM"):
+            warnings.simplefilter("ignore")
+            silence_gdcm()
+            yield
+    finally:
+        logger.disabled = before
+
+
+def silence_gdcm() -> None:
+    """gdcm, where pydicom has loaded it to decode pixels, writes to standard error by itself."""
+    gdcm = sys.modules.get("gdcm")
+    if gdcm is not None:
+        for switch in ("DebugOff", "WarningOff", "ErrorOff"):
+            getattr(gdcm.Trace, switch)()
+
+
+def begins_as_dicom(path: Path) -> bool:
+    """Whether a file has the mark of DICOM, or begins with a data element as one without the preamble does."""
+    with path.open("rb") as file:
+        start = file.read(MARK + 4)
+    return start[MARK:] == b"DICM" or begins_bare(start)
+
+
+def begins_bare(start: bytes) -> bool:
+    """Whether the first bytes are a data element of group 0002 or 0008 (PS3.5, 7.1), of low element number: its value
+    representation is two capital letters, or its length is that of a short value."""
+    for order in ("little", "big"):
+        group, element = (int.from_bytes(start[k : k + 2], order) for k in (0, 2))
+        if group in (0x0002, 0x0008) and element <= 0x0100 and len(start) >= 8:
+            explicit = start[4:6].isalpha() and start[4:6].isupper()
+            return explicit or int.from_bytes(start[4:8], order) < 2**12
+    return False
+
+
 def read_dicom(path: Path, *, header_only: bool = False, force: bool = False) -> Any:
     """pydicom's data set of a file, without its pixels where ``header_only``; what pydicom raises for a file that is
-    none. ``force`` reads one without the preamble. ``ValueError`` for one of more than ``MOST_BYTES`` when inflated."""
+    none. ``force`` reads one without the preamble. ``ValueError`` for one of more than ``MOST_BYTES`` when inflated.
+
+    ``bytes_behind`` of the data set is the number of bytes behind what was read, None for a deflated file."""
     import pydicom
 
     with BoundedFile(io.FileIO(path)) as file:
-        return pydicom.dcmread(file, stop_before_pixels=header_only, force=force)
+        dataset: Any = pydicom.dcmread(file, stop_before_pixels=header_only, force=force)
+        syntax = dataset.file_meta.get("TransferSyntaxUID") if getattr(dataset, "file_meta", None) else None
+        deflated = syntax == pydicom.uid.DeflatedExplicitVRLittleEndian
+        dataset.bytes_behind = None if deflated else path.stat().st_size - file.tell()
+    return dataset

@@ -9,6 +9,7 @@ from pathlib import Path
 from sslmed_dist import outputs
 from sslmed_dist.atomic_files import arriving, sha256, write_atomically
 from sslmed_dist.data.exams.abdominal import NAME
+from sslmed_dist.data.scans.dicom_file import begins_as_dicom
 from sslmed_dist.data.scans.nifti import SUFFIXES
 from sslmed_dist.data.scans.scan import stem
 
@@ -56,15 +57,9 @@ def find_queries(query: Path, excluded: Sequence[Path]) -> list[Path]:
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Whether a file right in the folder ends in ``.dcm`` or has the mark of DICOM (PS3.10, 7.1) after 128 bytes."""
-    for path in sorted(folder.iterdir()):
-        if path.is_file():
-            if path.suffix.lower() == ".dcm":
-                return True
-            with path.open("rb") as file:
-                if file.read(132)[128:] == b"DICM":
-                    return True
-    return False
+    """Whether a file right in the folder ends in ``.dcm`` or begins as DICOM does."""
+    files = (path for path in sorted(folder.iterdir()) if path.is_file())
+    return any(path.suffix.lower() == ".dcm" or begins_as_dicom(path) for path in files)
 
 
 def targets(out: Path, names: Sequence[str], *, dicom_seg: Sequence[str] = ()) -> list[Path]:

@@ -13,7 +13,8 @@ from pydicom.uid import RLELossless
 
 from sslmed_dist.data.exams.exam_series import candidates
 from sslmed_dist.data.exams.one_series import read_one
-from sslmed_dist.data.exams.series import PLANES, Examination, mirrored, read_examination, read_stack
+from sslmed_dist.data.exams.planes import PLANES, mirrored
+from sslmed_dist.data.exams.series import Examination, read_examination, read_stack
 from sslmed_dist.data.phantom.chaos import write_series
 from tests.data.exams.dicom_series import SHAPE, SIDES, STORED, affine_of, edit, enhance, values, write
 from tests.real_data import real_data
@@ -166,7 +167,11 @@ def test_a_missing_slice_is_said_and_a_damaged_one_is_named(tmp_path: Path) -> N
     files = write(tmp_path, "a")
     files[1].unlink()
     (series,) = read(tmp_path).series
-    assert series.missing == 1 and series.holes == (f"{files[0].name} and {files[2].name}",) and series.shape[0] == 3
+    assert (
+        series.missing == 1
+        and series.holes == (f"between {files[0].name} and {files[2].name}",)
+        and series.shape[0] == 3
+    )
     assert series.spacing_mm[0] == pytest.approx(SIDES[2])
     files[2].write_bytes(files[2].read_bytes()[:-20])
     with pytest.raises(ValueError, match=files[2].name):

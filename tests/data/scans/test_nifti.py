@@ -12,7 +12,7 @@ import pydicom
 import pytest
 
 from sslmed_dist.data.phantom.chaos import write_series
-from sslmed_dist.data.scans import dicom, dicom_file, frames, memory, nifti
+from sslmed_dist.data.scans import dicom, dicom_file, dicom_header, memory, nifti
 
 SHAPE = (5, 7, 6)
 TURNS = {"RAS": np.diag([2.0, 3.0, 4.0, 1.0]), "LPI": np.diag([-2.0, -3.0, -4.0, 1.0]), "tilted": np.eye(4)}
@@ -86,7 +86,7 @@ def test_a_dicom_file_of_more_bytes_than_a_slice_has_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_series(tmp_path / "s", np.zeros((7, 5, 6), np.uint16), np.diag([1.0, 1.0, 2.0, 1.0]))
-    monkeypatch.setattr(frames, "MOST_BYTES", 600)
+    monkeypatch.setattr(dicom_header, "MOST_BYTES", 600)
     with pytest.raises(ValueError, match=r"bytes for 35 pixels; allowed: 600"):
         dicom.read_series(tmp_path / "s")
 
@@ -106,7 +106,7 @@ def test_deflated_dicom_is_read_and_inflated_within_bounds(tmp_path: Path, monke
     monkeypatch.setattr(dicom_file, "PIECE", 64)
     for limit in (2000, 500):  # the files have some 700 bytes: of those above the limit only the header is asked for
         monkeypatch.setattr(dicom_file, "MOST_BYTES", limit)
-        monkeypatch.setattr(frames, "MOST_BYTES", limit)
+        monkeypatch.setattr(dicom_header, "MOST_BYTES", limit)
         with pytest.raises(ValueError, match=rf"s/\S+: .*bytes inflate to more than {limit:,}, the most that are read"):
             dicom.read_series(folder)
 

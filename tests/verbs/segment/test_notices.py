@@ -41,9 +41,10 @@ def test_notices_are_printed_and_kept(
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     (query,) = record["queries"]
-    assert len(query["notices"]) == 1 and query["notices"][0].startswith("MONOCHROME1: pixels were mirrored")
+    assert len(query["notices"]) == 2 and query["notices"][0].startswith("MONOCHROME1: pixels were mirrored")
+    assert query["notices"][1].startswith("its files do not say how many slices it has")
     assert record["support"]["notices"] == ["has neither a qform nor an sform: where left and right are is a guess"] * 2
-    paths = (unknown, mask_unknown, mirrored)
+    paths = (unknown, mask_unknown, mirrored, mirrored)
     assert said == [
         f"note: {path}: {notice}"
         for path, notice in zip(paths, [*record["support"]["notices"], *query["notices"]], strict=True)

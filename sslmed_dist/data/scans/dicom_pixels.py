@@ -1,0 +1,68 @@
+"""The pixels of a DICOM file as they are to be seen: decoded, bright where high, rescaled."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslmed_dist.data.damage import reason
+from sslmed_dist.data.scans.dicom_header import numbers, whole_number
+from sslmed_dist.data.scans.memory import require_voxels
+
+MEASURED = ("CT", "PT", "NM")  # modalities whose values are a measure, whatever is shown bright
+
+
+def require_plain_image(path: Path, header: Any) -> None:
+    """``ValueError`` unless the file holds grey images with linear rescaling."""
+    kind = str(header.get("PhotometricInterpretation", ""))
+    samples = whole_number(path, header, "SamplesPerPixel")
+    if samples not in (None, 1) or kind not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ValueError(f"{path}: pixels are {kind or 'of unknown kind'}, allowed: MONOCHROME1, MONOCHROME2")
+    if "ModalityLUTSequence" in header:
+        raise ValueError(f"{path}: pixels go through a table (ModalityLUTSequence); allowed: slope and intercept")
+
+
+def stored_pixels(path: Path, header: Any, count: int, size: tuple[int, int]) -> NDArray[Any]:
+    """The stored pixels (frames, rows, columns). ``ValueError`` when they cannot be decoded, are more than
+    ``memory.most_voxels`` by the header, or do not fit it."""
+    shape = (count, *size)
+    require_voxels(shape[0] * shape[1] * shape[2], shape, path)
+    try:
+        stored: NDArray[Any] = header.pixel_array
+    except Exception as error:  # each decoder raises what it likes
+        syntax = getattr(getattr(header, "file_meta", None), "TransferSyntaxUID", None)
+        coding = getattr(syntax, "name", "unknown coding")
+        raise ValueError(f"{path}: pixels ({coding}) cannot be decoded: {reason(error)}") from error
+    if stored.size != shape[0] * shape[1] * shape[2] or stored.shape[-2:] != size:
+        raise ValueError(f"{path}: expected images of rows x columns {shape}, got shape {stored.shape}")
+    return stored.reshape(shape)
+
+
+def bright_is_high(path: Path, header: Any, stored: NDArray[Any]) -> tuple[NDArray[Any], str]:
+    """(pixels of which the high ones are to be seen bright, what was done, "" for nothing).
+
+    In MONOCHROME1 the low ones are (PS3.3, C.7.6.3.1.2), so they are mirrored in the range of the stored bits. Values
+    that measure something (Hounsfield units, counts of PET) mean the same under both, and stay.
+    """
+    if header.get("PhotometricInterpretation") != "MONOCHROME1":
+        return stored, ""
+    unit, modality = str(header.get("RescaleType", "") or "US"), str(header.get("Modality", "") or "")
+    if modality in MEASURED or unit != "US":
+        return stored, f"MONOCHROME1: values of {modality or unit} are measures and were kept as they are"
+    bits = whole_number(path, header, "BitsStored") or 0
+    signed = whole_number(path, header, "PixelRepresentation") == 1
+    if not 1 <= bits <= 32:
+        raise ValueError(f"{path}: BitsStored must be 1 to 32, got {bits}")
+    # lowest + highest of the range: what a value and its mirror image add up to
+    mirrored: NDArray[Any] = (-1 if signed else 2**bits - 1) - stored.astype(np.int64)
+    return mirrored, "MONOCHROME1: pixels were mirrored, so that high values are bright as in MONOCHROME2"
+
+
+def rescaled(path: Path, header: Any, stored: NDArray[Any]) -> NDArray[np.float32]:
+    """Float32 (rows, columns): ``stored`` pixels x slope + intercept. ``ValueError`` for a slope of 0."""
+    slope = numbers(path, header, "RescaleSlope", 1)[0] if header.get("RescaleSlope") is not None else 1.0
+    intercept = numbers(path, header, "RescaleIntercept", 1)[0] if header.get("RescaleIntercept") is not None else 0.0
+    if slope == 0.0:
+        raise ValueError(f"{path}: RescaleSlope must not be 0")
+    return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
