@@ -16,6 +16,7 @@ from sslmed_dist.data.exams.exam_dataset import ExamDataset
 from sslmed_dist.data.exams.exam_set import draw_slices, parts_of, read_sites
 from sslmed_dist.data.samples import in_file
 from sslmed_dist.data.scans.nifti import axial_slices, read_canonical
+from sslmed_dist.data.scans.padding import fill_padding, padding_notices
 from sslmed_dist.strips import MOST_ASPECT
 
 ORGANS = ("liver", "right kidney", "left kidney", "spleen")  # values 1 ... 4 of CHAOS MR
@@ -113,6 +114,7 @@ class Abdominal(ExamDataset):
             groups=exam_numbers.clone(),
             sites=None if sites is None else sites.repeat_interleave(repeat),
             records=sample_records(exams, cuts, unit),
+            notices=padding_notices([bool(exam.facts.get("replaced")) for exam in exams]),
         )
 
     def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:
@@ -192,6 +194,7 @@ def read_exam(number: int, image: Path, mask: Path | None, *, organs: Sequence[s
     and for a constant volume."""
     volume = read_canonical(image)
     voxels = volume.voxels
+    padded = fill_padding(voxels)
     require_slices(voxels.shape, str(image))
     # numbers of the slices in which not all voxels are equal
     filled_slices = np.nonzero(np.ptp(voxels, axis=(0, 1)) > 0)[0]
@@ -206,6 +209,7 @@ def read_exam(number: int, image: Path, mask: Path | None, *, organs: Sequence[s
         voxel_counts = np.stack([(labels == k + 1).sum(axis=(0, 1)) for k in range(len(organs))], 1)
         present = torch.from_numpy((voxel_counts >= max(min_voxels, 1)).astype(np.float32))[filled_slices]
     record = {"file": image.name, "spacing_mm": volume.spacing, "shape": voxels.shape}
+    record |= {"replaced": list(padded)} if padded else {}
     return Exam(
         number,
         torch.from_numpy(axial_slices(scaled[:, :, filled_slices]))[:, None],

@@ -17,6 +17,7 @@ from sslmed_dist.data.exams.exam_folder import ExamFolder, UprightExam
 from sslmed_dist.data.exams.exam_set import split_exams
 from sslmed_dist.data.exams.folds import fold_exams
 from sslmed_dist.data.exams.superpixels import Maps, Recipe, relabel
+from sslmed_dist.data.scans.padding import padding_notices
 
 Masks = Literal["superpixels", "organs"]
 
@@ -107,6 +108,7 @@ class Episodes(Dataset):
             groups=groups,
             sites=None if sites is None else sites.repeat_interleave(counts),
             records=[fact for scan, chosen in zip(scans, used, strict=True) for fact in facts(scan, chosen, size)],
+            notices=padding_notices([scan.padded for scan in scans]),
         )
 
     def fetch(self, positions: Tensor, *, seed: int, epoch: int, draw: Tensor) -> Item:

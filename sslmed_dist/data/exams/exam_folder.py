@@ -13,6 +13,7 @@ from sslmed_dist.data.exams.abdominal import find_exams, list_exams, read_mask, 
 from sslmed_dist.data.exams.exam_set import read_sites
 from sslmed_dist.data.exams.superpixels import Maps, Recipe, Slices, superpixel_maps
 from sslmed_dist.data.scans.nifti import axial_slices, read_canonical
+from sslmed_dist.data.scans.padding import fill_padding
 from sslmed_dist.user_cache import user_cache
 
 CACHE = "superpixels"  # folder below the user's cache: the data may be mounted read-only
@@ -30,6 +31,7 @@ class UprightExam:
     organs: Organs | None  # (S, H, W) uint8; None when masks are not read
     spacing: tuple[float, float, float]  # mm between rows, columns, slices
     oriented: bool  # whether the file says how the patient lay
+    padded: bool = False  # whether padding was replaced
 
     def moments(self) -> "tuple[np.float64, np.float64]":
         """(mean, standard deviation) of all voxels. ``ValueError`` for a constant volume."""
@@ -77,6 +79,7 @@ def read_upright_exam(number: int, image: Path, mask: Path | None, organs: Seque
     """Read one exam. Raises as ``read_canonical`` and ``read_mask``."""
     volume = read_canonical(image)
     voxels = volume.voxels
+    padded = bool(fill_padding(voxels))
     require_slices(voxels.shape, str(image))
     organ_values = (
         None if mask is None else axial_slices(read_mask(mask, voxels.shape, volume.affine, organs)).astype(np.uint8)
@@ -89,4 +92,5 @@ def read_upright_exam(number: int, image: Path, mask: Path | None, organs: Seque
         organs=organ_values,
         spacing=(volume.spacing[1], volume.spacing[0], volume.spacing[2]),  # rows run along J, columns along I
         oriented=volume.oriented,
+        padded=padded,
     )

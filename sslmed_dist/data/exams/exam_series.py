@@ -80,7 +80,8 @@ def prepare_series(series: Series, how: Preparation, laterality: str) -> tuple[S
     """
     if series.shape[0] > MOST_SLICES:
         raise ValueError(f"{series.files[0]}: a series of {series.shape[0]} slices; allowed: {MOST_SLICES}")
-    stack = read_stack(series)
+    said: list[str] = []
+    stack = read_stack(series, said)
     low, high = (float(value) for value in np.percentile(stack, PERCENTILES))
     if not low < high:
         low, high = float(stack.min()), float(stack.max())
@@ -106,6 +107,7 @@ def prepare_series(series: Series, how: Preparation, laterality: str) -> tuple[S
         "echo_ms": series.tags.echo_ms,
         "repetition_ms": series.tags.repetition_ms,
         "intensity": [low, high],
+        "notices": said,
     }
     return stored, facts
 

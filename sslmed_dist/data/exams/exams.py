@@ -233,6 +233,7 @@ def notices(store: Store, slot: str, left_out: int) -> list[str]:
     empty = sum(not exam.slots for exam in exams)
     unknown = sum(not exam.laterality for exam in exams) if store.how.side else 0
     aside = Counter(reason for exam in exams for reason in reasons(exam.aside))
+    said = Counter(line.partition(",")[0] for stack in stacks for line in stack.facts.get("notices") or ())
     none = ", which no examination has" if not stacks else ""
     counts = {
         "rows of the table without an examination": store.without_files,
@@ -243,6 +244,7 @@ def notices(store: Store, slot: str, left_out: int) -> list[str]:
             sum(stack.others > 0 for stack in stacks)
         ),
         f"series for {slot} with slices missing": sum(bool(stack.facts.get("missing")) for stack in stacks),
+        **{f"series for {slot} with {kind}": count for kind, count in sorted(said.items())},
         f"examinations of unknown side, not mirrored to the {store.how.side}": unknown,
         "examinations of a patient with expert labels, left out": left_out,
         **{f"series or files left aside: {reason}": count for reason, count in sorted(aside.items())},

@@ -3,7 +3,20 @@
 from pathlib import Path
 
 from sslmed_dist.data.exams.series import read_examination
+from sslmed_dist.data.scans.padding import fill_padding
 from sslmed_dist.data.scans.scan import StoredScan, read_scan
+
+
+def read_image(path: Path) -> tuple[StoredScan, list[str]]:
+    """The image in ``path`` as ``read_one`` reads it, without padding; a line for everything that was left aside,
+    guessed or replaced. ``ValueError`` as ``read_one``, and where all of it is padding."""
+    scan, notices = read_one(path)
+    if scan.series is not None:
+        return scan, [*notices, *scan.series.notices]  # its padding has been replaced
+    try:
+        return scan, [*notices, *fill_padding(scan.voxels)]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def read_one(path: Path) -> tuple[StoredScan, list[str]]:

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from sslmed_dist.data.exams.planes import nearest_plane, plane_spacing, slices_last, upright
 from sslmed_dist.data.exams.series_tags import Tags, read_tags
 from sslmed_dist.data.scans.completeness import ends_missing, ends_unknown
-from sslmed_dist.data.scans.dicom import SAME_PLACE, affine_of, unlike, usual_gap
+from sslmed_dist.data.scans.dicom import SAME_PLACE, affine_of, unlike, usual_gap, volume_of
 from sslmed_dist.data.scans.dicom_header import pixels_lost, read_header, shape_of_name
 from sslmed_dist.data.scans.frames import Frame, frames_of, read_slices
 from sslmed_dist.data.scans.nifti import SUFFIXES as NIFTI_SUFFIXES
 from sslmed_dist.data.scans.nifti import load_nifti, open_volume, states_orientation
+from sslmed_dist.data.scans.padding import fill_padding
 from sslmed_dist.data.scans.scan import stem
 
 MOST_OBLIQUE = 45.0  # degrees between the normal of the slices and the nearest axis of the patient
@@ -258,12 +259,16 @@ def nifti_series(path: Path) -> Series:
     )
 
 
-def read_stack(series: Series) -> Stack:
-    """The slices (S, H, W) float32 of a series, upright. ``ValueError`` naming the file that is damaged or gone."""
+def read_stack(series: Series, said: list[str] | None = None) -> Stack:
+    """The slices (S, H, W) float32 of a series, upright; what was guessed, replaced or mirrored is appended to
+    ``said``. ``ValueError`` naming the file that is damaged or gone."""
+    said = [] if said is None else said
+    said.extend(series.notices)
     if series.damaged:
         raise ValueError(series.damaged[0])
     if series.nifti:
         image, voxels = load_nifti(series.files[0])
+        said.extend(fill_padding(voxels))
         affine, order = slices_last(np.array(image.affine, np.float64))
         return np.ascontiguousarray(upright(voxels.transpose(order), affine, series.plane))
     slices = [item for path in series.files for item in read_slices(path)]
@@ -273,8 +278,7 @@ def read_stack(series: Series) -> Stack:
         raise ValueError(f"{series.files[0]}: its series was changed while it was read")
     normal = slices[0].frame.normal
     slices.sort(key=lambda item: float(item.frame.position @ normal))
-    voxels = np.stack([item.pixels.T for item in slices], axis=2)
-    if not np.isfinite(voxels).all():
-        raise ValueError(f"{series.files[0]}: its series has pixels that are NaN or infinite")
+    voxels, replaced = volume_of(series.files[0], slices)
+    said.extend([*sorted({item.notice for item in slices} - {""}), *replaced])
     affine = affine_of(slices[0].frame, normal * series.spacing_mm[0])
     return np.ascontiguousarray(upright(voxels, affine, series.plane))

@@ -16,7 +16,7 @@ from sslmed_dist.data.damage import reason
 from sslmed_dist.data.exams.abdominal import ORGANS
 from sslmed_dist.data.prepare.orientation import arrangement_scores
 from sslmed_dist.data.prepare.prepared_set import Note, PreparedExam, numbered, require_raw, silent, write_set
-from sslmed_dist.data.scans.dicom import Series, read_series
+from sslmed_dist.data.scans.dicom import ENDS_UNKNOWN, Series, read_series
 from sslmed_dist.data.scans.regrid import (
     Labels,
     Volume,
@@ -84,7 +84,8 @@ def read_patients(patients: dict[int, Path], masked: bool, note: Note) -> Iterat
     """The prepared scans, one by one."""
     for patient, folder in patients.items():
         series = read_series(folder / "T2SPIR" / "DICOM_anon")
-        for notice in series.notices:
+        # a mask for each slice, and no more, is a count as well
+        for notice in (line for line in series.notices if not (masked and line == ENDS_UNKNOWN)):
             note(f"exam {patient:02d}: {notice}")
         labels = read_masks(folder / "T2SPIR" / "Ground", series) if masked else None
         yield prepare_scan(patient, series, labels, note, place=str(folder))

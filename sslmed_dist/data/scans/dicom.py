@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from sslmed_dist.data.scans.completeness import ends_missing, ends_unknown
 from sslmed_dist.data.scans.frames import SAME_DIRECTION, Frame, Slice, read_slices
 from sslmed_dist.data.scans.memory import require_voxels
+from sslmed_dist.data.scans.padding import fill_padding
 
+Voxels = NDArray[np.float32]
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 UNEVEN = 0.01  # the most that a slice distance may differ from the usual one, as a share of the usual one
 ENDS_UNKNOWN = "its files do not say how many slices it has: one that is missing at an end would not be noticed"
+SAME_SCALE = 1e-6  # relative difference of the private scales of slices
 SAME_PLACE = 0.01  # mm: slices closer to each other than this are at one position
 
 
@@ -78,16 +81,43 @@ def read_series(folder: str | Path, files: Sequence[Path] | None = None) -> Seri
     slices.sort(key=lambda item: (float(item.frame.position @ normal), item.frame.name))
     frames = [item.frame for item in slices]
     step = slice_step(series_folder, frames, normal)
+    voxels, said = volume_of(series_folder, slices)
     notices = {item.notice for item in slices} - {""}
     notices |= require_ends(series_folder, frames)
     return Series(
-        voxels=np.ascontiguousarray(np.stack([item.pixels.T for item in slices], axis=2)),  # (columns, rows, slices)
+        voxels=voxels,
         affine=affine_of(frames[0], step),
         files=tuple(frame.path.name for frame in frames),
         instance_numbers=tuple(frame.instance for frame in frames),
         modality=frames[0].modality,
-        notices=tuple(sorted(notices)),
+        notices=(*sorted(notices), *said),
     )
+
+
+def volume_of(folder: Path, slices: Sequence[Slice]) -> tuple[Voxels, tuple[str, ...]]:
+    """(voxels (columns, rows, slices) of the sorted ``slices``, what was replaced or rescaled in them). ``ValueError``
+    for pixels that are no numbers, and where all are padding.
+
+    Values are those that are to be displayed (RescaleSlope, RescaleIntercept). Where Philips scaled the slices of one
+    series differently they are divided by these scales, so that all slices are in one unit.
+    """
+    scales = [item.scale for item in slices]
+    known = [scale for scale in scales if scale is not None]
+    said: tuple[str, ...] = ()
+    voxels = np.empty((*slices[0].pixels.T.shape, len(slices)), np.float32)  # (columns, rows, slices)
+    if known and len(known) == len(scales) and max(known) > min(known) * (1 + SAME_SCALE):
+        said = (f"Philips' private scales differ between its slices ({min(known):g} to {max(known):g}) and are used",)
+    for k, item in enumerate(slices):
+        if np.isinf(item.pixels).any():
+            raise ValueError(f"{item.frame.path}: pixels that are infinite")
+        voxels[:, :, k] = item.pixels.T / np.float32(known[k]) if said else item.pixels.T
+    if known and not said:
+        reason = "are equal" if len(known) == len(scales) else "are not in all of its files"
+        said = (f"Philips' private scales {reason}, and are not used",)
+    try:
+        return voxels, (*said, *fill_padding(voxels))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def require_ends(folder: Path, frames: Sequence[Frame]) -> set[str]:

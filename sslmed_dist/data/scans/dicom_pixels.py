@@ -59,6 +59,30 @@ def bright_is_high(path: Path, header: Any, stored: NDArray[Any]) -> tuple[NDArr
     return mirrored, "MONOCHROME1: pixels were mirrored, so that high values are bright as in MONOCHROME2"
 
 
+def padding_of(path: Path, header: Any, stored: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which ``stored`` pixels are padding: those of PixelPaddingValue, or from it to PixelPaddingRangeLimit. A value
+    that is written without its sign, as some do, is that of the signed pixels."""
+    ends = [whole_number(path, header, name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    bits = 8 * stored.dtype.itemsize
+    signed = stored.dtype.kind == "i"
+    known = [end - 2**bits if signed and end >= 2 ** (bits - 1) else end for end in ends if end is not None]
+    if ends[0] is None:
+        return np.zeros(stored.shape, bool)
+    padded: NDArray[np.bool_] = (stored >= min(known)) & (stored <= max(known))
+    return padded
+
+
+def private_scale(header: Any) -> float | None:
+    """RescaleSlope x the private scale slope of Philips (2005,100E), by which values as displayed are divided to be
+    those that were measured; None where the file has none. The private intercept (2005,100D) cancels out."""
+    try:
+        block = header.private_block(0x2005, "Philips MR Imaging DD 001")
+        scale = float(block[0x0E].value) * float(header.get("RescaleSlope") or 1.0)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return scale if 0 < scale < float("inf") else None
+
+
 def rescaled(path: Path, header: Any, stored: NDArray[Any]) -> NDArray[np.float32]:
     """Float32 (rows, columns): ``stored`` pixels x slope + intercept. ``ValueError`` for a slope of 0."""
     slope = numbers(path, header, "RescaleSlope", 1)[0] if header.get("RescaleSlope") is not None else 1.0

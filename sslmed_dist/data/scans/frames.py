@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from sslmed_dist.data.scans.completeness import stated_count
 from sslmed_dist.data.scans.dicom_file import readable_dicom
 from sslmed_dist.data.scans.dicom_header import numbers, read_header, whole_number
-from sslmed_dist.data.scans.dicom_pixels import bright_is_high, require_plain_image, rescaled, stored_pixels
+from sslmed_dist.data.scans.dicom_pixels import (
+    bright_is_high,
+    padding_of,
+    private_scale,
+    require_plain_image,
+    rescaled,
+    stored_pixels,
+)
 
 MOST_PIXELS = 2**26  # of a slice, 8,192 x 8,192
 SAME_DIRECTION = 1e-3  # difference of a direction cosine, and relative difference of pixel spacings
@@ -29,6 +36,7 @@ GROUPS = {
 OF_ALL = (
     *("Rows", "Columns", "Modality", "SeriesInstanceUID", "InstanceNumber", "SamplesPerPixel"),
     *("PhotometricInterpretation", "BitsStored", "PixelRepresentation", "ModalityLUTSequence"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
 )
 
 
@@ -63,8 +71,9 @@ class Slice:
     """One image with its pixels."""
 
     frame: Frame
-    pixels: NDArray[np.float32]  # (rows, columns), rescaled
+    pixels: NDArray[np.float32]  # (rows, columns), rescaled; NaN where the file says that it is padding
     notice: str  # what was done about MONOCHROME1, "" where it was not met
+    scale: float | None = None  # ``dicom_pixels.private_scale``
 
 
 def frames_of(path: Path, header: Any) -> list[Frame]:
@@ -150,5 +159,7 @@ def read_slices(path: Path) -> list[Slice]:
         slices = []
         for frame, (_, own), image in zip(frames, headers, stored, strict=True):
             pixels, notice = bright_is_high(path, own, image)
-            slices.append(Slice(frame, rescaled(path, own, pixels), notice))
+            values = rescaled(path, own, pixels)
+            values[padding_of(path, own, image)] = np.nan
+            slices.append(Slice(frame, values, notice, private_scale(own)))
         return slices

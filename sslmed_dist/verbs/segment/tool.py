@@ -15,7 +15,7 @@ import torch
 
 from sslmed_dist import outputs
 from sslmed_dist.atomic_files import sha256, write_atomically
-from sslmed_dist.data.exams.one_series import read_one
+from sslmed_dist.data.exams.one_series import read_image, read_one
 from sslmed_dist.data.scans.dicom_seg import require_highdicom, write_dicom_seg
 from sslmed_dist.data.scans.grid import from_model, same_grid
 from sslmed_dist.data.scans.nifti import nifti_like
@@ -145,7 +145,7 @@ def read_support(
     """The organs to look for, and what ``run.json`` says of the support. ``ValueError`` names the file: it is
     unreadable, the mask lies in another grid than its image, has values that are no integer ids, is empty, or does not
     hold a label that is asked for."""
-    (scan, notices), (mask, of_mask) = read_said(support), read_said(support_mask)
+    (scan, notices), (mask, of_mask) = read_said(support), read_said(support_mask, mask=True)
     placement = placed(model, scan)
     if not same_grid(placement, placed(model, mask)):
         raise ValueError(
@@ -190,11 +190,10 @@ def require_oriented(scan: StoredScan) -> None:
         )
 
 
-def read_said(path: Path) -> tuple[StoredScan, list[str]]:
-    """The scan in ``path``, and a line for everything that reading it left aside, changed or had to guess. They are
-    also said on standard error. ``ValueError`` as ``read_one``."""
-    scan, notices = read_one(path)
-    notices += [] if scan.series is None else scan.series.notices
+def read_said(path: Path, *, mask: bool = False) -> tuple[StoredScan, list[str]]:
+    """The image (or the ``mask``) in ``path``, and a line for everything that reading it left aside, changed or had to
+    guess. They are also said on standard error. ``ValueError`` as ``read_image``."""
+    scan, notices = (read_one if mask else read_image)(path)
     if not scan.oriented:
         notices.append("has neither a qform nor an sform: where left and right are is a guess")
     for notice in notices:

@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.verbs.segment.test_tool import given, load, made
+from tests.verbs.segment.test_tool import given, load, made, save
 
 __all__ = ["given"]  # a fixture
 
@@ -56,3 +56,18 @@ def test_a_plain_query_has_none(given: dict[str, Path], tmp_path: Path, capsys: 
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["support"]["notices"] == record["queries"][0]["notices"] == []
     assert "note: " not in capsys.readouterr().err
+
+
+def test_padded_corners_change_no_mask(given: dict[str, Path], tmp_path: Path) -> None:
+    """Of a phantom: the masks with corners of -2000 are those without, but for a voxel in a hundred."""
+    image: Any = nibabel.load(given["query"])
+    voxels = np.asarray(image.dataobj).astype(np.int16)
+    for i in (slice(None, 9), slice(-9, None)):
+        voxels[i, :9], voxels[i, -9:] = -2000, -2000
+    query = save(tmp_path / "image_02.nii.gz", voxels, image.affine)
+    made(given, tmp_path / "plain", labels=[1, 2])
+    made(given, tmp_path / "padded", labels=[1, 2], query=query)
+    plain, padded = (load(tmp_path / kind / "image_02_labels.nii.gz")[0] for kind in ("plain", "padded"))
+    assert plain.any() and (plain != padded).mean() < 0.01
+    record = json.loads((tmp_path / "padded" / "run.json").read_text())
+    assert record["queries"][0]["notices"][0].startswith("padding, by values far below all others (-2000): 7.9 %")
