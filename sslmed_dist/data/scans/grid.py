@@ -7,7 +7,7 @@ slices, so those of an oblique volume stay oblique. On the way back every voxel 
 position, so shape and affine are those of the file.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -171,9 +171,22 @@ def resample(stack: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, 
     return resampled.masked_fill_(~(rows[1][:, None] & columns[1][None, :]), outside)
 
 
-def to_model(volume: Array, placement: Placement) -> Tensor:
-    """(I, J, K) -> float32 (S, 1, size, size): the stack that an encoder sees. Pixels outside the volume hold its
-    minimum. ``ValueError`` for a volume whose shape is not the placement's."""
+def slab(placement: Placement, first: int, last: int) -> tuple[tuple[slice, slice, slice], Placement]:
+    """The slices ``first`` ... ``last`` (inclusive) of the stack by themselves: the part of the volume (I, J, K) that
+    they are, as an index, and the placement of that part."""
+    axis = placement.axes[2]
+    start = placement.shape[axis] - 1 - last if placement.flips[2] else first
+    stop = start + last - first + 1
+    index, shape = [slice(None)] * 3, list(placement.shape)
+    index[axis], shape[axis] = slice(start, stop), stop - start
+    affine = placement.affine.copy()
+    affine[:3, 3] += affine[:3, axis] * start
+    return (index[0], index[1], index[2]), replace(placement, shape=(shape[0], shape[1], shape[2]), affine=affine)
+
+
+def to_model(volume: Array, placement: Placement, *, outside: float | None = None) -> Tensor:
+    """(I, J, K) -> float32 (S, 1, size, size): the stack that an encoder sees. Pixels outside the volume hold
+    ``outside``, by default its minimum. ``ValueError`` for a volume whose shape is not the placement's."""
     if volume.shape != placement.shape:
         raise ValueError(f"volume: expected the shape {placement.shape} of its placement, got {volume.shape}")
     stack = torch.from_numpy(np.ascontiguousarray(upright(volume, placement), dtype=np.float32))
@@ -181,7 +194,7 @@ def to_model(volume: Array, placement: Placement) -> Tensor:
     steps = torch.arange(placement.size, dtype=torch.float64)
     axes = (placement.rows, placement.columns)
     rows, columns = (weights(a.start + a.step * steps, a.count, a.step) for a in axes)
-    return resample(stack, rows, columns, float(stack.min()))[:, None]
+    return resample(stack, rows, columns, float(stack.min()) if outside is None else outside)[:, None]
 
 
 def from_model(maps: Tensor, placement: Placement, *, outside: float = 0.0) -> Array:

@@ -1,12 +1,13 @@
 """Reading and writing NIfTI files. The only module that knows nibabel's files and the errors that it raises."""
 
 import gzip
+import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,23 +191,52 @@ def nifti_like(values: NDArray[Any], affine: Affine, header: Any = None) -> byte
     ``header`` is that of the other volume's NIfTI file: its geometry is copied bit for bit. Nothing else is: no text,
     no extension, no time stamp. Without a header (the other volume is DICOM) ``affine`` is written.
     """
+    stream = io.BytesIO()
+    with nifti_stream(stream, values.shape, values.dtype, affine, header) as write:
+        write(values)
+    return stream.getvalue()
+
+
+@contextmanager
+def nifti_stream(
+    stream: IO[bytes], shape: tuple[int, ...], kind: np.dtype[Any], affine: Affine, header: Any = None
+) -> Iterator[Callable[[NDArray[Any]], None]]:
+    """A function that appends voxels to the file of ``nifti_like``, in ``stream``: first those of the first channel
+    (I, J, K), then those of the second, ... So channels need not be in memory together."""
+    with gzip.GzipFile(filename="", mode="wb", fileobj=stream, compresslevel=4, mtime=0) as packed:
+        packed.write(header_like(shape, kind, affine, header))
+
+        def write(values: NDArray[Any]) -> None:
+            for channel in np.moveaxis(values, 3, 0) if values.ndim == 4 else (values,):
+                for part in np.moveaxis(channel, 2, 0):  # a slice at a time
+                    packed.write(part.astype(kind, copy=False).tobytes(order="F"))
+
+        yield write
+
+
+def header_like(shape: tuple[int, ...], kind: np.dtype[Any], affine: Affine, header: Any) -> bytes:
+    """What stands before the voxels in the file of ``nifti_like``."""
     import nibabel
 
+    one = np.zeros((1,) * len(shape), kind)  # nibabel writes a header together with voxels: here one of them
     new_header = nibabel.Nifti1Header()
     image: Any
     if header is None:
-        new_header.set_data_dtype(values.dtype)  # a header that is given keeps its own type, float32
-        image = nibabel.Nifti1Image(values, affine, new_header)
+        new_header.set_data_dtype(kind)  # a header that is given keeps its own type, float32
+        image = nibabel.Nifti1Image(one, affine, new_header)
         image.set_qform(affine, 1)
         image.set_sform(affine, 1)
         image.header.set_xyzt_units("mm")
     else:
-        kind = nibabel.Nifti2Image if "unused_str" in header else nibabel.Nifti1Image
-        new_header = kind.header_class()
-        new_header.set_data_shape(values.shape)
+        version = nibabel.Nifti2Image if "unused_str" in header else nibabel.Nifti1Image
+        new_header = version.header_class()
+        new_header.set_data_shape(one.shape)
         for field in GEOMETRY:
             new_header[field] = header[field]
         new_header["pixdim"][4:] = 1.0  # of time and channels: no geometry of the other volume
-        new_header.set_data_dtype(values.dtype)
-        image = kind(values, None, new_header)
-    return gzip.compress(image.to_bytes(), compresslevel=4, mtime=0)
+        new_header.set_data_dtype(kind)
+        image = version(one, None, new_header)
+    content: bytes = image.to_bytes()
+    written = type(image.header).from_fileobj(io.BytesIO(content))
+    written.set_data_shape(shape)
+    return bytes(written.binaryblock) + content[len(written.binaryblock) : -one.nbytes]

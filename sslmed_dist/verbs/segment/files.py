@@ -5,6 +5,7 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sslmed_dist import outputs
 from sslmed_dist.atomic_files import arriving, sha256, write_atomically
@@ -17,7 +18,8 @@ SEGMENT = "sslmed segment"  # the mark of ``run.json``
 VOLUMES, RECORD = "volumes.csv", "run.json"
 LABELS, PROBABILITY, OVERLAY = "_labels.nii.gz", "_probability.nii.gz", "_overlay.png"
 COLOURS, DICOM_SEG = ".ctbl", "_seg.dcm"
-COLUMNS = ("query", "label", "slices", "voxels", "volume_ml", "mean_margin")
+COLUMNS = ("query", "label", "slices", "voxels", "volume_ml", "mean_margin", "name", "note")
+OLDEST = COLUMNS[:6]  # of the first version, whose tables are still known as ours
 
 
 def find_queries(query: Path, excluded: Sequence[Path]) -> list[Path]:
@@ -62,9 +64,11 @@ def holds_dicom(folder: Path) -> bool:
     return any(path.suffix.lower() == ".dcm" or begins_as_dicom(path) for path in files)
 
 
-def targets(out: Path, names: Sequence[str], *, dicom_seg: Sequence[str] = ()) -> list[Path]:
+def targets(
+    out: Path, names: Sequence[str], *, dicom_seg: Sequence[str] = (), probabilities: bool = True
+) -> list[Path]:
     """Every file that is written for queries of these names; a DICOM-SEG file for those in ``dicom_seg`` only."""
-    endings = (LABELS, PROBABILITY, OVERLAY, COLOURS)
+    endings = (LABELS, *((PROBABILITY,) if probabilities else ()), OVERLAY, COLOURS)
     per_query = [out / f"{name}{ending}" for name in names for ending in endings]
     return [*per_query, *(out / f"{name}{DICOM_SEG}" for name in dicom_seg), out / VOLUMES, out / RECORD]
 
@@ -81,12 +85,12 @@ def is_ours(path: Path) -> bool:
     if record.get(outputs.MARK) != SEGMENT:
         return False
     if path.name in (RECORD, VOLUMES):
-        return path.name == RECORD or path.read_text(encoding="utf-8").startswith(",".join(COLUMNS))
+        return path.name == RECORD or path.read_text(encoding="utf-8").startswith(",".join(OLDEST))
     hashes = {name: digest for query in record["queries"] for name, digest in query.get("files", {}).items()}
     return hashes.get(path.name) == sha256(path)
 
 
-def write_all(out: Path, name: str, contents: Mapping[str, bytes | Callable[[Path], None]]) -> list[Path]:
+def write_all(out: Path, name: str, contents: Mapping[str, bytes | Callable[[Path], object]]) -> list[Path]:
     """Write the files of one query, ``NAME`` + each key of ``contents``, all or none; returns them. A content is bytes,
     or a function that writes the file at the path it gets."""
     with arriving(out, name, last=LABELS) as folder:  # a folder of its own until all files are there
@@ -111,6 +115,16 @@ def colour_table(labels: Sequence[int]) -> bytes:
     for label_index, label in enumerate(labels):
         lines.append(" ".join(map(str, (label, f"label_{label}", *colour(label_index), 255))))
     return ("\n".join(lines) + "\n").encode()
+
+
+def left_out_line(left_out: Mapping[str, str]) -> str:
+    """A line about the labels (id: why) that were not looked for; empty where there are none."""
+    return f"Not looked for: {'; '.join(left_out.values())}." if left_out else ""
+
+
+def left_out_rows(query: str, left_out: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A row of ``volumes.csv`` for every label (id: why) that was not looked for: no figures, the reason as a note."""
+    return [{"query": query, "label": int(label), "note": f"not looked for: {why}"} for label, why in left_out.items()]
 
 
 def volume_table(rows: Sequence[Mapping[str, object]]) -> bytes:

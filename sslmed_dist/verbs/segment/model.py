@@ -2,7 +2,7 @@
 support shows it, and what it finds. A *margin* is the logit of the foreground less that of the background.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sslmed_dist import config, registry
 from sslmed_dist.data.scans.grid import PixelAxis, Placement, place, to_model, upright
+from sslmed_dist.data.scans.masks import Masks, to_slices
 from sslmed_dist.data.scans.scan import StoredScan
 from sslmed_dist.downstream.oneshot.evaluator import at_test, head_over
 from sslmed_dist.downstream.oneshot.quadrants import body_centre
@@ -168,43 +169,48 @@ def placed(model: Model, scan: StoredScan) -> Placement:
 
 
 def learn(
-    model: Model, scan: StoredScan, mask: StoredScan, labels: Sequence[int], stack: Tensor, quadrants: bool
-) -> list[Organ]:
-    """The organs of a support, one for each of ``labels``. ``stack`` (S, 1, size, size) are its standardised slices,
-    ``mask`` lies in its grid.
+    model: Model, scan: StoredScan, masks: Masks, labels: Sequence[int], stack: Tensor, quadrants: bool
+) -> tuple[list[Organ], dict[int, str]]:
+    """(the organs of a support, one for each of ``labels`` that can be looked for; of every other label, why not).
+    ``stack`` (S, 1, size, size) are its standardised slices, ``masks`` lie in its grid.
 
-    A pixel of the model's slices belongs to a label that covers at least half of it. ``ValueError`` naming the mask for
-    a label that no such pixel belongs to.
+    A pixel of the model's slices belongs to a label that covers at least half of it. A label that no such pixel belongs
+    to is left out. ``ValueError`` naming the mask where that leaves none.
     """
-    placement, organs = placed(model, mask), []
+    organs: list[Organ] = []
+    left_out: dict[int, str] = {}
+    placement = place(masks.shape, masks.affine, pixel=model.pixel, size=model.size)
     # The scan is encoded once for all labels: maps (S, D, h, w).
     maps, centre = model.segmenter.maps(stack), body_centre(stack) if quadrants else None
     for label in labels:
-        masks = to_model((mask.voxels == label).astype(np.float32), placement)[:, 0] >= 0.5  # (S, size, size)
-        if not masks.any():
-            raise ValueError(
-                f"{mask.path}: label {label} fills no pixel of the {model.size} x {model.size} slices of "
-                f"{model.pixel:g} mm about the middle of {scan.path.name}; it is too small or lies outside them"
+        in_model = to_slices(masks.read(label), placement) >= 0.5  # (S, size, size)
+        if not in_model.any():
+            left_out[label] = (
+                f"label {label} fills no pixel of the {model.size} x {model.size} slices of {model.pixel:g} mm about "
+                f"the middle of the support; it is too small or lies outside them"
             )
-        shown = model.segmenter.learn(maps, masks, spacing(placement), centre)
+            continue
+        shown = model.segmenter.learn(maps, in_model, spacing(placement), centre)
         support_slices = list(shown.slices)  # U slice numbers
-        organs.append(Organ(label, stack[support_slices, 0], masks[support_slices], shown))
-    return organs
+        organs.append(Organ(label, stack[support_slices, 0], in_model[support_slices], shown))
+    if not organs:
+        raise ValueError(f"{masks.path}: {'; '.join(left_out.values())}")
+    return organs, left_out
 
 
-def search(model: Model, organs: Sequence[Organ], stack: Tensor, placement: Placement, quadrants: bool) -> list[Found]:
-    """Look for every organ in a query's standardised slices ``stack`` (S, 1, size, size). The range of slices that hold
-    an organ is estimated (``downstream.oneshot.slice_range``); each slice of the range is segmented by the support
-    slice of the part that it belongs to."""
+def search(
+    model: Model, organs: Sequence[Organ], stack: Tensor, placement: Placement, quadrants: bool
+) -> Iterator[Found]:
+    """Look for every organ in a query's standardised slices ``stack`` (S, 1, size, size), one after another. The range
+    of slices that hold an organ is estimated (``downstream.oneshot.slice_range``); each slice of the range is segmented
+    by the support slice of the part that it belongs to."""
     maps, centre = model.segmenter.maps(stack), body_centre(stack) if quadrants else None
-    findings = []
     for organ in organs:
         result = model.segmenter.find(organ.shown, maps, (model.size, model.size), spacing(placement), centre)
         first, last = result.estimate.first, result.estimate.last
         margins = torch.full(tuple(result.margins.shape[1:]), OUTSIDE)  # (S, size, size)
         margins[first : last + 1] = by_part(result.margins, first, last).cpu()
-        findings.append(Found(organ.label, margins, result.estimate, placement))
-    return findings
+        yield Found(organ.label, margins, result.estimate, placement)
 
 
 def spacing(placement: Placement) -> tuple[float, float, float]:

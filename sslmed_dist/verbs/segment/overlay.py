@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from sslmed_dist.downstream.oneshot.protocol import middle_of
@@ -21,15 +20,17 @@ def require_matplotlib() -> None:
         raise ValueError("the overlay needs matplotlib: pip install 'sslmed-dist[report]'") from None
 
 
-def montage(organs: Sequence[Organ], findings: Sequence[Found], stack: Tensor, name: str) -> bytes:
+def montage(
+    organs: Sequence[Organ], findings: Sequence[Found], winners: Tensor, stack: Tensor, name: str, note: str = ""
+) -> bytes:
     """PNG in the model's pixels: a row per label, outlines in the label's colour. In it, for each part of the label
     from inferior to superior, its support slice, and the middle one of the query slices that belong to this part, with
-    the mask found there. ``stack`` (S, 1, size, size) is the query, called ``name``."""
-    best = torch.stack([finding.margins for finding in findings]).amax(0)  # (S, size, size)
+    the mask found there. ``winners`` (S, size, size) is the number of the label of each pixel, counted from 1, 0 for
+    none. ``stack`` (S, 1, size, size) is the query, called ``name``; ``note`` stands below its name."""
     rows = []
     for label_index, (organ, finding) in enumerate(zip(organs, findings, strict=True)):
         shade = tuple(channel / 255 for channel in colour(label_index))
-        mask = (finding.margins > 0) & (finding.margins == best)
+        mask = winners == label_index + 1
         row = []
         for part, z in enumerate(organ.shown.slices):
             middle = middle_of(part, finding.estimate.first, finding.estimate.last)
@@ -41,4 +42,4 @@ def montage(organs: Sequence[Organ], findings: Sequence[Found], stack: Tensor, n
             row.append(Panel(organ.images[part], {shade: organ.masks[part]}, support_title))
             row.append(Panel(stack[middle, 0], {shade: mask[middle]}, title))
         rows.append(row)
-    return sheet(rows, f"{name}: support and query in turn. {NOTE}")
+    return sheet(rows, f"{name}: support and query in turn. {NOTE}" + (f"\n{note}" if note else ""))

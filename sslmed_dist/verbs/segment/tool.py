@@ -5,19 +5,19 @@ or not at all. Among several queries a bad one does not stop the others: they ar
 one, and at the end an error names it too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from sslmed_dist import outputs
 from sslmed_dist.atomic_files import sha256, write_atomically
 from sslmed_dist.data.exams.one_series import read_image, read_one
 from sslmed_dist.data.scans.dicom_seg import require_highdicom, write_dicom_seg
-from sslmed_dist.data.scans.grid import from_model, same_grid
+from sslmed_dist.data.scans.grid import place, same_grid
+from sslmed_dist.data.scans.masks import chosen, of_label_map
 from sslmed_dist.data.scans.nifti import nifti_like
 from sslmed_dist.data.scans.scan import StoredScan, stem
 from sslmed_dist.printable import note
@@ -25,9 +25,7 @@ from sslmed_dist.run_folder import environment, write_json
 from sslmed_dist.training.pretrained import Part
 from sslmed_dist.verbs.segment import files
 from sslmed_dist.verbs.segment.model import (
-    OUTSIDE,
     Device,
-    Found,
     Intensity,
     Model,
     Organ,
@@ -37,6 +35,7 @@ from sslmed_dist.verbs.segment.model import (
     search,
     standardised,
 )
+from sslmed_dist.verbs.segment.native import Drawing
 from sslmed_dist.verbs.segment.overlay import montage, require_matplotlib
 
 USE = "Research use only, not a medical device."
@@ -51,6 +50,7 @@ class Settings:
     window: tuple[float, float] | None
     quadrants: bool
     dicom_seg: bool
+    probabilities: bool = True
 
 
 def segment(
@@ -69,6 +69,7 @@ def segment(
     window: tuple[float, float] | None = None,
     quadrants: bool = False,
     dicom_seg: bool = False,
+    probabilities: bool = True,
     device: Device = "auto",
     force: bool = False,
 ) -> list[Path]:
@@ -80,12 +81,13 @@ def segment(
     quarter of the body that the support's organ leaves empty; refused where a file does not say how the patient lay.
 
     Writes for each query NAME into ``out`` (``force``: ``files.require_writable``) ``NAME_labels.nii.gz`` (ids of the
-    mask), ``NAME_probability.nii.gz`` (foreground softmax, uncalibrated, float32, a fourth axis for several labels; 0
-    outside the slices where the organ is taken to be), ``NAME_overlay.png``, ``NAME.ctbl``, with ``dicom_seg``
-    ``NAME_seg.dcm``; and once ``volumes.csv`` and ``run.json``. ``ValueError``: one line that names what is wrong.
+    mask), with ``probabilities`` ``NAME_probability.nii.gz`` (foreground softmax, uncalibrated, float32, a fourth axis
+    for several labels; 0 outside the slices where the organ is taken to be), ``NAME_overlay.png``, ``NAME.ctbl``, with
+    ``dicom_seg`` ``NAME_seg.dcm``; and once ``volumes.csv`` and ``run.json``. A label too small to be learnt is left
+    out, and they say so. ``ValueError``: one line that names what is wrong.
     """
     require_matplotlib()
-    settings = Settings(intensity, window, quadrants, dicom_seg)
+    settings = Settings(intensity, window, quadrants, dicom_seg, probabilities)
     check_intensity(intensity, window)
     paths = files.find_queries(query, (support, support_mask))
     for path in paths if dicom_seg else ():
@@ -93,7 +95,8 @@ def segment(
         if not path.is_dir():
             raise ValueError(f"{path}: --dicom-seg refers to DICOM files; allowed: queries that are DICOM folders")
     names = [stem(path) for path in paths]
-    files.require_writable(files.targets(out, names, dicom_seg=names if dicom_seg else ()), force=force)
+    written = files.targets(out, names, dicom_seg=names if dicom_seg else (), probabilities=probabilities)
+    files.require_writable(written, force=force)
     model = load_model(run, which=which, part=part, head=head, pixel_mm=pixel_mm, device=device)
     organs, support_record = read_support(model, support, support_mask, labels, settings)
     return segment_all(model, organs, support_record, paths, out, settings)
@@ -115,7 +118,7 @@ def segment_all(
     bad: list[ValueError] = []
     for path in paths:
         try:
-            query_files, query_rows, query_record = segment_one(model, organs, path, out, settings)
+            query_files, query_rows, query_record = segment_one(model, organs, support, path, out, settings)
         except ValueError as error:
             bad.append(error)
             queries.append({"query": stem(path), "error": str(error).replace(str(path), path.name)})
@@ -146,40 +149,31 @@ def read_support(
     unreadable, the mask lies in another grid than its image, has values that are no integer ids, is empty, or does not
     hold a label that is asked for."""
     (scan, notices), (mask, of_mask) = read_said(support), read_said(support_mask, mask=True)
-    placement = placed(model, scan)
-    if not same_grid(placement, placed(model, mask)):
+    placement, masks = placed(model, scan), of_label_map(mask)
+    del mask  # its voxels are held once, as whole numbers
+    if not same_grid(placement, place(masks.shape, masks.affine, pixel=model.pixel, size=model.size)):
         raise ValueError(
-            f"{support_mask}: shape {mask.voxels.shape} or position differs from its image {support} of shape "
+            f"{support_mask}: shape {masks.shape} or position differs from its image {support} of shape "
             f"{scan.voxels.shape}; a mask has to lie in the image's grid"
         )
-    wanted = ids(mask, labels)
+    wanted = chosen(masks, labels)
     if settings.quadrants:
         require_oriented(scan)
     stack, clipping = standardised(scan, placement, settings.intensity, settings.window)
-    organs = learn(model, scan, mask, wanted, stack, settings.quadrants)
+    organs, left_out = learn(model, scan, masks, wanted, stack, settings.quadrants)
+    for reason in left_out.values():
+        note(f"{support_mask}: {reason}: left out")
     support_record = {
         "image": support.name,
         "mask": support_mask.name,
         "mask_sha256": sha256(support_mask) if support_mask.is_file() else None,
         "notices": [*notices, *of_mask],
         "intensity": clipping,
+        "labels": {str(organ.label): masks.names[organ.label] for organ in organs},
+        "left_out": {str(label): reason for label, reason in left_out.items()},
         "slices": {str(organ.label): [int(z) for z in organ.shown.slices] for organ in organs},
     }
     return organs, support_record
-
-
-def ids(mask: StoredScan, labels: Sequence[int]) -> list[int]:
-    """The label ids to look for, ascending: ``labels``, or all of the mask. ``ValueError`` as ``read_support``."""
-    values = np.unique(mask.voxels)
-    if (values != np.round(values)).any() or values[0] < 0 or values[-1] > 65535:
-        raise ValueError(f"{mask.path}: holds values that are no label ids; allowed: whole numbers from 0 to 65535")
-    held = [int(value) for value in values if value > 0]
-    if not held:
-        raise ValueError(f"{mask.path}: the mask is empty; it has to hold a label id above 0")
-    for label in labels:
-        if label not in held:
-            raise ValueError(f"{mask.path}: holds no label {label}; allowed: {', '.join(map(str, held))}")
-    return sorted(set(labels)) or held
 
 
 def require_oriented(scan: StoredScan) -> None:
@@ -202,7 +196,7 @@ def read_said(path: Path, *, mask: bool = False) -> tuple[StoredScan, list[str]]
 
 
 def segment_one(
-    model: Model, organs: Sequence[Organ], path: Path, out: Path, settings: Settings
+    model: Model, organs: Sequence[Organ], support: Mapping[str, Any], path: Path, out: Path, settings: Settings
 ) -> tuple[list[Path], Volumes, dict[str, Any]]:
     """Read, search and write one query: (files, rows of ``volumes.csv``, what ``run.json`` says of it)."""
     scan, notices = read_said(path)
@@ -210,62 +204,29 @@ def segment_one(
     if settings.quadrants:
         require_oriented(scan)
     stack, clipping = standardised(scan, placement, settings.intensity, settings.window)
+    drawing, left_out = Drawing(scan, placement, organs), files.left_out_line(support["left_out"])
     findings = search(model, organs, stack, placement, settings.quadrants)
-    values, probability, margins = native(findings, scan)
-    contents: dict[str, Any] = {
-        files.PROBABILITY: nifti_like(probability, scan.affine, scan.header),
-        files.OVERLAY: montage(organs, findings, stack, scan.name),
-        files.COLOURS: files.colour_table([organ.label for organ in organs]),
-        files.LABELS: nifti_like(values, scan.affine, scan.header),
-    }
+    contents: dict[str, Callable[[Path], object]] = {}  # made in this order, so the search comes first
+    if settings.probabilities:  # they are written while the search goes on, a label at a time
+        contents[files.PROBABILITY] = lambda file: drawing.write_probabilities(file, findings)
+    else:
+        drawing.draw(findings)
+    contents[files.OVERLAY] = lambda file: write_atomically(
+        file, montage(organs, drawing.findings, drawing.winners, stack, scan.name, left_out)
+    )
+    wanted = [organ.label for organ in organs]
+    contents[files.COLOURS] = lambda file: write_atomically(file, files.colour_table(wanted))
+    contents[files.LABELS] = lambda file: write_atomically(file, nifti_like(drawing.values, scan.affine, scan.header))
     if settings.dicom_seg:
-        wanted = [organ.label for organ in organs]
         contents[files.DICOM_SEG] = lambda file: write_dicom_seg(
-            file, path, scan.series, values, wanted, model=model.sha256
+            file, path, scan.series, drawing.values, wanted, model=model.sha256
         )
-    rows = [row(scan, finding, values, margins) for finding in findings]
-    slice_ranges = {str(finding.label): asdict(finding.estimate) for finding in findings}
     written = files.write_all(out, scan.name, contents)
+    rows = drawing.rows(scan.name, support["labels"]) + files.left_out_rows(scan.name, support["left_out"])
+    slice_ranges = {str(finding.label): asdict(finding.estimate) for finding in drawing.findings}
     hashes = {file.name: sha256(file) for file in written}
     query_record = {"query": scan.name, "notices": notices, "intensity": clipping, "slices": slice_ranges}
     return written, rows, {**query_record, "files": hashes}
-
-
-def native(
-    findings: Sequence[Found], scan: StoredScan
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """(label ids (I, J, K), probability (I, J, K) or (I, J, K, labels), winning margin (I, J, K)) in the scan's voxels.
-    Margins are interpolated in the plane first and compared with 0 then; of labels above 0 the largest margin wins."""
-    largest = max(finding.label for finding in findings)
-    values = np.zeros(scan.voxels.shape, np.uint8 if largest < 256 else np.uint16)
-    best = np.zeros(scan.voxels.shape, np.float32)  # the background's margin is 0: a label has to exceed it
-    probability = np.zeros((*scan.voxels.shape, len(findings)), np.float32)
-    for channel, finding in enumerate(findings):
-        margin = from_model(finding.margins, finding.placement, outside=OUTSIDE)
-        better = margin > best
-        values[better], best[better] = finding.label, margin[better]
-        # The softmax of two logits is the sigmoid of their difference.
-        probability[..., channel] = torch.sigmoid(torch.from_numpy(np.ascontiguousarray(margin))).numpy()
-    return values, probability[..., 0] if len(findings) == 1 else probability, best
-
-
-def row(
-    scan: StoredScan, finding: Found, values: np.ndarray[Any, Any], margins: np.ndarray[Any, Any]
-) -> dict[str, Any]:
-    """One row of ``volumes.csv``: ``mean_margin`` is that of the label's voxels, "" where there are none."""
-    inside = values == finding.label
-    count = int(inside.sum())
-    in_plane = tuple(axis for axis in range(3) if axis != finding.placement.axes[2])
-    # A voxel's volume in mm^3 is the determinant of the affine's linear part.
-    millilitres = count * abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
-    return {
-        "query": scan.name,
-        "label": finding.label,
-        "slices": int(inside.any(axis=in_plane).sum()),
-        "voxels": count,
-        "volume_ml": round(millilitres, 4),
-        "mean_margin": round(float(margins[inside].mean()), 4) if count else "",
-    }
 
 
 def record(
@@ -286,7 +247,10 @@ def record(
             "quadrants": settings.quadrants,
         },
         "intensity": {"asked": settings.intensity, "window": settings.window},
-        "probability": "foreground softmax of the head, uncalibrated; 0 outside the estimated slices",
+        "probability": "foreground softmax of the head, uncalibrated; 0 outside the estimated slices; the fourth axis "
+        "has the labels of support.labels in their order"
+        if settings.probabilities
+        else "not written (--no-probabilities)",
         "mean_margin": "foreground less background logit, mean over the label's voxels, uncalibrated",
         "support": support,
         "queries": list(queries),

@@ -99,7 +99,7 @@ def test_masks(given: dict[str, Any]) -> None:
         (mask[:, :, :5], AFFINE, [2], r"shape \(60, 60, 5\) or position differs from its image .*support.nii.gz"),
         (mask, moved, [2], r"shape \(60, 60, 6\) or position differs from its image "),
         (mask[..., None], AFFINE, [2], r"expected a 3-D volume, got shape \(60, 60, 6, 1\)"),
-        (mask, AFFINE, [], "label 9 fills no pixel of the 64 x 64 slices of 2 mm"),
+        (mask, AFFINE, [9], "label 9 fills no pixel of the 64 x 64 slices of 2 mm"),
     ):
         save(given["support_mask"], voxels, affine)
         with pytest.raises(ValueError, match=f"^{given['support_mask']}: {message}"):

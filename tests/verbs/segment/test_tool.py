@@ -26,12 +26,14 @@ SIZE = 64
 ENDINGS = {"_labels.nii.gz", "_probability.nii.gz", "_overlay.png", ".ctbl"}
 
 
-def write_run(folder: Path, channels: int = 1, pixel_mm: float | None = 320 / SIZE, **encoder: Any) -> Path:
+def write_run(
+    folder: Path, channels: int = 1, pixel_mm: float | None = 320 / SIZE, size: int = SIZE, **encoder: Any
+) -> Path:
     """A run folder with a checkpoint of random weights."""
     tree: dict[str, Any] = {
         "run": {"name": folder.name, "dir": str(folder.parent), "device": "cpu"},
-        "data": {"name": "episodes", "root": "gone", "size": SIZE},
-        "views": {"name": "episode", "size": SIZE, "mean": [0.0], "std": [1.0], "pixel_mm": pixel_mm},
+        "data": {"name": "episodes", "root": "gone", "size": size},
+        "views": {"name": "episode", "size": size, "mean": [0.0], "std": [1.0], "pixel_mm": pixel_mm},
         "method": {"name": "cowpro", "channels": channels, "encoder": {"depth": 9, "width": 8, "out": 32, **encoder}},
         "optim": {"name": "sgd", "lr": 1e-3},
     }
