@@ -205,6 +205,7 @@ def segment(arguments: argparse.Namespace) -> int:
         window=None if arguments.window is None else tuple(arguments.window),
         quadrants=arguments.quadrants,
         dicom_seg=arguments.dicom_seg,
+        names=arguments.names,
         probabilities=not arguments.no_probabilities,
         device=arguments.device,
         force=arguments.force,

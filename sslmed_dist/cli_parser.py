@@ -173,6 +173,9 @@ def segmenting(verbs: Verbs) -> None:
     )
     segment.add_argument("--quadrants", action="store_true", help="only in quadrants that the support's organ occupies")
     segment.add_argument("--dicom-seg", action="store_true", help="also write DICOM-SEG (needs the extra dicom)")
+    segment.add_argument(
+        "--names", choices=("file", "anonymous"), default="file", help="anonymous: no name that was read is written"
+    )
     segment.add_argument("--no-probabilities", action="store_true", help="leave out the large file of probabilities")
     forcing(segment, "masks of an earlier run that nobody changed since")
     segment.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")

@@ -26,6 +26,8 @@ GEOMETRY = (
     "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
     "srow_x", "srow_y", "srow_z", "xyzt_units",
 )  # fmt: skip
+MADE_BY = "sslmed segment"  # the intent's name in the header of every volume that it writes
+INTENT_ESTIMATE, INTENT_LABEL = 1001, 1002  # the intent's code (nifti1.h): a number per voxel, the id of a label
 WORDS = {"L": "left", "R": "right", "A": "anterior", "P": "posterior", "S": "superior", "I": "inferior"}
 
 
@@ -166,6 +168,19 @@ def require_stated_orientation(path: Path) -> None:
     require_right_angles(image.affine, str(path))
 
 
+def read_intent(path: Path) -> tuple[int, str]:
+    """(code, name) of the intent in a NIfTI file's header: what its voxels are, and for ours who wrote them. (0, "")
+    for a file that cannot be read, which whoever reads its voxels refuses."""
+    import nibabel
+
+    try:
+        with readable(path):
+            header: Any = nibabel.load(path).header
+            return int(header["intent_code"]), header["intent_name"].item().decode("latin-1")
+    except (ValueError, KeyError, AttributeError):
+        return 0, ""
+
+
 def stored_axes(path: Path) -> str:
     """The directions of the stored axes, e.g. "left, anterior, superior". ``ValueError`` as ``load_nifti``."""
     import nibabel
@@ -189,7 +204,8 @@ def nifti_like(values: NDArray[Any], affine: Affine, header: Any = None) -> byte
     """A gzipped NIfTI file of ``values`` (I, J, K) or (I, J, K, C) in the voxels of another volume, units mm.
 
     ``header`` is that of the other volume's NIfTI file: its geometry is copied bit for bit. Nothing else is: no text,
-    no extension, no time stamp. Without a header (the other volume is DICOM) ``affine`` is written.
+    no extension, no time stamp. Without a header (the other volume is DICOM) ``affine`` is written. The header says
+    that the voxels are labels (whole numbers) or estimates, and names what made them (``read_intent``).
     """
     stream = io.BytesIO()
     with nifti_stream(stream, values.shape, values.dtype, affine, header) as write:
@@ -236,6 +252,8 @@ def header_like(shape: tuple[int, ...], kind: np.dtype[Any], affine: Affine, hea
         new_header["pixdim"][4:] = 1.0  # of time and channels: no geometry of the other volume
         new_header.set_data_dtype(kind)
         image = version(one, None, new_header)
+    code = INTENT_LABEL if kind.kind in "iu" else INTENT_ESTIMATE
+    image.header["intent_code"], image.header["intent_name"] = code, MADE_BY.encode()
     content: bytes = image.to_bytes()
     written = type(image.header).from_fileobj(io.BytesIO(content))
     written.set_data_shape(shape)

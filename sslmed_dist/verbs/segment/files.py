@@ -13,9 +13,10 @@ from sslmed_dist.data.exams.abdominal import NAME
 from sslmed_dist.data.scans.dicom_file import begins_as_dicom
 from sslmed_dist.data.scans.nifti import SUFFIXES
 from sslmed_dist.data.scans.scan import stem
+from sslmed_dist.verbs.segment.naming import RECORD, WRITER, is_output, without_outputs
 
-SEGMENT = "sslmed segment"  # the mark of ``run.json``
-VOLUMES, RECORD = "volumes.csv", "run.json"
+SEGMENT = WRITER  # the mark of ``run.json``
+VOLUMES = "volumes.csv"
 LABELS, PROBABILITY, OVERLAY = "_labels.nii.gz", "_probability.nii.gz", "_overlay.png"
 COLOURS, DICOM_SEG = ".ctbl", "_seg.dcm"
 COLUMNS = ("query", "label", "slices", "voxels", "volume_ml", "mean_margin", "name", "note")
@@ -25,17 +26,20 @@ OLDEST = COLUMNS[:6]  # of the first version, whose tables are still known as ou
 def find_queries(query: Path, excluded: Sequence[Path]) -> list[Path]:
     """The scans that the path ``query`` means, sorted by name. The first of these that applies:
 
-    - a file: that file;
+    - a file: that file, unless it is an output;
     - a folder with NIfTI files: those files, but not masks (named ``label_PP`` in the abdominal layout);
     - a folder with DICOM files: the folder as one scan;
     - a folder of folders: those of them that hold DICOM files.
 
-    Paths in ``excluded`` (the support and its mask) are left out of a folder. ``ValueError`` where nothing is left, or
-    where two scans have one name, because the files to be written are named after the scans.
+    Paths in ``excluded`` (the support and its mask) and outputs of this command (``naming.is_output``) are left out of
+    a folder. ``ValueError`` where nothing is left, or where two scans have one name, because the files to be written
+    are named after the scans.
     """
     if not query.exists():
         raise ValueError(f"{query}: no such file or folder")
     if not query.is_dir():
+        if is_output(query):
+            raise ValueError(f"{query}: a label map or an output of {SEGMENT}, not a scan; nothing is found in it")
         return [query]
     entries, left_out = sorted(query.iterdir()), {path.resolve() for path in excluded}
     files = [path for path in entries if path.is_file() and path.name.lower().endswith(SUFFIXES)]
@@ -46,6 +50,7 @@ def find_queries(query: Path, excluded: Sequence[Path]) -> list[Path]:
         scans = [query]
     else:
         scans = [path for path in entries if path.is_dir() and path.resolve() not in left_out and holds_dicom(path)]
+    scans = without_outputs(scans, query)
     if not scans:
         raise ValueError(
             f"{query}: no scan in it; allowed: NIfTI files (.nii, .nii.gz), DICOM files or folders of them"

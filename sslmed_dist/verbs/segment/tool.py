@@ -19,7 +19,7 @@ from sslmed_dist.data.scans.dicom_seg import require_highdicom, write_dicom_seg
 from sslmed_dist.data.scans.grid import place, same_grid
 from sslmed_dist.data.scans.masks import chosen, of_label_map
 from sslmed_dist.data.scans.nifti import nifti_like
-from sslmed_dist.data.scans.scan import StoredScan, stem
+from sslmed_dist.data.scans.scan import StoredScan
 from sslmed_dist.printable import note
 from sslmed_dist.run_folder import environment, write_json
 from sslmed_dist.training.pretrained import Part
@@ -35,6 +35,7 @@ from sslmed_dist.verbs.segment.model import (
     search,
     standardised,
 )
+from sslmed_dist.verbs.segment.naming import RECORD, Names, Naming, name_queries, require_apart
 from sslmed_dist.verbs.segment.native import Drawing
 from sslmed_dist.verbs.segment.overlay import montage, require_matplotlib
 
@@ -51,6 +52,7 @@ class Settings:
     quadrants: bool
     dicom_seg: bool
     probabilities: bool = True
+    naming: Naming = Naming({}, False)
 
 
 def segment(
@@ -70,6 +72,7 @@ def segment(
     quadrants: bool = False,
     dicom_seg: bool = False,
     probabilities: bool = True,
+    names: Names = "file",
     device: Device = "auto",
     force: bool = False,
 ) -> list[Path]:
@@ -79,6 +82,7 @@ def segment(
     ``window``: see ``standardised``. ``support``: a NIfTI file or DICOM folder. ``support_mask``: a NIfTI file in its
     grid, any ids. ``labels``: the ids to look for (default: all of the mask). ``quadrants``: nothing is found in a
     quarter of the body that the support's organ leaves empty; refused where a file does not say how the patient lay.
+    ``names``: see ``naming.name_queries``; anonymous ones are refused with ``dicom_seg``, which names the patient.
 
     Writes for each query NAME into ``out`` (``force``: ``files.require_writable``) ``NAME_labels.nii.gz`` (ids of the
     mask), with ``probabilities`` ``NAME_probability.nii.gz`` (foreground softmax, uncalibrated, float32, a fourth axis
@@ -87,26 +91,29 @@ def segment(
     out, and they say so. ``ValueError``: one line that names what is wrong.
     """
     require_matplotlib()
-    settings = Settings(intensity, window, quadrants, dicom_seg, probabilities)
     check_intensity(intensity, window)
+    require_apart(out, (query, support, support_mask))
     paths = files.find_queries(query, (support, support_mask))
+    naming = name_queries(paths, names)
+    settings = Settings(intensity, window, quadrants, dicom_seg, probabilities, naming)
+    if dicom_seg and naming.anonymous:
+        raise ValueError("names: anonymous, but a DICOM-SEG carries the patient's name; leave out one of the two")
     for path in paths if dicom_seg else ():
         require_highdicom()
         if not path.is_dir():
             raise ValueError(f"{path}: --dicom-seg refers to DICOM files; allowed: queries that are DICOM folders")
-    names = [stem(path) for path in paths]
-    written = files.targets(out, names, dicom_seg=names if dicom_seg else (), probabilities=probabilities)
+    stems = list(naming.names.values())
+    written = files.targets(out, stems, dicom_seg=stems if dicom_seg else (), probabilities=probabilities)
     files.require_writable(written, force=force)
     model = load_model(run, which=which, part=part, head=head, pixel_mm=pixel_mm, device=device)
     organs, support_record = read_support(model, support, support_mask, labels, settings)
-    return segment_all(model, organs, support_record, paths, out, settings)
+    return segment_all(model, organs, support_record, out, settings)
 
 
 def segment_all(
     model: Model,
     organs: Sequence[Organ],
     support: Mapping[str, Any],
-    paths: Sequence[Path],
     out: Path,
     settings: Settings,
 ) -> list[Path]:
@@ -116,22 +123,22 @@ def segment_all(
     rows: Volumes = []
     queries: list[dict[str, Any]] = []
     bad: list[ValueError] = []
-    for path in paths:
+    for path, name in settings.naming.names.items():
         try:
             query_files, query_rows, query_record = segment_one(model, organs, support, path, out, settings)
         except ValueError as error:
             bad.append(error)
-            queries.append({"query": stem(path), "error": str(error).replace(str(path), path.name)})
+            queries.append({"query": name, "error": settings.naming.clean(path, str(error))})
         else:
             written, rows, queries = [*written, *query_files], [*rows, *query_rows], [*queries, query_record]
         if written:  # after every query: an interruption loses none of those before
             write_atomically(out / files.VOLUMES, files.volume_table(rows))
-            write_json(out / files.RECORD, record(model, support, queries, settings))
-    if len(bad) == len(paths) == 1:
+            write_json(out / RECORD, record(model, support, queries, settings))
+    if len(bad) == len(queries) == 1:
         raise bad[0]
     if bad:
-        raise ValueError(f"{len(bad)} of {len(paths)} queries could not be segmented: {'; '.join(map(str, bad))}")
-    return [*written, out / files.VOLUMES, out / files.RECORD]
+        raise ValueError(f"{len(bad)} of {len(queries)} queries could not be segmented: {'; '.join(map(str, bad))}")
+    return [*written, out / files.VOLUMES, out / RECORD]
 
 
 def check_intensity(intensity: str, window: tuple[float, float] | None) -> None:
@@ -149,7 +156,7 @@ def read_support(
     unreadable, the mask lies in another grid than its image, has values that are no integer ids, is empty, or does not
     hold a label that is asked for."""
     (scan, notices), (mask, of_mask) = read_said(support), read_said(support_mask, mask=True)
-    placement, masks = placed(model, scan), of_label_map(mask)
+    placement, masks, naming = placed(model, scan), of_label_map(mask), settings.naming
     del mask  # its voxels are held once, as whole numbers
     if not same_grid(placement, place(masks.shape, masks.affine, pixel=model.pixel, size=model.size)):
         raise ValueError(
@@ -164,10 +171,13 @@ def read_support(
     for reason in left_out.values():
         note(f"{support_mask}: {reason}: left out")
     support_record = {
-        "image": support.name,
-        "mask": support_mask.name,
+        "image": naming.shown(support, "support"),
+        "mask": naming.shown(support_mask, "support mask"),
         "mask_sha256": sha256(support_mask) if support_mask.is_file() else None,
-        "notices": [*notices, *of_mask],
+        "notices": [
+            *(naming.clean(support, line) for line in notices),
+            *(naming.clean(support_mask, line) for line in of_mask),
+        ],
         "intensity": clipping,
         "labels": {str(organ.label): masks.names[organ.label] for organ in organs},
         "left_out": {str(label): reason for label, reason in left_out.items()},
@@ -204,7 +214,9 @@ def segment_one(
     if settings.quadrants:
         require_oriented(scan)
     stack, clipping = standardised(scan, placement, settings.intensity, settings.window)
-    drawing, left_out = Drawing(scan, placement, organs), files.left_out_line(support["left_out"])
+    naming, name = settings.naming, settings.naming.of(path)
+    left_out = files.left_out_line(support["left_out"])
+    drawing = Drawing(scan, placement, organs)
     findings = search(model, organs, stack, placement, settings.quadrants)
     contents: dict[str, Callable[[Path], object]] = {}  # made in this order, so the search comes first
     if settings.probabilities:  # they are written while the search goes on, a label at a time
@@ -212,7 +224,7 @@ def segment_one(
     else:
         drawing.draw(findings)
     contents[files.OVERLAY] = lambda file: write_atomically(
-        file, montage(organs, drawing.findings, drawing.winners, stack, scan.name, left_out)
+        file, montage(organs, drawing.findings, drawing.winners, stack, name, left_out)
     )
     wanted = [organ.label for organ in organs]
     contents[files.COLOURS] = lambda file: write_atomically(file, files.colour_table(wanted))
@@ -221,11 +233,12 @@ def segment_one(
         contents[files.DICOM_SEG] = lambda file: write_dicom_seg(
             file, path, scan.series, drawing.values, wanted, model=model.sha256
         )
-    written = files.write_all(out, scan.name, contents)
-    rows = drawing.rows(scan.name, support["labels"]) + files.left_out_rows(scan.name, support["left_out"])
+    written = files.write_all(out, name, contents)
+    rows = drawing.rows(name, support["labels"]) + files.left_out_rows(name, support["left_out"])
     slice_ranges = {str(finding.label): asdict(finding.estimate) for finding in drawing.findings}
     hashes = {file.name: sha256(file) for file in written}
-    query_record = {"query": scan.name, "notices": notices, "intensity": clipping, "slices": slice_ranges}
+    said = [naming.clean(path, line) for line in notices]
+    query_record = {"query": name, "notices": said, "intensity": clipping, "slices": slice_ranges}
     return written, rows, {**query_record, "files": hashes}
 
 

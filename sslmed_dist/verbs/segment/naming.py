@@ -1,0 +1,100 @@
+"""What the files of a query are called, and that none of them is ever taken for a query.
+
+File and folder names are often those of patients. With ``anonymous`` names nothing that is written into the output
+folder holds a name of a file or folder that was read; which query is which is said on the terminal alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sslmed_dist import outputs
+from sslmed_dist.data.scans.nifti import INTENT_LABEL, MADE_BY, SUFFIXES, read_intent
+from sslmed_dist.data.scans.scan import stem
+from sslmed_dist.printable import note
+
+Names = Literal["file", "anonymous"]
+RECORD, WRITER = "run.json", "sslmed segment"  # the file that says what stands in its folder, and its mark
+HIDDEN = "(name not written)"
+
+
+@dataclass(frozen=True)
+class Naming:
+    """The name of each query's files (``names``, by path), and whether names that were read may be written."""
+
+    names: Mapping[Path, str]
+    anonymous: bool
+
+    def of(self, path: Path) -> str:
+        """What the query ``path`` is called in the output folder."""
+        return self.names[path]
+
+    def shown(self, path: Path, role: str) -> str:
+        """What the file ``path`` is called in ``run.json``: its own name, or the ``role`` that it has."""
+        return role if self.anonymous else path.name
+
+    def clean(self, path: Path, text: str) -> str:
+        """A line about ``path`` as it may be written: without the folders above it, and where names are anonymous
+        without any name of ``path`` or of a file below it."""
+        if not self.anonymous:
+            return text.replace(str(path), path.name)
+        own = self.names.get(path, HIDDEN)
+        below = [entry.name for entry in path.rglob("*")] if path.is_dir() else []
+        for name in sorted({str(path), path.name, stem(path), *below}, key=len, reverse=True):
+            text = text.replace(name, own if name in (str(path), path.name, stem(path)) else HIDDEN)
+        return text
+
+
+def name_queries(paths: Sequence[Path], names: Names) -> Naming:
+    """The names of the queries: those of their files, or query_01, query_02, ... in the order of ``paths``; then a line
+    on standard error says which is which. ``ValueError`` for another way to name them."""
+    if names not in ("file", "anonymous"):
+        raise ValueError(f"names: expected one of file, anonymous, got {names!r}")
+    if names == "file":
+        return Naming({path: stem(path) for path in paths}, False)
+    width = max(2, len(str(len(paths))))
+    naming = Naming({path: f"query_{number:0{width}d}" for number, path in enumerate(paths, start=1)}, True)
+    for path in paths:
+        note(f"{path}: written as {naming.of(path)}")
+    return naming
+
+
+def require_apart(out: Path, read: Sequence[Path]) -> None:
+    """``ValueError`` where the output folder is one of the folders that are ``read``, or lies in one: its files would
+    be scans of the next run."""
+    for folder in read:
+        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{out}: lies in {folder}, which is read; give --out a folder outside it")
+
+
+def is_output(path: Path) -> bool:
+    """Whether a file or folder in a folder of queries is no scan but what ``sslmed segment`` wrote, or a label map by
+    its own header. A file is known by its header, or by ``run.json`` beside it, which keeps its name when a person has
+    changed the file; a folder by the ``run.json`` in it."""
+    if path.is_dir():
+        return bool(written_here(path))
+    if path.name.lower().endswith(SUFFIXES):
+        code, maker = read_intent(path)
+        if code == INTENT_LABEL or maker == MADE_BY:
+            return True
+    record = written_here(path.parent)
+    return any(path.name in query.get("files", {}) for query in record.get("queries", ()))
+
+
+def written_here(folder: Path) -> Mapping[str, Any]:
+    """The ``run.json`` of a folder that this command wrote; empty where there is none."""
+    try:
+        record = outputs.read_mapping(folder / RECORD)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if record.get(outputs.MARK) == WRITER and isinstance(record.get("queries"), list) else {}
+
+
+def without_outputs(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """The scans among the ``paths`` of a folder of queries. What is none is counted on standard error."""
+    scans = [path for path in paths if not is_output(path)]
+    if len(scans) < len(paths):
+        left = len(paths) - len(scans)
+        note(f"{folder}: {left} of {len(paths)} files or folders are label maps or outputs of {WRITER}: left aside")
+    return scans
