@@ -3,12 +3,14 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslmed_dist.models.interfaces import DenseEncoder, load_weights, repeat_grey
+from sslmed_dist.models.timm_stages import Stages, shallow_copy
 
 PRETRAINED = "pretrained"  # the word that asks for a download
 RGB = 3
+WIDTH = 256  # channels of joined maps, as published for one-shot segmentation
 
 
 def library() -> Any:
@@ -26,17 +28,45 @@ class TimmEncoder(DenseEncoder):
     Grey images are repeated to three channels. ``weights``: null starts at random; a file holds such a network's
     weights under timm's names, in whatever wrapper (``weights.find``); the word ``pretrained`` downloads timm's own,
     which nothing else ever does. How images are normalised is the recipe's affair (``views.mean``, ``views.std``).
+
+    With ``stages`` the encoder is one of maps for segmentation. The maps of these stages (timm's ``feature_info``,
+    0 is the finest; of a transformer they are its blocks) are brought to ``stride`` and put side by side, and
+    ``project``, a 1x1 convolution without bias, makes ``width`` channels of them (``Stages``). What lies behind the
+    last of them is cut off. ``dilated`` keeps the network itself from going beyond ``stride``. ``feature_dim`` is
+    ``width`` and features are the maps' mean.
+    ``frozen_stages`` K: the stages 0 ... K - 1 and all that comes before them keep their weights and statistics.
     """
 
-    def __init__(self, model: str, weights: str | None = None, *, channels: int = 3) -> None:
-        """``ValueError``: timm not installed, a name it does not know, weights that do not fit or cannot be had."""
+    def __init__(
+        self,
+        model: str,
+        weights: str | None = None,
+        stages: tuple[int, ...] | None = None,
+        stride: int | None = None,
+        width: int | None = None,
+        dilated: bool = False,
+        frozen_stages: int = 0,
+        *,
+        channels: int = 3,
+    ) -> None:
+        """``ValueError``: timm not installed, a name it does not know, weights that do not fit or cannot be had, a
+        stage that is not there, a network that cannot be dilated, ``stride``, ``width`` or ``dilated`` without
+        ``stages``."""
         super().__init__()
         timm = library()
         if not timm.is_model(model):
             near = ", ".join(timm.list_models(f"*{model.split('_')[0]}*")[:8])
             raise ValueError(f"method.encoder.model: timm has no {model!r}{f'; near: {near}' if near else ''}")
+        if stages is None and (stride, width, dilated) != (None, None, False):
+            raise ValueError("method.encoder.stages: null beside stride, width or dilated, which are of stages' maps")
         self.channels = RGB if channels == 1 else channels
         options = {"num_classes": 0, "in_chans": self.channels}
+        self.stages = Stages()
+        if stages is not None or frozen_stages:
+            with torch.device("meta"):  # what it is, before any memory is spent on it
+                outline = timm.create_model(model, pretrained=False, **options)
+            self.stages = Stages.of(outline, stages, stride, dilated, frozen_stages)
+        options |= self.stages.options
         if weights == PRETRAINED:
             try:
                 self.model = timm.create_model(model, pretrained=True, **options)
@@ -46,24 +76,48 @@ class TimmEncoder(DenseEncoder):
             self.taken = f"method.encoder.weights: timm's own of {model}, downloaded or from its cache"
         else:
             self.model = timm.create_model(model, pretrained=False, **options)
-        self.feature_dim = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
+        whole = shallow_copy(self.model)  # as files of weights hold it, cut or not
+        if stages is None:
+            self.feature_dim = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
+        else:
+            self.stages.cut(self.model)
+            self.feature_dim = WIDTH if width is None else width
+            if self.feature_dim < 1:
+                raise ValueError(f"method.encoder.width: expected an integer >= 1, got {width}")
+            self.project = nn.Conv2d(self.stages.channels, self.feature_dim, 1, bias=False)
         if weights is not None and weights != PRETRAINED:
-            load_weights(self, weights, self.model)
+            load_weights(self, weights, whole)
+        self.stages.freeze(self.model)
 
     @property
     def maps_dim(self) -> int:
         """Channels of the maps. It differs from ``feature_dim`` where the network has a layer after the pooling."""
-        return int(self.model.num_features)
+        return self.feature_dim if self.stages.numbers else int(self.model.num_features)
+
+    def train(self, mode: bool = True) -> "TimmEncoder":
+        """Training mode or evaluation mode; frozen stages are in evaluation mode in both."""
+        super().train(mode)
+        self.stages.settle(self.model)
+        return self
 
     def maps(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> the last feature maps before pooling, (N, ``maps_dim``, h, w). ``ValueError`` for a network
-        that has none (tokens)."""
-        out = self.model.forward_features(repeat_grey(images, self.channels))
+        """(N, C, H, W) -> feature maps (N, ``maps_dim``, h, w): with ``stages`` at their stride, sizes rounded up; else
+        the last ones before pooling. ``ValueError`` for a network that has none (tokens)."""
+        images = repeat_grey(images, self.channels)
+        if self.stages.numbers:
+            joined: Tensor = self.project(self.stages.joined(self.model, images))
+            return joined
+        out = self.model.forward_features(images)
         if not isinstance(out, torch.Tensor) or out.dim() != 4:
-            raise ValueError("method.encoder.model: this network makes no feature maps; allowed: a convolutional one")
+            raise ValueError(
+                "method.encoder.model: this network makes no feature maps of itself; allowed: a convolutional one, or "
+                "stages, such as [3, 7, 11], with a stride"
+            )
         return out
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, feature_dim)."""
+        if self.stages.numbers:
+            return self.maps(images).mean(dim=(2, 3))
         out: Tensor = self.model(repeat_grey(images, self.channels))
         return out

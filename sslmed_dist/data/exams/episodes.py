@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslmed_dist import randomness
+from sslmed_dist.arguments import located
 from sslmed_dist.data.dataset import Dataset, Item, Split, Stored, content_hash, select_split
 from sslmed_dist.data.exams.abdominal import ORGANS, SLICE_LIMIT
 from sslmed_dist.data.exams.exam_archive import ExamArchive, is_archive
@@ -43,7 +44,8 @@ class Episodes(Dataset):
     slice) of the fetched grid, and "oriented", False when the NIfTI header has neither an sform nor a qform code, so
     that left is a guess.
     ``fold`` k of the five of ``folds.py``: "test" is the fold's queries and then, last, its support; "train" is all
-    other exams. Without ``fold``: by patient, ``val_fraction`` and ``test_fraction``, keyed by ``seed``.
+    other exams. ``inner`` j: of these other exams, the fold j of theirs, to choose by what no test exam has a part in.
+    Without ``fold``: by patient, ``val_fraction`` and ``test_fraction``, keyed by ``seed``.
     ``scale``, ``sigma``, ``min_size``, ``body_threshold``: see ``Recipe``; ``cache``: the folder of the superpixel maps
     (None: "superpixels" in the user's cache folder, never beside the data; "": none); ``workers``: processes that
     compute them.
@@ -67,6 +69,7 @@ class Episodes(Dataset):
         val_fraction: float = 0.0,
         test_fraction: float = 0.0,
         seed: int = 0,
+        inner: int | None = None,
     ) -> None:
         """``ValueError``: a file as for ``Abdominal``, missing masks where they are needed, an organ or fold that does
         not exist, a volume without superpixels, no slice left, a cache folder that cannot be written."""
@@ -76,7 +79,9 @@ class Episodes(Dataset):
         why = "masks: organs" if masks == "organs" else f"exclude: {', '.join(exclude)}"
         root_path = Path(root)
         source = (ExamArchive if is_archive(root_path) else ExamFolder)(root_path, labelled, why)
-        numbers = choose_exams(source.numbers, split, fold, (val_fraction, test_fraction), seed, str(root_path))
+        numbers = choose_exams(
+            source.numbers, split, (fold, inner), (val_fraction, test_fraction), seed, str(root_path)
+        )
         scans = [source.read(exam_number, organs) for exam_number in numbers]
         require_one_size(scans, size, root_path)
         # of the intensities as stored: equal for a folder and the file made of it
@@ -156,16 +161,29 @@ def require_choices(masks: str, exclude: Sequence[str], organs: Sequence[str], s
 
 
 def choose_exams(
-    numbers: Sequence[int], split: str, fold: int | None, fractions: tuple[float, float], seed: int, where: str
+    numbers: Sequence[int],
+    split: str,
+    folds: tuple[int | None, int | None],
+    fractions: tuple[float, float],
+    seed: int,
+    where: str,
 ) -> list[int]:
-    """The exam numbers of a split, in the order of its samples (see ``Episodes``). ``ValueError`` for fractions beside
-    a fold, and for a split that does not exist."""
+    """The exam numbers of a split, in the order of its samples; ``folds`` are ``fold`` and ``inner`` (see
+    ``Episodes``). ``ValueError`` for fractions beside a fold, an inner fold without one, and for a split that does not
+    exist."""
+    fold, inner = folds
+    if inner is not None and fold is None:
+        raise ValueError("inner: is a fold of the training exams of a fold; set fold, or leave inner out")
     if fold is None:
         part = split_exams(numbers, fractions, seed, where)
         return [numbers[i] for i in select_split(part, split, where).tolist()]
     if any(fractions):
         raise ValueError(f"fold: gives the split already; val_fraction {fractions[0]} and test_fraction {fractions[1]}")
     queries, support = fold_exams(numbers, fold)
+    if inner is not None:
+        numbers = [n for n in numbers if n not in (*queries, support)]
+        with located("inner"):
+            queries, support = fold_exams(numbers, inner)
     test = [*queries, support]
     chosen = {"all": list(numbers), "train": [n for n in numbers if n not in test], "test": test}
     if split not in chosen:
