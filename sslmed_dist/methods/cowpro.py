@@ -1,6 +1,6 @@
 """CoWPro: one-shot segmentation learned from superpixels, without a label (thesis, chapter 7)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -35,6 +35,8 @@ class CoWPro(Method):
     batches of one compute, and the running statistics move once per step; with ``frozen`` the running statistics
     unchanged (those of loaded weights); with ``batch`` those of all images. ``channels`` is the images' number of
     channels (a run fills it in).
+    ``cache`` ``stem``: the maps of the encoder's frozen stages are computed once for each of ``plan.copies`` draws of a
+    slice and kept as float16, at most ``cache_gb`` of them.
     """
 
     encoder: DenseEncoder
@@ -47,13 +49,19 @@ class CoWPro(Method):
         background_weight: float = 0.05,
         cycle: float = 1.0,
         channels: int = 1,
+        cache: Literal["stem", "off"] = "off",
+        cache_gb: float = 4.0,
     ) -> None:
-        """``ValueError`` for a background weight that is not above 0, or a negative ``cycle``."""
+        """``ValueError`` for a background weight that is not above 0, a negative ``cycle``, or an encoder without
+        frozen stages whose maps are to be kept."""
         super().__init__()
         self.background_weight = require_positive("method.background_weight", background_weight)
         self.cycle = require_not_negative("method.cycle", cycle)
+        self.cache, self.cache_gb = cache, require_positive("method.cache_gb", cache_gb)
         self.encoder_evaluates = batch_norm == "frozen"  # its weights still learn
         self.encoder = registry.build(ENCODERS, encoder, "method.encoder", channels=channels)
+        if cache == "stem" and not hasattr(self.encoder, "stem"):
+            raise ValueError("method.cache: stem needs an encoder with frozen stages (name: timm); allowed here: off")
         if batch_norm == "episode":
             episode_norm.convert(self.encoder)
         self.head: PrototypeHead = registry.build(PROTOTYPE_HEADS, head, "method.head")
@@ -63,14 +71,18 @@ class CoWPro(Method):
         the masks ``support_mask`` (E, K, H, W) and ``query_mask`` (E, H, W), bool.
 
         The batch has ``support`` (E, C, H, W) or (E, K, C, H, W), ``support_mask`` (E, H, W) or (E, K, H, W), ``query``
-        (E, C, H, W) and ``query_mask`` (E, H, W). ``ValueError`` names what is missing or of another shape.
+        (E, C, H, W) and ``query_mask`` (E, H, W). ``ValueError`` names what is missing or of another shape. In place of
+        the images it may have their maps of the frozen stages, ``support_stem_0`` (E, K, D, h, w) or (E, D, h, w),
+        ``query_stem_0`` (E, D, h, w) and so on, as ``training.stem_cache`` keeps them.
         """
-        # Rows image by image, the query last, as ``models.episode_norm`` expects them.
-        support, support_mask, query, query_mask = episodes_of(batch)
-        rows = torch.cat([support.transpose(0, 1).flatten(0, 1).to(query), query])  # ((K + 1) E, C, H, W)
-        episode_norm.arrange(self.encoder, 1 + support.shape[1])
-        maps = self.encoder.maps(rows)
-        maps = maps.reshape(-1, len(query), *maps.shape[1:])  # (1 + K, E, D, h, w)
+        if "query_stem_0" in batch:
+            support_mask, query_mask = batch["support_mask"], batch["query_mask"]
+            support_mask = support_mask[:, None] if support_mask.ndim == 3 else support_mask
+            maps = self.maps_after(batch, query_mask.shape[1:])
+        else:
+            support, support_mask, query, query_mask = episodes_of(batch)
+            maps = self.encoder.maps(self.rows(support, query))
+        maps = maps.reshape(-1, len(query_mask), *maps.shape[1:])  # (1 + K, E, D, h, w)
         features = {"support": maps[:-1].transpose(0, 1), "query": maps[-1]}
         return {**features, "support_mask": support_mask > 0.5, "query_mask": query_mask > 0.5}
 
@@ -78,6 +90,21 @@ class CoWPro(Method):
         """The supports, then the query, (E, C, H, W) each."""
         support, _, query, _ = episodes_of(batch)
         return [*support.unbind(1), query]
+
+    def rows(self, support: Tensor, query: Tensor) -> Tensor:
+        """Supports (E, K, C, H, W) and queries (E, C, H, W) -> ((K + 1) E, C, H, W): rows image by image, the query
+        last, as ``models.episode_norm`` expects them."""
+        episode_norm.arrange(self.encoder, 1 + support.shape[1])
+        return torch.cat([support.transpose(0, 1).flatten(0, 1).to(query), query])
+
+    def maps_after(self, batch: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
+        """The encoder's maps ((K + 1) E, D, h, w) of images of this ``size``, from those of its frozen stages."""
+        count = sum(name.startswith("query_stem_") for name in batch)
+        pairs = [(batch[f"support_stem_{i}"], batch[f"query_stem_{i}"]) for i in range(count)]
+        stem = [self.rows(maps[:, None] if maps.ndim == 4 else maps, query) for maps, query in pairs]
+        encoder: Any = self.encoder
+        maps: Tensor = encoder.maps_after(stem, size)
+        return maps
 
     def objective(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """This rank's mean ``loss``, its terms ``segmentation`` and ``cycle``, the share of episodes with a cyclic term

@@ -202,12 +202,14 @@ class CoWProHead:
         """A ``Score``: similarity of every pixel to its averaged prototype, over the temperature."""
         queries, vectors = unit(queries, self.centre), unit(vectors, self.centre)
         similarity = queries @ vectors.transpose(1, 2) / self.temperature  # (E, h w, N)
-        similarity = similarity.masked_fill(~valid[:, None], -math.inf)
+        used = similarity.masked_fill(~valid[:, None], -math.inf)
         if self.top < 100:
-            similarity = similarity.masked_fill(similarity < self.least(similarity, valid), -math.inf)
-        aggregated = similarity.softmax(dim=2) @ vectors  # (E, h w, D): one prototype per pixel
-        if self.score == "cosine":
-            aggregated = F.normalize(aggregated, dim=2, eps=EPS)
+            used = used.masked_fill(used < self.least(used, valid), -math.inf)
+        weights = used.softmax(dim=2)
+        if self.score == "dot":
+            # The product with a weighted mean is the weighted mean of the products, which are there already.
+            return (weights * similarity).sum(dim=2)
+        aggregated = F.normalize(weights @ vectors, dim=2, eps=EPS)  # (E, h w, D): one prototype per pixel
         return (queries * aggregated).sum(dim=2) / self.temperature
 
     @torch.no_grad()

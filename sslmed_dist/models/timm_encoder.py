@@ -1,5 +1,6 @@
 """Encoders of the library timm (Wightman 2019), by their names there: Inception-ResNet-v2, EfficientNets and others."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -114,6 +115,16 @@ class TimmEncoder(DenseEncoder):
                 "stages, such as [3, 7, 11], with a stride"
             )
         return out
+
+    def stem(self, images: Tensor) -> list[Tensor]:
+        """(N, C, H, W) -> the maps of the frozen stages that ``maps_after`` needs. ``ValueError``: nothing is frozen,
+        or a network of which no part can be left out."""
+        return self.stages.stem(self.model, repeat_grey(images, self.channels))
+
+    def maps_after(self, stem: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """What ``maps`` gives of images of this ``size`` (H, W), from their ``stem``."""
+        joined: Tensor = self.project(self.stages.joined_after(self.model, stem, size))
+        return joined
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, feature_dim)."""

@@ -65,11 +65,36 @@ class Stages:
     def joined(self, network: nn.Module, images: Tensor) -> Tensor:
         """Images (N, C, H, W) -> the stages' maps side by side, (N, ``channels``, h, w): h and w are H and W over the
         stride, rounded up. Maps of another size are resampled (bilinear)."""
-        maps: list[Tensor] = network.forward_intermediates(  # type: ignore[operator]
-            images, list(self.numbers), intermediates_only=True, output_fmt="NCHW"
-        )
-        size = [-(-side // self.stride) for side in images.shape[2:]]
-        return torch.cat([resampled(each, size) for each in maps], dim=1)
+        return self.side_by_side(maps_of(network, images, self.numbers), images.shape[2:])
+
+    def side_by_side(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """The maps of images of this ``size`` (H, W) at the stride, as channels of one."""
+        grid = [-(-side // self.stride) for side in size]
+        return torch.cat([resampled(each, grid) for each in maps], dim=1)
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The frozen stages whose maps are joined, or are what the rest of the network goes on from."""
+        goes_on = {self.frozen - 1} if self.numbers[-1] >= self.frozen else set()
+        return tuple(sorted({number for number in self.numbers if number < self.frozen} | goes_on))
+
+    def stem(self, network: nn.Module, images: Tensor) -> list[Tensor]:
+        """The maps of the stages ``kept`` of images (N, C, H, W). ``ValueError``: see ``TimmEncoder.stem``."""
+        if not self.numbers or not self.frozen or hasattr(network, "patch_embed"):
+            raise ValueError(
+                "method.cache: stem keeps the maps of frozen stages; allowed: a convolutional network of timm with "
+                "encoder.stages and encoder.frozen_stages of 1 or more, or cache: off"
+            )
+        return maps_of(network, images, self.kept)
+
+    def joined_after(self, network: nn.Module, stem: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """What ``joined`` gives of images of this ``size`` (H, W), from their ``stem``."""
+        maps = dict(zip(self.kept, stem, strict=True))
+        later = [number for number in self.numbers if number >= self.frozen]
+        if later:
+            rest = without(network, list(self.frozen_modules(network)))
+            maps |= dict(zip(later, maps_of(rest, stem[-1], later), strict=True))
+        return self.side_by_side([maps[number] for number in self.numbers], size)
 
     def freeze(self, network: nn.Module) -> None:
         """Mark the frozen stages' parameters as not to be trained, and put these stages in evaluation mode."""
@@ -104,6 +129,30 @@ class Stages:
                 if f"{name}.{inner}" == last:
                     return
         raise ValueError(f"method.encoder.frozen_stages: this network has no module {last!r} of its own; allowed: 0")
+
+
+def maps_of(network: nn.Module, images: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+    """The maps of the stages ``numbers``, each (n, D, h, w). No later stage is computed."""
+    maps: list[Tensor] = network.forward_intermediates(  # type: ignore[operator]
+        images, list(numbers), stop_early=True, intermediates_only=True, output_fmt="NCHW"
+    )
+    return maps
+
+
+def without(network: nn.Module, left_out: Sequence[nn.Module]) -> nn.Module:
+    """``network``, its modules and tensors shared, in which those ``left_out`` hand on what they get. They are its
+    children or children's children."""
+    twin = shallow_copy(network)
+    for name, child in network.named_children():
+        if any(child is module for module in left_out):
+            twin._modules[name] = nn.Identity()
+            continue
+        inner = shallow_copy(child)
+        for inner_name, part in child.named_children():
+            if any(part is module for module in left_out):
+                inner._modules[inner_name] = nn.Identity()
+        twin._modules[name] = inner
+    return twin
 
 
 def shallow_copy(network: nn.Module) -> nn.Module:

@@ -18,10 +18,12 @@ from sslmed_dist import distributed
 from sslmed_dist.config import Config, Plan
 from sslmed_dist.data.dataset import Dataset, Item
 from sslmed_dist.methods import Method
+from sslmed_dist.methods.cowpro import CoWPro
 from sslmed_dist.methods.diagnose import Diagnose
 from sslmed_dist.printable import note
 from sslmed_dist.run_folder import write_json
 from sslmed_dist.training.precision import autocast
+from sslmed_dist.training.stem_cache import StemSet
 
 FOLDER = "features"  # in the run folder
 MAPS, DONE, FACTS = "maps.bin", "done.bin", "features.json"
@@ -177,8 +179,10 @@ def prepare(folder: Path, facts: Mapping[str, Any], size: int) -> None:
 
 def feature_set(
     method: Method, dataset: Dataset, views: nn.Module, settings: Config, device: torch.device
-) -> FeatureSet | None:
+) -> FeatureSet | StemSet | None:
     """The features that the method asks to keep; None where it asks for none."""
-    if not isinstance(method, Diagnose) or method.cache == "off":
-        return None
-    return FeatureSet(dataset, views, method, settings.plan, settings.run.seed, device)
+    if isinstance(method, Diagnose) and method.cache != "off":
+        return FeatureSet(dataset, views, method, settings.plan, settings.run.seed, device)
+    if isinstance(method, CoWPro) and method.cache != "off":
+        return StemSet(dataset, views, method, settings.plan, settings.run.seed, device)
+    return None

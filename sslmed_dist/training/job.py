@@ -27,6 +27,7 @@ from sslmed_dist.training.pretrained import find, first_method
 from sslmed_dist.training.progress import Progress
 from sslmed_dist.training.same_data import open_folder, recognise, write_down
 from sslmed_dist.training.state import TrainState, begin, require_momenta
+from sslmed_dist.training.stem_cache import StemSet
 from sslmed_dist.training.stopping import Stop
 from sslmed_dist.training.validation import Validation
 
@@ -44,7 +45,7 @@ class Job:
     samples: Samples | None = None  # of the dataset; in a run folder only, and on rank 0
     validation: Validation | None = None
     best: dict[str, Tensor] | None = None  # the method's state at the lowest validation loss, on the CPU
-    features: FeatureSet | None = None  # of a frozen encoder; then the batches are of these, and views see nothing
+    features: FeatureSet | StemSet | None = None  # of what is frozen; then batches are of these, views see nothing
 
     def content(self) -> dict[str, Any]:
         """What a checkpoint holds beside the step."""
