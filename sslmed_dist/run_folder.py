@@ -49,7 +49,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = open_itself(self.path / ".lock", os.O_RDWR | os.O_CREAT)  # what it holds stays as it is
-            ray = self.config.driver == "ray" and self.config.ray.num_workers > 0
+            ray = self.config.driver == "ray" and self.config.ray.most > 0
             if not self.locked(ORPHANS_S if ray else 0.0):
                 raise ValueError(f"{self.path}: another process is writing this run")
         except OSError as error:

@@ -103,21 +103,51 @@ class Plan:
 
 @dataclass(frozen=True)
 class Ray:
-    """Ray Train's workers. ``num_workers: 0`` runs in this process (Ray's local mode, also under torchrun). ``wait_s``:
-    how long to wait for the nodes that an autoscaler has to add; a cluster without one is asked for what it has."""
+    """Ray Train's workers. ``num_workers: 0`` runs in this process (Ray's local mode, also under torchrun); ``[2, 8]``
+    is elastic: it begins with as many as there is room for, goes on with fewer after a node is lost, and with more when
+    it comes back. The global batch and the order of samples stay the same. ``resize_s``: how often a larger number is
+    considered. ``placement``: ``pack`` fills nodes, ``spread`` deals workers over them, ``strict_spread`` puts each on
+    a node of its own.
+    ``wait_s``: how long to wait for the nodes that an autoscaler has to add; ``wait_nodes_s``: for nodes that join by
+    themselves, where no autoscaler is known."""
 
-    num_workers: int = 2
+    num_workers: int | tuple[int, int] = 2
     cpus_per_worker: int = 1
     gpus_per_worker: float = 0.0
+    placement: Literal["pack", "spread", "strict_spread"] = "pack"
     max_failures: int = 3
     address: str | None = None
     timeout_s: float = 300.0
     wait_s: float = 900.0
+    wait_nodes_s: float = 0.0
+    resize_s: float = 60.0
 
     def __post_init__(self) -> None:
-        require_fields_least("ray", self, 0, "num_workers", "cpus_per_worker", "gpus_per_worker", "wait_s")
-        require_fields_least("ray", self, 1, "timeout_s")
+        require_fields_least("ray", self, 0, "cpus_per_worker", "gpus_per_worker", "wait_s", "wait_nodes_s")
+        require_fields_least("ray", self, 1, "timeout_s", "resize_s")
         require_fields_least("ray", self, -1, "max_failures")  # -1: without end
+        if not self.elastic:
+            require_fields_least("ray", self, 0, "num_workers")
+        elif not 1 <= self.fewest <= self.most:
+            expected = "expected a whole number, or [fewest, most] with 1 <= fewest <= most"
+            raise ValueError(f"ray.num_workers: {expected}, got [{self.fewest}, {self.most}]")
+        elif self.placement == "strict_spread":
+            raise ValueError("ray.placement: strict_spread needs one ray.num_workers; allowed with two: pack, spread")
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change while the run goes on."""
+        return not isinstance(self.num_workers, int)
+
+    @property
+    def fewest(self) -> int:
+        """Workers that the run needs."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most(self) -> int:
+        """Workers that the run can use."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 @dataclass(frozen=True)

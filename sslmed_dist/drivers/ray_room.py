@@ -13,21 +13,33 @@ def bundle(options: config.Ray) -> dict[str, float]:
     return {key: need for key, need in asked.items() if need}
 
 
-def too_little(options: config.Ray, nodes: Sequence[Mapping[str, Any]]) -> str | None:
-    """What the living ``nodes`` (as of ``ray.nodes``) lack, in words, even if nothing else ran on them; None where the
-    workers fit. A worker is on one node as a whole."""
-    resources = [node["Resources"] for node in nodes if node["Alive"]]
+def room(options: config.Ray, nodes: Sequence[Mapping[str, float]]) -> float:
+    """How many workers fit on nodes of these resources, even if nothing else ran on them; as many as the run needs, at
+    most, on each. A worker is on one node as a whole."""
+    most = 1.0 if options.placement == "strict_spread" else float(options.fewest)
     workers = 0.0
-    for node in resources:
+    for node in nodes:
         # The small term keeps 1 GPU at ten workers of 0.1.
-        fits = [(node.get(key, 0) / need + 1e-9) // 1 for key, need in bundle(options).items()]
-        workers += min([float(options.num_workers), *fits])
-    if workers >= options.num_workers:
+        workers += min([most, *((node.get(key, 0) / need + 1e-9) // 1 for key, need in bundle(options).items())])
+    return workers
+
+
+def too_little(options: config.Ray, nodes: Sequence[Mapping[str, Any]]) -> str | None:
+    """What the living ``nodes`` (as of ``ray.nodes``) lack, in words; None where the workers have ``room``."""
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    workers = room(options, resources)
+    if workers >= options.fewest:
         return None
     cpus, gpus = (sum(node.get(key, 0) for node in resources) for key in ("CPU", "GPU"))
     each = f"{options.cpus_per_worker} CPUs and {options.gpus_per_worker:g} GPUs"
     present = f"{cpus:g} CPUs and {gpus:g} GPUs" if cpus < math.inf else f"{gpus:g} GPUs"
-    return f"ray.num_workers: {options.num_workers} workers of {each} each; there are {present}, room for {workers:g}"
+    if options.placement == "strict_spread":
+        each += " each, each on a node of its own (ray.placement)"
+        present += f" on {len(resources)} node{'s' * (len(resources) != 1)}"
+    else:
+        each += " each"
+    least = "at least " if options.elastic else ""
+    return f"ray.num_workers: {least}{options.fewest} workers of {each}; there are {present}, room for {workers:g}"
 
 
 def refuse_too_little(options: config.Ray, nodes: Sequence[Mapping[str, Any]]) -> None:

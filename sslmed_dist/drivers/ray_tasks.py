@@ -4,14 +4,13 @@ Each piece saves what it does in a folder of its own and goes on from there when
 process was lost (``ray.max_failures`` times), or by the user. One that fails leaves the others alone.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sslmed_dist import config
+from sslmed_dist.drivers.ray_cluster import cluster, require_ray, require_room, set_environment
 from sslmed_dist.drivers.ray_room import bundle
-from sslmed_dist.drivers.ray_train import ENVIRONMENT, cluster, require_ray, require_room
 from sslmed_dist.endings import USER_ERROR, Stopped, line_of
 from sslmed_dist.printable import say
 from sslmed_dist.training.allocation import ONE_ARENA
@@ -138,8 +137,11 @@ def run(works: Mapping[str, Work], settings: config.Config, verb: str) -> dict[s
     ``ray.num_workers`` at a time. A stop is asked for by a signal, or the file ``stop`` in the run folder.
     ``ValueError`` where Ray is missing or the cluster cannot have that many workers."""
     require_ray()
-    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
-    options = config.replace(settings, ray={"num_workers": min(settings.ray.num_workers, len(works))}).ray
-    with cluster(options), Stop.anew(settings.folder) as stop:
+    set_environment(settings.ray)
+    number = min(settings.ray.most, len(works))
+    options = config.replace(settings, ray={"num_workers": number, "placement": "pack"}).ray
+    if settings.ray.placement != "pack":
+        say(f"ray.placement: {settings.ray.placement}: not for these tasks; each goes where there is room")
+    with Stop.anew(settings.folder) as stop, cluster(options, stop):
         require_room(options, stop)
-        return run_all(works, RayTasks(options, verb), options.num_workers, stop)
+        return run_all(works, RayTasks(options, verb), options.most, stop)

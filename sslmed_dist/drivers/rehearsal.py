@@ -16,7 +16,7 @@ import torch
 
 from sslmed_dist import config, distributed
 from sslmed_dist.config import Config
-from sslmed_dist.drivers import ray_train
+from sslmed_dist.drivers import ray_cluster, ray_train
 from sslmed_dist.drivers.processes import free_port
 from sslmed_dist.training import check, job
 from sslmed_dist.training.allocation import ONE_ARENA
@@ -34,7 +34,7 @@ def check_lines(settings: Config) -> list[str]:
     """The lines of ``check.describe`` for the run of ``settings`` under its driver."""
     tried = check.try_out(settings)
     resolved = tried.settings
-    if settings.driver == "ray" and settings.ray.num_workers > 0:
+    if settings.driver == "ray" and settings.ray.most > 0:
         obstacle = hindrance(resolved)
         if obstacle is None:
             return check.describe(tried, *ray_lines(tried))
@@ -47,20 +47,20 @@ def check_lines(settings: Config) -> list[str]:
 def hindrance(settings: Config) -> str | None:
     """Why the workers of ``settings`` cannot be tried here; None where they can."""
     options, cores = settings.ray, len(os.sched_getaffinity(0))
-    if ray_train.cluster_address(options) is not None:
+    if ray_cluster.cluster_address(options) is not None:
         return "the run joins a cluster"
     if options.gpus_per_worker or torch.cuda.is_available():
         return "workers with GPUs are not tried"
-    if options.num_workers * options.cpus_per_worker > cores:
-        return f"{options.num_workers} workers of {options.cpus_per_worker} CPUs would share {cores} cores"
+    if options.most * options.cpus_per_worker > cores:
+        return f"{options.most} workers of {options.cpus_per_worker} CPUs would share {cores} cores"
     return None
 
 
 def ray_lines(tried: check.Tried) -> tuple[str, str]:
     """(memory, time) of a run by Ray's workers on this machine, in words."""
-    settings, world = tried.settings, tried.settings.ray.num_workers
+    settings, world = tried.settings, tried.settings.ray.most
     needs = group(settings, world)
-    ray_train.load()  # this process starts Ray: its modules stay beside what the check has left
+    ray_cluster.load()  # this process starts Ray: its modules stay beside what the check has left
     own = peak_resident()
     spent = tried.start + tried.seconds
     ray_s = RAY_TIME * tried.start
@@ -110,7 +110,7 @@ def serve() -> None:
     """A worker of a rehearsal: the configuration comes from stdin, what it needs goes to stdout."""
     born = process_age()
     settings = config.from_tree(json.load(sys.stdin), "check")
-    ray_train.load()
+    ray_cluster.load()
     distributed.join_from_environment()
     work = job.assemble(settings)
     prepared = process_age()

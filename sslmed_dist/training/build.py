@@ -52,7 +52,7 @@ def resolve_auto(settings: Config, folder: Path | None = None) -> Config:
         before = load(written).plan
         decided = {key: getattr(before, key) for key in undecided if getattr(before, key) != "auto"}
         return resolve_auto(replace(settings, plan=decided)) if decided else resolve_auto(settings)
-    on_workers = settings.driver == "ray" and settings.ray.num_workers > 0
+    on_workers = settings.driver == "ray" and settings.ray.most > 0
     gpu = settings.ray.gpus_per_worker > 0 if on_workers else choose_device(settings).type == "cuda"
     return replace(settings, plan={key: values[gpu] for key, values in undecided.items()})
 

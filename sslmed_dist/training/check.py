@@ -48,6 +48,17 @@ class Tried:
         return self.prepare + self.first + sum(self.parts.values())
 
 
+def require_even(settings: Config) -> None:
+    """``ValueError`` where the workers of ``settings.ray``, as few or as many of them as there may be, cannot share the
+    global batch, or a micro-batch of it, evenly."""
+    options, plan = settings.ray, settings.plan
+    why = f" (ray.num_workers: [{options.fewest}, {options.most}])" if options.elastic else ""
+    for workers in range(max(options.fewest, 1), max(options.most, 1) + 1):
+        for key, size in (("batch_size", plan.batch_size), ("micro_batch", plan.micro_batch)):
+            if size is not None and size % workers:
+                raise ValueError(f"plan.{key}: {size} is not a multiple of {workers} workers{why}")
+
+
 def check_training(settings: Config, dataset: Dataset | None = None) -> Summary:
     """Build everything and take two steps on the real data. ``dataset`` stands in for the configured train split.
     ``ValueError`` for a setting that would make the run fail."""
@@ -64,9 +75,8 @@ def check_lines(settings: Config, dataset: Dataset | None = None) -> list[str]:
 def try_out(settings: Config, dataset: Dataset | None = None) -> Tried:
     """What ``check_training`` does, with what it built and the time that it took."""
     start, begun = process_age(), time.perf_counter()
-    workers = max(settings.ray.num_workers, 1) if settings.driver == "ray" else 1
-    if settings.plan.batch_size % workers:
-        raise ValueError(f"plan.batch_size: {settings.plan.batch_size} is not a multiple of {workers} workers")
+    if settings.driver == "ray":
+        require_even(settings)
     build.build_evaluators(settings)
     if settings.run.tensorboard:
         curve_events.require("run.tensorboard")

@@ -1,8 +1,10 @@
-"""Asking a run to stop: SIGTERM or SIGINT to the process, or a file named ``stop`` in the run folder."""
+"""Asking a run to stop: SIGTERM, SIGINT or SIGHUP to the process, or a file named ``stop`` in the run folder."""
 
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -39,6 +41,7 @@ class Stop:
         self.asked = False
         self.looked = 0.0  # when the file was last looked for
         self.former: dict[int, Any] = {}  # the handlers that this one replaced, by signal
+        self.line: str | None = None  # what a stop says that is obeyed ``at_once``
 
     @classmethod
     def anew(cls, folder: Path) -> "Stop":
@@ -49,7 +52,9 @@ class Stop:
     def __enter__(self) -> "Stop":
         # Only the main thread may set handlers; a Ray worker's loop runs in another one and relies on the file.
         if threading.current_thread() is threading.main_thread():
-            for signal_number in (signal.SIGTERM, signal.SIGINT):
+            for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if signal_number == signal.SIGHUP and signal.getsignal(signal_number) == signal.SIG_IGN:
+                    continue  # under nohup a terminal may close
                 self.former[signal_number] = signal.signal(signal_number, self.ask)
         return self
 
@@ -64,6 +69,26 @@ class Stop:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        if self.line is not None:
+            raise Stopped(self.line)
+
+    @contextmanager
+    def at_once(self, line: str) -> Iterator[None]:
+        """For a block that has nothing to save: a signal ends it at once, wherever it is, with ``Stopped(line)``. One
+        that came before the block, or that the block has swallowed, ends it too. The file does not: before a run
+        begins it may be of an earlier start."""
+        self.line = line
+        try:
+            self.obey(line)
+            yield
+            self.obey(line)
+        finally:
+            self.line = None
+
+    def obey(self, line: str) -> None:
+        """``Stopped(line)`` where a signal has asked for it."""
+        if self.asked:
+            raise Stopped(line)
 
     def __call__(self) -> bool:
         now = time.monotonic()

@@ -9,7 +9,7 @@ import pytest
 
 from sslmed_dist import config, run_folder
 from sslmed_dist.cli import main
-from sslmed_dist.drivers import ray_room, ray_train
+from sslmed_dist.drivers import ray_autoscaler, ray_room, ray_train
 from tests import tiny
 
 
@@ -74,6 +74,91 @@ def test_room_is_counted_node_by_node(
 ) -> None:
     options = config.Ray(num_workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
     assert ray_room.too_little(options, nodes) == (None if lacks is None else f"ray.num_workers: {lacks}")
+
+
+@pytest.mark.parametrize(
+    ("options", "nodes", "lacks"),
+    [
+        ({"num_workers": [1, 9]}, [NODE], None),
+        ({"num_workers": [5, 9]}, [NODE], "at least 5 workers of 1 CPUs and 0 GPUs each; there are 4 CPUs and 0 GPUs"),
+        ({"num_workers": 2, "placement": "spread"}, [NODE], None),
+        ({"num_workers": 2, "placement": "strict_spread"}, [NODE, GPU], None),
+        (
+            {"num_workers": 2, "placement": "strict_spread"},
+            [NODE, DEAD],
+            "2 workers of 1 CPUs and 0 GPUs each, each on a node of its own (ray.placement); "
+            "there are 4 CPUs and 0 GPUs on 1 node, room for 1",
+        ),
+    ],
+)
+def test_room_of_elastic_and_spread_workers(
+    tmp_path: Path, options: dict[str, Any], nodes: list[dict[str, Any]], lacks: str | None
+) -> None:
+    line = ray_room.too_little(tiny.settings(tmp_path, ray=options).ray, nodes)
+    assert (line is None) if lacks is None else (line or "").startswith(f"ray.num_workers: {lacks}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["ray.num_workers=[2, 3]"], "plan.batch_size: 16 is not a multiple of 3 workers (ray.num_workers: [2, 3])"),
+        (
+            ["ray.num_workers=[1, 4]", "plan.batch_size=12", "plan.micro_batch=6"],
+            "plan.micro_batch: 6 is not a multiple of 4 workers (ray.num_workers: [1, 4])",
+        ),
+        (["ray.num_workers=3"], "plan.batch_size: 16 is not a multiple of 3 workers"),
+        (["ray.num_workers=[0, 2]"], "ray.num_workers: expected a whole number, or [fewest, most] with 1 <= fewest"),
+        (["ray.num_workers=[3, 2]"], "with 1 <= fewest <= most, got [3, 2]"),
+        (["ray.num_workers=[1, 2, 3]"], "ray.num_workers: expected int or tuple[int, int], got [1, 2, 3]"),
+        (
+            ["ray.num_workers=[1, 2]", "ray.placement=strict_spread"],
+            "ray.placement: strict_spread needs one ray.num_workers; allowed with two: pack, spread",
+        ),
+        (["ray.placement=strict_pack"], "ray.placement: expected one of 'pack', 'spread', 'strict_spread'"),
+        (
+            ["ray.placement=strict_spread"],
+            "(ray.placement); there are 0 GPUs on 1 node, room for 1",
+        ),
+    ],
+)
+def test_numbers_of_workers_that_cannot_be_are_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    overrides: list[str],
+    line: str,
+) -> None:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "tiny.yaml").write_text(config.dump(tiny.settings(tmp_path)))
+    assert main(["train", str(tmp_path / "tiny.yaml"), "driver=ray", *overrides]) == 2
+    said = capsys.readouterr().err
+    assert line in said and said.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+FIVE = ray_autoscaler.Autoscaler({"workers": ({"CPU": 4.0}, 5.0)}, refuses=False)
+ADDED = NODE | {"Labels": {"ray.io/node-group": "workers"}}
+
+
+@pytest.mark.parametrize(
+    ("options", "nodes", "could"),
+    [
+        ({"num_workers": 99}, [], 20.0),
+        ({"num_workers": 99}, [NODE], 24.0),  # a node of its own beside the group
+        ({"num_workers": 99}, [ADDED, ADDED, NODE], 24.0),  # two of the group's five are there
+        ({"num_workers": 99, "gpus_per_worker": 1.0}, [ADDED], 0.0),
+        ({"num_workers": 99, "placement": "strict_spread"}, [NODE], 6.0),
+    ],
+)
+def test_room_that_an_autoscaler_can_make(
+    tmp_path: Path, options: dict[str, Any], nodes: list[dict[str, Any]], could: float
+) -> None:
+    chosen = tiny.settings(tmp_path, ray=options).ray
+    assert ray_autoscaler.room_it_can_make(chosen, FIVE, nodes) == could
+    endless = ray_autoscaler.Autoscaler({"workers": ({"CPU": 4.0}, math.inf)}, refuses=False)
+    assert ray_autoscaler.room_it_can_make(chosen, endless, nodes) >= (99.0 if could > 0 else 0.0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sslmed_dist import config
-from sslmed_dist.drivers import ray_train, rehearsal
+from sslmed_dist.drivers import ray_cluster, rehearsal
 from sslmed_dist.training import check
 from sslmed_dist.training.rehearsal import Need
 from tests import tiny
@@ -49,7 +49,7 @@ def test_a_run_with_ray_is_the_sum_of_its_processes_and_of_its_stages(
     need = Need(**seconds, steps=11, saves=2, watches=0, memory=1000 << 20, tried=4)  # type: ignore[arg-type]
     needs = [need, dataclasses.replace(need, memory=1100 << 20)]
     monkeypatch.setattr(rehearsal, "group", lambda *_: needs)
-    monkeypatch.setattr(ray_train, "load", lambda: None)
+    monkeypatch.setattr(ray_cluster, "load", lambda: None)
     monkeypatch.setattr(rehearsal, "peak_resident", lambda: 1200 << 20)
     monkeypatch.setattr(rehearsal, "RAY_MEMORY", 700)
     monkeypatch.setattr(rehearsal, "RAY_TIME", 5.0)

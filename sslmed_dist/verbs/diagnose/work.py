@@ -91,7 +91,7 @@ def finish_parts(settings: Config, parts: Sequence[Part], resume: str) -> list[E
     ``ray.num_workers`` at a time. The bits are the same for the same number of threads.
 
     Where one fails, what is done is kept: alone, the first one ends the command; as tasks, the others go on first."""
-    if settings.driver != "ray" or settings.ray.num_workers == 0:
+    if settings.driver != "ray" or settings.ray.most == 0:
         with Stop.anew(settings.folder) as stop:
             return [located(part, section(settings), resume, stop) for part in parts]
     refuse_package(settings)
