@@ -231,7 +231,10 @@ class Checkpoints:
         return list(numbered(self.folder, "step"))
 
     def save(self, step: int, **content: Any) -> Path:
-        """Write the checkpoint of ``step``, name it in ``latest.json``, and delete older ones (``prune``)."""
+        """Write the checkpoint of ``step``, name it in ``latest.json``, and delete older ones (``prune``).
+        ``ValueError`` where it cannot be written, or the run's folder has gone."""
+        if not self.folder.parent.is_dir():  # written anew below a mount point it would be hidden when that comes back
+            raise ValueError(f"{self.folder.parent}: the run folder has gone; is its storage there?")
         path = save(self.path(step), kind="training", step=step, **content)
         latest = {"file": path.name, "step": step}
         write_atomically(self.folder / "latest.json", (json.dumps(latest) + "\n").encode())

@@ -19,6 +19,7 @@ from torch import Tensor
 from sslmed_dist import links, randomness
 
 LINKS: WeakKeyDictionary[dist.ProcessGroup, links.Links | None] = WeakKeyDictionary()  # of every group that has sent
+MESSAGES = [0]  # how many messages of the whole group this process has begun, see ``calls``
 SMALL = 1 << 14  # values in a tensor; above, an all-reduce moves fewer bytes than sends from everybody to everybody
 
 
@@ -35,6 +36,17 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes; 1 outside a group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def calls() -> int:
+    """How many messages of the whole group this process has begun. All ranks begin the same ones in the same order, so
+    where all wait, the rank with the fewest is the one that the others wait for."""
+    return MESSAGES[0]
+
+
+def count_call() -> None:
+    """Note that a message of the whole group begins."""
+    MESSAGES[0] += 1
 
 
 def linked() -> links.Links | None:
@@ -56,6 +68,7 @@ def exchange(parts: Sequence[Tensor]) -> list[Tensor]:
     collectives take seven to fourteen times as long for small messages, and its all-reduce moves W times the bytes that
     a gather's backward needs.
     """
+    count_call()
     world, own_rank = dist.get_world_size(), dist.get_rank()
     sent = [part.contiguous() for part in parts]
     direct = linked()
@@ -76,6 +89,7 @@ def gathered(x: Tensor) -> Tensor:
     world = dist.get_world_size()
     if not x.is_cuda:
         return torch.cat(exchange([x] * world))
+    count_call()
     out = x.new_empty(world * x.shape[0], *x.shape[1:])
     dist.all_gather_into_tensor(out, x.contiguous())
     return out
@@ -87,6 +101,7 @@ def scattered_sum(x: Tensor) -> Tensor:
     world = dist.get_world_size()
     if not x.is_cuda:
         return torch.stack(exchange(x.chunk(world))).sum(0)  # chunk s of every rank meets at rank s
+    count_call()
     out = x.new_empty(x.shape[0] // world, *x.shape[1:])
     dist.reduce_scatter_tensor(out, x.contiguous())
     return out
@@ -99,6 +114,7 @@ class ReduceSum(torch.autograd.Function):
     def forward(ctx: "torch.autograd.function.FunctionCtx", x: Tensor) -> Tensor:
         if not x.is_cuda and x.numel() <= SMALL:
             return torch.stack(exchange([x] * dist.get_world_size())).sum(0)
+        count_call()
         total = x.contiguous().clone()
         dist.all_reduce(total)
         return total
@@ -157,6 +173,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter], extras: Sequence
     grads = [p.grad for p in parameters if p.grad is not None]
     if not active() or not (grads or extras):
         return [extra.detach() for extra in extras]
+    count_call()
     # The gradients one after another as one vector, then the extras in the gradients' type and device.
     reference = grads[0] if grads else extras[0].detach()
     tail = [extra.detach().to(reference).reshape(1) for extra in extras]
@@ -186,6 +203,7 @@ def broadcast_module(module: torch.nn.Module) -> None:
 def barrier() -> None:
     """Wait for all ranks."""
     if active():
+        count_call()
         dist.barrier()
 
 

@@ -13,15 +13,15 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from sslmed_dist import config, distributed, run_folder
-from sslmed_dist.atomic_files import appending
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.drivers.ray_cluster import cluster, cluster_address, require_ray, require_room, set_environment
 from sslmed_dist.drivers.ray_room import bundle, refuse_too_little
+from sslmed_dist.drivers.ray_watch import Speaker, Watch
 from sslmed_dist.endings import Stopped
 from sslmed_dist.printable import say, speaks
 from sslmed_dist.training import job, same_data
@@ -29,27 +29,32 @@ from sslmed_dist.training.allocation import ONE_ARENA
 from sslmed_dist.training.build import resolve_auto
 from sslmed_dist.training.check import check_training, require_even
 from sslmed_dist.training.precision import NonFinite
+from sslmed_dist.training.pulse import Pulse
 from sslmed_dist.training.stopping import Stop
 
-# In the run folder, from the workers: {"state": "working", "workers": N}, or how they ended, see ``worker``.
+# In the run folder, from the workers: {"state": "working"}, or how they ended, see ``worker``.
 NEWS = "ray.json"
 PACKAGE = "_ray_pkg_"  # begins the name of the temporary folder to which Ray copies a job's working directory
 
 
-def worker(tree: dict[str, Any]) -> None:
-    """What every Ray worker runs. ``tree`` is the configuration with absolute paths. It resumes from the newest
+def worker(given: dict[str, Any]) -> None:
+    """What every Ray worker runs. It is given the configuration with absolute paths, ``tree``, and the name of the
+    ``ledger`` that it tells how it goes, None where nobody watches. It resumes from the newest
     checkpoint of the run folder, where there is one."""
     import ray.train
 
-    settings = config.from_tree(tree, "ray worker")
+    settings, pulse = config.from_tree(given["tree"], "ray worker"), Pulse()
+    if given["ledger"] is not None:
+        Speaker(given["ledger"], pulse).start()
+        await_folder(settings)
 
     def tell(state: str, **details: Any) -> None:
         if distributed.rank() == 0:
             run_folder.write_json(settings.folder / NEWS, {"state": state, **details})
 
-    tell("working", workers=distributed.world_size())
+    tell("working")
     try:
-        ended_job = job.train(settings)
+        ended_job = job.train(settings, pulse=pulse)
     except NonFinite as error:
         # Every rank meets it at the same step and a restart would meet it again, so it must not look like a failure
         # that Ray answers with one.
@@ -59,6 +64,19 @@ def worker(tree: dict[str, Any]) -> None:
         tell("stopped", step=ended_job.state.step)
     # A barrier that also tells Ray's dashboard how far we came; checkpoints are ours.
     ray.train.report({"step": ended_job.state.step, "stopped": float(ended_job.state.stopped)})
+
+
+def await_folder(settings: config.Config) -> None:
+    """Wait ``ray.wait_s`` seconds at most for the run folder, which the driver has made: the storage of this node may
+    be away for a while. One made anew below its mount point would be another run. ``RuntimeError`` afterwards."""
+    end, told, patience = time.monotonic() + settings.ray.wait_s, False, settings.ray.wait_s
+    while not (settings.folder / ".lock").exists():
+        if time.monotonic() > end:
+            raise RuntimeError(f"{settings.folder}: is not there; run.dir has to be on a disk that all nodes see")
+        if not told:
+            say(f"{settings.folder}: is not there; waiting up to {patience:g} s for its storage (ray.wait_s)")
+        told = True
+        time.sleep(0.5)
 
 
 def train(settings: config.Config, resume: str = "auto") -> int | None:
@@ -132,15 +150,15 @@ def absolute_paths(settings: config.Config) -> config.Config:
     return config.replace(settings, **changes)
 
 
-def trainer_of(settings: config.Config) -> Any:
-    """Ray's TorchTrainer that runs ``worker`` with ``settings``."""
+def trainer_of(settings: config.Config, name: str, ledger: str | None = None) -> Any:
+    """Ray's TorchTrainer that runs ``worker`` with ``settings``, under a ``name`` of its own."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     options = settings.ray
     return TorchTrainer(
         worker,
-        train_loop_config=config.to_tree(settings),
+        train_loop_config={"tree": config.to_tree(settings), "ledger": ledger},
         torch_config=TorchConfig(timeout_s=int(options.timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=(options.fewest, options.most) if options.elastic else options.most,
@@ -150,8 +168,7 @@ def trainer_of(settings: config.Config) -> Any:
             resources_per_worker=bundle(options),
         ),
         run_config=RunConfig(
-            # A new name each time: under a known one Ray would look for checkpoints of its own; the truth is ours.
-            name=f"{settings.run.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+            name=name,
             storage_path=str(settings.folder / "ray"),
             failure_config=FailureConfig(max_failures=options.max_failures),
             worker_runtime_env={"env_vars": ONE_ARENA},
@@ -160,37 +177,45 @@ def trainer_of(settings: config.Config) -> Any:
 
 
 def launch(settings: config.Config, stop: Stop) -> None:
-    """Run the trainer and wait for its end. A stop is passed on to the workers as the file ``stop`` in the run folder;
-    ``Stopped`` at once where no worker is there yet. ``RuntimeError`` when they failed too often."""
-    import ray
-
+    """Run the trainer and wait for its end, under watch. ``Stopped`` at once where a stop is asked for and no worker is
+    past its start; others are asked to save first. ``RuntimeError`` when workers failed too often, or when none was
+    heard of for ``ray.wait_s`` seconds."""
+    # A new name each time: under a known one Ray would look for checkpoints of its own; the truth is ours.
+    name = f"{settings.run.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     if settings.ray.most == 0:  # in this process: the job itself listens for signals
-        trainer_of(settings).fit()
+        trainer_of(settings, name).fit()
         return
     errors: list[BaseException] = []
 
     def fit() -> None:
         try:
-            trainer_of(settings).fit()
+            trainer_of(settings, name, name).fit()
         except BaseException as error:
             errors.append(error)
 
+    watch = Watch(name)
     # Not in the main thread: there Ray would take SIGINT for itself and abort the workers before they have saved.
     thread = threading.Thread(target=fit, name="ray-fit", daemon=True)
     thread.start()
-    workers = None
     while thread.is_alive():
         thread.join(0.2)
-        if settings.ray.elastic and workers != (workers := news(settings.folder).get("workers", workers)):
-            say(f"trains on {workers} of at most {settings.ray.most} workers (ray.num_workers)")
+        if watch.look() and settings.ray.elastic:
+            say(f"trains on {watch.workers} of at most {settings.ray.most} workers (ray.num_workers)")
         if thread.is_alive() and stop():
-            if not news(settings.folder):
+            if not watch.working:
                 raise Stopped("stopped before the workers had started; run the same command again")
-            # Again and again: a worker that has just started deletes the file as one of an earlier start.
-            appending(settings.folder / "stop").close()
+            watch.ask_stop()
+        watch.require_workers(settings.ray.wait_s)
     for error in errors:
-        if not isinstance(error, ray.train.TrainingFailedError):
-            raise error
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        last = lines[-1] if lines else str(error)
-        raise RuntimeError(f"ray: training failed after {settings.ray.max_failures} restarts: {last}") from error
+        raise_failure(error, settings.ray.max_failures)
+
+
+def raise_failure(error: BaseException, restarts: int) -> NoReturn:
+    """What Ray's trainer has raised: as it is, or, where the workers have failed, as a ``RuntimeError`` of one line."""
+    import ray.train
+
+    if not isinstance(error, ray.train.TrainingFailedError):
+        raise error
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else str(error)
+    raise RuntimeError(f"ray: training failed after {restarts} restarts: {last}") from error

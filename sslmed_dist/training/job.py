@@ -25,6 +25,7 @@ from sslmed_dist.training.feature_cache import FOLDER, FeatureSet, Given, featur
 from sslmed_dist.training.monitor import Monitor
 from sslmed_dist.training.pretrained import find, first_method
 from sslmed_dist.training.progress import Progress
+from sslmed_dist.training.pulse import ENDING, MEASURING, SAVING, Pulse
 from sslmed_dist.training.same_data import open_folder, recognise, write_down
 from sslmed_dist.training.state import TrainState, begin, require_momenta
 from sslmed_dist.training.stem_cache import StemSet
@@ -163,12 +164,14 @@ def train(
     title: str | None = None,
     within: Stop | None = None,
     told: bool = False,
+    pulse: Pulse | None = None,
 ) -> Job:
     """Train to the end, or until a stop is asked for, in this process or as one rank of a group.
 
     Rank 0 alone writes the run folder (``folder``, default ``settings.folder``). Every rank reads the checkpoint it
     resumes from. ``within`` is the stop of a run that this one is a part of, ``told`` says that the caller has
-    said what reading the data left aside. Returns the job; its ``state.stopped`` says whether it was stopped.
+    said what reading the data left aside. ``pulse`` shows another thread how it goes. Returns the job; its
+    ``state.stopped`` says whether it was stopped.
     """
     run_folder = folder or settings.folder
     job = assemble(resolve_auto(settings, run_folder), dataset)
@@ -177,7 +180,7 @@ def train(
         take_over(job, run, resume, told)
         bar = Progress(title or run.path.name, total(job), job.batches.global_batch, job.state.step)
         with Stop(run.path, within) as stop, bar:
-            run_fit(job, run, stop, bar)
+            run_fit(job, run, stop, bar, pulse or Pulse())
         if job.features is not None and not job.state.stopped and distributed.rank() == 0:
             job.features.close(run.path / FOLDER)
     finally:
@@ -243,9 +246,9 @@ def total(job: Job) -> int:
     return job.settings.plan.epochs * job.batches.steps
 
 
-def run_fit(job: Job, run: RunFolder, stop: Stop, bar: Progress) -> None:
+def run_fit(job: Job, run: RunFolder, stop: Stop, bar: Progress, pulse: Pulse) -> None:
     """``fit`` with the callbacks of a run folder; only rank 0 writes."""
-    writes = distributed.rank() == 0
+    writes, pulse.state = distributed.rank() == 0, job.state
 
     def on_step(state: TrainState, values: dict[str, float]) -> None:
         if writes:
@@ -283,13 +286,14 @@ def run_fit(job: Job, run: RunFolder, stop: Stop, bar: Progress) -> None:
         job.settings.plan,
         views=job.views,
         state=job.state,
-        average=distributed.average_gradients,
+        average=pulse.average,
         on_step=on_step,
-        on_checkpoint=on_checkpoint,
-        on_epoch=on_epoch,
-        validate=validate,
-        stop=stop,
+        on_checkpoint=pulse.during(SAVING, on_checkpoint),
+        on_epoch=pulse.during(MEASURING, on_epoch),
+        validate=pulse.during(MEASURING, validate),
+        stop=pulse.stops(stop),
     )
+    pulse.phase = ENDING
     # The last step need not be one that ``plan.checkpoint_every`` saves.
     if writes and run.checkpoints.latest() != run.checkpoints.path(job.state.step):
         run.checkpoints.save(job.state.step, **job.content())

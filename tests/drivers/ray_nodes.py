@@ -1,0 +1,94 @@
+"""Two Ray nodes on one machine, each with an address of its own on the loopback interface."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from sslmed_dist.drivers.processes import end_process, free_port
+from tests.drivers import family
+
+ROOT = Path(__file__).parents[2]
+START_S = 180.0
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment with quiet Ray settings and the package importable."""
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "OMP_NUM_THREADS": "1"}
+    return os.environ | quiet | {"PYTHONPATH": str(ROOT)} | more
+
+
+class Nodes:
+    """A head on 127.0.0.3 and, once ``join`` was called, a second node on 127.0.0.2, of ``cpus`` CPUs each."""
+
+    def __init__(self, folder: Path, cpus: int = 2) -> None:
+        self.folder, self.cpus = folder, cpus
+        self.port = free_port()
+        self.dashboard, self.client = free_port([self.port]), free_port([self.port])
+        # Ray's socket paths must stay under 108 characters, so its folder is a short one.
+        self.temporary = Path("/tmp") / f"sslmed-nodes-{os.getpid()}"
+        head = ["--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--temp-dir={self.temporary}"]
+        self.head = self.start("127.0.0.3", *head, f"--ray-client-server-port={self.client}")
+        self.second: subprocess.Popen[bytes] | None = None
+        self.api = f"http://127.0.0.1:{self.dashboard}"
+        self.env = {"RAY_ADDRESS": f"127.0.0.3:{self.port}", "RAY_API_SERVER_ADDRESS": self.api}
+
+    def start(self, address: str, *options: str) -> "subprocess.Popen[bytes]":
+        """``ray start`` of one node."""
+        sizes = [f"--num-cpus={self.cpus}", "--object-store-memory=200000000", "--disable-usage-stats", "--block"]
+        command = [RAY, "start", f"--node-ip-address={address}", *options, *sizes]
+        with (self.folder / f"{address}.log").open("a") as log:
+            return subprocess.Popen(command, env=environment(), stdout=log, stderr=log, start_new_session=True)
+
+    def wait(self) -> None:
+        """Until the jobs API answers."""
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            assert self.head.poll() is None, (self.folder / "127.0.0.3.log").read_text()[-2000:]
+            try:
+                urllib.request.urlopen(f"{self.api}/api/version", timeout=2)
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.5)
+        raise AssertionError(f"no Ray dashboard after {START_S} s")
+
+    def join(self) -> None:
+        """Start the second node."""
+        self.second = self.start("127.0.0.2", f"--address=127.0.0.3:{self.port}")
+
+    def lose(self) -> None:
+        """SIGKILL to the second node and all that runs on it."""
+        assert self.second is not None
+        started = family.descendants(self.second.pid)
+        self.second.kill()
+        family.end(started)
+        self.second.wait()
+
+    def workers(self) -> list[tuple[int, int]]:
+        """(id, start time) of the training workers on both nodes."""
+        both = [self.head] + ([self.second] if self.second is not None else [])
+        started = {pid: since for node in both for pid, since in family.descendants(node.pid).items()}
+        return [item for item in started.items() if family.command_line(item[0]).startswith("ray::RayTrainWorker")]
+
+    def signal_worker(self, number: signal.Signals) -> None:
+        """Send a signal to the last of the training workers."""
+        end_process(*self.workers()[-1], number)
+
+    def close(self) -> None:
+        """End both nodes."""
+        for node in (self.second, self.head):
+            if node is not None and node.poll() is None:
+                started = family.descendants(node.pid)
+                node.terminate()
+                try:
+                    node.wait(20)
+                except subprocess.TimeoutExpired:
+                    node.kill()
+                family.end(started)
+        shutil.rmtree(self.temporary, ignore_errors=True)

@@ -1,0 +1,263 @@
+"""Failure drills on two Ray nodes: whatever is lost, the run ends with the bits of one that nothing disturbed."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from sslmed_dist import checkpoint, config, plain_yaml
+from sslmed_dist.json_files import Lines
+from sslmed_dist.training import job
+from tests import tiny
+from tests.drivers.ray_nodes import RAY, Nodes, environment
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+STEPS = 180
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """Two nodes of two CPUs."""
+    pytest.importorskip("ray")
+    nodes = Nodes(tmp_path_factory.mktemp("nodes"))
+    try:
+        nodes.wait()
+        nodes.join()
+        yield nodes
+    finally:
+        nodes.close()
+
+
+def write(folder: Path, **ray: object) -> Path:
+    """A float64 run of two workers, one on each node, that saves every second step."""
+    below = {"num_workers": 2, "placement": "strict_spread", "max_failures": 3, "wait_nodes_s": 120.0, **ray}
+    plan = {"epochs": STEPS // 3, "precision": "float64", "checkpoint_every": 2, "keep_last": 1000}
+    path = folder / "tiny.yaml"
+    optim = {"schedule": {"name": "constant"}}  # so that a longer run begins as a shorter one
+    path.write_text(plain_yaml.write(tiny.tree(folder, plan=plan, ray=below, optim=optim) | {"driver": "ray"}))
+    return path
+
+
+def start(path: Path, nodes: Nodes, *overrides: str) -> "subprocess.Popen[str]":
+    """``sslmed train`` on the cluster, in a process of its own; what it says goes to a file beside the recipe."""
+    command = [sys.executable, "-m", "sslmed_dist.cli", "train", str(path), *overrides]
+    with (path.parent / "said.txt").open("a") as said:
+        return subprocess.Popen(command, env=environment(**nodes.env), text=True, stdout=said, stderr=said)
+
+
+def finish(process: "subprocess.Popen[str]", path: Path, seconds: float = 400.0) -> str:
+    """Wait until it has ended well; what it said."""
+    code = process.wait(seconds)
+    said = (path.parent / "said.txt").read_text()
+    assert code == 0, said[-4000:]
+    return said
+
+
+def steps_of(folder: Path) -> list[int]:
+    """Steps with a checkpoint."""
+    return checkpoint.Checkpoints(folder / "checkpoints").steps()
+
+
+def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[str]", seconds: float = 240.0) -> None:
+    """Until the run has saved ``step`` or a later one."""
+    deadline = time.monotonic() + seconds
+    while max(steps_of(folder), default=0) < step:
+        assert time.monotonic() < deadline, f"no step {step} after {seconds} s"
+        assert process.poll() is None, "it has ended"
+        time.sleep(0.02)
+
+
+def final(folder: Path) -> dict[str, torch.Tensor]:
+    """The method's state at the last step."""
+    saved = checkpoint.load(checkpoint.Checkpoints(folder / "checkpoints").path(STEPS))
+    method: dict[str, torch.Tensor] = saved["method"]
+    return method
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The same recipe by two workers of torchrun, which have the same bits."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    path = write(folder)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "-m", "sslmed_dist.cli", "train", str(path), "driver=local"]
+    done = subprocess.run(command, env=environment(), text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return final(folder / "runs" / "tiny")
+
+
+def require_bits(folder: Path, undisturbed: dict[str, torch.Tensor]) -> None:
+    """The run's parameters and its metrics are those of the undisturbed run, bit for bit and step for step."""
+    ended = final(folder)
+    assert ended.keys() == undisturbed.keys()
+    assert [key for key in ended if not torch.equal(ended[key], undisturbed[key])] == []
+    lines = Lines(folder / "metrics.jsonl", {"name": str})
+    assert [row["step"] for _, row in lines if row["name"] == "loss"] == list(range(1, STEPS + 1))
+
+
+Drill = Callable[[Nodes, Path], None]
+
+
+def worker_is_killed(nodes: Nodes, folder: Path) -> None:
+    nodes.signal_worker(signal.SIGKILL)
+
+
+def worker_raises(nodes: Nodes, folder: Path) -> None:
+    """Rank 0 cannot write its next checkpoint: a file stands in the way for a second."""
+    checkpoints, away = folder / "checkpoints", folder / "away"
+    checkpoints.rename(away)
+    checkpoints.write_text("")
+    time.sleep(1.0)
+    checkpoints.unlink()
+    away.rename(checkpoints)
+
+
+def worker_hangs(nodes: Nodes, folder: Path) -> None:
+    nodes.signal_worker(signal.SIGSTOP)
+    said, begun = folder.parents[1] / "said.txt", time.monotonic()
+    while "hangs after step" not in said.read_text():
+        assert time.monotonic() - begun < 60, said.read_text()[-3000:]
+        time.sleep(0.2)
+
+
+def node_is_lost_and_returns(nodes: Nodes, folder: Path) -> None:
+    nodes.lose()
+    time.sleep(3.0)
+    nodes.join()
+
+
+@pytest.mark.parametrize("disturb", [worker_is_killed, worker_raises, worker_hangs, node_is_lost_and_returns])
+def test_ray_starts_again_and_the_bits_are_the_same(
+    tmp_path: Path, nodes: Nodes, undisturbed: dict[str, torch.Tensor], disturb: Drill
+) -> None:
+    path, folder = write(tmp_path), tmp_path / "runs" / "tiny"
+    process = start(path, nodes)
+    wait_for_step(folder, 6, process)
+    disturb(nodes, folder)
+    finish(process, path)
+    require_bits(folder, undisturbed)
+
+
+def submit(nodes: Nodes, name: str, folder: Path, *arguments: str, wait: bool) -> subprocess.CompletedProcess[str]:
+    """``ray job submit`` of ``sslmed train`` with the working directory ``folder``."""
+    command = [RAY, "job", "submit", f"--submission-id={name}", *([] if wait else ["--no-wait"])]
+    command += ["--working-dir", str(folder), "--", sys.executable, "-m", "sslmed_dist.cli", "train", *arguments]
+    deadline = time.monotonic() + 120
+    while True:
+        done = subprocess.run(
+            command, env=environment(**nodes.env), text=True, capture_output=True, timeout=400, cwd=folder
+        )
+        # The head's job agent comes up some seconds after its dashboard.
+        if "No available agent" not in done.stdout + done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(2)
+
+
+def test_a_stopped_job_goes_on_from_another_folder_with_an_edited_package(
+    tmp_path: Path, nodes: Nodes, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    """``ray job stop`` ends the driver; the same command from another working directory, whose package was edited, goes
+    on: the run folder is an absolute path."""
+    path, folder = write(tmp_path), tmp_path / "runs" / "tiny"
+    for name in ("first", "second"):
+        shutil.copytree(
+            Path(__file__).parents[2] / "sslmed_dist",
+            tmp_path / name / "sslmed_dist",
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+        shutil.copy(path, tmp_path / name / "tiny.yaml")
+    edited = tmp_path / "second" / "sslmed_dist" / "__init__.py"
+    edited.write_text(edited.read_text() + "\nprint('the edited package', file=__import__('sys').stderr)\n")
+    done = submit(nodes, "first", tmp_path / "first", "tiny.yaml", wait=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    deadline = time.monotonic() + 240
+    while max(steps_of(folder), default=0) < 6:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    subprocess.run([RAY, "job", "stop", "first"], env=environment(**nodes.env), check=True, capture_output=True)
+    assert steps_of(folder)[-1] < STEPS
+    done = submit(nodes, "second", tmp_path / "second", "tiny.yaml", wait=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "the edited package" in done.stdout + done.stderr
+    require_bits(folder, undisturbed)
+
+
+def test_a_killed_driver_and_a_torn_checkpoint(
+    tmp_path: Path, nodes: Nodes, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    """A torn newest checkpoint is refused by name; without it the run goes on from the one before."""
+    path, folder = write(tmp_path), tmp_path / "runs" / "tiny"
+    process = start(path, nodes)
+    wait_for_step(folder, 6, process)
+    process.kill()
+    process.wait()
+    time.sleep(3.0)  # Ray ends the workers
+    torn = checkpoint.Checkpoints(folder / "checkpoints").path(steps_of(folder)[-1])
+    torn.write_bytes(torn.read_bytes()[:-100])
+    process = start(path, nodes)
+    assert process.wait(240) == 2
+    assert f"{torn}: torn or damaged checkpoint" in (tmp_path / "said.txt").read_text()
+    torn.unlink()
+    finish(start(path, nodes), path)
+    require_bits(folder, undisturbed)
+
+
+def mount(*arguments: str) -> bool:
+    """Whether a mount succeeded."""
+    return subprocess.run(["mount", *arguments], capture_output=True).returncode == 0
+
+
+def test_storage_that_is_away_for_a_while(tmp_path: Path, nodes: Nodes, undisturbed: dict[str, torch.Tensor]) -> None:
+    """Unmounted lazily for 20 s: nothing is written below the mount point, and the run goes on when it is back."""
+    real, shared = tmp_path / "real", tmp_path / "shared"
+    (real / "store").mkdir(parents=True)
+    shared.mkdir()
+    if not mount("--bind", str(real), str(shared)):
+        pytest.skip("this user may not mount")
+    try:
+        path, folder = write(tmp_path), shared / "store" / "tiny"
+        process = start(path, nodes, f"run.dir={shared / 'store'}")
+        wait_for_step(folder, 6, process)
+        subprocess.run(["umount", "--lazy", str(shared)], check=True)
+        time.sleep(20.0)
+        assert list(shared.iterdir()) == []
+        assert mount("--bind", str(real), str(shared))
+        finish(process, path)
+        require_bits(folder, undisturbed)
+    finally:
+        subprocess.run(["umount", "--lazy", str(shared)], capture_output=True)
+
+
+def test_elastic_workers_follow_the_nodes(tmp_path: Path, nodes: Nodes) -> None:
+    """Two workers, one after a node is lost, two after it is back: the same samples in the same order, and the losses
+    of one process within 1e-9 in float64."""
+    path = write(tmp_path, num_workers=[1, 2], placement="spread", cpus_per_worker=2, resize_s=5.0)
+    folder = tmp_path / "runs" / "tiny"
+    process = start(path, nodes, "plan.epochs=600")
+    wait_for_step(folder, 6, process)
+    nodes.lose()
+    wait_for_step(folder, max(steps_of(folder)) + 60, process)
+    nodes.join()
+    said = tmp_path / "said.txt"
+    deadline = time.monotonic() + 240
+    while said.read_text().count("trains on 2 of at most 2 workers") < 2 and process.poll() is None:
+        assert time.monotonic() < deadline, said.read_text()[-3000:]
+        time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    text = finish(process, path)
+    assert "trains on 1 of at most 2 workers" in text and text.count("trains on 2 of at most 2 workers") >= 2
+    last = steps_of(folder)[-1]
+    alone = config.load(path, ["driver=local", "run.name=alone", f"plan.epochs={-(-last // 3)}"])
+    job.train(alone)
+    losses = [
+        [row["value"] for _, row in Lines(run / "metrics.jsonl", {"name": str}) if row["name"] == "loss"][:last]
+        for run in (folder, tmp_path / "runs" / "alone")
+    ]
+    assert len(losses[0]) == last
+    assert torch.allclose(torch.tensor(losses[0]).double(), torch.tensor(losses[1]).double(), rtol=1e-9, atol=0)

@@ -1,0 +1,121 @@
+"""Which worker of a run has hung, told from what they say of themselves."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from sslmed_dist.drivers.heartbeats import Beat, Ledger, hung, line_of
+from sslmed_dist.training.pulse import MEASURING, SAVING, STARTING, TRAINING, Pulse
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def beat(rank: int, **changes: Any) -> Beat:
+    """A beat of one of two workers in the middle of training."""
+    whole = Beat("a:1", rank, 2, 100 + rank, "10.0.0.7", step=12, calls=40, phase=TRAINING, median_s=0.1)
+    return dataclasses.replace(whole, **changes)
+
+
+def after(seconds: float, *beats: Beat, silent: int | None = None, every: float = 1.0) -> Ledger:
+    """The ledger when these beats have been said every second for so long; rank ``silent`` said its only once."""
+    clock = Clock()
+    ledger = Ledger(clock)
+    for second in range(int(seconds / every) + 1):
+        clock.now = second * every
+        for said in beats:
+            if second == 0 or said.rank != silent:
+                ledger.beat(said)
+    return ledger
+
+
+BEHIND = (beat(0, calls=41), beat(1))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "beats", "silent", "rank"),
+    [
+        (29, BEHIND, None, None),
+        (31, BEHIND, None, 1),
+        (31, (beat(0), beat(1, calls=41)), None, 0),
+        (31, BEHIND, 1, 1),  # its process is stopped as a whole and says nothing any more
+        (31, (beat(0), beat(1)), 0, 0),  # both wait, and one is silent
+        (59, tuple(dataclasses.replace(b, median_s=6.0) for b in BEHIND), None, None),
+        (61, tuple(dataclasses.replace(b, median_s=6.0) for b in BEHIND), None, 1),
+        (99, (beat(0, calls=41), beat(1, phase=STARTING)), None, None),
+        (99, (beat(0, phase=SAVING), beat(1, calls=41)), None, None),
+        (99, (beat(0, phase=MEASURING), beat(1, calls=41)), None, None),
+        (31, (beat(0, phase=SAVING, calls=41), beat(1)), None, 1),
+        (99, (beat(0),), None, None),  # the other one is not there yet
+        (31, (beat(0, world=1),), None, 0),
+    ],
+)
+def test_the_worker_that_others_wait_for_is_named(
+    seconds: float, beats: tuple[Beat, ...], silent: int | None, rank: int | None
+) -> None:
+    found = hung(after(seconds, *beats, silent=silent).look())
+    assert (None if found is None else found.beat.rank) == rank
+
+
+def test_nothing_is_said_of_workers_that_are_gone_and_the_next_ones_begin_anew() -> None:
+    ledger = after(10, *BEHIND)
+    assert isinstance(ledger.clock, Clock)
+    ledger.clock.now = 300.0
+    assert hung(ledger.look()) is None
+    ledger.beat(beat(0, attempt="a:2", phase=STARTING, step=0, calls=0))
+    ledger.beat(beat(1))  # a late word of the attempt before
+    assert [seen.beat.attempt for seen in ledger.look()] == ["a:2"]
+
+
+def test_one_that_moves_resets_the_count() -> None:
+    ledger = after(25, *BEHIND)
+    assert isinstance(ledger.clock, Clock)
+    ledger.clock.now = 26.0
+    ledger.beat(beat(1, calls=41))
+    for _ in range(29):
+        ledger.clock.now += 1
+        ledger.beat(beat(0, calls=41))
+        ledger.beat(beat(1, calls=41))
+    assert hung(ledger.look()) is None
+    ledger.clock.now += 3
+    ledger.beat(beat(0, calls=41))
+    found = hung(ledger.look())
+    assert found is not None and found.beat.rank == 1
+
+
+def test_the_line_names_rank_step_and_process() -> None:
+    found = hung(after(33, *BEHIND).look())
+    assert found is not None
+    said = "rank 1 hangs after step 12: it has not moved for 33 s (process 101 on 10.0.0.7); its worker is ended"
+    assert line_of(found).startswith(said)
+
+
+def test_a_stop_is_the_answer_to_the_next_beat() -> None:
+    ledger = Ledger()
+    assert not ledger.beat(beat(0))
+    ledger.ask_stop()
+    assert ledger.beat(beat(1))
+
+
+def test_a_pulse_is_in_its_start_until_the_second_step() -> None:
+    pulse = Pulse()
+    told = []
+    for _ in range(3):
+        pulse.average([])
+        told.append(pulse.look()["phase"])
+    with pulse.at(SAVING):
+        told.append(pulse.look()["phase"])
+    pulse.average([])  # what came between was no step: its duration is not counted
+    assert told == [STARTING, TRAINING, TRAINING, SAVING] and pulse.look()["phase"] == TRAINING
+    assert len(pulse.durations) == 2 and pulse.look()["median_s"] == pytest.approx(sum(pulse.durations) / 2)
+    assert not pulse.stops(lambda: False)()
+    pulse.asked = True
+    assert pulse.stops(lambda: False)()
