@@ -1,6 +1,8 @@
 """Two Ray nodes on one machine, each with an address of its own on the loopback interface."""
 
+import contextlib
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -10,7 +12,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from sslmed_dist.drivers.processes import end_process, free_port
+from sslmed_dist.drivers.processes import check_port, end_process
 from tests.drivers import family
 
 ROOT = Path(__file__).parents[2]
@@ -24,13 +26,22 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | quiet | {"PYTHONPATH": str(ROOT)} | more
 
 
+def low_ports(count: int) -> list[int]:
+    """Free ports below those that the system gives to whoever connects: Ray takes them only after some seconds."""
+    free: list[int] = []
+    while len(free) < count:
+        with contextlib.suppress(ValueError):
+            port = random.SystemRandom().randrange(20000, 32000)
+            free += [check_port(port, "port")] if port not in free else []
+    return free
+
+
 class Nodes:
     """A head on 127.0.0.3 and, once ``join`` was called, a second node on 127.0.0.2, of ``cpus`` CPUs each."""
 
     def __init__(self, folder: Path, cpus: int = 2) -> None:
         self.folder, self.cpus = folder, cpus
-        self.port = free_port()
-        self.dashboard, self.client = free_port([self.port]), free_port([self.port])
+        self.port, self.dashboard, self.client = low_ports(3)
         # Ray's socket paths must stay under 108 characters, so its folder is a short one.
         self.temporary = Path("/tmp") / f"sslmed-nodes-{os.getpid()}"
         head = ["--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--temp-dir={self.temporary}"]
@@ -79,6 +90,13 @@ class Nodes:
     def signal_worker(self, number: signal.Signals) -> None:
         """Send a signal to the last of the training workers."""
         end_process(*self.workers()[-1], number)
+
+    def kill_worker(self) -> bool:
+        """SIGKILL to one of the training workers; whether there was one."""
+        found = self.workers()
+        for item in found[-1:]:
+            end_process(*item, signal.SIGKILL)
+        return bool(found)
 
     def close(self) -> None:
         """End both nodes."""

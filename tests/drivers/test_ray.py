@@ -189,7 +189,7 @@ def full_cluster(cluster: dict[str, str]) -> Iterator[dict[str, str]]:
     process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_acts_at_once_while_no_worker_is_there(
     tmp_path: Path, full_cluster: dict[str, str], number: signal.Signals
 ) -> None:
@@ -204,7 +204,7 @@ def test_a_stop_acts_at_once_while_no_worker_is_there(
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 0, said
     assert "stopped before the workers had started; run the same command again" in said
-    assert time.monotonic() - started < 20 and steps_of(folder) == []
+    assert time.monotonic() - started < 10 and steps_of(folder) == []
 
 
 def test_ctrl_c_saves_and_the_cluster_goes_on(tmp_path: Path, cluster: dict[str, str]) -> None:

@@ -1,0 +1,114 @@
+"""A stop at every stage of a run of Ray's workers: how soon the command ends, with which code, and what is saved."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sslmed_dist import checkpoint, plain_yaml
+from sslmed_dist.endings import Stopped
+from sslmed_dist.training.stopping import Stop
+from tests import tiny
+from tests.drivers.ray_nodes import environment
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_stop_is_obeyed_at_once_where_nothing_is_to_be_saved(tmp_path: Path, number: signal.Signals) -> None:
+    begun = time.monotonic()
+    with Stop(tmp_path) as stop, pytest.raises(Stopped, match="nothing yet"), stop.at_once("nothing yet"):
+        os.kill(os.getpid(), number)
+        time.sleep(30)
+    assert stop.asked and time.monotonic() - begun < 5
+
+
+def test_one_that_came_before_or_was_swallowed_is_obeyed_too(tmp_path: Path) -> None:
+    with Stop(tmp_path) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped, match="before"), stop.at_once("before"):
+            raise AssertionError("the block was entered")
+    with Stop(tmp_path) as stop, pytest.raises(Stopped, match="swallowed"), stop.at_once("swallowed"):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        except Exception:
+            pass
+
+
+def test_a_second_signal_interrupts_and_handlers_are_put_back(tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(KeyboardInterrupt), Stop(tmp_path) as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop(tmp_path) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def start(folder: Path, **env: str) -> "subprocess.Popen[str]":
+    """A long run of two workers in a session of its own; what it says goes to ``said.txt``."""
+    plan = {"epochs": 4000, "checkpoint_every": 5}
+    tree = tiny.tree(folder, plan=plan, ray={"num_workers": 2}) | {"driver": "ray"}
+    (folder / "tiny.yaml").write_text(plain_yaml.write(tree))
+    command = [sys.executable, "-m", "sslmed_dist.cli", "train", str(folder / "tiny.yaml")]
+    with (folder / "said.txt").open("w") as said:
+        return subprocess.Popen(
+            command, env=environment(**env), text=True, stdout=said, stderr=said, start_new_session=True
+        )
+
+
+def until(there: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 240.0) -> None:
+    """Wait until it is so."""
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_stop_while_the_cluster_is_joined(tmp_path: Path, number: signal.Signals) -> None:
+    """Nobody answers there, and Ray itself hears no signal for half a minute."""
+    pytest.importorskip("ray")
+    process = start(tmp_path, RAY_ADDRESS="127.0.0.9:6399")
+    until(lambda: "Connecting to existing Ray cluster" in (tmp_path / "said.txt").read_text(), process)
+    begun = time.monotonic()
+    process.send_signal(number)
+    assert process.wait(60) == 0 and time.monotonic() - begun < 10
+    said = (tmp_path / "said.txt").read_text()
+    assert "stopped before the cluster was there; run the same command again" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "whole"), [(signal.SIGTERM, False), (signal.SIGHUP, True)])
+def test_a_stop_while_workers_train_saves(tmp_path: Path, number: signal.Signals, whole: bool) -> None:
+    """Also where a closed terminal tells the whole process group, Ray's own programs on this machine among it."""
+    pytest.importorskip("ray")
+    process = start(tmp_path)
+    saved = checkpoint.Checkpoints(tmp_path / "runs" / "tiny" / "checkpoints")
+    until(lambda: max(saved.steps(), default=0) >= 10, process)
+    begun = time.monotonic()
+    (os.killpg if whole else os.kill)(process.pid, number)
+    code, spent = process.wait(60), time.monotonic() - begun
+    said = (tmp_path / "said.txt").read_text()
+    assert code == 0 and spent < 10, said[-3000:]
+    assert f"stopped at step {saved.steps()[-1]}; run the same command again to go on" in said
