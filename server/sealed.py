@@ -18,7 +18,7 @@ from sslmed_dist import __version__
 from sslmed_dist.federation import payload
 from sslmed_dist.federation.figures import Told
 from sslmed_dist.federation.figures import read as read_figures
-from sslmed_dist.federation.messages import ARRAYS, METRICS, SITE, Account, Greeting
+from sslmed_dist.federation.messages import ARRAYS, METRICS, SITE, Account, Greeting, only
 from sslmed_dist.federation.replies import Asked
 from sslmed_dist.federation.shared import Arrays
 from sslmed_dist.json_files import read_object
@@ -130,15 +130,15 @@ class Sealed:
         if site in self.known or site in self.pinned:
             return self.believed(reply, site)
         try:
-            return payload.unpack(bytes(reply.content[PAYLOAD][PAYLOAD].data))
+            return payload.unpack(sealed_in(reply))
         except ValueError as error:
             raise SiteRefused(str(error)) from None
 
     def believed(self, reply: Message, name: str | None) -> payload.Message:
         """The message of a reply that is signed, new and of this run; what it says of the site is kept. ``name``: the
         site that it must come from, None for a greeting. ``SiteRefused``."""
-        data = bytes(reply.content[PAYLOAD][PAYLOAD].data)
         try:
+            data = sealed_in(reply)
             site = claimed(data) if name is None else name
             known: Mapping[str, Any] = self.known.get(site, {})
             pinned = self.pinned.get(site) or (known["key"] if known else None)
@@ -181,6 +181,14 @@ class Sealed:
         }
         self.known[site] = kept | ({"awaited": awaited} if awaited else {})
         write_json(self.path, self.known)
+
+
+def sealed_in(reply: Message) -> bytes:
+    """The bytes of the one record that an answer may have. ``Unreadable`` where others came with it: nobody has signed
+    those."""
+    only(reply.content, (PAYLOAD,), "its answer's records")
+    only(reply.content[PAYLOAD], (PAYLOAD,), "its answer's arrays")
+    return bytes(reply.content[PAYLOAD][PAYLOAD].data)
 
 
 def claimed(data: bytes) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from subprocess import Popen
 from typing import Any
 
@@ -50,7 +51,8 @@ def serve(server: Server) -> None:
     for path in (server.tls.root, server.tls.certificate):
         left = authority.days_left(path)
         if left < 0:
-            raise ValueError(f"{authority.ending(path)}; `sslmed server renew {server.place}` makes another")
+            renew = f"sslmed server renew {quote(str(server.place))}"
+            raise ValueError(f"{authority.ending(path)}; `{renew}` makes another")
         if left < authority.SOON_DAYS:
             say(f"warning: {authority.ending(path)}")
     registered.read(server.sites)  # a mistake in it should end this here
@@ -131,7 +133,7 @@ def run(server: Server, settings: Config, resume: str) -> Path:
         raise ValueError(f"{folder / registered.SITES}: a server has one list of sites, {server.sites}; move this away")
     known = access(server)
     if not is_up(server) or not superlink.answers(known.address, known.root):
-        raise ValueError(f"{server.place}: the server does not run; `sslmed server start {server.place}`")
+        raise ValueError(f"{server.place}: the server does not run; `sslmed server start {quote(str(server.place))}`")
 
     def on_server(workplace: Workplace) -> Popen[bytes]:
         workplace.servers.append(Elsewhere(server))

@@ -24,6 +24,7 @@ from sslmed_dist.federation.registered import LISTED
 START_S = 120.0  # a SuperLink on a busy machine
 TOKEN, SECRET, NODES = "control.token", "superexec.secret", "nodes.json"
 HERE = "127.0.0.1"
+NOT_TODAY = (9, 10)  # OpenSSL: the certificate is not valid yet, has expired
 AHEAD_S, BEHIND_S = 5.0, 305.0  # Flower refuses a node whose clock is further off
 
 
@@ -152,13 +153,19 @@ def clock(server: str, root: Path | None) -> float:
             raise Unreachable(f"{server}: what answers there is no server of a federation (status {answer.status})")
         return parsedate_to_datetime(date).timestamp() - int(time.time())
     except ssl.SSLCertVerificationError as error:
-        raise ValueError(
-            f"{server}: is not believed: {error.verify_message}; {root} names whom this side believes"
-        ) from None
+        believed = f"{root} names whom this side believes"
+        raise ValueError(f"{server}: is not believed: {error.verify_message}{today(error)}; {believed}") from None
     except (OSError, http.client.HTTPException) as error:
         raise Unreachable(f"{server}: cannot be reached: {' '.join(str(error).split())}") from None
     finally:
         connection.close()
+
+
+def today(error: ssl.SSLCertVerificationError) -> str:
+    """For a certificate that is not valid today: which day that is here, since the clock may be what is wrong."""
+    if error.verify_code not in NOT_TODAY:
+        return ""
+    return f" (this machine's clock says {time.strftime('%Y-%m-%d %H:%M')})"
 
 
 def clocks_agree(ahead: float) -> bool:

@@ -88,10 +88,13 @@ def entity(key: str) -> str:
 
 
 def trusted(keys: Sequence[str]) -> str:
-    """The file for ``flower-supernode --trusted-entities``. ``ValueError`` for what is no public key."""
+    """The file for ``flower-supernode --trusted-entities``. ``ValueError`` for what is no public key, and for one that
+    is named twice."""
     for key in keys:
         if not is_digest(key):
             raise ValueError(f"{key[:80]!r}: expected the public half of a signing key, 64 hexadecimal digits")
+    if len(set(keys)) < len(keys):
+        raise ValueError("a key is named twice; every key counts once")
     return plain_yaml.write({entity(key): openssh(key) for key in keys})
 
 

@@ -185,6 +185,21 @@ def expiry(path: Path) -> datetime.datetime:
         raise ValueError(f"{path}: no certificate (PEM) there") from None
 
 
+def require_authority(path: Path) -> None:
+    """``ValueError`` unless ``path`` is the certificate of an authority. By that of a server alone no server can prove
+    who it is, now or after its next certificate."""
+    from cryptography import x509
+
+    expiry(path)  # names what is wrong
+    try:
+        extensions = x509.load_pem_x509_certificate(path.read_bytes()).extensions
+        signs = extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (ValueError, x509.ExtensionNotFound):
+        signs = False
+    if not signs:
+        raise ValueError(f"{path}: is no authority's certificate (basicConstraints); wanted: the server's tls/ca.crt")
+
+
 def days_left(path: Path) -> float:
     """Days until a certificate ends; negative afterwards."""
     return (expiry(path) - datetime.datetime.now(datetime.UTC)).total_seconds() / 86400
@@ -196,8 +211,8 @@ def ending(path: Path) -> str:
 
 
 def context(root: Path) -> ssl.SSLContext:
-    """What believes this authority and no other. ``ValueError`` where ``root`` is no certificate."""
-    expiry(root)  # names what is wrong
+    """What believes this authority and no other. ``ValueError`` where ``root`` is no authority's certificate."""
+    require_authority(root)
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.load_verify_locations(cafile=str(root))
     return made

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 from sslmed_dist import config, plain_yaml
@@ -102,6 +103,6 @@ def read(place: Path) -> Server:
     """The server in the folder ``place``. ``ValueError`` names the file, the line's key and what is allowed."""
     path = place.absolute() / NAME
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; `sslmed server init {place}` writes one")
+        raise ValueError(f"{path}: no such file; `sslmed server init {quote(str(place))}` writes one")
     file: ServerFile = config.section(ServerFile, plain_yaml.read(path), str(path), "")
     return Server(place.absolute(), file)

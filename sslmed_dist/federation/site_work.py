@@ -12,6 +12,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -121,11 +122,24 @@ def withheld(sent: Mapping[str, Tensor], update: Arrays, examinations: int, site
     return {**update, **{name: sent[name] for name in names}}, names
 
 
+def forking() -> Any:
+    """What starts the processes of rounds: one process with all modules read, which forks (``multiprocessing``)."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def warm() -> None:
+    """Start that process now. The first request would wait for it otherwise, on a busy machine for longer than the
+    server waits."""
+    forking()
+    forkserver.ensure_running()
+
+
 def in_child(site_path: Path, site: SiteFile, configuration: str, message: bytes) -> tuple[int, bytes]:
     """``perform`` in a process of its own, which is ended after ``seconds_of``. ``Refusal`` as of ``perform``,
     ``Failure`` for anything else that goes wrong in it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # the next round's process starts with all modules read
+    context = forking()
     ours, theirs = context.Pipe()
     child = context.Process(target=serve_one, args=(theirs, str(site_path), configuration), daemon=True)
     child.start()

@@ -1,13 +1,16 @@
 """``sslmed site``: what the people of a hospital do with their own side."""
 
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 from sslmed_dist import config
 from sslmed_dist.atomic_files import refuse_links, write_atomically
+from sslmed_dist.drivers.private_folder import clear_remains, private_folder
 from sslmed_dist.federation import (
     housekeeping,
     ledger_page,
@@ -28,8 +31,10 @@ from sslmed_dist.federation.policy import Refusal, Request, Spent
 from sslmed_dist.federation.policy_summary import spent_privacy, summary, worth
 from sslmed_dist.federation.secure_sum import FEWEST
 from sslmed_dist.federation.site_file import SiteFile
-from sslmed_dist.federation.site_work import in_child
+from sslmed_dist.federation.site_work import in_child, warm
+from sslmed_dist.locks import alone
 from sslmed_dist.printable import say
+from sslmed_dist.verbs import site_places
 from sslmed_dist.verbs.site_init import add_site_line, network_of
 
 Lines = list[str]
@@ -37,8 +42,8 @@ EACH_START = "only processes keep the two sides apart here: whoever runs code as
 
 
 def check(path: Path, against: Path | None, overrides: list[str]) -> tuple[Lines, Lines]:
-    """(what is in order, what is not): the file, the key, the ledger, the separation of the two sides; or, with
-    ``against``, what the rules would say to a recipe, without the data."""
+    """(what is in order, what is not): the file, the key, the ledger, the places, the separation of the two sides; or,
+    with ``against``, what the rules would say to a recipe, without the data."""
     site = site_file.read(path)
     if against is not None:
         return judged(path, site, config.load(against, overrides))
@@ -48,13 +53,14 @@ def check(path: Path, against: Path | None, overrides: list[str]) -> tuple[Lines
     good += [f"key {key.public}", worth(site.policy.privacy)]
     for place in (path, Path(site.state)):
         if place.stat().st_mode & 0o077:
-            bad.append(f"{place}: other users may look at it; chmod go= {place}")
+            bad.append(f"{place}: other users may look at it; chmod go= {quote(str(place))}")
     if site.ledger.exists():
         verdict = verify(site.ledger)
         good.append(f"ledger: {verdict.entries} entries in order")
         bad += [f"ledger: {problem}" for problem in verdict.problems]
+    looked, wrong = site_places.data(site)
     proved, problems = separation.examine(site, separation.reachable())
-    return [*good, *proved], [*bad, *problems]
+    return [*good, *looked, *proved], [*bad, *wrong, *site_places.unwritable(site), *problems]
 
 
 def judged(path: Path, site: SiteFile, settings: config.Config) -> tuple[Lines, Lines]:
@@ -119,19 +125,27 @@ def accept(path: Path, digest: str | None) -> Lines:
 
 def start(path: Path) -> Lines:
     """Open the door and answer until SIGTERM. ``ValueError`` where ``separation: enforced`` and a network can be
-    reached, or both sides are one user."""
+    reached, or both sides are one user, and where state, ledger or socket cannot be written."""
     path = path.absolute()
     site = site_file.read(path)
     way, together = separation.reachable(), site.network_user is None
     if site.separation == "enforced" and (way is not None or together):
         why = f"the data side can open connections ({way})" if way else "network_user is null"
         raise ValueError(f"{path}: separation: enforced, but {why}; see docs/hospitals.md, or `separation: processes`")
+    for line in site_places.unwritable(site):
+        raise ValueError(line)
     if site.separation == "processes":
         say(f"warning: {EACH_START}")
-    refuse_links(Path(site.state))
-    door = Door(site, partial(in_child, path))
-    door.ledger.append("opened", reason=f"separation: {site.separation}")
-    resident.serve(site, door, resident.until_signal(), timed)
+    state = Path(site.state)
+    refuse_links(state)
+    with alone(state, "a data side"):
+        clear_remains(state)
+        with private_folder(state) as (temporary, _):
+            tempfile.tempdir = str(temporary)  # of this process and those of rounds: a kill leaves nothing for ever
+            warm()
+            door = Door(site, partial(in_child, path))
+            door.ledger.append("opened", reason=f"separation: {site.separation}")
+            resident.serve(site, door, resident.until_signal(), timed)
     return [f"{site.site}: the door is closed"]
 
 

@@ -4,6 +4,7 @@ import os
 import pwd
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from shlex import quote
 
 from sslmed_dist.atomic_files import all_or_none, write_atomically
 from sslmed_dist.drivers import network_side
@@ -74,7 +75,7 @@ def written(
     give([path, state, *state.iterdir()], owners[0])
     give([network, *network.iterdir()], owners[1])
     return [
-        f"{path}: read it, line by line, then: sslmed site check {path}",
+        f"{path}: read it, line by line, then: sslmed site check {quote(str(path))}",
         f"{network_of(path)}: the network side" + ("" if server else "; write the server's HOST:PORT into it"),
         f"for the people of sites that it adds up with (peers): {site_key.load(site.key).peer}",
         "for the server's people, with the number of images that this site may count in place of N:",

@@ -1,12 +1,13 @@
 """A federation of three sites on this machine's loopback interface, by the commands that people use: TLS, registered
-keys, a network side of its own for each site. The data sides are threads of the test; their doors are real sockets."""
+keys, a network side of its own for each site. The data sides are threads of the test, whose doors are real sockets, or
+programs, as in hospitals."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,31 +37,40 @@ class Federation:
     sites: dict[str, SiteFile] = field(default_factory=dict)
     programs: dict[str, "subprocess.Popen[str]"] = field(default_factory=dict)
 
-    def start(self, name: str, *words: str) -> None:
-        """A command of ours in a process of its own; what it says is in ``NAME.out``."""
+    def start(self, name: str, *words: str, env: Mapping[str, str] | None = None) -> None:
+        """A command of ours in a process of its own; what it says is in ``NAME.out``. All that it writes for a while
+        only is in ``tmp``."""
+        temporary = self.folder / "tmp"
+        temporary.mkdir(exist_ok=True)
         with (self.folder / f"{name}.out").open("a") as out:
             command = [sys.executable, "-m", "sslmed_dist.cli", *words]
-            env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+            own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
+            env = os.environ | own | dict(env or {})
             self.programs[name] = subprocess.Popen(command, env=env, text=True, stdout=out, stderr=out)
+
+    def start_data(self, name: str, env: Mapping[str, str] | None = None) -> None:
+        """The data side of a site in a process of its own, called ``NAME-data``."""
+        self.start(f"{name}-data", "site", "start", str(self.folder / name / "site.yaml"), env=env)
 
     def said(self, name: str) -> str:
         """What a command has said."""
-        return (self.folder / f"{name}.out").read_text()
+        path = self.folder / f"{name}.out"
+        return path.read_text() if path.exists() else ""
 
     def stop(self, name: str) -> int:
         """SIGTERM to a command; its exit code."""
         program = self.programs.pop(name)
         program.send_signal(signal.SIGTERM)
-        return program.wait(timeout=60)
+        return program.wait(timeout=120)
 
     def network(self, name: str) -> Path:
         """The file of a site's network side."""
         return self.folder / name / "network" / "network.yaml"
 
-    def wait_for(self, what: str, name: str, seconds: float = 120.0) -> None:
-        """Until a command has said ``what``."""
+    def wait_for(self, what: str, name: str, seconds: float = 120.0, more_than: int = 0) -> None:
+        """Until a command has said ``what``, more often than ``more_than`` times."""
         end = time.monotonic() + seconds
-        while what not in self.said(name):
+        while self.said(name).count(what) <= more_than:
             assert time.monotonic() < end, f"{name} has not said {what!r}: {self.said(name)}"
             time.sleep(0.1)
 
@@ -73,9 +83,9 @@ class Federation:
             assert time.monotonic() < end, {name: self.said(name) for name in self.programs}
             time.sleep(0.1)
 
-    def recipe(self, name: str, **federated: Any) -> Path:
+    def recipe(self, name: str, plan: Mapping[str, Any] | None = None, **federated: Any) -> Path:
         """A recipe that all sites have accepted."""
-        chosen = tiny.settings(self.folder, name=name, federated={"quorum": 3, **federated})
+        chosen = tiny.settings(self.folder, name=name, plan=plan or {}, federated={"quorum": 3, **federated})
         path = self.folder / f"{name}.yaml"
         path.write_text(config.dump(chosen))
         asked = launcher.resolved(server_side.for_sites(self.server, chosen))
@@ -83,11 +93,12 @@ class Federation:
             hospital.accept(own, asked)
         return path
 
-    def in_one_process(self, name: str, **federated: Any) -> Path:
+    def in_one_process(self, name: str, plan: Mapping[str, Any] | None = None, **federated: Any) -> Path:
         """The same federation as research runs it; its run folder."""
         from tests.clients.test_relay import federate
 
-        chosen = tiny.settings(self.folder, name, federated={"quorum": 3, "site_names": list(NAMES), **federated})
+        asked = {"quorum": 3, "site_names": list(NAMES), **federated}
+        chosen = tiny.settings(self.folder, name, plan=plan or {}, federated=asked)
         root, state = str(chosen.data["root"]), str(self.folder / name / "state")
         return federate(chosen, [{"site": site, "data-root": root, "state-dir": state} for site in NAMES])
 
@@ -132,8 +143,13 @@ def trusting(network: Path, key: str) -> None:
 
 
 @contextmanager
-def federation(folder: Path) -> Iterator[Federation]:
-    """A running one; at the end every program is stopped and none is left."""
+def federation(
+    folder: Path,
+    data_side: Callable[[Federation, str], None] | None = None,
+    env: Mapping[str, Mapping[str, str]] | None = None,
+) -> Iterator[Federation]:
+    """A running one; at the end every program is stopped. ``data_side`` starts that of one site; None: threads of the
+    test are the data sides. ``env``: by site, what its network side has in its environment beside the test's own."""
     chosen = tiny.settings(folder)
     assert chosen.data["root"] == str(folder / "tiny.npz")
     place = folder / "server"
@@ -145,14 +161,20 @@ def federation(folder: Path) -> Iterator[Federation]:
             made.start("server", "server", "start", str(place))
             for name in NAMES:
                 path = joining(folder, name, made.server)
-                made.sites[name] = relaxed(path, hospital.SMALL)
+                made.sites[name] = relaxed(path, {**hospital.SMALL, "    rounds: 200": "    rounds: 1000"})
                 trusting(made.network(name), key)
                 line = add_site_line(path).replace("DIR", str(place)).replace("--samples N", "--samples 96")
                 assert main(line.split()[1:]) == 0
-            stack.enter_context(open_doors(list(made.sites.values())))
+            if data_side is None:
+                stack.enter_context(open_doors(list(made.sites.values())))
+            else:
+                for name in NAMES:
+                    data_side(made, name)
+                for name in NAMES:
+                    made.wait_for("the door is open", f"{name}-data")
             made.wait_for("the server is ready", "server")
             for name in NAMES:
-                made.start(name, "site", "network", str(made.network(name)))
+                made.start(name, "site", "network", str(made.network(name)), env=(env or {}).get(name))
             made.online()
             yield made
         finally:
