@@ -42,10 +42,12 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES
 
 
-def tree_of_readme() -> Iterator[tuple[Path, str]]:
-    """(folder, name) of everything that the tree of README names at the start of a line."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = text[text.index("## The tree") :].split("\n\n")[1]
+TREE = ROOT / "docs" / "tree.md"
+
+
+def named_in_tree() -> Iterator[tuple[Path, str]]:
+    """(folder, name) of everything that the tree names at the start of a line."""
+    block = TREE.read_text(encoding="utf-8").split("\n\n")[2]
     above: list[tuple[int, Path]] = []
     for line in block.splitlines():
         indent, words = len(line) - len(line.lstrip()), re.split(r"\s{2,}", line.strip())[0].split()
@@ -60,7 +62,7 @@ def tree_of_readme() -> Iterator[tuple[Path, str]]:
 
 
 def test_the_tree_names_what_is_there_and_leaves_no_room_out() -> None:
-    named = list(tree_of_readme())
+    named = list(named_in_tree())
     for folder, word in named:
         assert (folder / word).exists(), f"{folder.relative_to(ROOT)}/{word}"
     package = ROOT / "sslmed_dist"
@@ -72,7 +74,7 @@ def test_the_tree_names_what_is_there_and_leaves_no_room_out() -> None:
 
 
 def test_modules_that_the_tree_points_to_exist() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = TREE.read_text(encoding="utf-8")
     names = {path.name for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
     for word in re.findall(r"`(?:\w+/)?(\w+\.py)`", text):
         assert word in names, word

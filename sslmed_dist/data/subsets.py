@@ -188,7 +188,11 @@ def listed(labels: Tensor, groups: Tensor, ids: Tensor, *, seed: int, names: Seq
             by_file_name[file_name].append(position)
     chosen: dict[int, int] = {}  # position -> line that lists it
     for line_number, listed_path in listed_paths:
-        matches = [i for i in by_file_name.get(PurePosixPath(listed_path).name, []) if same_file(composed(names[i]), listed_path)]
+        matches = [
+            i
+            for i in by_file_name.get(PurePosixPath(listed_path).name, [])
+            if same_file(composed(names[i]), listed_path)
+        ]
         # the sample of exactly this path is meant, whatever else ends in it
         matches = [i for i in matches if composed(names[i]) == listed_path] or matches
         if len(matches) != 1:
