@@ -10,6 +10,7 @@ from sslmed_dist.methods.diagnose import Diagnose
 from sslmed_dist.methods.dino import DINO
 from sslmed_dist.methods.geometric import Geometric
 from sslmed_dist.methods.jigsaw import Jigsaw
+from sslmed_dist.methods.jigsaw_pairs import ContrastiveJigsaw, MoCoJigsaw
 from sslmed_dist.methods.method import Method
 from sslmed_dist.methods.moco import MoCoV2
 from sslmed_dist.methods.pirl import PIRL
@@ -17,7 +18,9 @@ from sslmed_dist.methods.pirl import PIRL
 METHODS: Mapping[str, type[Method]] = {
     "classify": Classify,
     "contrastive": Contrastive,
+    "contrastive_jigsaw": ContrastiveJigsaw,
     "moco_v2": MoCoV2,
+    "moco_v2_jigsaw": MoCoJigsaw,
     "pirl": PIRL,
     "byol": BYOL,
     "simsiam": SimSiam,

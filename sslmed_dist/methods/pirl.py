@@ -34,6 +34,17 @@ def nce(queries: Tensor, memories: Tensor, negatives: Tensor, same_image: Tensor
     return -(log_shares[:, 0] + log_rest.sum(dim=1)).mean()
 
 
+def patches_of(batch: Mapping[str, Tensor], image: Tensor, method: str) -> Tensor:
+    """The nine patches (n, 9, C, p, p) of each of the images (n, C, H, W), in their random order, from ``patches``
+    (n, 9 C, p, p) of the batch. ``ValueError``, naming ``method``, where they are missing or of another shape."""
+    patches, channels = batch.get("patches"), image.shape[1]
+    if patches is None or patches.dim() != 4 or patches.shape[:2] != (len(image), PATCHES * channels):
+        got = "none" if patches is None else str(tuple(patches.shape))
+        wanted = f"({len(image)}, {PATCHES * channels}, p, p)"
+        raise ValueError(f"patches: {method} needs {wanted} (views.name: jigsaw), got {got}")
+    return patches.reshape(len(image), PATCHES, channels, *patches.shape[2:])
+
+
 class PIRL(MomentumMethod):
     """weight NCE(m, g) + (1 - weight) NCE(m, f) (Eq. 5): f is the head's projection of an image, g that of its nine
     patches, m the memory of the image; the negatives are a bank of other images' memories.
@@ -76,14 +87,7 @@ class PIRL(MomentumMethod):
         The batch has ``views_0``, ``views_1`` (n, C, H, W) and ``patches`` (n, 9 C, p, p), patch after patch.
         ``ValueError`` for another number or shape of views or patches."""
         first, second = two_views(batch, "pirl")
-        patches = batch.get("patches")
-        channels = first.shape[1]
-        if patches is None or patches.shape[:2] != (len(first), PATCHES * channels):
-            got = "none" if patches is None else str(tuple(patches.shape))
-            raise ValueError(
-                f"patches: pirl needs ({len(first)}, {PATCHES * channels}, p, p) (views.name: jigsaw), got {got}"
-            )
-        pieces = patches.reshape(-1, channels, *patches.shape[2:])  # (9 n, C, p, p)
+        pieces = patches_of(batch, first, "pirl").flatten(0, 1)  # (9 n, C, p, p)
         image = self.head(self.encoder(first))
         jigsaw = self.jigsaw_head(self.patch_head(self.encoder(pieces)).view(len(first), -1))
         with torch.no_grad():

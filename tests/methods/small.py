@@ -21,6 +21,7 @@ METHOD: dict[str, dict[str, Any]] = {
     "moco": {"name": "moco_v2", **QUEUE},
     "moco_symmetric": {"name": "moco_v2", **QUEUE, "symmetric": True, "momentum_end": 1.0},
     "pirl": {"name": "pirl", **QUEUE},
+    "moco_jigsaw": {"name": "moco_v2_jigsaw", **QUEUE},
     "byol": {"name": "byol", "encoder": ENCODER, "head": HEAD, "predictor": HEAD, "momentum": 0.9},
     "simsiam": {"name": "simsiam", "encoder": ENCODER, "head": {**HEAD, "last_norm": True}, "predictor": HEAD},
     "dino": {
@@ -32,9 +33,10 @@ METHOD: dict[str, dict[str, Any]] = {
         "freeze_epochs": 0.5,
     },
 }
+# torch 2.12 on a CPU has bfloat16 weight gradients of garbage where a strided 3x3 convolution meets 1x1 pixels.
+PUZZLES = {"name": "jigsaw", "size": 12, "cell": 8, "patch": 6, "image": COLOUR}
 VIEWS: dict[str, dict[str, Any]] = {
-    # torch 2.12 on a CPU has bfloat16 weight gradients of garbage where a strided 3x3 convolution meets 1x1 pixels.
-    "pirl": {"name": "jigsaw", "size": 12, "cell": 8, "patch": 6, "image": COLOUR},
+    **dict.fromkeys(("pirl", "moco_jigsaw"), PUZZLES),
     "dino": {"name": "multi_crop", "size": 12, "large": COLOUR, "small": {"size": 8, "views": 2}},
 }
 
@@ -57,7 +59,7 @@ def batch(name: str, samples: int = 6, first: int = 0) -> dict[str, Tensor]:
     source = torch.Generator().manual_seed(first)
     sizes = [12, 12, 8, 8] if name == "dino" else [12, 12]
     made = {f"views_{view}": draw(source, samples, 1, size) for view, size in enumerate(sizes)}
-    if name == "pirl":
+    if VIEWS.get(name) is PUZZLES:
         made["patches"] = draw(source, samples, 9, 3)
     return {**made, "index": torch.arange(first, first + samples)}
 

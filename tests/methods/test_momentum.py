@@ -221,9 +221,9 @@ def test_bad_views_are_named(name: str) -> None:
         method.embed({**given, "views_1": given["views_1"][:, :, :8, :8]})
 
 
-@pytest.mark.parametrize("name", ["moco", "moco_symmetric", "pirl"])
+@pytest.mark.parametrize("name", ["moco", "moco_symmetric", "moco_jigsaw", "pirl"])
 def test_a_queue_smaller_than_a_batch_is_named(name: str) -> None:
     method, given = small.build(name, queue=5), small.batch(name)
-    count = 12 if name == "moco_symmetric" else 6
+    count = 12 if name in ("moco_symmetric", "moco_jigsaw") else 6
     with pytest.raises(ValueError, match=f"^method.queue: expected at least {count}, the keys of one step, got 5$"):
         method(given)

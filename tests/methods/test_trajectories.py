@@ -136,7 +136,8 @@ def chance(name: str) -> float | None:
     return math.log(41) if name.startswith("moco") else None
 
 
-@pytest.mark.parametrize("name", list(small.METHOD))
+# Noise and its puzzle have little in common: what moco_jigsaw learns is asked in test_jigsaw_pairs.py.
+@pytest.mark.parametrize("name", [name for name in small.METHOD if name != "moco_jigsaw"])
 def test_training_lowers_the_loss_and_does_not_collapse(tmp_path: Path, name: str) -> None:
     """Sixteen epochs of three steps. A queue that is still random makes the first losses low: those with a queue are
     held against chance, the others against their own first steps."""
