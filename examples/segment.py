@@ -11,7 +11,7 @@ if __name__ == "__main__":  # superpixels are computed by processes that import 
     folder = Path(tempfile.mkdtemp())
     scans = PHANTOMS["abdomen"](folder / "scans", exams=6, sites=1, size=64, slices=10)
 
-    # An encoder of a few steps on slices without labels; use one of your own (docs/segmentation.md) for masks that count.
+    # An encoder of a few steps on slices without labels; use one of your own for masks that count.
     words = [f"data.root={scans}", f"run.dir={folder}", "run.device=cpu", "data.size=64", "views.size=64"]
     small = ["plan.epochs=1", "plan.steps_per_epoch=4", "method.encoder.depth=9", "method.encoder.width=8"]
     run = sd.train("chaos_cowpro_cpu", [*words, *small])

@@ -47,7 +47,7 @@ def test_train_writes_a_run_folder(workplace: Path, run: Path) -> None:
     assert settings["method"]["channels"] == 1 and 0 < settings["views"]["mean"][0] < 1, "what data decides is written"
     assert checkpoint.Checkpoints(run / "checkpoints").steps() == [1, 2, 3, 4, 5, 6]
     rows = list(Metrics(run / "metrics.jsonl").read())
-    names = {"loss", "lr", "gradient_norm", "embedding_std", "effective_rank", "uniformity", "alignment"}
+    names = {"loss", "lr", "gradient_norm", "embedding_std", "effective_rank", "uniformity", "alignment", "wait_share"}
     assert {row["name"] for row in rows} == names and {row["step"] for row in rows} == set(range(1, 7))
     assert {(row["step"], row["epoch"]) for row in rows} == {(1, 0), (2, 0), (3, 0), (4, 1), (5, 1), (6, 1)}
 

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from sslmed_dist import config, randomness
+from sslmed_dist.run_folder import Metrics
+from sslmed_dist.training.waiting import WAIT_SHARE
 
 
 def write_images(path: Path, *, train: int = 48, val: int = 12, test: int = 24, size: int = 12) -> Path:
@@ -47,6 +49,11 @@ def tree(folder: Path, **sections: dict[str, Any]) -> dict[str, Any]:
         "evaluate": {"protocols": [{"name": "knn", "k": 5}]},
     }
     return config.merge(below, sections)
+
+
+def computed(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run folder without those of the clock, which differ from one run to its repetition."""
+    return [row for row in Metrics(folder / "metrics.jsonl").read() if row["name"] != WAIT_SHARE]
 
 
 def settings(folder: Path, **sections: dict[str, Any]) -> config.Config:

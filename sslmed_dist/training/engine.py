@@ -11,6 +11,7 @@ from sslmed_dist.methods.method import Method
 from sslmed_dist.training.precision import deterministic_kernels
 from sslmed_dist.training.state import Average, Batches, Metrics, Penalty, TrainState
 from sslmed_dist.training.step import Stepper
+from sslmed_dist.training.waiting import Waiting
 
 OnStep = Callable[[TrainState, Metrics], None]
 OnState = Callable[[TrainState], None]
@@ -46,19 +47,22 @@ def fit(
     ``average`` turns the gradients of this rank (and a few scalars) into those of the global batch. ``penalty`` is
     added to the loss (a proximal term, say). ``on_step`` gets the logged scalars. ``on_checkpoint`` is called every
     ``plan.checkpoint_every`` steps (default: every epoch), and before training stops because ``stop`` was true on any
-    rank. ``validate`` is called at the end of an epoch, before its checkpoint, and may end training by
+    rank. ``state.wait_share`` says by then what part of the time since the last logged step went by waiting for data.
+    ``validate`` is called at the end of an epoch, before its checkpoint, and may end training by
     ``state.watch.ended``. ``NonFinite`` is raised before an update that is not finite could reach the parameters.
     """
     method.train()
     with deterministic_kernels(plan):
         stepper = Stepper(method, views, plan, batches, state, average, penalty)
         every = plan.checkpoint_every or batches.steps
+        waiting = Waiting()
         last = plan.epochs if until is None else until
         for epoch in range(state.epoch, state.epoch if state.watch.ended else last):
             # A run that was interrupted within an epoch goes on at the next step of that epoch.
-            for batch in batches.epoch(epoch, state.step % batches.steps):
+            for batch in waiting.over(batches.epoch(epoch, state.step % batches.steps)):
                 logged = stepper.step(batch, epoch, stop())
                 if logged is not None:
+                    state.wait_share = waiting.share(stepper.device)
                     on_step(state, logged)
                 if state.step % batches.steps == 0:
                     validate(state)

@@ -31,6 +31,7 @@ from sslmed_dist.training.state import TrainState, begin, require_momenta
 from sslmed_dist.training.stem_cache import StemSet
 from sslmed_dist.training.stopping import Stop
 from sslmed_dist.training.validation import Validation
+from sslmed_dist.training.waiting import WAIT_SHARE, crowded
 
 
 @dataclass
@@ -237,6 +238,9 @@ def go_on(job: Job, run: RunFolder, saved: Mapping[str, Any] | None, told: bool)
     if changed:  # so that the checkpoint and ``config.yaml`` never contradict each other
         note(f"changed since the last checkpoint: {changed}")
         run.checkpoints.save(job.state.step, **job.content())
+    line = crowded(job.settings, job.dataset)
+    if line is not None:
+        note(line)
     run.describe()
     write_down(run.path, job.samples, job.dataset.notices, told)
 
@@ -253,8 +257,9 @@ def run_fit(job: Job, run: RunFolder, stop: Stop, bar: Progress, pulse: Pulse) -
     def on_step(state: TrainState, values: dict[str, float]) -> None:
         if writes:
             epoch = (state.step - 1) // state.steps_per_epoch  # ``step`` counts the steps that are done
-            run.metrics.write(values, step=state.step, epoch=epoch, split="train")
-            bar.update(state.step, values)
+            shown = values | {WAIT_SHARE: state.wait_share}
+            run.metrics.write(shown, step=state.step, epoch=epoch, split="train")
+            bar.update(state.step, shown)
 
     def on_checkpoint(state: TrainState) -> None:
         if writes:

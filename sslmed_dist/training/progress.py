@@ -4,6 +4,8 @@ import sys
 import time
 from typing import Any
 
+from sslmed_dist.training.waiting import WAIT_SHARE
+
 
 class Progress:
     """Shows step, share done, throughput and the logged scalars. ``total`` steps; ``batch`` images per step."""
@@ -37,6 +39,8 @@ class Progress:
         seconds = max(time.monotonic() - self.started, 1e-9)
         rate = (step - self.first_step) * self.batch / seconds  # images a second since this start of the run
         note = f"loss {values['loss']:.4f}  {rate:.0f} images/s" if "loss" in values else f"{rate:.0f} images/s"
+        if WAIT_SHARE in values:
+            note += f"  {100 * values[WAIT_SHARE]:.0f} % waiting for data"
         if self.bar is not None:
             self.bar.update(self.task, completed=step, note=note)
         elif step == self.total or time.monotonic() - self.last >= self.every_s:

@@ -56,7 +56,8 @@ class Watch:
 @dataclass
 class TrainState:
     """Where training stands. ``step`` counts optimiser steps of the run, ``samples`` those seen by all workers;
-    ``watch`` is what a run with ``plan.validate`` has measured."""
+    ``watch`` is what a run with ``plan.validate`` has measured. ``wait_share``: the part of the time, from 0 to 1, that
+    went by waiting for data before the last logged step; it is measured and not saved."""
 
     optimisation: Optimisation
     steps_per_epoch: int
@@ -65,6 +66,7 @@ class TrainState:
     scaler: GradScaler | None = None
     stopped: bool = False
     watch: Watch = field(default_factory=Watch)
+    wait_share: float = 0.0
 
     @property
     def epoch(self) -> int:

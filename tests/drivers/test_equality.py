@@ -79,11 +79,7 @@ def test_accumulated_metrics_are_those_of_the_global_batch(tmp_path: Path, gloo:
     gloo.run(trained, 4, tree, "four")
     rows = {}
     for name in ("alone", "four"):
-        from sslmed_dist.run_folder import Metrics
-
-        rows[name] = {
-            (r["step"], r["name"]): r["value"] for r in Metrics(tmp_path / "runs" / name / "metrics.jsonl").read()
-        }
+        rows[name] = {(r["step"], r["name"]): r["value"] for r in tiny.computed(tmp_path / "runs" / name)}
     assert rows["alone"].keys() == rows["four"].keys() and len(rows["alone"]) >= 6 * 7
     for key, value in rows["alone"].items():
         assert rows["four"][key] == pytest.approx(value, rel=1e-6, abs=1e-9), key

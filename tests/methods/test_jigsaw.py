@@ -12,7 +12,6 @@ from torch.nn import functional
 from sslmed_dist import checkpoint, config, registry
 from sslmed_dist.methods import METHODS
 from sslmed_dist.methods.jigsaw import side_by_side
-from sslmed_dist.run_folder import Metrics
 from sslmed_dist.training import build, job, pretrained
 from tests import tiny
 from tests.gloo import GlooPool
@@ -70,7 +69,7 @@ def trained(settings: dict[str, Any], name: str) -> dict[str, Tensor]:
 
 
 def rows(folder: Path) -> list[tuple[int, str, str, float]]:
-    return [(r["step"], r["split"], r["name"], r["value"]) for r in Metrics(folder / "metrics.jsonl").read()]
+    return [(r["step"], r["split"], r["name"], r["value"]) for r in tiny.computed(folder)]
 
 
 def test_the_loss_is_cross_entropy_over_the_labels_of_the_views() -> None:

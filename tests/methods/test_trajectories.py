@@ -14,6 +14,7 @@ from sslmed_dist import checkpoint, cli, config
 from sslmed_dist.federation.shared import shared_keys
 from sslmed_dist.run_folder import Metrics
 from sslmed_dist.training import build, job, pretrained
+from tests import tiny
 from tests.gloo import GlooPool
 from tests.methods import small
 
@@ -63,14 +64,14 @@ def test_workers_walk_one_float64_trajectory(walked: Walked) -> None:
 @pytest.mark.parametrize("world", [1, 4])
 def test_a_restart_in_the_middle_changes_no_bit(walked: Walked, gloo: GlooPool, world: int) -> None:
     folder = walked.folder / str(world)
-    rows = [(row["step"], row["name"], row["value"]) for row in Metrics(folder / "metrics.jsonl").read()]
+    rows = [(row["step"], row["name"], row["value"]) for row in tiny.computed(folder)]
     store = checkpoint.Checkpoints(folder / "checkpoints")
     assert store.steps() == [2, 4]
     store.path(4).unlink()
     again = [trained(walked.tree, "1")] if world == 1 else gloo.run(trained, world, walked.tree, f"{world}")
     for before, after in zip(walked.states[world], again, strict=True):
         assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
-    assert rows == [(row["step"], row["name"], row["value"]) for row in Metrics(folder / "metrics.jsonl").read()]
+    assert rows == [(row["step"], row["name"], row["value"]) for row in tiny.computed(folder)]
 
 
 def test_measures_of_collapse_are_logged(walked: Walked) -> None:

@@ -1,5 +1,6 @@
 """From a configuration to a trained method: what is resolved, built, written and taken over."""
 
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def test_a_signal_stops_at_a_step_and_the_rest_has_the_same_bits(
     second = job.train(settings)
     assert not second.state.stopped and second.state.step == 6 and second.state.samples == 96
     assert same(dict(whole.method.state_dict()), dict(second.method.state_dict()))
-    rows = [list(Metrics(run / "metrics.jsonl").read()) for run in (whole.settings.folder, settings.folder)]
+    rows = [tiny.computed(run) for run in (whole.settings.folder, settings.folder)]
     values = [[(row["step"], row["name"], row["value"]) for row in run] for run in rows]
     assert values[0] == values[1]
 
@@ -263,11 +264,12 @@ def test_joined_splits_are_fetched_from_where_they_lie(tmp_path: Path) -> None:
 
 def test_progress_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("title", 4, 8, start=1, every_s=0.0) as bar:
-        bar.update(2, {"loss": 1.25})
+        bar.update(2, {"loss": 1.25, "wait_share": 0.375})
         bar.update(4, {"lr": 0.1})
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == "" and len(lines) == 2 and lines[0].startswith("title  step 2/4  loss 1.2500  ")
+    assert re.search(r" images/s  38 % waiting for data  [0-9]+ s left$", lines[0])
     assert lines[1].startswith("title  step 4/4  ") and lines[1].endswith("  0 s left")
     with Progress("title", 9, 8, every_s=1e9) as bar:
         bar.last = float("inf")
