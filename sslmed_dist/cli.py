@@ -32,9 +32,10 @@ def train(arguments: argparse.Namespace) -> int:
         show(*check_lines(settings), *check_evaluation(settings))
         return 0
     if settings.driver == "ray":
-        from sslmed_dist.drivers import ray_train
+        from sslmed_dist.drivers import ray_log, ray_train
 
-        stopped_at = ray_train.train(settings, arguments.resume)
+        with ray_log.apart(settings):
+            stopped_at = ray_train.train(settings, arguments.resume)
     else:
         from sslmed_dist.drivers import local
 

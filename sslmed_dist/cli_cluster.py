@@ -13,7 +13,16 @@ def watch(arguments: argparse.Namespace) -> int:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    """``sslmed doctor``."""
-    from sslmed_dist.verbs import doctor
+    """``sslmed doctor``: of this machine, or with ``--cluster`` of every node of the cluster. ``ValueError`` for a
+    recipe without ``--cluster``."""
+    if not arguments.cluster:
+        if arguments.config is not None or arguments.overrides:
+            raise ValueError("CONFIG: what a recipe needs here says `sslmed train CONFIG --check`; allowed: --cluster")
+        from sslmed_dist.verbs import doctor
 
-    return found(*doctor.examine())
+        return found(*doctor.examine())
+    from sslmed_dist import config
+    from sslmed_dist.verbs import doctor_cluster
+
+    recipe = arguments.config
+    return found(*doctor_cluster.examine(None if recipe is None else config.load(recipe, arguments.overrides)))

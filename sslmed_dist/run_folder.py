@@ -19,7 +19,14 @@ from sslmed_dist.json_files import METRIC_KEYS, Lines
 from sslmed_dist.printable import say
 from sslmed_dist.zip_files import open_zip
 
-STARTED = {"config.yaml", "environment.json", "samples.jsonl", "notices.txt", ".lock"}  # what a start writes down
+STARTED = {
+    "config.yaml",
+    "environment.json",
+    "samples.jsonl",
+    "notices.txt",
+    ".lock",
+    "logs",
+}  # what a start writes down
 # After a kill of its driver Ray takes some seconds to end the workers; the first of them holds the folder's lock.
 ORPHANS_S = 60.0
 PACKAGES = ("torch", "torchvision", "numpy", "ray", "flwr")

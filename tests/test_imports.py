@@ -51,7 +51,7 @@ NO_TORCH = (
     "cli_cluster cli_lookup cli_parser cli_server cli_site config endings federated_section home_folder installation "
     "json_files log_files plain_yaml printable registry sections "
 )
-RAY = {"ray_train.py", "ray_tasks.py", "ray_cluster.py", "ray_autoscaler.py", "ray_watch.py"}
+RAY = {"ray_train.py", "ray_tasks.py", "ray_cluster.py", "ray_autoscaler.py", "ray_watch.py", "ray_nodes.py"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 EMPTY_WORDS = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager", "handler"}
 
