@@ -11,6 +11,7 @@ from sslmed_dist.data.exams.exam_store import SUMMARY, TABLE, open_pack
 from sslmed_dist.data.exams.exam_table import Table, read_exam_table
 from sslmed_dist.data.exams.series import DAMAGED, Examination, read_examination
 from sslmed_dist.data.scans.dicom_file import begins_as_dicom
+from sslmed_dist.data.scans.grid import IMPLAUSIBLE
 from sslmed_dist.data.scans.nifti import SUFFIXES
 
 LOOKED_AT = 2000  # files that are opened to see whether a folder holds DICOM
@@ -87,12 +88,15 @@ def inspect_exam(name: str, exam: Examination, how: Preparation, findings: Findi
             side = f" {series.tags.laterality}" if series.tags.laterality else ""
             findings.lines.append(f"{name} | {taken.get(id(series), '-')} | {series.line}{side}")
         for item in exam.aside:
-            findings.lines.append(f"{name} | left aside | {item.description} ({item.images} images): {item.reason}")
+            detail = f" ({item.detail})" if item.detail else ""
+            findings.lines.append(
+                f"{name} | left aside | {item.description} ({item.images} images): {item.reason}{detail}"
+            )
     if len(exam.studies) > 1:
         findings.problems.append(f"{name}: {len(exam.studies)} studies; name each by its StudyInstanceUID in a row")
     if not any(fitting.values()):
         findings.problems.append(f"{name}: no series for any of {', '.join(how.rules)}")
-    findings.problems.extend(item.detail for item in exam.aside if item.reason == DAMAGED)
+    findings.problems.extend(item.detail for item in exam.aside if item.reason in (DAMAGED, IMPLAUSIBLE))
     for series in exam.series:
         findings.problems.extend(series.damaged)
         if series.missing:

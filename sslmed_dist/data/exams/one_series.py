@@ -12,7 +12,7 @@ def read_image(path: Path) -> tuple[StoredScan, list[str]]:
     guessed or replaced. ``ValueError`` as ``read_one``, and where all of it is padding."""
     scan, notices = read_one(path)
     if scan.series is not None:
-        return scan, [*notices, *scan.series.notices]  # its padding has been replaced
+        return scan, notices  # its padding has been replaced
     try:
         return scan, [*notices, *fill_padding(scan.voxels)]
     except ValueError as error:
@@ -26,7 +26,8 @@ def read_one(path: Path) -> tuple[StoredScan, list[str]]:
     ``ValueError`` as ``read_scan``, for a damaged file, and for a folder of several series, which are listed.
     """
     if not path.is_dir():
-        return read_scan(path), []
+        scan = read_scan(path)
+        return scan, list(scan.notices)
     found = read_examination(sorted(entry for entry in path.iterdir() if entry.is_file() and entry.name[0] != "."))
     for item in found.aside:
         if item.detail:
@@ -41,8 +42,10 @@ def read_one(path: Path) -> tuple[StoredScan, list[str]]:
             "their own"
         )
     if not found.series:  # nothing to choose from: the strict reader says what is wrong
-        return read_scan(path), []
+        scan = read_scan(path)
+        return scan, list(scan.notices)
     notes = [f"left aside: {item.images} images, {item.reason}" for item in found.aside]
     if found.other_files:
         notes.append(f"passed over: {found.other_files} files without an image")
-    return read_scan(path, found.series[0].files), notes
+    scan = read_scan(path, found.series[0].files)
+    return scan, [*notes, *scan.notices]

@@ -20,8 +20,9 @@ from sslmed_dist.data.scans.completeness import ends_missing, ends_unknown
 from sslmed_dist.data.scans.dicom import SAME_PLACE, affine_of, unlike, usual_gap, volume_of
 from sslmed_dist.data.scans.dicom_header import pixels_lost, read_header, shape_of_name
 from sslmed_dist.data.scans.frames import Frame, frames_of, read_slices
+from sslmed_dist.data.scans.grid import IMPLAUSIBLE, check_grid
 from sslmed_dist.data.scans.nifti import SUFFIXES as NIFTI_SUFFIXES
-from sslmed_dist.data.scans.nifti import load_nifti, open_volume, states_orientation
+from sslmed_dist.data.scans.nifti import affine_mm, load_nifti, notices_of, open_volume
 from sslmed_dist.data.scans.padding import fill_padding
 from sslmed_dist.data.scans.scan import stem
 
@@ -165,6 +166,7 @@ def gathered(files: Sequence[Path]) -> Gathered:
             reason = "an image that does not say where it lies"
             frames = frames_of(path, header)
         except ValueError as error:
+            reason = IMPLAUSIBLE if IMPLAUSIBLE in str(error) else reason
             found.aside.append(LeftAside("", 1, reason, str(error)))
             continue
         if tags.instance and tags.instance in seen:
@@ -185,6 +187,10 @@ def dicom_series(frames: list[Frame], tags: Tags, damaged: tuple[str, ...] = ())
     gaps = np.diff([float(frame.position @ normal) for frame in ordered])  # (S - 1,) mm
     step = usual_gap(gaps)
     affine = affine_of(ordered[0], normal * step)
+    try:
+        check_grid((*frames[0].shape[::-1], len(frames)), affine, str(ordered[0].path))
+    except ValueError as error:
+        return LeftAside(tags.description, len(frames), IMPLAUSIBLE, str(error))
     plane, oblique = nearest_plane(affine)
     if oblique > MOST_OBLIQUE:
         return LeftAside(tags.description, len(frames), f"of no plane (oblique by {oblique:.0f} degrees)")
@@ -238,14 +244,13 @@ def nifti_series(path: Path) -> Series:
     """The volume of a NIfTI file. Its slices follow each other along the axis of the largest voxel side, along the last
     one where the sides are equal. ``ValueError`` as ``open_volume``, also for a single slice."""
     image = open_volume(path)
-    affine, order = slices_last(np.array(image.affine, np.float64))
+    affine, order = slices_last(affine_mm(image))
     plane, oblique = nearest_plane(affine)
     if oblique > MOST_OBLIQUE:
         raise ValueError(f"{path}: oblique by {oblique:.0f} degrees, so of no plane")
     turned = upright(np.empty([image.shape[axis] for axis in order], bool), affine, plane)
     if turned.shape[0] < 2:
         raise ValueError(f"{path}: a single slice; a volume has at least 2")
-    unsaid = "no orientation in a NIfTI file: left and right are a guess"
     return Series(
         files=(path,),
         nifti=True,
@@ -255,7 +260,7 @@ def nifti_series(path: Path) -> Series:
         spacing_mm=(float(np.linalg.norm(affine[:3, 2])), *plane_spacing(affine, plane)),
         missing=0,
         tags=Tags(description=stem(path)),
-        notices=() if states_orientation(image.header) else (unsaid,),
+        notices=tuple(notices_of(image.header)),
     )
 
 
@@ -267,9 +272,9 @@ def read_stack(series: Series, said: list[str] | None = None) -> Stack:
     if series.damaged:
         raise ValueError(series.damaged[0])
     if series.nifti:
-        image, voxels = load_nifti(series.files[0])
+        _, voxels, affine = load_nifti(series.files[0])
         said.extend(fill_padding(voxels))
-        affine, order = slices_last(np.array(image.affine, np.float64))
+        affine, order = slices_last(affine)
         return np.ascontiguousarray(upright(voxels.transpose(order), affine, series.plane))
     slices = [item for path in series.files for item in read_slices(path)]
     slices = [item for item in slices if item.frame.series == series.tags.series]

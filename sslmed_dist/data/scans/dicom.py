@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sslmed_dist.data.scans.completeness import ends_missing, ends_unknown
 from sslmed_dist.data.scans.frames import SAME_DIRECTION, Frame, Slice, read_slices
+from sslmed_dist.data.scans.grid import check_grid
 from sslmed_dist.data.scans.memory import require_voxels
 from sslmed_dist.data.scans.padding import fill_padding
 
@@ -84,9 +85,11 @@ def read_series(folder: str | Path, files: Sequence[Path] | None = None) -> Seri
     voxels, said = volume_of(series_folder, slices)
     notices = {item.notice for item in slices} - {""}
     notices |= require_ends(series_folder, frames)
+    affine = affine_of(frames[0], step)
+    check_grid(voxels.shape, affine, str(series_folder))
     return Series(
         voxels=voxels,
-        affine=affine_of(frames[0], step),
+        affine=affine,
         files=tuple(frame.path.name for frame in frames),
         instance_numbers=tuple(frame.instance for frame in frames),
         modality=frames[0].modality,

@@ -2,7 +2,9 @@
 
 import io
 import logging
+import os
 import sys
+import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -54,18 +56,38 @@ def readable_dicom(path: Path) -> Iterator[None]:
     try:
         with warnings.catch_warnings(), damage_named(path, "cannot be read, truncated or not DICOM"):
             warnings.simplefilter("ignore")
-            silence_gdcm()
             yield
     finally:
         logger.disabled = before
 
 
-def silence_gdcm() -> None:
-    """gdcm, where pydicom has loaded it to decode pixels, writes to standard error by itself."""
-    gdcm = sys.modules.get("gdcm")
-    if gdcm is not None:
-        for switch in ("DebugOff", "WarningOff", "ErrorOff"):
-            getattr(gdcm.Trace, switch)()
+@contextmanager
+def decoder_heard() -> Iterator[list[str]]:
+    """A block that decodes pixels. gdcm, which pydicom decodes with where it is installed, and its libjpeg write to
+    standard error by themselves: gdcm is silenced, and the list holds, after the block, the lines of libjpeg."""
+    import pydicom.pixels.decoders  # noqa: F401  loads gdcm
+
+    gdcm, lines = sys.modules.get("gdcm"), list[str]()
+    if gdcm is None:
+        yield lines
+        return
+    for switch in ("DebugOff", "WarningOff", "ErrorOff"):
+        getattr(gdcm.Trace, switch)()
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            for line in file.read(4096).decode("utf-8", "replace").splitlines():
+                if "JPEG" in line:
+                    lines.append(" ".join(line.split()))
+                else:  # another thread's
+                    print(line, file=sys.stderr)
 
 
 def begins_as_dicom(path: Path) -> bool:

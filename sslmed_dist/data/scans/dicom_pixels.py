@@ -1,5 +1,6 @@
 """The pixels of a DICOM file as they are to be seen: decoded, bright where high, rescaled."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslmed_dist.data.damage import reason
+from sslmed_dist.data.scans.dicom_file import decoder_heard
 from sslmed_dist.data.scans.dicom_header import numbers, whole_number
 from sslmed_dist.data.scans.memory import require_voxels
 
+INSTALL = "pip install 'sslmed-dist[medical]' brings one (python-gdcm)"
 MEASURED = ("CT", "PT", "NM")  # modalities whose values are a measure, whatever is shown bright
 
 
@@ -29,11 +32,16 @@ def stored_pixels(path: Path, header: Any, count: int, size: tuple[int, int]) ->
     shape = (count, *size)
     require_voxels(shape[0] * shape[1] * shape[2], shape, path)
     try:
-        stored: NDArray[Any] = header.pixel_array
+        with decoder_heard() as complaints:
+            stored: NDArray[Any] = header.pixel_array
+        if complaints:  # libjpeg goes on with damaged data, and only says so
+            raise ValueError(complaints[0])
     except Exception as error:  # each decoder raises what it likes
         syntax = getattr(getattr(header, "file_meta", None), "TransferSyntaxUID", None)
         coding = getattr(syntax, "name", "unknown coding")
-        raise ValueError(f"{path}: pixels ({coding}) cannot be decoded: {reason(error)}") from error
+        lacking = getattr(syntax, "is_encapsulated", False) and find_spec("gdcm") is None
+        why = f"no decoder for them is installed; {INSTALL}" if lacking else reason(error)
+        raise ValueError(f"{path}: pixels ({coding}) cannot be decoded: {why}") from error
     if stored.size != shape[0] * shape[1] * shape[2] or stored.shape[-2:] != size:
         raise ValueError(f"{path}: expected images of rows x columns {shape}, got shape {stored.shape}")
     return stored.reshape(shape)

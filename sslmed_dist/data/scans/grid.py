@@ -7,6 +7,7 @@ slices, so those of an oblique volume stay oblique. On the way back every voxel 
 position, so shape and affine are those of the file.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 SNAP = 0.05  # pixels: a pixel size that moves the image's border by less than this counts as the volume's own
+SIDES, FIELDS = (0.01, 100.0), (1.0, 5000.0)  # mm: voxels, and fields of view, that a scanner makes
+IMPLAUSIBLE = "an implausible size"
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -65,6 +68,22 @@ def check_affine(affine: Array, name: str) -> None:
     # the determinant of unit axes: 1 at right angles, 0 where they lie in one plane
     if abs(np.linalg.det(affine[:3, :3] / sides)) < 1e-3:
         raise ValueError(f"{name}: its affine is singular (two axes run the same way); no orientation follows from it")
+
+
+def check_grid(shape: Sequence[int], affine: Array, name: str) -> None:
+    """``ValueError`` naming ``name`` for a volume (I, J, K) whose voxels or whose field of view no scanner makes, as
+    when metres or microns are taken for mm."""
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    fields = sides * np.array(shape)
+    if (
+        not ((sides >= SIDES[0]) & (sides <= SIDES[1])).all()
+        or not ((fields >= FIELDS[0]) & (fields <= FIELDS[1])).all()
+    ):
+        both = [" x ".join(f"{value:g}" for value in values) for values in (sides, fields)]
+        raise ValueError(
+            f"{name}: {IMPLAUSIBLE}: voxels of {both[0]} mm, a field of view of {both[1]} mm; allowed: "
+            f"{SIDES[0]:g} to {SIDES[1]:g} mm and {FIELDS[0]:g} to {FIELDS[1]:,g} mm (is the unit mm?)"
+        )
 
 
 def place(shape: tuple[int, ...], affine: Array, *, pixel: float, size: int) -> Placement:

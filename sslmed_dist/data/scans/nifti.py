@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslmed_dist.data.damage import damage_named
-from sslmed_dist.data.scans.grid import check_affine
+from sslmed_dist.data.scans.grid import check_affine, check_grid
 from sslmed_dist.data.scans.memory import require_voxels
 from sslmed_dist.data.scans.regrid import Affine, Volume, require_right_angles
 
@@ -28,6 +28,8 @@ GEOMETRY = (
 )  # fmt: skip
 MADE_BY = "sslmed segment"  # the intent's name in the header of every volume that it writes
 INTENT_ESTIMATE, INTENT_LABEL = 1001, 1002  # the intent's code (nifti1.h): a number per voxel, the id of a label
+# Code of xyzt_units: its unit, and mm in it. The first is "unknown", taken for mm as everywhere.
+UNITS = {0: ("", 1.0), 1: ("metre", 1000.0), 2: ("millimetre", 1.0), 3: ("micron", 0.001)}
 WORDS = {"L": "left", "R": "right", "A": "anterior", "P": "posterior", "S": "superior", "I": "inferior"}
 
 
@@ -57,11 +59,35 @@ class Canonical:
     oriented: bool  # whether the file says how the patient lay
 
 
-def load_nifti(path: Path) -> tuple[Any, Volume]:
-    """(nibabel image, float32 voxels) as stored. ``ValueError`` naming the file when it cannot be read, is not 3-D, has
-    a voxel size of 0 or a singular affine, or holds NaN or infinity."""
+def load_nifti(path: Path) -> tuple[Any, Volume, Affine]:
+    """(nibabel image, float32 voxels (I, J, K), affine in mm) as stored. ``ValueError`` naming the file when it cannot
+    be read, is not 3-D (a fourth dimension of 1 is left away), has a voxel size of 0, a singular affine, an unknown
+    unit or an implausible size (``grid.check_grid``), or holds NaN or infinity."""
     image = open_volume(path)
-    return image, read_voxels(image, path)
+    return image, read_voxels(image, path), affine_mm(image)
+
+
+def unit(header: Any) -> str:
+    """The unit of a header's geometry, "" where it states none. ``ValueError`` for a code that there is not."""
+    code = int(header["xyzt_units"]) & 7
+    if code not in UNITS:
+        raise ValueError(f"xyzt_units {code} is no unit of length; allowed: {', '.join(map(str, UNITS))}")
+    return UNITS[code][0]
+
+
+def affine_mm(image: Any) -> Affine:
+    """(4, 4) voxel index to RAS mm of an image, whatever unit its header states; without one, mm."""
+    factor = UNITS[int(image.header["xyzt_units"]) & 7][1]
+    affine = np.array(image.affine, np.float64)
+    affine[:3] *= factor
+    return affine
+
+
+def notices_of(header: Any) -> list[str]:
+    """What is converted or has to be guessed of a header's geometry, a line each."""
+    doubt, stated = orientation_doubt(header), unit(header)
+    lines = [f"{doubt}: where left and right are is a guess"] if doubt else []
+    return lines + ([f"its unit is the {stated}: converted to mm"] if stated not in ("", "millimetre") else [])
 
 
 def read_canonical(path: Path) -> Canonical:
@@ -74,11 +100,12 @@ def read_canonical(path: Path) -> Canonical:
     voxels = read_voxels(image, path)
     with readable(path):
         # the geometry is nibabel's, of an image that takes no memory; the voxels are turned as a view of themselves
-        empty = np.broadcast_to(np.uint8(0), image.shape)
+        empty = np.broadcast_to(np.uint8(0), image.shape[:3])
         turned: Any = nibabel.as_closest_canonical(type(image)(empty, image.affine, image.header))
         voxels = orientations.apply_orientation(voxels, orientations.io_orientation(image.affine))
-    spacing = tuple(float(side) for side in turned.header.get_zooms())
-    return Canonical(voxels, spacing, turned.affine, states_orientation(image.header))
+    factor = UNITS[int(image.header["xyzt_units"]) & 7][1]
+    spacing = tuple(float(side) * factor for side in turned.header.get_zooms())
+    return Canonical(voxels, spacing, affine_mm(turned), states_orientation(image.header))
 
 
 def open_volume(path: Path) -> Any:
@@ -88,19 +115,27 @@ def open_volume(path: Path) -> Any:
     with readable(path):
         image: Any = nibabel.load(path, keep_file_open=True)  # so that parts of a packed file are read in one go
         shape = tuple(image.shape)
-        if len(shape) != 3 or min(shape) < 1:
+        if not is_volume(shape) or min(shape) < 1:
             raise ValueError(f"{path}: expected a 3-D volume, got shape {shape}")
         check_size(image, path)
         check_spacing(image, path)
+        unit(image.header)
         check_affine(image.affine, str(path))
+        check_grid(shape[:3], affine_mm(image), str(path))
     return image
+
+
+def is_volume(shape: tuple[int, ...]) -> bool:
+    """Whether an array of this shape is one volume: 3-D, perhaps with further dimensions of 1."""
+    return len(shape) >= 3 and all(side == 1 for side in shape[3:])
 
 
 def read_voxels(image: Any, path: Path) -> Volume:
     """The voxels (I, J, K) float32 of an opened image, read ``PART`` at a time: no second copy of them is ever there.
     ``ValueError`` as ``load_nifti``."""
-    voxels: Volume = np.empty(image.shape, np.float32, order="F")
-    rows, columns, slices = image.shape
+    voxels: Volume = np.empty(image.shape[:3], np.float32, order="F")
+    rows, columns, slices = image.shape[:3]
+    first = (0,) * (len(image.shape) - 3)  # of dimensions of 1
     # whole slices as far as a part has room for them, else parts of one slice: in the order of the file
     across, along = (columns, max(1, PART // (rows * columns))) if rows * columns <= PART else (max(1, PART // rows), 1)
     bad = 0
@@ -108,7 +143,7 @@ def read_voxels(image: Any, path: Path) -> Volume:
         for k in range(0, slices, along):
             for j in range(0, columns, across):
                 part = np.s_[:, j : j + across, k : k + along]
-                voxels[part] = image.dataobj[part]
+                voxels[part] = image.dataobj[(*part, *first)]
                 bad += int((~np.isfinite(voxels[part])).sum())
     if bad:
         raise ValueError(f"{path}: {bad} voxels are NaN or infinite")
@@ -148,9 +183,26 @@ def axial_slices(voxels: Volume) -> Volume:
 
 
 def states_orientation(header: Any) -> bool:
-    """Whether a NIfTI header says how the patient lay, by a qform or an sform. Without one, left and right are a
-    guess."""
-    return bool(header["qform_code"] > 0 or header["sform_code"] > 0)
+    """Whether a NIfTI header says how the patient lay. Where it does not, left and right are a guess."""
+    return not orientation_doubt(header)
+
+
+def orientation_doubt(header: Any) -> str:
+    """In words, why a NIfTI header does not say where the patient's left is: it has neither a qform nor an sform, or
+    both, and they contradict each other about it. "" where it does."""
+    import nibabel
+
+    if not (header["qform_code"] > 0 or header["sform_code"] > 0):
+        return "has neither a qform nor an sform"
+    if header["qform_code"] > 0 and header["sform_code"] > 0:
+        try:
+            codes = [nibabel.aff2axcodes(affine) for affine in (header.get_qform(), header.get_sform())]
+        except Exception:  # a quaternion that is none: nibabel goes by the sform then
+            return ""
+        sideways = [[(axis, code) for axis, code in enumerate(three) if code in ("L", "R")] for three in codes]
+        if sideways[0] != sideways[1]:
+            return "has a qform and an sform of which one is mirrored"
+    return ""
 
 
 def require_stated_orientation(path: Path) -> None:
@@ -161,10 +213,11 @@ def require_stated_orientation(path: Path) -> None:
     with readable(path):
         image: Any = nibabel.load(path)
         check_size(image, path)
-    if len(image.shape) != 3 or min(image.shape) < 2:
+    if not is_volume(image.shape) or min(image.shape[:3]) < 2:
         raise ValueError(f"{path}: expected a 3-D volume of 2 slices or more, got shape {tuple(image.shape)}")
-    if not states_orientation(image.header):
-        raise ValueError(f"{path}: neither sform nor qform is set, so the orientation is unknown")
+    doubt = orientation_doubt(image.header)
+    if doubt:
+        raise ValueError(f"{path}: {doubt}, so the orientation is unknown")
     require_right_angles(image.affine, str(path))
 
 

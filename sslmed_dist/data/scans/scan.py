@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sslmed_dist.data.scans.grid import check_affine
-from sslmed_dist.data.scans.nifti import SUFFIXES, load_nifti, states_orientation
+from sslmed_dist.data.scans.nifti import SUFFIXES, load_nifti, notices_of, orientation_doubt
 
 Voxels = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -21,9 +21,11 @@ class StoredScan:
     path: Path
     voxels: Voxels  # (I, J, K) float32
     affine: Array  # (4, 4) float64, voxel index to right-anterior-superior mm
-    oriented: bool  # False: a NIfTI file that has neither a qform nor an sform, so left and right are a guess
+    oriented: bool  # False: a NIfTI file that does not say where the patient's left is, so that it is a guess
     header: Any = None  # of the NIfTI file
     series: Any = None  # of the DICOM folder: dicom.Series
+    doubt: str = ""  # in words, why it is not oriented
+    notices: tuple[str, ...] = ()  # what reading changed or had to guess, a line each
 
     @property
     def name(self) -> str:
@@ -51,10 +53,9 @@ def read_scan(path: Path, files: Sequence[Path] | None = None) -> StoredScan:
             raise ValueError(f"{path}: {int((~np.isfinite(voxels)).sum())} voxels are NaN or infinite")
         affine = np.array(series.affine, dtype=np.float64)
         check_affine(affine, str(path))
-        return StoredScan(path, voxels, affine, oriented=True, series=series)
+        return StoredScan(path, voxels, affine, oriented=True, series=series, notices=series.notices)
     if path.exists() and not path.name.lower().endswith(SUFFIXES):
         raise ValueError(f"{path}: not a scan; allowed: a NIfTI file (.nii, .nii.gz) or a folder with a DICOM series")
-    image, voxels = load_nifti(path)
-    return StoredScan(
-        path, voxels, np.array(image.affine, dtype=np.float64), states_orientation(image.header), header=image.header
-    )
+    image, stored, affine = load_nifti(path)
+    doubt, said = orientation_doubt(image.header), tuple(notices_of(image.header))
+    return StoredScan(path, stored, affine, not doubt, header=image.header, doubt=doubt, notices=said)

@@ -9,7 +9,8 @@ from sslmed_dist.report.outlines import Panel, sheet
 from sslmed_dist.verbs.segment.files import colour
 from sslmed_dist.verbs.segment.model import Found, Organ
 
-NOTE = "Research use only, not a medical device. Left half: the patient's right."
+NOTE = "Research use only, not a medical device."
+SIDES = {True: "Left half: the patient's right.", False: "Which half is the patient's right is a guess."}
 
 
 def require_matplotlib() -> None:
@@ -21,12 +22,20 @@ def require_matplotlib() -> None:
 
 
 def montage(
-    organs: Sequence[Organ], findings: Sequence[Found], winners: Tensor, stack: Tensor, name: str, note: str = ""
+    organs: Sequence[Organ],
+    findings: Sequence[Found],
+    winners: Tensor,
+    stack: Tensor,
+    name: str,
+    note: str = "",
+    *,
+    oriented: bool,
 ) -> bytes:
     """PNG in the model's pixels: a row per label, outlines in the label's colour. In it, for each part of the label
     from inferior to superior, its support slice, and the middle one of the query slices that belong to this part, with
     the mask found there. ``winners`` (S, size, size) is the number of the label of each pixel, counted from 1, 0 for
-    none. ``stack`` (S, 1, size, size) is the query, called ``name``; ``note`` stands below its name."""
+    none. ``stack`` (S, 1, size, size) is the query, called ``name``; ``note`` stands below its name. ``oriented``: its
+    file says where left is."""
     rows = []
     for label_index, (organ, finding) in enumerate(zip(organs, findings, strict=True)):
         shade = tuple(channel / 255 for channel in colour(label_index))
@@ -42,4 +51,4 @@ def montage(
             row.append(Panel(organ.images[part], {shade: organ.masks[part]}, support_title))
             row.append(Panel(stack[middle, 0], {shade: mask[middle]}, title))
         rows.append(row)
-    return sheet(rows, f"{name}: support and query in turn. {NOTE}" + (f"\n{note}" if note else ""))
+    return sheet(rows, f"{name}: support and query in turn. {NOTE} {SIDES[oriented]}" + (f"\n{note}" if note else ""))

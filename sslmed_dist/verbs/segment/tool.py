@@ -189,17 +189,13 @@ def read_support(
 def require_oriented(scan: StoredScan) -> None:
     """``ValueError`` naming a scan that does not say where the patient's left is."""
     if not scan.oriented:
-        raise ValueError(
-            f"{scan.path}: has neither a qform nor an sform, so left and right are unknown and --quadrants is refused"
-        )
+        raise ValueError(f"{scan.path}: {scan.doubt}, so left and right are unknown and --quadrants is refused")
 
 
 def read_said(path: Path, *, mask: bool = False) -> tuple[StoredScan, list[str]]:
     """The image (or the ``mask``) in ``path``, and a line for everything that reading it left aside, changed or had to
     guess. They are also said on standard error. ``ValueError`` as ``read_image``."""
     scan, notices = (read_one if mask else read_image)(path)
-    if not scan.oriented:
-        notices.append("has neither a qform nor an sform: where left and right are is a guess")
     for notice in notices:
         note(f"{scan.path}: {notice}")
     return scan, notices
@@ -224,7 +220,7 @@ def segment_one(
     else:
         drawing.draw(findings)
     contents[files.OVERLAY] = lambda file: write_atomically(
-        file, montage(organs, drawing.findings, drawing.winners, stack, name, left_out)
+        file, montage(organs, drawing.findings, drawing.winners, stack, name, left_out, oriented=scan.oriented)
     )
     wanted = [organ.label for organ in organs]
     contents[files.COLOURS] = lambda file: write_atomically(file, files.colour_table(wanted))

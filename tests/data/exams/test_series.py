@@ -16,6 +16,7 @@ from sslmed_dist.data.exams.one_series import read_one
 from sslmed_dist.data.exams.planes import PLANES, mirrored
 from sslmed_dist.data.exams.series import Examination, read_examination, read_stack
 from sslmed_dist.data.phantom.chaos import write_series
+from sslmed_dist.data.scans.dicom import ENDS_UNKNOWN
 from tests.data.exams.dicom_series import SHAPE, SIDES, STORED, affine_of, edit, enhance, values, write
 from tests.real_data import real_data
 
@@ -253,7 +254,7 @@ def test_one_series_of_a_folder_is_read_and_several_are_listed(tmp_path: Path) -
     alone, notes = read_one(tmp_path)
     write(tmp_path, "localizer", "coronal")
     scan, notes = read_one(tmp_path)
-    assert notes == ["left aside: 4 images, a localizer by its name"]
+    assert notes == ["left aside: 4 images, a localizer by its name", ENDS_UNKNOWN]
     assert np.array_equal(scan.voxels, alone.voxels) and np.array_equal(scan.affine, affine_of("axial"))
     files = write(tmp_path, "t1", "coronal")
     with pytest.raises(ValueError, match="2 series in it that would do .*t1 plane=coronal .*; t2 plane=axial"):

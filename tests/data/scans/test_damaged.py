@@ -79,7 +79,10 @@ def test_what_is_no_image_is_passed_over_and_counted(tmp_path: Path) -> None:
     (tmp_path / "README").write_text("nothing\n")
     (tmp_path / ".hidden").write_text("")
     scan, notes = read_one(tmp_path)
-    assert np.array_equal(scan.voxels, VOXELS) and notes == ["passed over: 4 files without an image"]
+    assert np.array_equal(scan.voxels, VOXELS) and notes == [
+        "passed over: 4 files without an image",
+        ENDS_UNKNOWN,
+    ]
 
 
 def test_files_without_preamble_are_dicom(tmp_path: Path) -> None:
