@@ -3,6 +3,7 @@
 import colorsys
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,11 +115,13 @@ def colour(label_index: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def colour_table(labels: Sequence[int]) -> bytes:
-    """A colour table for 3D Slicer: a line per label, id, name, red, green, blue, opacity; 0 is the background."""
+def colour_table(names: Mapping[int, str]) -> bytes:
+    """A colour table for 3D Slicer of labels and their ``names``: a line per label, id, name (one word), red, green,
+    blue, opacity; 0 is the background."""
     lines = ["# Color table of a label map: id name r g b a", "0 background 0 0 0 0"]
-    for label_index, label in enumerate(labels):
-        lines.append(" ".join(map(str, (label, f"label_{label}", *colour(label_index), 255))))
+    for label_index, (label, name) in enumerate(names.items()):
+        word = re.sub(r"[^\w.()+-]+", "_", name).strip("_") or f"label_{label}"
+        lines.append(" ".join(map(str, (label, word, *colour(label_index), 255))))
     return ("\n".join(lines) + "\n").encode()
 
 

@@ -14,10 +14,11 @@ import numpy as np
 
 from sslmed_dist import outputs
 from sslmed_dist.atomic_files import sha256, write_atomically
-from sslmed_dist.data.exams.one_series import read_image, read_one
+from sslmed_dist.data.exams.mask_files import read_masks
+from sslmed_dist.data.exams.one_series import read_image
 from sslmed_dist.data.scans.dicom_seg import require_highdicom, write_dicom_seg
 from sslmed_dist.data.scans.grid import place, same_grid
-from sslmed_dist.data.scans.masks import chosen, of_label_map
+from sslmed_dist.data.scans.masks import chosen
 from sslmed_dist.data.scans.nifti import nifti_like
 from sslmed_dist.data.scans.scan import StoredScan
 from sslmed_dist.printable import note
@@ -79,8 +80,8 @@ def segment(
     """Segment the scans that ``query`` means (``files.find_queries``) by one annotated support. Returns the files.
 
     ``run``: run folder or checkpoint. ``head``, ``pixel_mm``, ``device``: see ``load_model``. ``intensity``,
-    ``window``: see ``standardised``. ``support``: a NIfTI file or DICOM folder. ``support_mask``: a NIfTI file in its
-    grid, any ids. ``labels``: the ids to look for (default: all of the mask). ``quadrants``: nothing is found in a
+    ``window``: see ``standardised``. ``support``: a NIfTI file or DICOM folder. ``support_mask``: its masks
+    (``mask_files.read_masks``). ``labels``: the ids to look for (default: all). ``quadrants``: nothing is found in a
     quarter of the body that the support's organ leaves empty; refused where a file does not say how the patient lay.
     ``names``: see ``naming.name_queries``; anonymous ones are refused with ``dicom_seg``, which names the patient.
 
@@ -155,9 +156,11 @@ def read_support(
     """The organs to look for, and what ``run.json`` says of the support. ``ValueError`` names the file: it is
     unreadable, the mask lies in another grid than its image, has values that are no integer ids, is empty, or does not
     hold a label that is asked for."""
-    (scan, notices), (mask, of_mask) = read_said(support), read_said(support_mask, mask=True)
-    placement, masks, naming = placed(model, scan), of_label_map(mask), settings.naming
-    del mask  # its voxels are held once, as whole numbers
+    (scan, notices), naming = read_said(support), settings.naming
+    placement, masks = placed(model, scan), read_masks(support_mask, scan)
+    of_mask = list(masks.notices)
+    for line in of_mask:
+        note(f"{support_mask}: {line}")
     if not same_grid(placement, place(masks.shape, masks.affine, pixel=model.pixel, size=model.size)):
         raise ValueError(
             f"{support_mask}: shape {masks.shape} or position differs from its image {support} of shape "
@@ -192,10 +195,10 @@ def require_oriented(scan: StoredScan) -> None:
         raise ValueError(f"{scan.path}: {scan.doubt}, so left and right are unknown and --quadrants is refused")
 
 
-def read_said(path: Path, *, mask: bool = False) -> tuple[StoredScan, list[str]]:
-    """The image (or the ``mask``) in ``path``, and a line for everything that reading it left aside, changed or had to
-    guess. They are also said on standard error. ``ValueError`` as ``read_image``."""
-    scan, notices = (read_one if mask else read_image)(path)
+def read_said(path: Path) -> tuple[StoredScan, list[str]]:
+    """The image in ``path``, and a line for everything that reading it left aside, changed or had to guess. They are
+    also said on standard error. ``ValueError`` as ``read_image``."""
+    scan, notices = read_image(path)
     for notice in notices:
         note(f"{scan.path}: {notice}")
     return scan, notices
@@ -222,12 +225,12 @@ def segment_one(
     contents[files.OVERLAY] = lambda file: write_atomically(
         file, montage(organs, drawing.findings, drawing.winners, stack, name, left_out, oriented=scan.oriented)
     )
-    wanted = [organ.label for organ in organs]
-    contents[files.COLOURS] = lambda file: write_atomically(file, files.colour_table(wanted))
+    named = {organ.label: support["labels"][str(organ.label)] for organ in organs}
+    contents[files.COLOURS] = lambda file: write_atomically(file, files.colour_table(named))
     contents[files.LABELS] = lambda file: write_atomically(file, nifti_like(drawing.values, scan.affine, scan.header))
     if settings.dicom_seg:
         contents[files.DICOM_SEG] = lambda file: write_dicom_seg(
-            file, path, scan.series, drawing.values, wanted, model=model.sha256
+            file, path, scan.series, drawing.values, named, model=model.sha256
         )
     written = files.write_all(out, name, contents)
     rows = drawing.rows(name, support["labels"]) + files.left_out_rows(name, support["left_out"])

@@ -98,7 +98,12 @@ def test_masks(given: dict[str, Any]) -> None:
         (mask.astype(np.float32) / 4, AFFINE, [], "holds values that are no label ids"),
         (mask[:, :, :5], AFFINE, [2], r"shape \(60, 60, 5\) or position differs from its image .*support.nii.gz"),
         (mask, moved, [2], r"shape \(60, 60, 6\) or position differs from its image "),
-        (np.stack([mask, mask], -1), AFFINE, [2], r"expected a 3-D volume, got shape \(60, 60, 6, 2\)"),
+        (
+            mask[..., None, None],
+            AFFINE,
+            [2],
+            r"expected \(I, J, K\) or \(I, J, K, masks\), got shape \(60, 60, 6, 1, 1\)",
+        ),
         (mask, AFFINE, [9], "label 9 fills no pixel of the 64 x 64 slices of 2 mm"),
     ):
         save(given["support_mask"], voxels, affine)

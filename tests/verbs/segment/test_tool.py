@@ -255,3 +255,17 @@ def test_a_dicom_support_with_a_nifti_mask_stored_otherwise(given: dict[str, Pat
     made(given, tmp_path / "nifti", labels=[1])
     first, second = (load(tmp_path / kind / "image_02_labels.nii.gz")[0] for kind in ("dicom", "nifti"))
     assert first.any() and (first != second).mean() < 1e-3
+
+
+def test_a_dicom_seg_that_was_written_is_a_support_mask(given: dict[str, Path], tmp_path: Path) -> None:
+    """What one run wrote as DICOM-SEG gives the next run the masks that its label map gives."""
+    pytest.importorskip("highdicom")
+    voxels, image = load(given["query"])
+    write_series(tmp_path / "exam", np.ascontiguousarray(voxels), image.affine)
+    made(given, tmp_path / "first", query=tmp_path / "exam", labels=[1, 4], dicom_seg=True)
+    again = {"support": tmp_path / "exam", "query": given["support"]}
+    for mask in ("exam_seg.dcm", "exam_labels.nii.gz"):
+        made(given, tmp_path / mask.split(".")[0], support_mask=tmp_path / "first" / mask, **again)
+    name = "image_01_labels.nii.gz"
+    labels = load(tmp_path / "exam_seg" / name)[0]
+    assert set(np.unique(labels)) == {0, 1, 4} and np.array_equal(labels, load(tmp_path / "exam_labels" / name)[0])
