@@ -229,6 +229,14 @@ def test_latest_is_the_newest_whole_file(tmp_path: Path) -> None:
     assert checkpoints.latest() == checkpoints.path(11)
 
 
+def test_a_run_folder_that_has_gone_is_not_made_anew(tmp_path: Path) -> None:
+    """Below a mount point it would be hidden when the storage comes back."""
+    gone = Checkpoints(tmp_path / "run" / "checkpoints")
+    with pytest.raises(ValueError, match="run: the run folder has gone; is its storage there"):
+        gone.save(5, **content())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_killed_process_left_is_cleared_and_never_read(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, **content())

@@ -26,6 +26,8 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     # Ray runs workers at niceness 15; beside its own dashboard and agents on a small machine that costs throughput.
     "RAY_worker_niceness": "0",
+    # A busy machine needs longer than Ray's 30 s until its own programs have found each other.
+    "RAY_raylet_start_wait_time_s": "120",
 }
 # How long Ray waits for room that it has counted but that a lost node no longer has, before it counts again. It covers
 # no start of a worker, only the reservation.
@@ -101,7 +103,8 @@ class Membership(threading.Thread):
 @contextmanager
 def cluster(options: config.Ray, stop: Stop) -> Iterator[None]:
     """Join the cluster, or start one on this machine; leave or stop it on exit. Nothing where Ray runs in this process
-    alone, or this process has joined a cluster already. ``Stopped`` where a stop is asked for meanwhile."""
+    alone, or this process has joined a cluster already. ``Stopped`` where a stop is asked for meanwhile.
+    ``RuntimeError`` where there is no cluster at that address, or Ray does not start."""
     import ray
 
     if options.most == 0 or ray.is_initialized():
@@ -113,7 +116,7 @@ def cluster(options: config.Ray, stop: Stop) -> Iterator[None]:
             membership.start()
             membership.ready.wait()
         if membership.error is not None:
-            raise membership.error
+            raise no_cluster(membership) from membership.error
         yield
     except Stopped:
         # All is saved. Leaving in good order may take as long again as joining, and Ray's programs end with this one.
@@ -123,6 +126,13 @@ def cluster(options: config.Ray, stop: Stop) -> Iterator[None]:
         membership.end()
         raise
     membership.end()
+
+
+def no_cluster(membership: Membership) -> RuntimeError:
+    """What is said where Ray could not be joined or started, with the last line of its own words."""
+    what = f"the cluster at {membership.address} cannot be joined" if membership.address else "Ray did not start here"
+    said = [line.strip() for line in str(membership.error).splitlines() if line.strip()]
+    return RuntimeError(f"ray: {what}: {said[-1] if said else type(membership.error).__name__}")
 
 
 def leave_at_once() -> None:

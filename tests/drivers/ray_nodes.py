@@ -23,6 +23,7 @@ RAY = str(Path(sys.executable).parent / "ray")
 def environment(**more: str) -> dict[str, str]:
     """This process's environment with quiet Ray settings and the package importable."""
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "OMP_NUM_THREADS": "1"}
+    quiet["RAY_raylet_start_wait_time_s"] = "120"  # on a busy machine
     return os.environ | quiet | {"PYTHONPATH": str(ROOT)} | more
 
 
