@@ -10,7 +10,9 @@ depends on the machine. After the last kill the run goes on to its end. The exit
 """
 
 import argparse
+import functools
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -116,7 +118,7 @@ def soak(folder: Path, asked: argparse.Namespace, nodes: Nodes | None) -> bool:
     work = Soak(path, asked.driver, asked.kills, deadline, asked.span, asked.seed)
     if nodes is not None:
         work.env = environment(**nodes.env)
-        work.worker = nodes.kill_worker
+        work.worker = functools.partial(nodes.signal_worker, signal.SIGKILL)
     runs = differences = 0
     while work.left > 0 and time.monotonic() < deadline:
         differences += differing(final(work.run(f"run-{runs}")), undisturbed)

@@ -5,14 +5,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
-from sslmed_dist.drivers.processes import check_port, end_process
+from sslmed_dist.drivers.processes import Processes, check_port, end_process
 from tests.drivers import family
 
 ROOT = Path(__file__).parents[2]
@@ -38,31 +37,33 @@ def low_ports(count: int) -> list[int]:
 
 
 class Nodes:
-    """A head on 127.0.0.3 and, once ``join`` was called, a second node on 127.0.0.2, of ``cpus`` CPUs each."""
+    """A head on 127.0.0.3 and, once ``join`` was called, a second node on 127.0.0.2, of ``cpus`` CPUs each. Their
+    programs are daemons, known by a token in their environment (``processes``)."""
 
     def __init__(self, folder: Path, cpus: int = 2) -> None:
         self.folder, self.cpus = folder, cpus
-        self.port, self.dashboard, self.client = low_ports(3)
+        self.port, self.dashboard, client = low_ports(3)
         # Ray's socket paths must stay under 108 characters, so its folder is a short one.
         self.temporary = Path("/tmp") / f"sslmed-nodes-{os.getpid()}"
         head = ["--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--temp-dir={self.temporary}"]
-        self.head = self.start("127.0.0.3", *head, f"--ray-client-server-port={self.client}")
-        self.second: subprocess.Popen[bytes] | None = None
+        self.head = self.start("127.0.0.3", *head, f"--ray-client-server-port={client}")
+        self.second: Processes | None = None
         self.api = f"http://127.0.0.1:{self.dashboard}"
         self.env = {"RAY_ADDRESS": f"127.0.0.3:{self.port}", "RAY_API_SERVER_ADDRESS": self.api}
 
-    def start(self, address: str, *options: str) -> "subprocess.Popen[bytes]":
+    def start(self, address: str, *options: str) -> Processes:
         """``ray start`` of one node."""
-        sizes = [f"--num-cpus={self.cpus}", "--object-store-memory=200000000", "--disable-usage-stats", "--block"]
+        sizes = [f"--num-cpus={self.cpus}", "--object-store-memory=200000000", "--disable-usage-stats"]
         command = [RAY, "start", f"--node-ip-address={address}", *options, *sizes]
-        with (self.folder / f"{address}.log").open("a") as log:
-            return subprocess.Popen(command, env=environment(), stdout=log, stderr=log, start_new_session=True)
+        node = Processes(f"{os.getpid()}-{address}-{time.monotonic()}")
+        node.start(command, env=environment(), cwd=self.folder, log=self.folder / f"{address}.log")
+        return node
 
     def wait(self) -> None:
         """Until the jobs API answers."""
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
-            assert self.head.poll() is None, (self.folder / "127.0.0.3.log").read_text()[-2000:]
+            assert not self.head.started[0].poll(), (self.folder / "127.0.0.3.log").read_text()[-2000:]
             try:
                 urllib.request.urlopen(f"{self.api}/api/version", timeout=2)
                 return
@@ -75,39 +76,25 @@ class Nodes:
         self.second = self.start("127.0.0.2", f"--address=127.0.0.3:{self.port}")
 
     def lose(self) -> None:
-        """SIGKILL to the second node and all that runs on it."""
+        """SIGKILL to all that runs on the second node."""
         assert self.second is not None
-        started = family.descendants(self.second.pid)
-        self.second.kill()
-        family.end(started)
-        self.second.wait()
+        self.second.stop(patience_s=-1.0)
 
     def workers(self) -> list[tuple[int, int]]:
         """(id, start time) of the training workers on both nodes."""
-        both = [self.head] + ([self.second] if self.second is not None else [])
-        started = {pid: since for node in both for pid, since in family.descendants(node.pid).items()}
-        return [item for item in started.items() if family.command_line(item[0]).startswith("ray::RayTrainWorker")]
+        found = [item for node in (self.head, self.second) if node is not None for item in node.ours()]
+        return [item for item in found if family.command_line(item[0]).startswith("ray::RayTrainWorker")]
 
-    def signal_worker(self, number: signal.Signals) -> None:
-        """Send a signal to the last of the training workers."""
-        end_process(*self.workers()[-1], number)
-
-    def kill_worker(self) -> bool:
-        """SIGKILL to one of the training workers; whether there was one."""
+    def signal_worker(self, number: signal.Signals) -> bool:
+        """Send a signal to the last of the training workers; whether there is one."""
         found = self.workers()
         for item in found[-1:]:
-            end_process(*item, signal.SIGKILL)
+            end_process(*item, number)
         return bool(found)
 
     def close(self) -> None:
         """End both nodes."""
         for node in (self.second, self.head):
-            if node is not None and node.poll() is None:
-                started = family.descendants(node.pid)
-                node.terminate()
-                try:
-                    node.wait(20)
-                except subprocess.TimeoutExpired:
-                    node.kill()
-                family.end(started)
+            if node is not None:
+                node.stop()
         shutil.rmtree(self.temporary, ignore_errors=True)

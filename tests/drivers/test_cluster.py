@@ -105,7 +105,7 @@ Drill = Callable[[Nodes, Path], None]
 
 
 def worker_is_killed(nodes: Nodes, folder: Path) -> None:
-    nodes.signal_worker(signal.SIGKILL)
+    assert nodes.signal_worker(signal.SIGKILL)
 
 
 def worker_raises(nodes: Nodes, folder: Path) -> None:
@@ -119,7 +119,7 @@ def worker_raises(nodes: Nodes, folder: Path) -> None:
 
 
 def worker_hangs(nodes: Nodes, folder: Path) -> None:
-    nodes.signal_worker(signal.SIGSTOP)
+    assert nodes.signal_worker(signal.SIGSTOP)
     said, begun = folder.parents[1] / "said.txt", time.monotonic()
     while "hangs after step" not in said.read_text():
         assert time.monotonic() - begun < 60, said.read_text()[-3000:]
