@@ -83,7 +83,7 @@ class Hospitals:
 
     def wait_until_trains(self, name: str) -> None:
         """Until a site has begun a round, which stands in its ledger, and has not ended it."""
-        before, end = len(self.entries(name)), time.monotonic() + 60
+        before, end = len(self.entries(name)), time.monotonic() + 240
         while True:
             entries = self.entries(name)
             if len(entries) > before and entries[-1]["kind"] == "reserved" and entries[-1].get("count"):
@@ -119,7 +119,7 @@ class Run:
         path = self.hospitals.made.run_folder(self.name) / "federation.log"
         return path.read_text() if path.exists() else ""
 
-    def wait_for(self, text: str, since: int, seconds: float = 90.0) -> str:
+    def wait_for(self, text: str, since: int, seconds: float = 240.0) -> str:
         """The first line that has ``text`` in it and was written after the log had ``since`` letters."""
         end = time.monotonic() + seconds
         while text not in self.log[since:]:

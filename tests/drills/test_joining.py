@@ -114,7 +114,7 @@ def test_clocks_that_are_wrong_when_a_site_joins(hospitals: Hospitals) -> None:
         network.write_text(made.network("late").read_text().replace(str(home), f"{home}-{number}"))
         made.start(f"late-{number}", "site", "network", str(network), env=machine.env)
     for number, (what, ahead) in enumerate(WRONG.items()):
-        assert made.programs.pop(f"late-{number}").wait(timeout=120) == 2, made.said(f"late-{number}")
+        assert made.programs.pop(f"late-{number}").wait(timeout=300) == 2, made.said(f"late-{number}")
         line = made.said(f"late-{number}").splitlines()[-1]
         if ahead > -3600:
             assert "it refuses sites that are more than 5 s ahead of it or 305 s behind" in line

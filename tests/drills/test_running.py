@@ -135,7 +135,7 @@ def test_a_clock_that_leaps(hospitals: Hospitals, run: Run, ahead: float) -> Non
     since, before = len(run.log), len(hospitals.made.said("south"))
     hospitals.machines["south"].is_so(ahead=ahead)
     try:
-        line = run.wait_for("south", since, 90)
+        run.wait_for("south", since, 90)
     finally:
         hospitals.machines["south"].is_so()
         print(hospitals.made.said("south")[before:], run.log[since:])

@@ -44,7 +44,7 @@ def test_a_superlink_that_is_killed_while_sites_train(hospitals: Hospitals) -> N
     links = {pid: at for pid, at in descendants(server.pid).items() if "server.superlink" in command_line(pid)}
     assert len(links) == 1
     end(links)
-    assert server.wait(timeout=60) == 1 and made.programs.pop("cut").wait(timeout=60) == 1
+    assert server.wait(timeout=200) == 1 and made.programs.pop("cut").wait(timeout=200) == 1
     line = line_with("a program of the server has ended", made.said("server"))
     followed = made.said("cut").splitlines()[-1]
     assert "without a result" in followed and not (made.run_folder("cut") / "checkpoints" / "round_00003.pt").exists()

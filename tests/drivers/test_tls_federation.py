@@ -11,6 +11,7 @@ import pytest
 from sslmed_dist.cli import main
 from sslmed_dist.drivers import processes, superlink
 from sslmed_dist.federation import authority, node_key
+from tests.drills.seen import line_with, saw
 from tests.drivers import family
 from tests.drivers.family import command_line
 from tests.drivers.tls_federation import NAMES, Federation, federation, joining
@@ -82,6 +83,7 @@ def test_a_server_that_was_killed_goes_on_bit_for_bit(running: Federation) -> No
     # Which of the two that ended is seen first is chance: the SuperLink, or the program that follows the run.
     assert re.search(r"(lost its SuperLink|was killed or ended \(exit code 1\)) without a result", running.said("run"))
     assert not (folder / "checkpoints" / "round_00004.pt").exists()
+    saw("the whole server killed between two rounds", server=running.said("run").splitlines()[-1])
     said = running.said("server")
     running.start("server", "server", "start", str(running.server.place))
     end = time.monotonic() + 60
@@ -99,6 +101,7 @@ def test_a_key_that_is_not_registered_is_refused(running: Federation, capsys: py
     said = capsys.readouterr().err
     shown = node_key.fingerprint(node_key.public(running.network("mallory").with_name("node.key")))
     assert f"refuses this side's key {shown}: it is not registered there, or another machine is online with it" in said
+    saw("unregistered key", site=said.splitlines()[-1])
 
 
 def test_a_server_of_another_authority_is_not_believed(
@@ -112,6 +115,7 @@ def test_a_server_of_another_authority_is_not_believed(
         "is not believed: " in said
         and f"{running.network('misled').with_name('ca.crt')} names whom this side believes" in said
     )
+    saw("a server of another authority", site=said.splitlines()[-1])
 
 
 def test_nobody_without_the_token_starts_runs_and_nobody_without_the_secret_takes_tasks(running: Federation) -> None:
@@ -149,6 +153,9 @@ def test_a_network_side_that_was_killed_waits_for_its_old_session(running: Feder
     while running.said("south").count("has joined the federation") < 2:
         assert time.monotonic() < end, running.said("south")
         time.sleep(0.2)
+    said = running.said("south")
+    waits, joined = line_with("still counts the session", said), line_with("has joined", said)
+    saw("network side killed, started again at once with the same key", site=waits, then=joined)
 
 
 def test_a_second_one_of_a_kind_is_refused(running: Federation, capsys: pytest.CaptureFixture[str]) -> None:

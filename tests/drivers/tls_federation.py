@@ -39,14 +39,16 @@ class Federation:
 
     def start(self, name: str, *words: str, env: Mapping[str, str] | None = None) -> None:
         """A command of ours in a process of its own; what it says is in ``NAME.out``. All that it writes for a while
-        only is in ``tmp``."""
+        only is in ``tmp``. A session of its own, as services have, so that the machine's time is shared among them."""
         temporary = self.folder / "tmp"
         temporary.mkdir(exist_ok=True)
         with (self.folder / f"{name}.out").open("a") as out:
             command = [sys.executable, "-m", "sslmed_dist.cli", *words]
             own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
             env = os.environ | own | dict(env or {})
-            self.programs[name] = subprocess.Popen(command, env=env, text=True, stdout=out, stderr=out)
+            self.programs[name] = subprocess.Popen(
+                command, env=env, text=True, stdout=out, stderr=out, start_new_session=True
+            )
 
     def start_data(self, name: str, env: Mapping[str, str] | None = None) -> None:
         """The data side of a site in a process of its own, called ``NAME-data``."""
@@ -67,14 +69,14 @@ class Federation:
         """The file of a site's network side."""
         return self.folder / name / "network" / "network.yaml"
 
-    def wait_for(self, what: str, name: str, seconds: float = 120.0, more_than: int = 0) -> None:
+    def wait_for(self, what: str, name: str, seconds: float = 300.0, more_than: int = 0) -> None:
         """Until a command has said ``what``, more often than ``more_than`` times."""
         end = time.monotonic() + seconds
         while self.said(name).count(what) <= more_than:
             assert time.monotonic() < end, f"{name} has not said {what!r}: {self.said(name)}"
             time.sleep(0.1)
 
-    def online(self, names: tuple[str, ...] = NAMES, seconds: float = 120.0) -> None:
+    def online(self, names: tuple[str, ...] = NAMES, seconds: float = 300.0) -> None:
         """Wait until these sites are online."""
         end = time.monotonic() + seconds
         while {name for name, node in server_side.nodes(self.server).items() if node["status"] == "online"} < set(

@@ -131,6 +131,8 @@ def test_from_a_key_to_the_files_of_both_sides(
     assert cli.main(["app", "sign", "release.key", "--digest", "ab" * 32, "--out", "other.json"]) == 0
     assert cli.main(["app", "check", "other.json"]) == 2
     assert f"problem: the app that came with this program is another: {app}" in capsys.readouterr().out
+    assert cli.main(["app", "trust", public, public, "--out", "twice.yaml"]) == 2
+    assert "a key is named twice" in capsys.readouterr().err and not Path("twice.yaml").exists()
     for wrong in (["app", "trust", "nokey", "--out", "x"], ["app", "sign", "gone.key", "--out", "x"]):
         assert cli.main(wrong) == 2
     assert not (tmp_path / "x").exists()

@@ -1,5 +1,6 @@
 """``sslmed site`` as the people of a hospital use it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 from sslmed_dist.cli import main
 from sslmed_dist.federation import resident, site_file
 from sslmed_dist.federation.ledger import Ledger
+from sslmed_dist.verbs import site_places
+from tests.drills.machine import small_disk
 from tests.federation import hospital, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +113,52 @@ def test_the_ledger_is_verified_shown_and_exported(tmp_path: Path, capsys: pytes
     assert main(["site", "ledger", file, "export", "--out", str(tmp_path / "a.pdf")]) == 2
     assert main(["site", "ledger", file, "export"]) == 2
     assert main(["site", "ledger", file, "show", "--head", head]) == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "line"),
+    [
+        ([], "no file in it, so there is nothing to train on"),
+        ([".DS_Store"], "no file in it, so there is nothing to train on"),
+        (["a/one.png"], "1 file, fewer than examinations are asked for; every round would be refused: "),
+        ([f"{number}.dcm" for number in range(49)], "49 files, fewer than examinations are asked for"),
+        ([f"{number}.dcm" for number in range(50)], "50 files; `sslmed data check` reads them"),
+        (["packed.npz"], "1 files; `sslmed data check` reads them"),
+    ],
+)
+def test_check_says_what_lies_at_the_data(tmp_path: Path, files: list[str], line: str) -> None:
+    own = site_file.read(site(tmp_path))
+    for name in files:
+        (Path(own.data) / name).parent.mkdir(exist_ok=True)
+        (Path(own.data) / name).touch()
+    good, bad = site_places.data(own)
+    assert len(good + bad) == 1 and (good + bad)[0].startswith(f"data: {own.data}: {line}")
+    assert bool(good) is line.endswith("reads them")
+
+
+def test_check_and_start_name_a_place_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything starts: no lock, no socket, no entry of the ledger."""
+    with small_disk(tmp_path / "state", 1) as mounted:
+        file = site(tmp_path)
+        file.write_text(file.read_text().replace("separation: enforced", "separation: processes"))
+        state = tmp_path / "state"
+        if mounted:
+            subprocess.run(["mount", "-o", "remount,ro", str(state)], check=True)
+        elif os.getuid() != 0:
+            state.chmod(0o500)
+        else:
+            pytest.skip("root may write everywhere, and mounting a tmpfs is not permitted here")
+        try:
+            for words in (["start"], ["check"]):
+                assert main(["site", *words, str(file)]) == 2
+                said = capsys.readouterr()
+                assert f"state: {state}: cannot be written to" in said.err + said.out
+            assert {path.name for path in state.iterdir()} == {"key"} and not (tmp_path / "door").exists()
+        finally:
+            if not mounted:
+                state.chmod(0o700)
 
 
 def test_start_refuses_where_the_separation_is_not_enforced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
