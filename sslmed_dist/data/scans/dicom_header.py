@@ -18,16 +18,17 @@ LEAST_PACKED = 24  # bytes of compressed pixels: the tag, an empty table of offs
 IMAGES = ("Image Storage", "Volume Storage")  # in the names of the classes of images (PS3.4, B.5)
 
 
-def read_header(path: Path, *, pixels: bool) -> Any:
+def read_header(path: Path, *, pixels: bool, kinds: tuple[str, ...] = IMAGES) -> Any:
     """The header of a DICOM file that holds an image, with its ``pixels`` or without; None for a file that is not
-    DICOM or holds no image (DICOMDIR, reports, segmentations). A file without preamble is DICOM as well.
+    DICOM or holds no image (DICOMDIR, reports, segmentations). A file without preamble is DICOM as well. ``kinds``:
+    words in the names of the classes that count as images.
 
     ``ValueError`` naming a damaged file. One that is called like DICOM and is none is damaged; so is one that is empty,
     or is the beginning of a preamble, unless a suffix of letters says that it is something else."""
     from pydicom.errors import InvalidDicomError
 
     if pixels and path.stat().st_size > MOST_BYTES:
-        require_bytes(path, read_header(path, pixels=False))
+        require_bytes(path, read_header(path, pixels=False, kinds=kinds))
     with readable_dicom(path):
         try:
             header: Any = read_dicom(path, header_only=not pixels)
@@ -43,7 +44,7 @@ def read_header(path: Path, *, pixels: bool) -> Any:
         kind, sized = storage_class(header), "Rows" in header and "Columns" in header
         if not kind and not sized:
             raise ValueError("does not say what it is: its end is missing")
-        if kind and not any(word in kind for word in IMAGES) and not (kind[0].isdigit() and sized):
+        if kind and not any(word in kind for word in kinds) and not (kind[0].isdigit() and sized):
             return None
         if not sized or (pixels and "PixelData" not in header):
             raise ValueError("an image without pixels: its end is missing")

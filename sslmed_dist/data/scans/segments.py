@@ -28,7 +28,7 @@ def read_segments(path: Path, scan: StoredScan, frame_of_reference: str | None) 
     said. ``ValueError`` naming the file: damaged, another frame of reference, frames that do not lie on the scan's
     voxels, frames of no segment, or a segmentation type that is unknown.
     """
-    header = read_header(path, pixels=True)
+    header = read_header(path, pixels=True, kinds=("Segmentation Storage",))
     if header is None:
         raise ValueError(f"{path}: no DICOM segmentation with pixels")
     with damage_named(path, "cannot be read, truncated or not a DICOM segmentation"):
