@@ -16,8 +16,10 @@ from pathlib import Path
 
 from sslmed_dist.federation import housekeeping
 from sslmed_dist.federation.door import Door
+from sslmed_dist.federation.doorway import FAILED
 from sslmed_dist.federation.policy import Refusal
 from sslmed_dist.federation.site_file import SiteFile
+from sslmed_dist.federation.site_work import errors_log
 
 READ_S = 30.0  # without a byte from the other side
 LENGTH = struct.Struct("<Q")
@@ -123,7 +125,17 @@ def one(site: SiteFile, door: Door, connection: socket.socket) -> str:
         return "a request got no answer: the messages of this data set's life are spent"
     connection.sendall(LENGTH.pack(len(answer)) + answer)
     door.delivered(answer)
-    return f"answered: entry {int.from_bytes(answer[8:16], 'little')} of the ledger"
+    return told(site, door, int.from_bytes(answer[8:16], "little"))
+
+
+def told(site: SiteFile, door: Door, number: int) -> str:
+    """What the site's people read of the answer that stands in the ledger under this number."""
+    entry = door.ledger.entries[number - 1]
+    what = "answered"
+    if entry["kind"] == "refusal":
+        why = f" ({errors_log(site)})" if entry["reason"] == FAILED else ""
+        what = f"refused: {entry['reason']}{why}"
+    return f"{what}: entry {number} of the ledger"
 
 
 def received(connection: socket.socket, length: int) -> bytearray:

@@ -32,6 +32,7 @@ from sslmed_dist.federation.shared import Arrays, model_digest
 from sslmed_dist.federation.site_file import SiteFile
 from sslmed_dist.federation.sites import Site, own_site
 from sslmed_dist.log_files import keep_small
+from sslmed_dist.printable import say
 
 STATISTICS = (".running_mean", ".running_var")  # endings of the tensors that hold means and variances over images
 
@@ -129,9 +130,11 @@ def forking() -> Any:
     return context
 
 
-def warm() -> None:
+def warm(temporary: Path) -> None:
     """Start that process now. The first request would wait for it otherwise, on a busy machine for longer than the
-    server waits."""
+    server waits. Its socket is in ``temporary``, which is the caller's to remove: left alone, ``multiprocessing`` makes
+    a folder that a kill leaves behind, and complains at its end where that is gone."""
+    multiprocessing.current_process()._config["tempdir"] = str(temporary)  # type: ignore[attr-defined]
     forking()
     forkserver.ensure_running()
 
@@ -183,11 +186,25 @@ def serve_one(connection: Connection, site_path: str, configuration: str) -> Non
     except Refusal as refusal:
         connection.send_bytes(b"refusal\n" + str(refusal).encode())
     except BaseException as error:
-        path = Path(site.state) / "errors.log"
+        write_down(error, errors_log(site))
+        connection.send_bytes(b"failure\n" + type(error).__name__.encode())
+
+
+def errors_log(site: SiteFile) -> Path:
+    """Where the texts of errors go; they never leave."""
+    return Path(site.state) / "errors.log"
+
+
+def write_down(error: BaseException, path: Path) -> None:
+    """The text of an error to the site's own log. Where that cannot be written, most likely for the very same reason,
+    one line on standard error, which is this site's, too."""
+    try:
         keep_small(path)
         with appending(path) as log:
             log.write("".join(traceback.format_exception(error)) + "\n")
-        connection.send_bytes(b"failure\n" + type(error).__name__.encode())
+    except OSError as refused:
+        text = " ".join(str(error).split())
+        say(f"{path}: {refused.strerror}; the work failed: {type(error).__name__}: {text}")
 
 
 def end_with(connection: Connection) -> None:

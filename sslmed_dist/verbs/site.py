@@ -141,8 +141,8 @@ def start(path: Path) -> Lines:
     with alone(state, "a data side"):
         clear_remains(state)
         with private_folder(state) as (temporary, _):
-            tempfile.tempdir = str(temporary)  # of this process and those of rounds: a kill leaves nothing for ever
-            warm()
+            tempfile.tempdir = str(temporary)  # a kill leaves nothing for ever: the next start clears it
+            warm(temporary)
             door = Door(site, partial(in_child, path))
             door.ledger.append("opened", reason=f"separation: {site.separation}")
             resident.serve(site, door, resident.until_signal(), timed)

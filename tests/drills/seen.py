@@ -31,7 +31,7 @@ def saw(drill: str, site: str = "", server: str = "", then: str = "") -> None:
     path = os.environ.get(FILE)
     if path:
         with Path(path).open("a") as out:
-            row = {"drill": drill, "site": plain(site), "server": plain(server), "then": then}
+            row = {"drill": drill, "site": plain(site), "server": plain(server), "then": plain(then)}
             out.write(json.dumps(row) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""The table of drills for docs/hospitals.md: ``python -m tests.drills.table FILE`` prints it from what ``seen`` wrote."""
+"""The table of drills for docs/hospitals.md: ``python -m tests.drills.table FILE`` makes it of what ``seen`` wrote."""
 
 import argparse
 import json

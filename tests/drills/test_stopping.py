@@ -64,6 +64,7 @@ def test_nothing_is_left(hospitals: Hospitals) -> None:
     made = hospitals.made
     for name in (*NAMES, *(f"{name}-data" for name in NAMES), "server"):
         assert made.stop(name) == 0, made.said(name)
+        assert "Traceback" not in made.said(name), made.said(name)
     assert made.programs == {}
     finish = time.monotonic() + 20
     while left := [pid for pid in processes.process_ids() if str(made.folder) in command_line(pid)]:

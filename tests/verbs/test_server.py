@@ -1,7 +1,6 @@
 """``sslmed server`` and the network side of ``sslmed site`` as people use them, without any program of Flower's."""
 
 import os
-import shlex
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -209,32 +208,6 @@ def test_an_init_that_fails_half_way_leaves_nothing_in_its_own_way(
         assert [path.name for path in (tmp_path / "a").rglob("*") if path.is_file()] == []
         assert main(words) == 0
     assert synced[0] >= min(number, 4)
-
-
-@pytest.mark.parametrize("name", ["server.crt", "ca.key"])
-def test_what_is_no_authoritys_certificate_makes_no_site(place: Path, tmp_path: Path, capsys: Said, name: str) -> None:
-    """A site that believed the server's certificate alone would believe nobody after the next one."""
-    wrong = place / "tls" / name
-    words = ["--name", "a", "--data", str(tmp_path), "--root-certificate", str(wrong)]
-    assert main(["site", "init", str(tmp_path / "a" / "site.yaml"), *words]) == 2
-    said = capsys.readouterr().err
-    kind = "is no authority's certificate (basicConstraints); wanted: the server's tls/ca.crt"
-    assert f"{wrong}: {kind if name == 'server.crt' else 'no certificate (PEM) there'}" in said
-    assert not (tmp_path / "a").exists()
-
-
-def test_paths_with_spaces_are_quoted_in_commands(tmp_path: Path, capsys: Said) -> None:
-    folder = tmp_path / "two words"
-    file = folder / "site.yaml"
-    assert main(["site", "init", str(file), "--name", "a", "--data", str(tmp_path)]) == 0
-    line = capsys.readouterr().out.splitlines()[0]
-    assert shlex.split(line.partition("then: ")[2]) == ["sslmed", "site", "check", str(file)]
-    file.chmod(0o644)
-    main(["site", "check", str(file)])
-    line = next(line for line in capsys.readouterr().out.splitlines() if "chmod" in line)
-    assert shlex.split(line.partition("; ")[2]) == ["chmod", "go=", str(file)]
-    main(["server", "status", str(folder)])
-    assert shlex.split(capsys.readouterr().err.partition("`")[2].partition("`")[0])[-1] == str(folder)
 
 
 def test_a_path_that_is_too_long_for_a_socket_leaves_no_site(tmp_path: Path, capsys: Said) -> None:
