@@ -1,11 +1,12 @@
-"""What the workers of a run say of themselves every second, and which of them has hung. Nothing here needs Ray."""
+"""What the workers of a run say of themselves every second, and which of them has hung. Nothing here needs Ray,
+and nothing torch: the actor that keeps the ledger starts soon and stays small."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sslmed_dist.training.pulse import STARTING, TRAINING
+from sslmed_dist.training.phases import STARTING, TRAINING
 
 STILL_S, STEPS = 30.0, 10  # a worker has hung that did not move for so many seconds, and so many median steps
 SILENT_S = 5.0  # one of whom nothing was heard for so long says nothing any more

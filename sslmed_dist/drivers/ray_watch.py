@@ -9,7 +9,8 @@ from typing import Any
 from sslmed_dist import distributed
 from sslmed_dist.drivers.heartbeats import SILENT_S, Beat, Ledger, Seen, hung, line_of
 from sslmed_dist.printable import say
-from sslmed_dist.training.pulse import STARTING, Pulse
+from sslmed_dist.training.phases import STARTING
+from sslmed_dist.training.pulse import Pulse
 
 NAMESPACE = "sslmed"
 EVERY_S = 1.0
@@ -31,7 +32,7 @@ class Speaker(threading.Thread):
         context = ray.get_runtime_context()
         ledger = ray.get_actor(self.ledger_name, namespace=NAMESPACE)
         same = {
-            "attempt": f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}",
+            "attempt": ":".join((os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], str(distributed.world_size()))),
             "rank": distributed.rank(),
             "world": distributed.world_size(),
             "process": os.getpid(),

@@ -24,8 +24,9 @@ from sslmed_dist.training.build import build_views, choose_device, compile_encod
 from sslmed_dist.training.feature_cache import FOLDER, FeatureSet, Given, feature_set
 from sslmed_dist.training.monitor import Monitor
 from sslmed_dist.training.pretrained import find, first_method
+from sslmed_dist.training.phases import ENDING, MEASURING, SAVING
 from sslmed_dist.training.progress import Progress
-from sslmed_dist.training.pulse import ENDING, MEASURING, SAVING, Pulse
+from sslmed_dist.training.pulse import Pulse
 from sslmed_dist.training.same_data import open_folder, recognise, write_down
 from sslmed_dist.training.state import TrainState, begin, require_momenta
 from sslmed_dist.training.stem_cache import StemSet

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from sslmed_dist import distributed
+from sslmed_dist.training.phases import STARTING, TRAINING
 from sslmed_dist.training.state import TrainState
 
-STARTING, TRAINING, SAVING, MEASURING, ENDING = "starting", "training", "saving", "measuring", "ending"
 REMEMBERED = 50  # steps whose durations the median is of
 
 

@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.soak [--kills 100] [--minutes 60] [--seed 0] [--span 20] [--driver local | ray]
 
-A run of 180 short steps saves every second one. It is started, killed after a random part of ``span`` seconds (while
-it imports, opens its folder, trains or saves, as it comes), and started again until it ends; then the next run begins.
+A run of 180 short steps saves every second one. It is started, killed, and started again until it ends; then the next
+run begins. Half of the kills come after a random part of ``span`` seconds, while it imports, opens its folder, trains
+or saves, as it comes; half after its first new checkpoint and a random part of a tenth of that.
 ``local``: one process. ``ray``: two workers on two nodes of this machine; killed is the driver, which is started again
 here, or one of the workers, which Ray starts again. The moments and the victims follow from the seed; where they hit
 depends on the machine. After the last kill the run goes on to its end. The exit code is 1 where a parameter differs.
@@ -88,6 +89,10 @@ class Soak:
             begun_at = max(checkpoints.steps(), default=0) if begun_at is None else begun_at
             more = self.left > 0 and time.monotonic() < self.deadline
             moment, driver = self.draw.random() * self.span, self.draw.random() < 0.5
+            if self.draw.random() < 0.5:
+                moment /= 10
+                while process.poll() is None and max(checkpoints.steps(), default=0) <= begun_at:
+                    time.sleep(0.01)
             try:
                 if process.wait(moment if more else LONGEST_S):
                     raise RuntimeError((self.path.parent / "said.txt").read_text()[-3000:])

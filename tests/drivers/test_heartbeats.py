@@ -1,12 +1,15 @@
 """Which worker of a run has hung, told from what they say of themselves."""
 
 import dataclasses
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from sslmed_dist.drivers.heartbeats import Beat, Ledger, hung, line_of
-from sslmed_dist.training.pulse import MEASURING, SAVING, STARTING, TRAINING, Pulse
+from sslmed_dist.training.phases import MEASURING, SAVING, STARTING, TRAINING
+from sslmed_dist.training.pulse import Pulse
 
 
 class Clock:
@@ -103,6 +106,11 @@ def test_a_stop_is_the_answer_to_the_next_beat() -> None:
     assert not ledger.beat(beat(0))
     ledger.ask_stop()
     assert ledger.beat(beat(1))
+
+
+def test_the_ledger_needs_no_torch() -> None:
+    code = "import sys, sslmed_dist.drivers.heartbeats; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_pulse_is_in_its_start_until_the_second_step() -> None:
