@@ -23,8 +23,8 @@ from sslmed_dist.training.allocation import keep_freed_memory
 from sslmed_dist.training.build import build_views, choose_device, compile_encoder, load_data, resolve, resolve_auto
 from sslmed_dist.training.feature_cache import FOLDER, FeatureSet, Given, feature_set
 from sslmed_dist.training.monitor import Monitor
-from sslmed_dist.training.pretrained import find, first_method
 from sslmed_dist.training.phases import ENDING, MEASURING, SAVING
+from sslmed_dist.training.pretrained import find, first_method
 from sslmed_dist.training.progress import Progress
 from sslmed_dist.training.pulse import Pulse
 from sslmed_dist.training.same_data import open_folder, recognise, write_down
