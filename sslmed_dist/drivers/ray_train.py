@@ -202,7 +202,8 @@ def launch(settings: config.Config, stop: Stop) -> None:
         if watch.look() and settings.ray.elastic:
             say(f"trains on {watch.workers} of at most {settings.ray.most} workers (ray.num_workers)")
         if thread.is_alive() and stop():
-            if not watch.working:
+            # Without a word to the ledger the workers' file counts: then work is saved that may be none.
+            if not watch.working and (watch.workers or not news(settings.folder)):
                 raise Stopped("stopped before the workers had started; run the same command again")
             watch.ask_stop()
         watch.require_workers(settings.ray.wait_s)
@@ -211,11 +212,13 @@ def launch(settings: config.Config, stop: Stop) -> None:
 
 
 def raise_failure(error: BaseException, restarts: int) -> NoReturn:
-    """What Ray's trainer has raised: as it is, or, where the workers have failed, as a ``RuntimeError`` of one line."""
+    """What Ray's trainer has raised: as it is, or, where workers have failed, or what Ray itself runs for them was
+    lost, as a ``RuntimeError`` of one line."""
     import ray.train
 
-    if not isinstance(error, ray.train.TrainingFailedError):
-        raise error
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else str(error)
-    raise RuntimeError(f"ray: training failed after {restarts} restarts: {last}") from error
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if isinstance(error, ray.train.TrainingFailedError):
+        raise RuntimeError(f"ray: training failed after {restarts} restarts: {lines[-1]}") from error
+    if isinstance(error, ray.exceptions.RayError):
+        raise RuntimeError(f"ray: {lines[0]}; the same command goes on from the last checkpoint") from error
+    raise error

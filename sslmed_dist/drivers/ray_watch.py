@@ -26,7 +26,8 @@ class Speaker(threading.Thread):
         self.ledger_name, self.pulse = name, pulse
 
     def run(self) -> None:
-        """Say it every second. Where the ledger is gone the driver is, and Ray ends this process."""
+        """Say it every second. Where nobody answers the ledger is being started again, or the driver has ended and Ray
+        ends this process, too."""
         import ray
 
         context = ray.get_runtime_context()
@@ -42,10 +43,8 @@ class Speaker(threading.Thread):
             try:
                 beat = Beat(**same, **self.pulse.look())
                 self.pulse.asked |= ray.get(ledger.beat.remote(beat, context.current_actor), timeout=ANSWER_S)
-            except ray.exceptions.GetTimeoutError:
-                continue
             except ray.exceptions.RayError:
-                return
+                pass
             time.sleep(EVERY_S)
 
 
@@ -57,13 +56,13 @@ class Watch:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.ledger = (
-            ray.remote(num_cpus=0)(Ledger).options(name=name, namespace=NAMESPACE, scheduling_strategy=here).remote()
-        )
+        # One that was lost, for want of memory say, comes back and learns all anew within a second.
+        actor = ray.remote(num_cpus=0, max_restarts=-1)(Ledger)
+        self.ledger = actor.options(name=name, namespace=NAMESPACE, scheduling_strategy=here).remote()
         self.asked: Any = None  # the answer that is waited for
         self.looked = self.heard = time.monotonic()
         self.ended: set[str] = set()  # attempts of which a worker was ended
-        self.stopping = False
+        self.stopping = -LOOK_S  # when the ledger was last told of a stop
         self.workers = 0  # as many as there are now, or were before they failed
         self.working = False  # whether one of them is there and past its start
 
@@ -79,8 +78,11 @@ class Watch:
             return False
         if not ray.wait([self.asked], timeout=0)[0]:
             return False
-        seen: list[Seen] = ray.get(self.asked)
-        self.asked, before = None, self.workers
+        answer, self.asked, before = self.asked, None, self.workers
+        try:
+            seen: list[Seen] = ray.get(answer)
+        except ray.exceptions.RayError:  # the ledger was lost
+            return False
         speaking = [worker.beat for worker in seen if worker.silent_s <= SILENT_S]
         self.working = any(beat.phase != STARTING for beat in speaking)
         if speaking:
@@ -99,8 +101,8 @@ class Watch:
 
     def ask_stop(self) -> None:
         """Ask the workers to save and stop, with the answer to their next beat."""
-        if not self.stopping:
-            self.stopping = True
+        if time.monotonic() - self.stopping >= LOOK_S:  # again, since a new ledger would not know
+            self.stopping = time.monotonic()
             self.ledger.ask_stop.remote()
 
     def require_workers(self, patience_s: float) -> None:
