@@ -1,6 +1,5 @@
 """Failure drills on two Ray nodes: whatever is lost, the run ends with the bits of one that nothing disturbed."""
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from sslmed_dist import checkpoint, config, plain_yaml
 from sslmed_dist.json_files import Lines
 from sslmed_dist.training import job
 from tests import tiny
-from tests.drivers.ray_nodes import RAY, Nodes, environment
+from tests.drivers.ray_nodes import Nodes, environment
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STEPS = 180
@@ -144,50 +143,6 @@ def test_ray_starts_again_and_the_bits_are_the_same(
     require_bits(folder, undisturbed)
 
 
-def submit(nodes: Nodes, name: str, folder: Path, *arguments: str, wait: bool) -> subprocess.CompletedProcess[str]:
-    """``ray job submit`` of ``sslmed train`` with the working directory ``folder``."""
-    command = [RAY, "job", "submit", f"--submission-id={name}", *([] if wait else ["--no-wait"])]
-    command += ["--working-dir", str(folder), "--", sys.executable, "-m", "sslmed_dist.cli", "train", *arguments]
-    deadline = time.monotonic() + 120
-    while True:
-        done = subprocess.run(
-            command, env=environment(**nodes.env), text=True, capture_output=True, timeout=400, cwd=folder
-        )
-        # The head's job agent comes up some seconds after its dashboard.
-        if "No available agent" not in done.stdout + done.stderr or time.monotonic() > deadline:
-            return done
-        time.sleep(2)
-
-
-def test_a_stopped_job_goes_on_from_another_folder_with_an_edited_package(
-    tmp_path: Path, nodes: Nodes, undisturbed: dict[str, torch.Tensor]
-) -> None:
-    """``ray job stop`` ends the driver; the same command from another working directory, whose package was edited, goes
-    on: the run folder is an absolute path."""
-    path, folder = write(tmp_path), tmp_path / "runs" / "tiny"
-    for name in ("first", "second"):
-        shutil.copytree(
-            Path(__file__).parents[2] / "sslmed_dist",
-            tmp_path / name / "sslmed_dist",
-            ignore=shutil.ignore_patterns("__pycache__"),
-        )
-        shutil.copy(path, tmp_path / name / "tiny.yaml")
-    edited = tmp_path / "second" / "sslmed_dist" / "__init__.py"
-    edited.write_text(edited.read_text() + "\nprint('the edited package', file=__import__('sys').stderr)\n")
-    done = submit(nodes, "first", tmp_path / "first", "tiny.yaml", wait=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    deadline = time.monotonic() + 240
-    while max(steps_of(folder), default=0) < 6:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    subprocess.run([RAY, "job", "stop", "first"], env=environment(**nodes.env), check=True, capture_output=True)
-    assert steps_of(folder)[-1] < STEPS
-    done = submit(nodes, "second", tmp_path / "second", "tiny.yaml", wait=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert "the edited package" in done.stdout + done.stderr
-    require_bits(folder, undisturbed)
-
-
 def test_a_killed_driver_and_a_torn_checkpoint(
     tmp_path: Path, nodes: Nodes, undisturbed: dict[str, torch.Tensor]
 ) -> None:
@@ -261,3 +216,31 @@ def test_elastic_workers_follow_the_nodes(tmp_path: Path, nodes: Nodes) -> None:
     ]
     assert len(losses[0]) == last
     assert torch.allclose(torch.tensor(losses[0]).double(), torch.tensor(losses[1]).double(), rtol=1e-9, atol=0)
+
+
+REPORT = """import ray, sys
+from ray import _raylet
+from ray.core.generated.autoscaler_pb2 import ClusterConfig
+from ray.experimental import internal_kv
+ray.init(log_to_driver=False)
+config = ClusterConfig()
+if sys.argv[1] == "report":
+    config.node_group_configs.add(name="workers", max_count=3, resources={"CPU": 2})
+key, namespace = _raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, _raylet.GCS_AUTOSCALER_STATE_NAMESPACE
+internal_kv._internal_kv_put(key.encode(), config.SerializeToString(), namespace=namespace.encode())
+"""
+
+
+def test_more_than_the_autoscaler_can_add_is_refused_at_once(tmp_path: Path, nodes: Nodes) -> None:
+    """Nobody runs an autoscaler here; what one would report is written in its place."""
+    path = write(tmp_path, placement="pack", num_workers=11)
+    report = [sys.executable, "-c", REPORT]
+    subprocess.run([*report, "report"], env=environment(**nodes.env), check=True, timeout=200)
+    try:
+        process = start(path, nodes, "plan.batch_size=22")
+        assert process.wait(200) == 2
+    finally:
+        subprocess.run([*report, "forget"], env=environment(**nodes.env), check=True, timeout=200)
+    said = (tmp_path / "said.txt").read_text()
+    assert "room for 4; its autoscaler can make room for 10; smaller numbers, or larger groups" in said
+    assert not (tmp_path / "runs").exists()
