@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from sslmed_dist import config
 from sslmed_dist.drivers.ray_autoscaler import Autoscaler, autoscaler, label, room_it_can_make
-from sslmed_dist.drivers.ray_room import bundle, refuse_too_little, too_little
+from sslmed_dist.drivers.ray_room import refuse_too_little, too_little, whole_bundles
 from sslmed_dist.endings import STOPPED, Stopped
 from sslmed_dist.printable import say
 from sslmed_dist.training.stopping import Stop
@@ -168,7 +168,7 @@ def require_room(options: config.Ray, stop: Stop) -> None:
                 raise ValueError(f"{line}; waited {patience:g} s for more nodes (ray.{key})")
             if not asked:
                 say(f"{line}; waiting up to {patience:g} s for more nodes (ray.{key})")
-                request_resources(bundles=[bundle(options)] * options.fewest)
+                request_resources(bundles=whole_bundles(options))
                 asked = True
             time.sleep(0.5)
     if asked:

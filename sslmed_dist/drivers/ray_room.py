@@ -13,6 +13,14 @@ def bundle(options: config.Ray) -> dict[str, float]:
     return {key: need for key, need in asked.items() if need}
 
 
+def whole_bundles(options: config.Ray) -> list[dict[str, int]]:
+    """What an autoscaler is asked for, which knows whole numbers only: workers that share a GPU are put together."""
+    gpus = options.gpus_per_worker
+    together = max(1, int(1 / gpus + 1e-9)) if gpus else 1
+    asked = {"CPU": options.cpus_per_worker * together, "GPU": math.ceil(gpus * together - 1e-9)}
+    return [{key: need for key, need in asked.items() if need}] * math.ceil(options.fewest / together)
+
+
 def room(options: config.Ray, nodes: Sequence[Mapping[str, float]]) -> float:
     """How many workers fit on nodes of these resources, even if nothing else ran on them; as many as the run needs, at
     most, on each. A worker is on one node as a whole."""

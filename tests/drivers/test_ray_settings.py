@@ -138,6 +138,24 @@ def test_numbers_of_workers_that_cannot_be_are_one_line(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({"num_workers": 3}, [{"CPU": 1}] * 3),
+        ({"num_workers": [2, 5], "cpus_per_worker": 4, "gpus_per_worker": 1.0}, [{"CPU": 4, "GPU": 1}] * 2),
+        ({"num_workers": 5, "cpus_per_worker": 2, "gpus_per_worker": 0.25}, [{"CPU": 8, "GPU": 1}] * 2),
+        ({"num_workers": 4, "gpus_per_worker": 0.3}, [{"CPU": 3, "GPU": 1}] * 2),
+        ({"num_workers": 2, "cpus_per_worker": 0, "gpus_per_worker": 2.0}, [{"GPU": 2}] * 2),
+    ],
+)
+def test_an_autoscaler_is_asked_in_whole_numbers(
+    tmp_path: Path, options: dict[str, Any], asked: list[dict[str, int]]
+) -> None:
+    """Ray refuses others with a traceback, so a run that had to wait for nodes failed at once."""
+    bundles = ray_room.whole_bundles(tiny.settings(tmp_path, ray=options).ray)
+    assert bundles == asked and all(type(need) is int for one in bundles for need in one.values())
+
+
 FIVE = ray_autoscaler.Autoscaler({"workers": ({"CPU": 4.0}, 5.0)}, refuses=False)
 ADDED = NODE | {"Labels": {"ray.io/node-group": "workers"}}
 
