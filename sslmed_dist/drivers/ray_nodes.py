@@ -1,6 +1,7 @@
 """Asks every node of a Ray cluster what it has: one small actor on each, of ``node_probe``."""
 
 import secrets
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from sslmed_dist.drivers import node_probe
 from sslmed_dist.drivers.ray_train import cluster_address, require_ray
 
 ANSWER_S = 90.0  # a node that has not answered by then is not one that a run can use
+REACH_S = 10.0  # for the address of a cluster to take a connection
 READINGS = 5  # of each node's clock: the quickest answer says most
 
 
@@ -58,20 +60,28 @@ def joined(options: config.Ray) -> Iterator[None]:
     require_ray()
     import ray
 
+    address = cluster_address(options) or "auto"
+    try:
+        reach(address)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (OSError, RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())[:300]
+        allowed = "RAY_ADDRESS=HOST:6379, ray.address, or a node of the cluster"
+        raise ValueError(f"no cluster to join at {address} ({said}); allowed: {allowed}") from None
     # The probe goes to the nodes as it is here, because there it may be missing.
     ray.cloudpickle.register_pickle_by_value(node_probe)
-    try:
-        address = cluster_address(options) or "auto"
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"no cluster to join ({said[:300]}); allowed: RAY_ADDRESS=HOST:6379, ray.address, or a node "
-                         "of the cluster") from None  # fmt: skip
     try:
         yield
     finally:
         ray.shutdown()
         ray.cloudpickle.unregister_pickle_by_value(node_probe)
+
+
+def reach(address: str) -> None:
+    """``OSError`` where nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    host, separator, port = address.rpartition(":")
+    if separator and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
 
 
 def ask(storage: Path, paths: Sequence[str], backend: str) -> Answers:

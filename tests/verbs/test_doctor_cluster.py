@@ -1,7 +1,6 @@
 """``sslmed doctor --cluster``: every fault is a line that names the node and the mend; two real nodes have none."""
 
 import dataclasses
-import os
 import shutil
 import subprocess
 import sys
@@ -196,14 +195,9 @@ def test_two_nodes_and_then_a_third_with_another_package(cluster: Raylets, tmp_p
     assert "8 workers of 1 CPUs and 0 GPUs each; there are 6 CPUs" in found[2]
 
 
-@pytest.mark.ray
-def test_without_a_cluster_it_is_one_line(tmp_path: Path) -> None:
+def test_without_a_cluster_it_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("ray")
-    command = [sys.executable, "-m", "sslmed_dist.cli", "doctor", "--cluster"]
-    env = os.environ | {
-        "RAY_ADDRESS": "127.0.0.1:1",
-        "RAY_gcs_rpc_server_connect_timeout_s": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    said = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
-    assert said.returncode == 2 and "sslmed doctor: no cluster to join (" in said.stderr
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert cli.main(["doctor", "--cluster"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sslmed doctor: no cluster to join at 127.0.0.1:1 (") and "allowed: RAY_ADDRESS" in line
