@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
 START_S = 180.0
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "OMP_NUM_THREADS": "1"}
+QUIET |= {"RAY_raylet_start_wait_time_s": "180"}  # a busy machine takes longer than Ray's 30 s
 
 
 @dataclass
