@@ -64,6 +64,10 @@ class CoWPro(Method):
             raise ValueError("method.cache: stem needs an encoder with frozen stages (name: timm); allowed here: off")
         if batch_norm == "episode":
             episode_norm.convert(self.encoder)
+        else:
+            # Channels last in memory: oneDNN's convolutions are a quarter faster so, and twice as fast of depthwise
+            # ones. Batch norm per episode would copy every map there and back.
+            self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.head: PrototypeHead = registry.build(PROTOTYPE_HEADS, head, "method.head")
 
     def embed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

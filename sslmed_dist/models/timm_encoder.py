@@ -86,6 +86,11 @@ class TimmEncoder(DenseEncoder):
             if self.feature_dim < 1:
                 raise ValueError(f"method.encoder.width: expected an integer >= 1, got {width}")
             self.project = nn.Conv2d(self.stages.channels, self.feature_dim, 1, bias=False)
+        if weights is None and frozen_stages:
+            self.taken = (
+                f"method.encoder.frozen_stages: the first {frozen_stages} stages stay at random weights, because "
+                "method.encoder.weights names none; run.start_from replaces them"
+            )
         if weights is not None and weights != PRETRAINED:
             load_weights(self, weights, whole)
         self.stages.freeze(self.model)

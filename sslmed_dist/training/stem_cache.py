@@ -47,11 +47,13 @@ class StemSet(Dataset):
         self.encoder: Any = method.encoder
         self.copies, self.device, self.lock = plan.copies, device, threading.Lock()
         self.still = not getattr(views, "transform_support", True)  # supports are the slices themselves
-        episode, maps = self.episode(0, 0)
-        self.require_agreement(episode, maps)
+        self.kind = next(method.parameters()).dtype
+        episode = self.episode(0, 0)
+        stem = self.stem(episode["query"])
+        self.require_agreement(episode["query"], stem)
         self.rows = len(dataset) * self.copies
         supports = len(dataset) if self.still else self.rows
-        shapes: dict[str, list[tuple[int, ...]]] = {"query": [tuple(each.shape[1:]) for each in maps["query"]]}
+        shapes: dict[str, list[tuple[int, ...]]] = {"query": [tuple(each.shape[1:]) for each in stem]}
         shots = episode["support_mask"].shape[1:2] if episode["support_mask"].shape[1] > 1 else ()
         shapes["support"] = [(*shots, *shape) for shape in shapes["query"]]
         counts = {"query": self.rows, "support": supports}
@@ -84,49 +86,52 @@ class StemSet(Dataset):
     def close(self, folder: Path) -> None:
         """Nothing: the maps end with the process."""
 
-    def episode(self, position: int, copy: int) -> tuple[Item, dict[str, list[Tensor]]]:
-        """One episode of the views (E = 1, the support with its axis K), and float16 maps of the frozen stages of its
-        "support" (K, D, h, w) and "query" (1, D, h, w)."""
+    def episode(self, position: int, copy: int) -> Item:
+        """One episode of the views, E = 1; the support with its axis K."""
         at, draw = torch.tensor([position]), torch.tensor([copy])
         batch = self.dataset.fetch(at, seed=self.seed, epoch=0, draw=draw)
-        batch = {name: value.to(self.device) for name, value in batch.items()}
-        with torch.no_grad():
-            batch = self.views(batch, seed=self.seed, epoch=0)
-            if batch["support"].ndim == 4:
-                batch["support"], batch["support_mask"] = batch["support"][:, None], batch["support_mask"][:, None]
-            images = torch.cat([batch["query"], batch["support"][0]]).to(next(self.encoder.parameters()).dtype)
-            with autocast(self.plan, self.device):
-                maps = [each.to(KEPT).cpu() for each in self.encoder.stem(images)]
-        if not all(bool(each.isfinite().all()) for each in maps):
-            raise ValueError(
-                f"method.cache: the frozen stages give values of sample {int(self.ids[position])} that float16 cannot "
-                "hold; allowed: cache: off"
-            )
-        return batch, {"query": [each[:1] for each in maps], "support": [each[1:] for each in maps]}
+        batch = self.views({k: v.to(self.device) for k, v in batch.items()}, seed=self.seed, epoch=0)
+        if batch["support"].ndim == 4:
+            batch["support"], batch["support_mask"] = batch["support"][:, None], batch["support_mask"][:, None]
+        return batch
 
     @torch.no_grad()
-    def require_agreement(self, episode: Item, maps: dict[str, list[Tensor]]) -> None:
+    def stem(self, images: Tensor) -> list[Tensor]:
+        """The maps of the frozen stages (n, D, h, w) of images (n, C, H, W), on the CPU as they are kept."""
+        with autocast(self.plan, self.device):
+            maps = [each.to(KEPT).cpu() for each in self.encoder.stem(images.to(self.kind))]
+        if not all(bool(each.isfinite().all()) for each in maps):
+            raise ValueError(
+                "method.cache: the frozen stages give values that float16 cannot hold; allowed: cache: off"
+            )
+        return maps
+
+    @torch.no_grad()
+    def require_agreement(self, images: Tensor, stem: Sequence[Tensor]) -> None:
         """``ValueError`` unless the rest of the encoder makes of the kept maps what the whole encoder makes of images:
         not every network goes on from the maps that timm shows of it."""
         self.encoder.eval()
-        kind, size = next(self.encoder.parameters()).dtype, episode["query"].shape[2:]
-        whole = self.encoder.maps(episode["query"].to(kind))
-        rest = self.encoder.maps_after([each.to(self.device, kind) for each in maps["query"]], size)
+        whole = self.encoder.maps(images.to(self.kind))
+        rest = self.encoder.maps_after([each.to(self.device, self.kind) for each in stem], images.shape[2:])
         if not float((whole - rest).norm()) <= AGREEMENT * float(whole.norm()):
             raise ValueError(
                 "method.cache: this network does not go on from the maps of its frozen stages; allowed: cache: off"
             )
 
     def fill(self, position: int, copy: int) -> None:
-        """Compute and keep what is not known yet of one episode."""
+        """Compute and keep what is not known yet of one episode. Query and support go through the encoder each by
+        itself, so that their bits do not depend on what else is unknown."""
         row = position * self.copies + copy
-        support = position if self.still else row
-        if self.known["query"][row] and self.known["support"][support]:
+        if self.known["query"][row]:
             return
-        episode, maps = self.episode(position, copy)
-        for part, index in (("query", row), ("support", support)):
-            for kept, computed in zip(self.maps[part], maps[part], strict=True):
-                kept[index] = computed.view(kept.shape[1:])
+        episode = self.episode(position, copy)
+        for part, index, images in (
+            ("support", position if self.still else row, episode["support"][0]),
+            ("query", row, episode["query"]),
+        ):
+            if not self.known[part][index]:
+                for kept, computed in zip(self.maps[part], self.stem(images), strict=True):
+                    kept[index] = computed.view(kept.shape[1:])
             self.masks[part][row] = (episode[f"{part}_mask"].cpu() > 0.5).view(self.masks[part].shape[1:])
             self.known[part][index] = True  # last: it says that the maps are there
 
