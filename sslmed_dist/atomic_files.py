@@ -15,9 +15,9 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from io import TextIOWrapper
+from io import BufferedRandom, TextIOWrapper
 from pathlib import Path
 from typing import IO
 
@@ -83,6 +83,26 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     finally:
         with suppress(OSError):  # where the folder itself is none, there is nothing to remove
             unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def continuing(path: Path, from_start: bool = False) -> Iterator[tuple[BufferedRandom, Callable[[], None]]]:
+    """(an open file that holds what an interrupted block wrote of ``path``, a function). The file becomes ``path`` when
+    the block calls the function and ends well; otherwise what was written stays, for the next block to go on with.
+    ``from_start``: nothing of it is kept. The caller holds a lock: the file's name, ``.NAME.part``, is always the same.
+    ``ValueError`` naming ``path`` when it cannot be written."""
+    unfinished, done = path.with_name(f".{path.name}.part"), []
+    flags = os.O_RDWR | os.O_CREAT | (os.O_TRUNC if from_start else 0)
+    try:
+        with open(open_itself(unfinished, flags), "r+b") as file:
+            yield file, lambda: done.append(True)
+            file.flush()
+            os.fsync(file.fileno())
+        if done:
+            os.replace(unfinished, path)
+            sync_folder(path.parent)
+    except OSError as error:
+        raise ValueError(f"{path}: could not be written: {error.strerror or error}") from error
 
 
 @contextmanager

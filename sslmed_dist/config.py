@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sslmed_dist import plain_yaml, registry, sections
+from sslmed_dist.addresses import is_address, require_plain
 from sslmed_dist.arguments import Leaf
 from sslmed_dist.federated_section import Federated
 from sslmed_dist.home_folder import at_home, require_homes
@@ -34,8 +35,6 @@ __all__ = [
     "from_tree",
     "load",
     "merge",
-    "below",
-    "nested",
     "overridden",
     "parse_override",
     "paths",
@@ -66,7 +65,7 @@ SEEDS, LOOK, DATA = Freedom(experiment=True), Freedom(run=True), Freedom(resolve
 FREEDOM: Mapping[str, Freedom] = {
     **dict.fromkeys(("driver", "ray", "run.name", "run.dir", "run.device", "run.threads", "run.tensorboard"), SAME),
     **dict.fromkeys(("run.seed", "run.start_from", "run.continue_from"), SEEDS),
-    **dict.fromkeys(("data.root", "data.cache", "data.workers"), SAME),
+    **dict.fromkeys(("data.root", "data.cache", "data.cache_gib", "data.workers"), SAME),
     **dict.fromkeys(("plan.log_every", "plan.checkpoint_every", "plan.keep_last", "plan.keep_every"), SAME),
     **dict.fromkeys(("plan.loader_threads", "plan.resident"), SAME),
     **dict.fromkeys(("federated.runtime", "federated.timeout_s", "federated.quorum"), SAME),
@@ -177,11 +176,12 @@ def parse_override(text: str) -> dict[str, Any]:
     return dict(tree)
 
 
-def paths(tree: Mapping[str, Any], keys: Sequence[str] = PATHS) -> dict[str, str]:
-    """The paths in the tree of a configuration, by their dotted keys. The word ``pretrained``, which asks for a
-    download, is none."""
+def paths(tree: Mapping[str, Any], keys: Sequence[str] = PATHS, addresses: bool = False) -> dict[str, str]:
+    """The paths in the tree of a configuration, by their dotted keys; with ``addresses`` those of object stores, too.
+    The word ``pretrained``, which asks for a download, is neither."""
     values = {dotted: below(tree, dotted.split(".")) for dotted in keys}
-    return {key: value for key, value in values.items() if isinstance(value, str) and value not in ("", PRETRAINED)}
+    texts = {key: text for key, text in values.items() if isinstance(text, str) and text not in ("", PRETRAINED)}
+    return {key: text for key, text in texts.items() if addresses or not is_address(text)}
 
 
 def below(tree: Any, keys: Sequence[str]) -> Any:
@@ -207,6 +207,7 @@ def from_tree(tree: Mapping[str, Any], where: str) -> Config:
     """A ``Config`` from plain data (of a YAML file, a checkpoint, a message). ``where`` names the source in messages.
     ``ValueError`` names the key and what is allowed."""
     tree = at_home(tree)
+    require_plain(paths(tree, addresses=True), where)
     require_homes(paths(tree, (*PATHS, "run.dir", "run.start_from", "run.continue_from")), where)
     return typing.cast(Config, section(Config, tree, where, ""))
 

@@ -10,11 +10,12 @@ from sslmed_dist.atomic_files import open_itself
 
 
 @contextmanager
-def alone(folder: Path, what: str) -> Iterator[None]:
-    """A lock on ``folder`` as long as the block lasts. ``ValueError`` where another process, ``what``, has it."""
+def alone(folder: Path, what: str, wait: bool = False) -> Iterator[None]:
+    """A lock on ``folder`` as long as the block lasts. ``ValueError`` where another process, ``what``, has it, unless
+    this one is to ``wait`` for its end. It ends with its process, however that ends."""
     handle = open_itself(folder / ".lock", os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         os.close(handle)
         raise ValueError(f"{folder}: {what} runs here already") from None

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("sslmed_dist", "clients", "server")
 
 FOUNDATION = (
-    "__init__ arguments atomic_files checkpoint cli_arguments cli_hospitals cli_parser config "
+    "__init__ addresses arguments atomic_files checkpoint cli_arguments cli_hospitals cli_parser config "
     "curve_events distributed endings federated_section home_folder installation json_files links locks "
     "log_files outputs plain_yaml printable randomness registry run_folder sections state_dicts strips "
     "user_cache weights zip_files "
@@ -36,7 +36,7 @@ FLOORS: tuple[set[str], ...] = (
 )
 # Parts that may not import all that is below them: they know no configuration, no run and no file but their own.
 NARROW = {"registry", "arguments", "atomic_files", "randomness", "distributed", "user_cache", "printable", "strips"}
-NARROW |= {"weights", "outputs", "zip_files", "links"}
+NARROW |= {"weights", "outputs", "zip_files", "links", "addresses", "locks"}
 ALLOWED: dict[str, set[str]] = {
     **{part: NARROW for part in ("data", "views", "losses", "models")},
     "methods": NARROW | {"losses", "models"},
@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
 
 CORE = {"torch", "torchvision", "numpy", "yaml"}
 LAZY = {"nibabel", "monai", "pydicom", "highdicom", "pandas", "matplotlib", "skimage", "scipy", "sklearn", "PIL"}
-LAZY |= {"rich", "tensorboard", "safetensors", "timm", "cryptography"}
+LAZY |= {"rich", "tensorboard", "safetensors", "timm", "cryptography", "fsspec"}
 NO_TORCH = (
     "__init__ arguments atomic_files cli cli_answers cli_app cli_arguments cli_data cli_hospitals "
     "cli_cluster cli_lookup cli_parser cli_server cli_site config endings federated_section home_folder installation "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sslmed_dist import randomness, registry
+from sslmed_dist.addresses import is_address
 from sslmed_dist.arguments import located
 from sslmed_dist.config import Config, load, merge, replace
 from sslmed_dist.data import DATASETS, SUBSETS, SUPPLIES
@@ -63,6 +64,12 @@ def load_data(settings: Config, split: str, overrides: Mapping[str, Any] | None 
     leaf = merge(settings.data, overrides or {})
     subset, balance = leaf.pop("subset", None), leaf.pop("oversample", None)
     registry.check(DATASETS, leaf, "data", ("split",), also=("subset", "oversample"))
+    root = str(leaf.get("root", ""))
+    if is_address(root) and not getattr(DATASETS[leaf["name"]], "reads_addresses", False):
+        able = ", ".join(name for name, kind in DATASETS.items() if getattr(kind, "reads_addresses", False))
+        raise ValueError(
+            f"data.root: {root}: {leaf['name']} is read from a disk; an address may be of: {able} (sslmed data pack)"
+        )
     dataset: Dataset = registry.build(DATASETS, leaf, "data", split=split)
     if subset is not None and split == "train":
         positions = registry.build(

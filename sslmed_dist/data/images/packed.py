@@ -1,5 +1,7 @@
 """A packed set (``sslmed data pack``), read through memory maps; an image is decoded when it is fetched."""
 
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -8,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslmed_dist.data.compact import FileRecords, Picked, Words
+from sslmed_dist.data.compact import Chained, FileRecords, Made, Picked, Words
 from sslmed_dist.data.dataset import SPLITS, Dataset, Item, Split, Stored, content_hash, select_split
 from sslmed_dist.data.images.decode import crop_centre
 from sslmed_dist.data.images.files import in_threads
 from sslmed_dist.data.images.jpeg import decode_jpeg
-from sslmed_dist.data.images.shards import PackNames, image_bytes, open_pack
+from sslmed_dist.data.images.shard_cache import at_hand
+from sslmed_dist.data.images.shards import image_bytes, open_pack, read_index, read_names
 from sslmed_dist.strips import middle_of_strip
 
 CHUNK = 256  # raw images moved to a device at a time
@@ -28,7 +31,11 @@ class Packed(Dataset):
     so they have to fit. JPEG files, and everything on a CPU, stay in the memory map, and the device gets the batch.
     ``decode`` "cuda" decodes JPEG on the GPU (torchvision's nvJPEG, whose bits differ from the CPU's by rounding);
     without ``plan.resident`` the batch goes back to the CPU.
+    ``root`` may be an address of an object store (``s3://bucket/folder``). With ``cache``, a folder on a disk of the
+    node, the first process there copies the pack of an address or a shared disk, and all read the copy (``at_hand``).
     """
+
+    reads_addresses = True
 
     def __init__(
         self,
@@ -37,10 +44,13 @@ class Packed(Dataset):
         size: int | None = None,
         decode: Literal["cpu", "cuda"] = "cpu",
         workers: int = 2,
+        cache: str | None = None,
+        cache_gib: float | None = None,
     ) -> None:
-        """``ValueError``: no such split; the name of a shard that is cut off, missing or of another pack; ``decode``
-        "cuda" where torch or torchvision cannot; a first image that cannot be decoded (it is read as a test)."""
-        pack = open_pack(Path(root))
+        """``ValueError``: what ``at_hand`` refuses; no such split; the name of a shard that is cut off, missing or of
+        another pack; ``decode`` "cuda" where torch or torchvision cannot; a first image that cannot be decoded (it is
+        read as a test)."""
+        pack = open_pack(at_hand(root, cache, cache_gib))
         self.blobs, self.form, self.short = pack.blobs, str(pack.summary["format"]), int(pack.summary["short"])
         self.size, self.workers, self.decode_on = self.short if size is None else size, workers, torch.device(decode)
         if self.size < 1 or workers < 0:
@@ -135,6 +145,25 @@ class Packed(Dataset):
             return fit(decode_jpeg(jpeg_files[row], self.channels, where[row]), self.size)
 
         return torch.stack(in_threads(self.workers, decode, range(len(rows))))
+
+
+class PackNames(Made[str]):
+    """The names of the source's files of a pack's images, in the pack's order. They are read when the first one is
+    asked for: a worker that only trains never holds them."""
+
+    def __init__(self, indices: Sequence[Path], length: int) -> None:
+        self.indices, self.length = list(indices), length
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        """All of them."""
+        return Chained([read_names(read_index(index)) for index in self.indices])
+
+    def __len__(self) -> int:
+        return self.length
+
+    def make(self, position: int) -> str:
+        return self.names[position]
 
 
 def fit(images: Tensor, size: int) -> Tensor:

@@ -15,7 +15,6 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +23,12 @@ import torch
 from torch import Tensor
 
 from sslmed_dist.atomic_files import sha256, write_atomically, writing
-from sslmed_dist.data.compact import Chained, Made, Texts
+from sslmed_dist.data.compact import Texts
 from sslmed_dist.data.dataset import SPLITS
 from sslmed_dist.data.images.decode import crop_centre, read_picture
 from sslmed_dist.data.listed_paths import Below
 from sslmed_dist.data.npz import Arrays, read_archive
-from sslmed_dist.data.text_files import field, read_json
+from sslmed_dist.data.text_files import field, parse_json, read_json
 from sslmed_dist.printable import excerpt
 
 VERSION = 1
@@ -153,7 +152,20 @@ def read_summary(folder: Path) -> dict[str, Any]:
         started = any(folder.glob("shard-*")) if folder.is_dir() else False
         reason = "packing was not finished; run the same `sslmed data pack` again" if started else "not a packed set"
         raise ValueError(f"{path}: no such file: {reason}")
-    summary = read_json(path)
+    return checked_summary(read_json(path), path)
+
+
+def parse_summary(content: bytes, path: Path) -> dict[str, Any]:
+    """``pack.json`` out of the bytes of ``path``. ``ValueError`` as ``read_summary``."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8: {error}") from error
+    return checked_summary(parse_json(text, path), path)
+
+
+def checked_summary(summary: Any, path: Path) -> dict[str, Any]:
+    """``summary``, the content of ``pack.json``, as it has to be. ``ValueError`` as ``read_summary``."""
     if not isinstance(summary, dict) or summary.get("kind") != "sslmed pack" or summary.get("version") != VERSION:
         raise ValueError(f"{path}: not a packed set of version {VERSION}")
     require_summary(summary, path)
@@ -222,25 +234,6 @@ class Pack:
     summary: dict[str, Any]
     blobs: list[Path]
     columns: dict[str, Tensor]
-
-
-class PackNames(Made[str]):
-    """The names of the source's files of a pack's images, in the pack's order. They are read when the first one is
-    asked for: a worker that only trains never holds them."""
-
-    def __init__(self, indices: Sequence[Path], length: int) -> None:
-        self.indices, self.length = list(indices), length
-
-    @cached_property
-    def names(self) -> Sequence[str]:
-        """All of them."""
-        return Chained([read_names(read_index(index)) for index in self.indices])
-
-    def __len__(self) -> int:
-        return self.length
-
-    def make(self, position: int) -> str:
-        return self.names[position]
 
 
 def open_pack(folder: Path) -> Pack:

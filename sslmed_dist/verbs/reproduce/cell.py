@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sslmed_dist import config, run_folder
+from sslmed_dist.addresses import is_address
 from sslmed_dist.config import Config
 from sslmed_dist.downstream import ALL_SITES, rows_of, write_rows
 from sslmed_dist.downstream.rows import write_cases
@@ -138,7 +139,7 @@ def needs(cell: Cell) -> str | None:
     data, missing = cell.settings.data, [start for start in starts(cell.settings) if not complete(Path(start))]
     if missing:
         return f"needs the finished {'run' if len(missing) == 1 else 'runs'} {', '.join(missing)}"
-    if "root" in data and not Path(str(data["root"])).expanduser().exists():
+    if "root" in data and not is_address(str(data["root"])) and not Path(str(data["root"])).expanduser().exists():
         return f"no data at {data['root']} (--root {data['name']}=PATH)"
     return None
 
