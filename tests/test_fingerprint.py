@@ -7,6 +7,7 @@ import pytest
 
 from sslmed_dist import config
 from sslmed_dist.data.exams.episodes import Episodes
+from sslmed_dist.data.images.packed import Packed
 from tests.test_config import loaded
 
 
@@ -97,8 +98,9 @@ def test_the_fingerprint_sees_that_there_are_first_weights_but_not_their_path(se
 def test_every_free_key_is_a_key(settings: config.Config) -> None:
     """A key that was renamed would silently enter the fingerprint."""
     tree = config.to_tree(settings)
-    of_datasets = {"data.root", "data.cache", "data.workers"}  # arguments of leaves
-    assert {f"data.{name}" for name in inspect.signature(Episodes).parameters} >= of_datasets
+    of_datasets = {"data.root", "data.cache", "data.cache_gib", "data.workers"}  # arguments of leaves
+    known = {f"data.{name}" for kind in (Episodes, Packed) for name in inspect.signature(kind).parameters}
+    assert known >= of_datasets
     leaves = {path for path, freedom in config.FREEDOM.items() if freedom.resolved}  # arguments of methods and views
     for path in config.FREEDOM.keys() - of_datasets - leaves:
         *sections, last = path.split(".")
