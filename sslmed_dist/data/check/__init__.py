@@ -12,7 +12,7 @@ from sslmed_dist.data.check.examinations import holds_examinations, inspect_exam
 from sslmed_dist.data.check.exams import inspect_kneemri, inspect_mrnet, inspect_volumes
 from sslmed_dist.data.check.files import inspect_images, inspect_listing, inspect_pack
 from sslmed_dist.data.check.findings import Findings
-from sslmed_dist.data.exams.abdominal import NAME
+from sslmed_dist.data.exams.exam_layouts import ANNOTATED, DESCRIPTION, NAME, find_layout
 from sslmed_dist.data.exams.kneemri import TABLE
 from sslmed_dist.data.exams.mrnet import FOLDERS
 from sslmed_dist.data.images.decode import SUFFIXES
@@ -41,6 +41,15 @@ def is_ilsvrc(root: Path) -> bool:
     return any(is_wnid(entry.name) for folder in train if folder.is_dir() for entry in folder.iterdir())
 
 
+def is_annotated(root: Path) -> bool:
+    """Whether this is a set of exams in a layout that says which file is a mask; a damaged one is, too."""
+    try:
+        find_layout(root, ANNOTATED)
+    except ValueError:
+        return any(NAME.fullmatch(entry.name) for entry in root.iterdir()) or (root / DESCRIPTION).is_file()
+    return True
+
+
 def is_cifar(root: Path) -> bool:
     """Whether this is a folder of CIFAR, or holds one."""
     return any(folder.name.startswith("cifar-") for folder in (root, *root.glob("cifar-*")))
@@ -64,7 +73,10 @@ LAYOUTS: dict[str, tuple[Callable[[Path], bool], Inspection]] = {
         lambda root: (root / "annotations.csv").is_file() and (root / "images").is_dir(),
         inspect_listing("MHIST", read_mhist),
     ),
-    "NIfTI exams": (lambda root: any(NAME.fullmatch(entry.name) for entry in root.iterdir()), inspect_volumes),
+    "exams with masks (prepared, Decathlon, nnU-Net, TotalSegmentator, BTCV, FLARE22, MOGaMBO)": (
+        is_annotated,
+        inspect_volumes,
+    ),
     "MRNet": (is_mrnet, inspect_mrnet),
     "KneeMRI": (lambda root: (root / TABLE).is_file() and any(root.glob("vol[0-9][0-9]")), inspect_kneemri),
     "examinations": (holds_examinations, inspect_examinations),

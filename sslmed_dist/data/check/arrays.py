@@ -40,7 +40,7 @@ def inspect_episodes(path: Path, findings: Findings) -> None:
     findings.lines.append("layout: packed episodes .npz")
     try:
         source = ExamArchive(path)
-        scans = [source.read(exam_number, source.organs) for exam_number in source.numbers]
+        scans = [source.read(exam_number, source.table(source.organs)) for exam_number in source.numbers]
         superpixel_maps = source.superpixels(scans, source.recipe, None, 1)
         annotated = [scan for scan in scans if source.entries[scan.number].organs]
         organ_masks = [source.read_organs(scan.number, scan.slices.shape, source.organs) for scan in annotated]

@@ -11,7 +11,9 @@ import torch
 from sslmed_dist.data.check.findings import Findings
 from sslmed_dist.data.dataset import content_hash
 from sslmed_dist.data.exams import kneemri
-from sslmed_dist.data.exams.abdominal import ORGANS, Exam, list_exams, read_exam, unpaired
+from sslmed_dist.data.exams.abdominal import ORGANS, Exam, read_exam
+from sslmed_dist.data.exams.exam_layouts import ANNOTATED, find_layout
+from sslmed_dist.data.exams.exam_masks import OrganTable, organ_table, unpaired
 from sslmed_dist.data.exams.exam_set import read_sites
 from sslmed_dist.data.exams.mrnet import FOLDERS, LABELS, SIDE, exam_number, open_stack, read_table
 from sslmed_dist.data.npz import map_array
@@ -19,33 +21,39 @@ from sslmed_dist.data.scans.nifti import stored_axes
 
 
 def inspect_volumes(root: Path, findings: Findings) -> None:
-    """NIfTI exams ``image_PP``, ``label_PP``: geometry, organs, and masks on another grid than their image."""
-    findings.lines.append("layout: NIfTI exams")
+    """Exams with masks, in a layout that says which file is a mask: geometry, organs, and masks on another grid than
+    their image."""
     try:
-        images, masks = list_exams(root)
+        layout = find_layout(root, ANNOTATED)
     except ValueError as error:
+        findings.lines.append("layout: exams with masks")
         findings.problems.append(str(error))
         return
+    images, masks, table = layout.images, layout.masks, organ_table(layout, ORGANS, root)
+    if layout.organs:  # of a set that names its organs all are counted
+        table = OrganTable(tuple(layout.organs.values()), tuple(layout.organs))
+    findings.lines.append(f"layout: {layout.name}")
+    findings.lines.extend(layout.aside)
     findings.lines.append(f"exams: {len(images)}, {len(masks)} with a mask")
     findings.problems.extend(unpaired(images, masks))
     exams, digests, axis_codes = [], [], []
     for exam_id, path in images.items():
         try:
-            exam = read_exam(exam_id, path, masks.get(exam_id), organs=ORGANS, min_voxels=1)
+            exam = read_exam(exam_id, path, masks.get(exam_id), folder=root, organs=table, min_voxels=1)
         except ValueError as error:
             findings.problems.append(str(error))
             continue
         exams.append(exam)
-        digests.append((path.name, content_hash(exam.slices)))
+        digests.append((exam.facts["file"], content_hash(exam.slices)))
         axis_codes.append(stored_axes(path))
     if exams:
-        describe_volumes(findings, exams, axis_codes)
+        describe_volumes(findings, exams, axis_codes, table)
     findings.repeats({"all": digests}, "volumes")
     inspect_sites(root, list(images), findings)
 
 
-def describe_volumes(findings: Findings, exams: list[Exam], axis_codes: list[str]) -> None:
-    """Grid, spacing, axes, empty slices and organs of the exams that could be read.
+def describe_volumes(findings: Findings, exams: list[Exam], axis_codes: list[str], organs: OrganTable) -> None:
+    """Grid, spacing, axes, empty slices and ``organs`` of the exams that could be read.
 
     ``axis_codes`` says of each exam which way the axes of its file run.
     """
@@ -67,7 +75,7 @@ def describe_volumes(findings: Findings, exams: list[Exam], axis_codes: list[str
     if organ_tables:
         # each is (slices, organs) of 0 and 1: the sum over all slices of all exams
         slice_counts = torch.cat(organ_tables).sum(0).to(torch.int64).tolist()
-        findings.classes("slices with organ", dict(zip(ORGANS, slice_counts, strict=True)))
+        findings.classes("slices with organ", dict(zip(organs.names, slice_counts, strict=True)))
         empty_masks = [exam.facts["file"] for exam in exams if exam.present is not None and not exam.present.any()]
         findings.named("masks", "exams whose mask is empty", empty_masks)
 

@@ -1,6 +1,5 @@
 """Abdominal volumes with organ masks as NIfTI; a sample of the dataset is one exam, or one slice."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +12,28 @@ from torch.nn import functional as F
 
 from sslmed_dist.data.dataset import Item, Split, Stored, select_split
 from sslmed_dist.data.exams.exam_dataset import ExamDataset
+from sslmed_dist.data.exams.exam_layouts import NAME as NAME
+from sslmed_dist.data.exams.exam_layouts import find_layout
+from sslmed_dist.data.exams.exam_masks import ORGANS as ORGANS
+from sslmed_dist.data.exams.exam_masks import (
+    OrganTable,
+    file_name,
+    organ_table,
+    pairs_of,
+    read_mask,
+    read_volume,
+    stored_scan,
+)
 from sslmed_dist.data.exams.exam_set import draw_slices, parts_of, read_sites
-from sslmed_dist.data.samples import in_file
-from sslmed_dist.data.scans.nifti import axial_slices, read_canonical
+from sslmed_dist.data.scans.nifti import axial_slices
 from sslmed_dist.data.scans.padding import fill_padding, padding_notices
 from sslmed_dist.strips import MOST_ASPECT
 
-ORGANS = ("liver", "right kidney", "left kidney", "spleen")  # values 1 ... 4 of CHAOS MR
-NAME = re.compile(r"(image|label)_(\d{1,9})\.nii(\.gz)?")
 PERCENTILES = (0.5, 99.5)  # of a volume's voxels: intensities that become 0 and 1
 SLICE_LIMIT = 4096  # slice s of exam n has the sample id 4096 n + s
 BAR = 1 / 16  # standard deviation of the bar that shows a position, as a share of the side
 Unit = Literal["exam", "slice", "stack"]
 Show = Literal["pixels", "position"]
-Volume = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,8 @@ class Exam:
 
 class Abdominal(ExamDataset):
     """Exams ``image_PP.nii[.gz]`` with organ masks ``label_PP.nii[.gz]`` (all or none) in one folder, as CHAOS T2-SPIR
-    is packed (Kavur et al. 2021). ``sites.csv`` (id,site) gives the sites, where there is one.
+    is packed (Kavur et al. 2021), or a set in another of the layouts of ``exam_layouts``, whose own names of organs
+    count (``exam_masks.organ_table``). ``sites.csv`` (id,site) gives the sites, where there is one.
 
     unit "exam": a sample is an exam, its id is PP. ``fetch`` draws one of its non-empty slices (those with more than
     one value), uniformly, keyed by (seed, "slice", epoch, id, draw), or with ``clip`` so many of them. unit "slice": a
@@ -83,13 +91,15 @@ class Abdominal(ExamDataset):
         if stack < 1:
             raise ValueError(f"data.stack: expected a number of slices, 1 or more, got {stack}")
         folder = Path(root)
-        files = find_exams(folder)
+        layout = find_layout(folder)
+        files, table = pairs_of(layout), organ_table(layout, organs, folder)
         part = parts_of(list(files), (val_fraction, test_fraction), fold, folds, seed, str(folder))
         numbers = [list(files)[i] for i in select_split(part, split, str(folder)).tolist()]
         exams = [
-            read_exam(exam_number, *files[exam_number], organs=organs, min_voxels=min_voxels) for exam_number in numbers
+            read_exam(exam_number, *files[exam_number], folder=folder, organs=table, min_voxels=min_voxels)
+            for exam_number in numbers
         ]
-        self.kept = {path.name: in_file(folder, path.name) for path, _ in (files[number] for number in numbers)}
+        self.kept = {exam.facts["file"]: stored_scan(folder, files[exam.number][0]) for exam in exams}
         # the slices of all exams in one tensor; those of sample n are rows starts[n] ... starts[n] + counts[n] - 1
         self.images = stack_slices(exams, size, folder)  # (S, 1, H, W)
         if show == "position":
@@ -108,7 +118,7 @@ class Abdominal(ExamDataset):
             name=folder.name,
             ids=exam_numbers if unit == "exam" else exam_numbers * SLICE_LIMIT + firsts,
             labels=sample_labels(exams, cuts),
-            classes=() if exams[0].present is None else organs,
+            classes=() if exams[0].present is None else table.names,
             channels=1,
             bits=16,
             groups=exam_numbers.clone(),
@@ -146,53 +156,12 @@ class Abdominal(ExamDataset):
         }
 
 
-def list_exams(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
-    """(images, masks) by ascending exam number. ``ValueError`` for no folder, no image, or a number that repeats."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
-    paths: dict[str, dict[int, Path]] = {"image": {}, "label": {}}
-    for path in sorted(folder.iterdir()):
-        match = NAME.fullmatch(path.name)
-        if match and int(match[2]) in paths[match[1]]:
-            raise ValueError(f"{path}: a second {match[1]} of exam {int(match[2])}")
-        if match:
-            paths[match[1]][int(match[2])] = path
-    if not paths["image"]:
-        raise ValueError(f"{folder}: no exam in it; expected image_01.nii.gz, label_01.nii.gz, ...")
-    return dict(sorted(paths["image"].items())), dict(sorted(paths["label"].items()))
-
-
-def unpaired(images: dict[int, Path], masks: dict[int, Path]) -> list[str]:
-    """A message for every image without a mask (when others have one), and for every mask without an image."""
-    lines = [f"{images[n]}: has no mask label_... beside it, other exams have one" for n in images if n not in masks]
-    return (lines if masks else []) + [f"{masks[n]}: has no image_... beside it" for n in masks if n not in images]
-
-
-def find_exams(folder: Path) -> dict[int, tuple[Path, Path | None]]:
-    """(image, mask or None) of every exam, by ascending number. ``ValueError`` unless all or none have a mask."""
-    images, masks = list_exams(folder)
-    for line in unpaired(images, masks):
-        raise ValueError(line)
-    return {exam_number: (path, masks.get(exam_number)) for exam_number, path in images.items()}
-
-
-def read_mask(path: Path, shape: tuple[int, ...], affine: Any, organs: Sequence[str]) -> Volume:
-    """The organ values 0 to L of a mask, float32 (I, J, K), turned to right-anterior-superior like its image, whose
-    ``shape`` and ``affine`` it must have. ``ValueError`` naming the file: as ``read_canonical``, another shape or
-    position than the image's, or a value that is no organ's."""
-    mask = read_canonical(path)
-    labels = mask.voxels
-    if labels.shape != shape or not np.allclose(mask.affine, affine, atol=1e-2):
-        raise ValueError(f"{path}: shape {labels.shape} or position differs from its image {shape}")
-    if not np.isin(labels, np.arange(len(organs) + 1)).all():
-        raise ValueError(f"{path}: holds a value outside 0 to {len(organs)} ({', '.join(organs)})")
-    return labels
-
-
-def read_exam(number: int, image: Path, mask: Path | None, *, organs: Sequence[str], min_voxels: int) -> Exam:
-    """Read, scale and cut one exam. ``ValueError`` as ``read_canonical`` and ``read_mask``, also for too many slices
-    and for a constant volume."""
-    volume = read_canonical(image)
+def read_exam(
+    number: int, image: Path, mask: Path | None, *, folder: Path, organs: OrganTable, min_voxels: int
+) -> Exam:
+    """Read, scale and cut one exam of the set in ``folder``. ``ValueError`` as ``read_volume`` and ``read_mask``, also
+    for too many slices and for a constant volume."""
+    volume = read_volume(image)
     voxels = volume.voxels
     padded = fill_padding(voxels)
     require_slices(voxels.shape, str(image))
@@ -206,9 +175,9 @@ def read_exam(number: int, image: Path, mask: Path | None, *, organs: Sequence[s
     if mask is not None:
         labels = read_mask(mask, voxels.shape, volume.affine, organs)
         # (K, L) voxels of each organ in each slice; then only the slices that are kept
-        voxel_counts = np.stack([(labels == k + 1).sum(axis=(0, 1)) for k in range(len(organs))], 1)
+        voxel_counts = np.stack([(labels == k + 1).sum(axis=(0, 1)) for k in range(len(organs.names))], 1)
         present = torch.from_numpy((voxel_counts >= max(min_voxels, 1)).astype(np.float32))[filled_slices]
-    record = {"file": image.name, "spacing_mm": volume.spacing, "shape": voxels.shape}
+    record = {"file": file_name(folder, image), "spacing_mm": volume.spacing, "shape": voxels.shape}
     record |= {"replaced": list(padded)} if padded else {}
     return Exam(
         number,

@@ -15,6 +15,7 @@ from sslmed_dist.data.dataset import Dataset, Item, Split, Stored, content_hash,
 from sslmed_dist.data.exams.abdominal import ORGANS, SLICE_LIMIT
 from sslmed_dist.data.exams.exam_archive import ExamArchive, is_archive
 from sslmed_dist.data.exams.exam_folder import ExamFolder, UprightExam
+from sslmed_dist.data.exams.exam_masks import OrganTable
 from sslmed_dist.data.exams.exam_set import split_exams
 from sslmed_dist.data.exams.folds import fold_exams
 from sslmed_dist.data.exams.superpixels import Maps, Recipe, relabel
@@ -25,7 +26,8 @@ Masks = Literal["superpixels", "organs"]
 
 class Episodes(Dataset):
     """Exams ``image_PP.nii[.gz]`` in one folder as ``Abdominal`` reads them (orientation, ``label_PP``, ``sites.csv``),
-    or the file that ``sslmed data pack episodes`` made of such a folder: the same, bit for bit, read with numpy alone.
+    or a set in another of the layouts of ``exam_layouts``, whose own names of organs count; or the file that
+    ``sslmed data pack episodes`` made of either: the same, bit for bit, read with numpy alone.
 
     masks "superpixels", for training without labels: a sample is a slice that has a superpixel (``superpixels.py``,
     computed on the raw intensities; label files need not exist). Slices with a voxel of an organ in ``exclude`` are
@@ -73,16 +75,16 @@ class Episodes(Dataset):
     ) -> None:
         """``ValueError``: a file as for ``Abdominal``, missing masks where they are needed, an organ or fold that does
         not exist, a volume without superpixels, no slice left, a cache folder that cannot be written."""
-        require_choices(masks, exclude, organs, size)
         recipe = Recipe(scale, sigma, min_size, body_threshold)
         labelled = masks == "organs" or bool(exclude)
         why = "masks: organs" if masks == "organs" else f"exclude: {', '.join(exclude)}"
         root_path = Path(root)
-        source = (ExamArchive if is_archive(root_path) else ExamFolder)(root_path, labelled, why)
+        source, table, organs = open_exams(root_path, labelled, why, organs)
+        require_choices(masks, exclude, organs, size)
         numbers = choose_exams(
             source.numbers, split, (fold, inner), (val_fraction, test_fraction), seed, str(root_path)
         )
-        scans = [source.read(exam_number, organs) for exam_number in numbers]
+        scans = [source.read(exam_number, table) for exam_number in numbers]
         require_one_size(scans, size, root_path)
         # of the intensities as stored: equal for a folder and the file made of it
         self.hashes = {scan.number: content_hash(torch.from_numpy(scan.slices)).hex() for scan in scans}
@@ -147,6 +149,16 @@ class Episodes(Dataset):
             int(exam_number): torch.nonzero(self.groups == exam_number)[:, 0]
             for exam_number in torch.unique(self.groups)
         }
+
+
+def open_exams(
+    root: Path, labelled: bool, why: str, organs: Sequence[str]
+) -> tuple[ExamArchive | ExamFolder, OrganTable, tuple[str, ...]]:
+    """The packed file or folder of exams ``root``, the ``organs`` of a recipe in it, and their names. ``ValueError`` as
+    both."""
+    source: ExamArchive | ExamFolder = (ExamArchive if is_archive(root) else ExamFolder)(root, labelled, why)
+    table = source.table(organs)
+    return source, table, table.names
 
 
 def require_choices(masks: str, exclude: Sequence[str], organs: Sequence[str], size: int | None) -> None:

@@ -28,8 +28,9 @@ from torch import Tensor
 
 from sslmed_dist import outputs
 from sslmed_dist.atomic_files import write_atomically
-from sslmed_dist.data.exams.abdominal import ORGANS, list_exams, require_slices
+from sslmed_dist.data.exams.abdominal import ORGANS, require_slices
 from sslmed_dist.data.exams.exam_folder import ExamFolder, Organs, UprightExam, read_upright_exam
+from sslmed_dist.data.exams.exam_masks import OrganTable
 from sslmed_dist.data.exams.superpixels import VERSION as SUPERPIXELS
 from sslmed_dist.data.exams.superpixels import Maps, Recipe
 from sslmed_dist.data.npz import Arrays, archive_names, read_archive
@@ -80,7 +81,12 @@ class ExamArchive:
             raise ValueError(f"{why}: needs organ masks, and {path} has none of exam {without_masks[0]:02d}")
         self.labelled = labelled
 
-    def read(self, number: int, organs: Sequence[str]) -> UprightExam:
+    def table(self, organs: Sequence[str]) -> OrganTable:
+        """The organs of a recipe in this file; the default of a recipe stands for those that were packed."""
+        names = self.organs if tuple(organs) == ORGANS else tuple(organs)
+        return OrganTable(names, tuple(range(1, len(names) + 1)))
+
+    def read(self, number: int, organs: OrganTable) -> UprightExam:
         """One exam, with its organ values when masks are needed. ``ValueError`` naming the file when arrays are damaged
         or an organ value is above the number of ``organs``."""
         entry = self.entries[number]
@@ -91,7 +97,7 @@ class ExamArchive:
         if 0 in slices.shape or not np.isfinite(slices).all():
             raise ValueError(f"{self.place}: voxels of exam {number:02d} are damaged: {slices.shape}, or not finite")
         require_slices(slices.shape[::-1], f"{self.place}: exam {number:02d}")
-        organ_values = self.read_organs(number, slices.shape, organs) if self.labelled else None
+        organ_values = self.read_organs(number, slices.shape, organs.names) if self.labelled else None
         file = f"exam {number:02d}"
         where = f"{self.place}: {file}"
         return UprightExam(number, file, where, slices, organ_values, entry.spacing_mm, entry.oriented)
@@ -207,7 +213,9 @@ def pack_episodes(
         raise ValueError(f"{out}: episodes are packed into one file; give a name that ends in .npz")
     outputs.require_writable([(out, is_packed)], force=force)
     recipe = Recipe(float(scale), float(sigma), int(min_size), float(body_threshold))
-    source, scans = ExamFolder(folder, False, ""), read_all(folder, organs)
+    source = ExamFolder(folder, False, "")
+    table = source.table(organs)
+    scans = read_all(source, table)
     sites = source.sites(source.numbers)
     maps = source.superpixels(scans, recipe, cache, workers)
     arrays: Arrays = {}
@@ -217,7 +225,13 @@ def pack_episodes(
         arrays |= exam_arrays
         exams.append(entry)
         note(f"exam {scan.number:02d}: {len(scan.slices)} slices, {'with' if entry['organs'] else 'no'} organ masks")
-    head = {"kind": KIND, "version": VERSION, "name": source.name, "organs": list(organs), "recipe": asdict(recipe)}
+    head = {
+        "kind": KIND,
+        "version": VERSION,
+        "name": source.name,
+        "organs": list(table.names),
+        "recipe": asdict(recipe),
+    }
     made_by = {"superpixels": SUPERPIXELS, "scikit-image": version("scikit-image")}
     arrays[HEAD] = np.array(json.dumps(head | {"made_by": made_by, "exams": exams}))
     if (folder / "phantom.json").is_file():
@@ -230,14 +244,15 @@ def pack_episodes(
     return out
 
 
-def read_all(folder: Path, organs: Sequence[str]) -> list[UprightExam]:
+def read_all(source: ExamFolder, organs: OrganTable) -> list[UprightExam]:
     """Every exam of a folder, with its mask where it has one. ``ValueError`` as ``read_scan``, also for a constant
     volume and a mask without an image."""
-    images, masks = list_exams(folder)
+    images, masks = source.layout.images, source.layout.masks
     for exam_number in sorted(masks.keys() - images.keys()):
         raise ValueError(f"{masks[exam_number]}: has no image_... beside it")
     scans = [
-        read_upright_exam(exam_number, path, masks.get(exam_number), organs) for exam_number, path in images.items()
+        read_upright_exam(exam_number, path, masks.get(exam_number), source.place, organs)
+        for exam_number, path in images.items()
     ]
     for scan in scans:
         scan.moments()  # refuses a constant volume, so that no unusable exam is packed

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sslmed_dist.data.exams.abdominal import find_exams, list_exams, read_mask, require_slices
+from sslmed_dist.data.exams.abdominal import require_slices
+from sslmed_dist.data.exams.exam_layouts import find_layout
+from sslmed_dist.data.exams.exam_masks import OrganTable, file_name, organ_table, pairs_of, read_mask, read_volume
 from sslmed_dist.data.exams.exam_set import read_sites
 from sslmed_dist.data.exams.superpixels import Maps, Recipe, Slices, superpixel_maps
-from sslmed_dist.data.scans.nifti import axial_slices, read_canonical
+from sslmed_dist.data.scans.nifti import axial_slices
 from sslmed_dist.data.scans.padding import fill_padding
 from sslmed_dist.user_cache import user_cache
 
@@ -42,24 +44,29 @@ class UprightExam:
 
 
 class ExamFolder:
-    """Exams ``image_PP.nii[.gz]`` with masks ``label_PP.nii[.gz]`` in one folder; ``numbers`` ascend."""
+    """Exams in one folder, in one of the layouts of ``exam_layouts``; ``numbers`` ascend."""
 
     def __init__(self, folder: Path, labelled: bool, why: str) -> None:
         """``labelled``: masks are needed, and ``why`` is what needs them (for the message). ``ValueError`` when there
         are none, or not one for each image."""
         self.place, self.name = folder, folder.name
         self.files: dict[int, tuple[Path, Path | None]]
+        self.layout = find_layout(folder)
         if labelled:
-            self.files = find_exams(folder)
+            self.files = pairs_of(self.layout)
         else:
-            self.files = {exam_number: (path, None) for exam_number, path in list_exams(folder)[0].items()}
+            self.files = {exam_number: (path, None) for exam_number, path in self.layout.images.items()}
         if labelled and any(mask is None for _, mask in self.files.values()):
             raise ValueError(f"{why}: needs organ masks label_... in {folder}, and there are none")
         self.numbers = list(self.files)
 
-    def read(self, number: int, organs: Sequence[str]) -> UprightExam:
-        """One exam. ``ValueError`` as ``read_canonical`` and ``read_mask``."""
-        return read_upright_exam(number, *self.files[number], organs)
+    def table(self, organs: Sequence[str]) -> OrganTable:
+        """The organs of a recipe in this set. ``ValueError`` as ``organ_table``."""
+        return organ_table(self.layout, organs, self.place)
+
+    def read(self, number: int, organs: OrganTable) -> UprightExam:
+        """One exam. ``ValueError`` as ``read_volume`` and ``read_mask``."""
+        return read_upright_exam(number, *self.files[number], self.place, organs)
 
     def superpixels(self, scans: Sequence[UprightExam], recipe: Recipe, cache: str | None, workers: int) -> list[Maps]:
         """The superpixels of every scan, uint16 (S, H, W), from ``cache`` (None: the user's cache folder; "": none) or
@@ -75,9 +82,9 @@ class ExamFolder:
         return read_sites(self.place / "sites.csv", numbers)
 
 
-def read_upright_exam(number: int, image: Path, mask: Path | None, organs: Sequence[str]) -> UprightExam:
-    """Read one exam. Raises as ``read_canonical`` and ``read_mask``."""
-    volume = read_canonical(image)
+def read_upright_exam(number: int, image: Path, mask: Path | None, folder: Path, organs: OrganTable) -> UprightExam:
+    """Read one exam of the set in ``folder``. Raises as ``read_volume`` and ``read_mask``."""
+    volume = read_volume(image)
     voxels = volume.voxels
     padded = bool(fill_padding(voxels))
     require_slices(voxels.shape, str(image))
@@ -86,7 +93,7 @@ def read_upright_exam(number: int, image: Path, mask: Path | None, organs: Seque
     )
     return UprightExam(
         number=number,
-        file=image.name,
+        file=file_name(folder, image),
         where=str(image),
         slices=axial_slices(voxels),
         organs=organ_values,
