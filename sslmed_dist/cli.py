@@ -210,6 +210,8 @@ def segment(arguments: argparse.Namespace) -> int:
         probabilities=not arguments.no_probabilities,
         device=arguments.device,
         force=arguments.force,
+        series=arguments.series,
+        support_series=arguments.support_series,
     )
     show(*written)
     return 0

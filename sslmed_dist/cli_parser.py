@@ -175,6 +175,9 @@ def segmenting(verbs: Verbs) -> None:
         "--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="clip CT to these Hounsfield units"
     )
     segment.add_argument("--quadrants", action="store_true", help="only in quadrants that the support's organ occupies")
+    rule = "which series of a study, where there are several: a regular expression that fits its line alone"
+    segment.add_argument("--series", default="", metavar="RULE", help=f"of the queries, {rule}")
+    segment.add_argument("--support-series", default="", metavar="RULE", help="of the support, likewise")
     segment.add_argument("--dicom-seg", action="store_true", help="also write DICOM-SEG (needs the extra dicom)")
     segment.add_argument(
         "--names", choices=("file", "anonymous"), default="file", help="anonymous: no name that was read is written"

@@ -99,8 +99,7 @@ class Episodes(Dataset):
         require_slices(used, exclude, root_path)
         self.images = torch.cat([standardise(scan, size)[use] for scan, use in zip(scans, used, strict=True)])
         self.maps = torch.cat([scan_maps[use] for scan_maps, use in zip(maps, used, strict=True)])  # (N, H, W)
-        if self.maps.amax() <= 255:
-            self.maps = self.maps.to(torch.uint8)
+        self.maps = self.maps.to(torch.uint8) if self.maps.amax() <= 255 else self.maps
         self.counts = self.maps.flatten(1).amax(1).to(torch.int64)  # (N,) superpixels of each slice: 1 ... count
         counts = torch.tensor([len(chosen) for chosen in used])  # samples per exam, (E,)
         groups = torch.tensor(numbers).repeat_interleave(counts)

@@ -103,7 +103,9 @@ def by_study(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
                 study = path.parent.relative_to(root).as_posix()
             else:
                 header = read_header(path, pixels=False)
-                study = "" if header is None else read_tags(path, header).study
+                if header is not None:
+                    study = read_tags(path, header).study or last.get(path.parent, "")
+                    study = study or path.parent.relative_to(root).as_posix()
         except ValueError:
             damaged.add(path)
         study = study or last.get(path.parent, "")

@@ -1,51 +1,92 @@
-"""The one series of a folder, for who needs just one: several that would do are refused, and listed."""
+"""The one series of a source, for who needs just one. Which one is never guessed: several that would do are listed."""
 
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from sslmed_dist.data.exams.series import read_examination
+from sslmed_dist.data.exams.series import Examination, Series, read_examination
+from sslmed_dist.data.exams.studies import Source, one_source
 from sslmed_dist.data.scans.padding import fill_padding
 from sslmed_dist.data.scans.scan import StoredScan, read_scan
 
+OPTION = "--series"
 
-def read_image(path: Path) -> tuple[StoredScan, list[str]]:
-    """The image in ``path`` as ``read_one`` reads it, without padding; a line for everything that was left aside,
-    guessed or replaced. ``ValueError`` as ``read_one``, and where all of it is padding."""
-    scan, notices = read_one(path)
+
+def read_image(source: Path | Source, rule: str = "") -> tuple[StoredScan, list[str]]:
+    """The image of ``read_one``, without padding; a line for everything that was left aside, guessed or replaced.
+    ``ValueError`` as ``read_one``, and where all of it is padding."""
+    scan, notices = read_one(source, rule)
     if scan.series is not None:
         return scan, notices  # its padding has been replaced
     try:
         return scan, [*notices, *fill_padding(scan.voxels)]
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{scan.path}: {error}") from None
 
 
-def read_one(path: Path) -> tuple[StoredScan, list[str]]:
-    """The scan in ``path`` (a NIfTI file, or a folder with DICOM files right in it) as ``read_scan`` reads it, and a
-    line for each series of the folder that was left aside (localizers, maps).
+def read_one(source: Path | Source, rule: str = "") -> tuple[StoredScan, list[str]]:
+    """The scan of a ``source``, or of everything at a path, as ``read_scan`` reads it, and a line for each series that
+    was left aside (localizers, maps), and for what was guessed.
 
-    ``ValueError`` as ``read_scan``, for a damaged file, and for a folder of several series, which are listed.
+    ``rule``: a regular expression that is searched, in capitals or not, in the line of each series (``Series.line``).
+    It may also choose one that was made of other images. ``ValueError`` as ``read_scan``, for a file that is damaged
+    and may belong to the series, and where not exactly one series is left: all are listed.
     """
-    if not path.is_dir():
-        scan = read_scan(path)
+    source = source if isinstance(source, Source) else one_source(source)
+    if source.files is None:
+        scan = read_scan(source.path)
         return scan, list(scan.notices)
-    found = read_examination(sorted(entry for entry in path.iterdir() if entry.is_file() and entry.name[0] != "."))
-    for item in found.aside:
-        if item.detail:
-            raise ValueError(item.detail)
-    for series in found.series:
-        for line in series.damaged:
-            raise ValueError(line)
-    if len(found.series) > 1:
-        lines = "; ".join(series.line for series in found.series)
-        raise ValueError(
-            f"{path}: {len(found.series)} series in it that would do ({lines}); put the files of one into a folder of "
-            "their own"
-        )
-    if not found.series:  # nothing to choose from: the strict reader says what is wrong
-        scan = read_scan(path)
-        return scan, list(scan.notices)
+    found, series = choose(source, rule)
+    require_whole(found, series)
     notes = [f"left aside: {item.images} images, {item.reason}" for item in found.aside]
+    if len(found.series) > 1:
+        notes.append(f"chosen by {OPTION} among {len(found.series)} series: {series.line}")
     if found.other_files:
         notes.append(f"passed over: {found.other_files} files without an image")
-    scan = read_scan(path, found.series[0].files)
+    if series.nifti:
+        scan = read_scan(series.files[0])
+    else:
+        scan = read_scan(source.path if source.path.is_dir() else source.path.parent, series.files)
     return scan, [*notes, *scan.notices]
+
+
+def choose(source: Source, rule: str) -> tuple[Examination, Series]:
+    """The examination of a source, and the one series that the ``rule`` fits. ``ValueError`` as ``read_one``."""
+    try:
+        pattern = re.compile(rule, re.IGNORECASE)
+    except re.error as error:
+        raise ValueError(f"{OPTION} {rule!r}: not a regular expression: {error}") from None
+    files = source.files or ()
+    found = read_examination(files)
+    fitting = [series for series in found.series if pattern.search(series.line)]
+    if rule and not fitting:  # one that is made of others is taken where it is asked for, and only then
+        found = read_examination(files, derived=True)
+        fitting = [series for series in found.series if pattern.search(series.line)]
+    if len(fitting) == 1:
+        return found, fitting[0]
+    if not found.series:
+        for item in found.aside:
+            if item.detail:
+                raise ValueError(item.detail)
+        aside = "; ".join(f"{item.images} images, {item.reason}" for item in found.aside)
+        raise ValueError(f"{source.path}: no scan in it" + (f" ({aside})" if aside else ": no DICOM image"))
+    how = f"choose one by {OPTION} RULE, a regular expression that fits its line alone"
+    if not fitting:
+        raise ValueError(f"{source.path}: none of its series fits {OPTION} {rule!r} ({lines(found.series)}); {how}")
+    raise ValueError(f"{source.path}: {len(fitting)} series in it that would do ({lines(fitting)}); {how}")
+
+
+def lines(series: Sequence[Series]) -> str:
+    """The lines of some series, for a message."""
+    return "; ".join(item.line for item in series)
+
+
+def require_whole(found: Examination, series: Series) -> None:
+    """``ValueError`` for a file of the ``series`` that is damaged, and for one beside its files that may be of it."""
+    for line in series.damaged:
+        raise ValueError(line)
+    folders = {file.parent for file in series.files}
+    for item in found.aside:
+        if any(item.detail.startswith(f"{folder}{os.sep}") for folder in folders):
+            raise ValueError(item.detail)

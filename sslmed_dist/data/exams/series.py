@@ -119,9 +119,10 @@ class Gathered:
     copies: int = 0
 
 
-def read_examination(files: Sequence[Path]) -> Examination:
+def read_examination(files: Sequence[Path], *, derived: bool = False) -> Examination:
     """The series in ``files``, of one examination. A damaged file is left aside, and so are localizers, maps that were
-    computed from other series, images that do not lie in one stack, and single images.
+    computed from other series, images that do not lie in one stack, and single images. With ``derived`` those are kept
+    that are a stack, and would be left aside only for what their tags call them.
 
     A file that is no image counts as damaged where it is called like an image beside it, but for the numbers."""
     found = gathered(files)
@@ -132,7 +133,7 @@ def read_examination(files: Sequence[Path]) -> Examination:
     ]
     for images in found.images.values():
         lost = tuple(dict.fromkeys(loss for _, _, loss in images if loss))
-        entry = dicom_series([frame for frame, _, _ in images], images[0][1], lost)
+        entry = dicom_series([frame for frame, _, _ in images], images[0][1], lost, derived)
         (found.aside if isinstance(entry, LeftAside) else found.series).append(entry)  # type: ignore[arg-type]
     if found.copies:
         found.aside.append(LeftAside("", found.copies, "a second copy of an image"))
@@ -177,9 +178,12 @@ def gathered(files: Sequence[Path]) -> Gathered:
     return found
 
 
-def dicom_series(frames: list[Frame], tags: Tags, damaged: tuple[str, ...] = ()) -> Series | LeftAside:
-    """The stack that the ``frames`` of one SeriesInstanceUID are, or why they are none. ``damaged``: see ``Series``."""
-    reason, detail = why_no_stack(frames, tags)
+def dicom_series(
+    frames: list[Frame], tags: Tags, damaged: tuple[str, ...] = (), derived: bool = False
+) -> Series | LeftAside:
+    """The stack that the ``frames`` of one SeriesInstanceUID are, or why they are none. ``damaged``: see ``Series``;
+    ``derived``: see ``read_examination``."""
+    reason, detail = why_no_stack(frames, tags, derived)
     if reason:
         return LeftAside(tags.description, len(frames), reason, detail)
     normal = frames[0].normal
@@ -214,21 +218,22 @@ def dicom_series(frames: list[Frame], tags: Tags, damaged: tuple[str, ...] = ())
     )
 
 
-def why_no_stack(frames: Sequence[Frame], tags: Tags) -> tuple[str, str]:
+def why_no_stack(frames: Sequence[Frame], tags: Tags, derived: bool) -> tuple[str, str]:
     """(reason, detail for the site) why the images of a series are no stack of one contrast; two empty texts where they
     are one."""
     cosines = [abs(float(frame.normal @ frames[0].normal)) for frame in frames]
     if min(cosines) < MIXED:
         planes = {int(np.abs(frame.normal).argmax()) for frame in frames}
         return f"a localizer (its images lie in {max(len(planes), 2)} planes)", ""
-    if "LOCALIZER" in tags.image_type or LOCALIZER.search(tags.description):
+    if not derived and ("LOCALIZER" in tags.image_type or LOCALIZER.search(tags.description)):
         return "a localizer by its name", ""
     places = Counter(round(float(frame.position @ frames[0].normal) / SAME_PLACE / 10) for frame in frames)
     if len(places) < len(frames):
         return f"several volumes and not one ({len(frames)} images in {len(places)} places)", ""
-    if MAPS & set(tags.image_type) or MAP_WORDS.search(tags.description):
+    if not derived and (MAPS & set(tags.image_type) or MAP_WORDS.search(tags.description)):
         return "a map computed from other series", ""
-    if "SECONDARY" in tags.image_type[1:2] or ("DERIVED" in tags.image_type[:1] and not tags.lossy):
+    made = "SECONDARY" in tags.image_type[1:2] or ("DERIVED" in tags.image_type[:1] and not tags.lossy)
+    if made and not derived:
         return "derived from other images", ""
     if len(frames) < 2:
         return "a single image", ""

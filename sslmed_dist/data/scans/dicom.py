@@ -33,7 +33,7 @@ class Series:
 
     voxels            (columns, rows, slices) float32, rescaled (RescaleSlope, RescaleIntercept)
     affine            (4, 4) float64: index (i, j, k) to millimetres in RAS; voxels and affine make a NIfTI as they are
-    files             names of the files in slice order; ``files[k]`` holds ``voxels[:, :, k]``
+    files             paths of the files from the folder, in slice order; ``files[k]`` holds ``voxels[:, :, k]``
     instance_numbers  InstanceNumber of each, None where it is missing
     modality          "MR", "CT", ... or "" where it is missing
     notices           what was changed while reading, a line each
@@ -90,7 +90,7 @@ def read_series(folder: str | Path, files: Sequence[Path] | None = None) -> Seri
     return Series(
         voxels=voxels,
         affine=affine,
-        files=tuple(frame.path.name for frame in frames),
+        files=tuple(name_below(series_folder, frame.path) for frame in frames),
         instance_numbers=tuple(frame.instance for frame in frames),
         modality=frames[0].modality,
         notices=(*sorted(notices), *said),
@@ -121,6 +121,11 @@ def volume_of(folder: Path, slices: Sequence[Slice]) -> tuple[Voxels, tuple[str,
         return voxels, (*said, *fill_padding(voxels))
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+
+
+def name_below(folder: Path, path: Path) -> str:
+    """A file's path from the folder it lies in or below; its name where it lies elsewhere."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
 def require_ends(folder: Path, frames: Sequence[Frame]) -> set[str]:

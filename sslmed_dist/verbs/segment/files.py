@@ -11,9 +11,8 @@ from typing import Any
 from sslmed_dist import outputs
 from sslmed_dist.atomic_files import arriving, sha256, write_atomically
 from sslmed_dist.data.exams.abdominal import NAME
-from sslmed_dist.data.scans.dicom_file import begins_as_dicom
+from sslmed_dist.data.exams.studies import Source, one_source, studies_at
 from sslmed_dist.data.scans.nifti import SUFFIXES
-from sslmed_dist.data.scans.scan import stem
 from sslmed_dist.verbs.segment.naming import RECORD, WRITER, is_output, without_outputs
 
 SEGMENT = WRITER  # the mark of ``run.json``
@@ -24,13 +23,13 @@ COLUMNS = ("query", "label", "slices", "voxels", "volume_ml", "mean_margin", "na
 OLDEST = COLUMNS[:6]  # of the first version, whose tables are still known as ours
 
 
-def find_queries(query: Path, excluded: Sequence[Path]) -> list[Path]:
+def find_queries(query: Path, excluded: Sequence[Path]) -> list[Source]:
     """The scans that the path ``query`` means, sorted by name. The first of these that applies:
 
-    - a file: that file, unless it is an output;
+    - a file of NIfTI, unless it is an output, or of DICOM (enhanced, of several frames): that file; a DICOMDIR: the
+      studies that it lists;
     - a folder with NIfTI files: those files, but not masks (named ``label_PP`` in the abdominal layout);
-    - a folder with DICOM files: the folder as one scan;
-    - a folder of folders: those of them that hold DICOM files.
+    - any other folder: the studies below it, at any depth.
 
     Paths in ``excluded`` (the support and its mask) and outputs of this command (``naming.is_output``) are left out of
     a folder. ``ValueError`` where nothing is left, or where two scans have one name, because the files to be written
@@ -41,33 +40,27 @@ def find_queries(query: Path, excluded: Sequence[Path]) -> list[Path]:
     if not query.is_dir():
         if is_output(query):
             raise ValueError(f"{query}: a label map or an output of {SEGMENT}, not a scan; nothing is found in it")
-        return [query]
+        return studies_at(query) or [one_source(query)]
     entries, left_out = sorted(query.iterdir()), {path.resolve() for path in excluded}
     files = [path for path in entries if path.is_file() and path.name.lower().endswith(SUFFIXES)]
     if files:
         masks = [path for path in files if (match := NAME.fullmatch(path.name)) and match[1] == "label"]
-        scans = [path for path in files if path not in masks and path.resolve() not in left_out]
-    elif holds_dicom(query):
-        scans = [query]
+        scans = [one_source(path) for path in files if path not in masks and path.resolve() not in left_out]
     else:
-        scans = [path for path in entries if path.is_dir() and path.resolve() not in left_out and holds_dicom(path)]
+        scans = studies_at(query, excluded)
     scans = without_outputs(scans, query)
     if not scans:
         raise ValueError(
             f"{query}: no scan in it; allowed: NIfTI files (.nii, .nii.gz), DICOM files or folders of them"
         )
-    by_stem: dict[str, Path] = {}
-    for path in scans:
-        if stem(path) in by_stem:
-            raise ValueError(f"{path}: named like {by_stem[stem(path)].name}; the files of both would have one name")
-        by_stem[stem(path)] = path
+    by_name: dict[str, Source] = {}
+    for scan in scans:
+        if scan.name in by_name:
+            raise ValueError(
+                f"{scan.path}: named like {by_name[scan.name].path.name}; the files of both would have one name"
+            )
+        by_name[scan.name] = scan
     return scans
-
-
-def holds_dicom(folder: Path) -> bool:
-    """Whether a file right in the folder ends in ``.dcm`` or begins as DICOM does."""
-    files = (path for path in sorted(folder.iterdir()) if path.is_file())
-    return any(path.suffix.lower() == ".dcm" or begins_as_dicom(path) for path in files)
 
 
 def targets(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sslmed_dist import outputs
+from sslmed_dist.data.exams.studies import Source
 from sslmed_dist.data.scans.nifti import INTENT_LABEL, MADE_BY, SUFFIXES, read_intent
 from sslmed_dist.data.scans.scan import stem
 from sslmed_dist.printable import note
@@ -21,42 +22,41 @@ HIDDEN = "(name not written)"
 
 @dataclass(frozen=True)
 class Naming:
-    """The name of each query's files (``names``, by path), and whether names that were read may be written."""
+    """The name of each query's files (``names``), and whether names that were read may be written."""
 
-    names: Mapping[Path, str]
+    names: Mapping[Source, str]
     anonymous: bool
 
-    def of(self, path: Path) -> str:
-        """What the query ``path`` is called in the output folder."""
-        return self.names[path]
+    def of(self, source: Source) -> str:
+        """What a query is called in the output folder."""
+        return self.names[source]
 
     def shown(self, path: Path, role: str) -> str:
         """What the file ``path`` is called in ``run.json``: its own name, or the ``role`` that it has."""
         return role if self.anonymous else path.name
 
-    def clean(self, path: Path, text: str) -> str:
+    def clean(self, path: Path, text: str, own: str = HIDDEN) -> str:
         """A line about ``path`` as it may be written: without the folders above it, and where names are anonymous
-        without any name of ``path`` or of a file below it."""
+        without any name of ``path``, which is called ``own``, or of a file below it."""
         if not self.anonymous:
             return text.replace(str(path), path.name)
-        own = self.names.get(path, HIDDEN)
         below = [entry.name for entry in path.rglob("*")] if path.is_dir() else []
         for name in sorted({str(path), path.name, stem(path), *below}, key=len, reverse=True):
             text = text.replace(name, own if name in (str(path), path.name, stem(path)) else HIDDEN)
         return text
 
 
-def name_queries(paths: Sequence[Path], names: Names) -> Naming:
-    """The names of the queries: those of their files, or query_01, query_02, ... in the order of ``paths``; then a line
+def name_queries(sources: Sequence[Source], names: Names) -> Naming:
+    """The names of the queries: their own, or query_01, query_02, ... in the order of ``sources``; then a line
     on standard error says which is which. ``ValueError`` for another way to name them."""
     if names not in ("file", "anonymous"):
         raise ValueError(f"names: expected one of file, anonymous, got {names!r}")
     if names == "file":
-        return Naming({path: stem(path) for path in paths}, False)
-    width = max(2, len(str(len(paths))))
-    naming = Naming({path: f"query_{number:0{width}d}" for number, path in enumerate(paths, start=1)}, True)
-    for path in paths:
-        note(f"{path}: written as {naming.of(path)}")
+        return Naming({source: source.name for source in sources}, False)
+    width = max(2, len(str(len(sources))))
+    naming = Naming({source: f"query_{number:0{width}d}" for number, source in enumerate(sources, start=1)}, True)
+    for source in sources:
+        note(f"{source.path}: written as {naming.of(source)}")
     return naming
 
 
@@ -91,10 +91,10 @@ def written_here(folder: Path) -> Mapping[str, Any]:
     return record if record.get(outputs.MARK) == WRITER and isinstance(record.get("queries"), list) else {}
 
 
-def without_outputs(paths: Sequence[Path], folder: Path) -> list[Path]:
-    """The scans among the ``paths`` of a folder of queries. What is none is counted on standard error."""
-    scans = [path for path in paths if not is_output(path)]
-    if len(scans) < len(paths):
-        left = len(paths) - len(scans)
-        note(f"{folder}: {left} of {len(paths)} files or folders are label maps or outputs of {WRITER}: left aside")
+def without_outputs(sources: Sequence[Source], folder: Path) -> list[Source]:
+    """The scans among the ``sources`` of a folder of queries. What is none is counted on standard error."""
+    scans = [source for source in sources if not is_output(source.path)]
+    if len(scans) < len(sources):
+        left = len(sources) - len(scans)
+        note(f"{folder}: {left} of {len(sources)} files or folders are label maps or outputs of {WRITER}: left aside")
     return scans

@@ -16,6 +16,7 @@ from sslmed_dist import outputs
 from sslmed_dist.atomic_files import sha256, write_atomically
 from sslmed_dist.data.exams.mask_files import read_masks
 from sslmed_dist.data.exams.one_series import read_image
+from sslmed_dist.data.exams.studies import Source
 from sslmed_dist.data.scans.dicom_seg import require_highdicom, write_dicom_seg
 from sslmed_dist.data.scans.grid import place, same_grid
 from sslmed_dist.data.scans.masks import chosen
@@ -54,6 +55,7 @@ class Settings:
     dicom_seg: bool
     probabilities: bool = True
     naming: Naming = Naming({}, False)
+    series: str = ""
 
 
 def segment(
@@ -76,6 +78,8 @@ def segment(
     names: Names = "file",
     device: Device = "auto",
     force: bool = False,
+    series: str = "",
+    support_series: str = "",
 ) -> list[Path]:
     """Segment the scans that ``query`` means (``files.find_queries``) by one annotated support. Returns the files.
 
@@ -84,6 +88,7 @@ def segment(
     (``mask_files.read_masks``). ``labels``: the ids to look for (default: all). ``quadrants``: nothing is found in a
     quarter of the body that the support's organ leaves empty; refused where a file does not say how the patient lay.
     ``names``: see ``naming.name_queries``; anonymous ones are refused with ``dicom_seg``, which names the patient.
+    ``series``, ``support_series``: which series of a study is meant, where there are several (``read_one``).
 
     Writes for each query NAME into ``out`` (``force``: ``files.require_writable``) ``NAME_labels.nii.gz`` (ids of the
     mask), with ``probabilities`` ``NAME_probability.nii.gz`` (foreground softmax, uncalibrated, float32, a fourth axis
@@ -94,20 +99,20 @@ def segment(
     require_matplotlib()
     check_intensity(intensity, window)
     require_apart(out, (query, support, support_mask))
-    paths = files.find_queries(query, (support, support_mask))
-    naming = name_queries(paths, names)
-    settings = Settings(intensity, window, quadrants, dicom_seg, probabilities, naming)
+    sources = files.find_queries(query, (support, support_mask))
+    naming = name_queries(sources, names)
+    settings = Settings(intensity, window, quadrants, dicom_seg, probabilities, naming, series)
     if dicom_seg and naming.anonymous:
         raise ValueError("names: anonymous, but a DICOM-SEG carries the patient's name; leave out one of the two")
-    for path in paths if dicom_seg else ():
+    for source in sources if dicom_seg else ():
         require_highdicom()
-        if not path.is_dir():
-            raise ValueError(f"{path}: --dicom-seg refers to DICOM files; allowed: queries that are DICOM folders")
+        if source.files is None:
+            raise ValueError(f"{source.path}: --dicom-seg refers to DICOM files; allowed: queries that are DICOM")
     stems = list(naming.names.values())
     written = files.targets(out, stems, dicom_seg=stems if dicom_seg else (), probabilities=probabilities)
     files.require_writable(written, force=force)
     model = load_model(run, which=which, part=part, head=head, pixel_mm=pixel_mm, device=device)
-    organs, support_record = read_support(model, support, support_mask, labels, settings)
+    organs, support_record = read_support(model, support, support_mask, labels, settings, support_series)
     return segment_all(model, organs, support_record, out, settings)
 
 
@@ -124,12 +129,12 @@ def segment_all(
     rows: Volumes = []
     queries: list[dict[str, Any]] = []
     bad: list[ValueError] = []
-    for path, name in settings.naming.names.items():
+    for source, name in settings.naming.names.items():
         try:
-            query_files, query_rows, query_record = segment_one(model, organs, support, path, out, settings)
+            query_files, query_rows, query_record = segment_one(model, organs, support, source, out, settings)
         except ValueError as error:
             bad.append(error)
-            queries.append({"query": name, "error": settings.naming.clean(path, str(error))})
+            queries.append({"query": name, "error": settings.naming.clean(source.path, str(error), name)})
         else:
             written, rows, queries = [*written, *query_files], [*rows, *query_rows], [*queries, query_record]
         if written:  # after every query: an interruption loses none of those before
@@ -151,12 +156,12 @@ def check_intensity(intensity: str, window: tuple[float, float] | None) -> None:
 
 
 def read_support(
-    model: Model, support: Path, support_mask: Path, labels: Sequence[int], settings: Settings
+    model: Model, support: Path, support_mask: Path, labels: Sequence[int], settings: Settings, series: str = ""
 ) -> tuple[list[Organ], dict[str, Any]]:
     """The organs to look for, and what ``run.json`` says of the support. ``ValueError`` names the file: it is
     unreadable, the mask lies in another grid than its image, has values that are no integer ids, is empty, or does not
     hold a label that is asked for."""
-    (scan, notices), naming = read_said(support), settings.naming
+    (scan, notices), naming = read_said(support, series), settings.naming
     placement, masks = placed(model, scan), read_masks(support_mask, scan)
     of_mask = list(masks.notices)
     for line in of_mask:
@@ -195,25 +200,25 @@ def require_oriented(scan: StoredScan) -> None:
         raise ValueError(f"{scan.path}: {scan.doubt}, so left and right are unknown and --quadrants is refused")
 
 
-def read_said(path: Path) -> tuple[StoredScan, list[str]]:
-    """The image in ``path``, and a line for everything that reading it left aside, changed or had to guess. They are
+def read_said(source: Path | Source, series: str = "") -> tuple[StoredScan, list[str]]:
+    """The image of a source, and a line for everything that reading it left aside, changed or had to guess. They are
     also said on standard error. ``ValueError`` as ``read_image``."""
-    scan, notices = read_image(path)
+    scan, notices = read_image(source, series)
     for notice in notices:
-        note(f"{scan.path}: {notice}")
+        note(f"{source.path if isinstance(source, Source) else source}: {notice}")
     return scan, notices
 
 
 def segment_one(
-    model: Model, organs: Sequence[Organ], support: Mapping[str, Any], path: Path, out: Path, settings: Settings
+    model: Model, organs: Sequence[Organ], support: Mapping[str, Any], source: Source, out: Path, settings: Settings
 ) -> tuple[list[Path], Volumes, dict[str, Any]]:
     """Read, search and write one query: (files, rows of ``volumes.csv``, what ``run.json`` says of it)."""
-    scan, notices = read_said(path)
+    scan, notices = read_said(source, settings.series)
     placement = placed(model, scan)
     if settings.quadrants:
         require_oriented(scan)
     stack, clipping = standardised(scan, placement, settings.intensity, settings.window)
-    naming, name = settings.naming, settings.naming.of(path)
+    naming, name = settings.naming, settings.naming.of(source)
     left_out = files.left_out_line(support["left_out"])
     drawing = Drawing(scan, placement, organs)
     findings = search(model, organs, stack, placement, settings.quadrants)
@@ -230,13 +235,13 @@ def segment_one(
     contents[files.LABELS] = lambda file: write_atomically(file, nifti_like(drawing.values, scan.affine, scan.header))
     if settings.dicom_seg:
         contents[files.DICOM_SEG] = lambda file: write_dicom_seg(
-            file, path, scan.series, drawing.values, named, model=model.sha256
+            file, scan.path, scan.series, drawing.values, named, model=model.sha256
         )
     written = files.write_all(out, name, contents)
     rows = drawing.rows(name, support["labels"]) + files.left_out_rows(name, support["left_out"])
     slice_ranges = {str(finding.label): asdict(finding.estimate) for finding in drawing.findings}
     hashes = {file.name: sha256(file) for file in written}
-    said = [naming.clean(path, line) for line in notices]
+    said = [naming.clean(source.path, line, name) for line in notices]
     query_record = {"query": name, "notices": said, "intensity": clipping, "slices": slice_ranges}
     return written, rows, {**query_record, "files": hashes}
 

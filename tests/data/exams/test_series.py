@@ -263,4 +263,4 @@ def test_one_series_of_a_folder_is_read_and_several_are_listed(tmp_path: Path) -
         path.unlink()
     cut_header(tmp_path)
     with pytest.raises(ValueError, match="a-0.dcm: cannot be read"):
-        read_one(tmp_path)
+        read_one(tmp_path, "t2")
