@@ -45,22 +45,23 @@ def find_queries(query: Path, excluded: Sequence[Path]) -> list[Source]:
     files = [path for path in entries if path.is_file() and path.name.lower().endswith(SUFFIXES)]
     if files:
         masks = [path for path in files if (match := NAME.fullmatch(path.name)) and match[1] == "label"]
-        scans = [one_source(path) for path in files if path not in masks and path.resolve() not in left_out]
+        scans = [path for path in files if path not in masks and path.resolve() not in left_out]
+        found = [one_source(path) for path in without_outputs(scans, query)]
     else:
-        scans = studies_at(query, excluded)
-    scans = without_outputs(scans, query)
-    if not scans:
+        below = [entry for entry in sorted(query.rglob("*")) if entry.is_dir()]
+        found = studies_at(query, (*excluded, *(set(below) - set(without_outputs(below, query)))))
+    if not found:
         raise ValueError(
             f"{query}: no scan in it; allowed: NIfTI files (.nii, .nii.gz), DICOM files or folders of them"
         )
     by_name: dict[str, Source] = {}
-    for scan in scans:
+    for scan in found:
         if scan.name in by_name:
             raise ValueError(
                 f"{scan.path}: named like {by_name[scan.name].path.name}; the files of both would have one name"
             )
         by_name[scan.name] = scan
-    return scans
+    return found
 
 
 def targets(

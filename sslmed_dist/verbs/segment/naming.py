@@ -91,10 +91,10 @@ def written_here(folder: Path) -> Mapping[str, Any]:
     return record if record.get(outputs.MARK) == WRITER and isinstance(record.get("queries"), list) else {}
 
 
-def without_outputs(sources: Sequence[Source], folder: Path) -> list[Source]:
-    """The scans among the ``sources`` of a folder of queries. What is none is counted on standard error."""
-    scans = [source for source in sources if not is_output(source.path)]
-    if len(scans) < len(sources):
-        left = len(sources) - len(scans)
-        note(f"{folder}: {left} of {len(sources)} files or folders are label maps or outputs of {WRITER}: left aside")
+def without_outputs(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """The scans among the ``paths`` of a folder of queries. What is none is counted on standard error."""
+    scans = [path for path in paths if not is_output(path)]
+    if len(scans) < len(paths):
+        left = len(paths) - len(scans)
+        note(f"{folder}: {left} of {len(paths)} files or folders are label maps or outputs of {WRITER}: left aside")
     return scans

@@ -37,7 +37,7 @@ def test_outputs_are_no_queries(
     if beside == "edited":
         voxels, image = load(folder / "image_02_labels.nii.gz")
         save(folder / "image_02_labels.nii.gz", voxels, image.affine)
-    assert find_queries(folder, ()) == [folder / "patient.nii.gz"]
+    assert [source.path for source in find_queries(folder, ())] == [folder / "patient.nii.gz"]
     assert (
         f"note: {folder}: 2 of 3 files or folders are label maps or outputs of sslmed segment"
         in capsys.readouterr().err
@@ -57,9 +57,10 @@ def test_folders_of_outputs_among_folders_of_dicom(given: dict[str, Path], masks
     write_series(tmp_path / "exam", np.ascontiguousarray(voxels), image.affine)
     shutil.copytree(masks, tmp_path / "masks")
     shutil.copy(next((tmp_path / "exam").iterdir()), tmp_path / "masks" / "image_02_seg.dcm")
-    assert find_queries(tmp_path, ()) == [tmp_path / "exam"]
+    assert [source.path for source in find_queries(tmp_path, ())] == [tmp_path / "exam"]
     (tmp_path / "masks" / "run.json").write_text("{}")
-    assert find_queries(tmp_path, ()) == [tmp_path / "exam", tmp_path / "masks"], "a run.json of somebody else"
+    (study,) = find_queries(tmp_path, ())
+    assert tmp_path / "masks" / "image_02_seg.dcm" in (study.files or ()), "a run.json of somebody else"
 
 
 def test_label_maps_of_others_and_plain_scans(given: dict[str, Path], tmp_path: Path) -> None:
@@ -122,10 +123,10 @@ def test_lines_about_a_folder_lose_the_names_of_its_files(tmp_path: Path) -> Non
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "JANE_0001.dcm").write_bytes(b"")
     line = f"{folder}: JANE_0001.dcm lies elsewhere; DOE^JANE has two"
-    assert Naming({folder: "query_01"}, True).clean(folder, line) == (
+    assert Naming({}, True).clean(folder, line, "query_01") == (
         "query_01: (name not written) lies elsewhere; query_01 has two"
     )
-    assert Naming({folder: "DOE^JANE"}, False).clean(folder, line) == line.replace(str(folder), "DOE^JANE")
+    assert Naming({}, False).clean(folder, line, "DOE^JANE") == line.replace(str(folder), "DOE^JANE")
 
 
 def test_what_cannot_be_anonymous_or_named(given: dict[str, Path], tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_models_and_settings(given: dict[str, Any], tmp_path: Path, monkeypatch:
         ({"intensity": "none"}, "^intensity: expected one of auto, clip, keep, got 'none'"),
         (
             {"dicom_seg": True},
-            "query.nii.gz: --dicom-seg refers to DICOM files; allowed: queries that are DICOM folders",
+            "query.nii.gz: --dicom-seg refers to DICOM files; allowed: queries that are DICOM",
         ),
     )
     for options, message in cases:
