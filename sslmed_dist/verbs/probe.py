@@ -117,9 +117,15 @@ def parts_by_site(dataset: Dataset, positions: Mapping[str, Tensor], arms: Mappi
 
 
 def site_rows(subject: Subject) -> tuple[list[Row], dict[str, Any]]:
-    """Rows of every arm, how well a linear probe names the site, and the difference to the random encoder."""
-    # Each site has a local encoder of its own, so its features name the site by themselves.
-    names: dict[str, None] = dict.fromkeys(a for part in subject.parts for a in part.encoders if a != LOCAL)
+    """Rows of every arm that is one encoder, how well a linear probe names the site, and the difference to the random
+    encoder. Encoders that differ from site to site name it by themselves: they are left out, which is said."""
+    arms = dict.fromkeys(arm for part in subject.parts for arm in part.encoders)
+    names: dict[str, None] = dict.fromkeys(arm for arm in arms if one_encoder(subject.parts, arm))
+    for arm in arms.keys() - names.keys() - {LOCAL}:
+        note(
+            f"{arm}: each site's encoder differs (what it does not share stays there), so its features name the site "
+            "by themselves: left out of this question"
+        )
     if all(naming.knows_labels(part.dataset) for part in subject.parts):
         names = {naming.LABELS: None, **names}
     found = {}
@@ -134,6 +140,12 @@ def site_rows(subject: Subject) -> tuple[list[Row], dict[str, Any]]:
         found[arm] = {naming.TITLE: naming.predict_sites(parts, seed=subject.settings.run.seed)}
     counts = {part.name: {name: len(own) for name, own in part.positions.items()} for part in subject.parts}
     return rows(subject, found), counts
+
+
+def one_encoder(parts: Sequence[Part], arm: str) -> bool:
+    """Whether all sites use the same encoder in this arm."""
+    first, *others = (part.encoders[arm]().state_dict() for part in parts)
+    return all(torch.equal(own[name].cpu(), first[name].cpu()) for own in others for name in first)
 
 
 def membership_rows(subject: Subject) -> tuple[list[Row], dict[str, Any]]:
@@ -177,5 +189,7 @@ def rows(subject: Subject, found: Mapping[str, Mapping[str, Predictions]]) -> li
     encoder."""
     seed = subject.settings.run.seed
     written = [row for arm, by_title in found.items() for row in rows_of(by_title, arm=arm, site=ALL_SITES, seed=seed)]
+    if subject.arm not in found:
+        return written
     pair = (found[subject.arm], found["random"])
     return written + compared_rows(*pair, arms=(subject.arm, "random"), site=ALL_SITES, seed=seed)

@@ -18,6 +18,7 @@ from sslmed_dist.downstream.membership import membership, similarity
 from sslmed_dist.downstream.predictions import measure
 from sslmed_dist.json_files import read_object
 from sslmed_dist.training import build, job
+from sslmed_dist.verbs import probe as verb
 from sslmed_dist.verbs.probe import probe
 from sslmed_dist.views.one_view import OneView
 from tests import tiny
@@ -116,6 +117,18 @@ def test_a_federation_is_probed_beside_its_floors(
     untrained = table(first)
     assert untrained["federated", "all", "auc"]["value"] == untrained["random", "all", "auc"]["value"]
     assert untrained["federated - random", "all", "auc"]["value"] == 0.0
+
+    # Under fedbn, say, a site's encoder is its own: its features would name the site whatever the image is.
+    def own(arm: str, site: str, *more: Any) -> nn.Module:
+        encoder = verb.pretrained.untrained(chosen)
+        nn.init.constant_(next(encoder.parameters()), float(site == "site-1"))
+        return encoder
+
+    monkeypatch.setattr(verb, "encoder_of", own)
+    capsys.readouterr()
+    (file,) = probe(folder, "sites")
+    assert {arm for arm, _, _ in table(file)} == {"labels", "raw_pixels", "random"}
+    assert "federated: each site's encoder differs" in capsys.readouterr().err
 
 
 def test_a_run_without_sites_is_probed_for_members(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

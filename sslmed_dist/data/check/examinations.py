@@ -1,11 +1,11 @@
 """Inspection of folders of examinations, and of packs of them: what was found, and which series a recipe would take."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sslmed_dist.data.check.findings import Findings
-from sslmed_dist.data.exams.exam_files import find_exams
+from sslmed_dist.data.exams.exam_files import find_exams, folders_of
 from sslmed_dist.data.exams.exam_series import DEFAULT_RULES, Preparation, candidates, reasons
 from sslmed_dist.data.exams.exam_store import SUMMARY, TABLE, open_pack
 from sslmed_dist.data.exams.exam_table import Table, read_exam_table
@@ -51,15 +51,19 @@ def inspect_examinations(root: Path, findings: Findings, rules: Mapping[str, str
         findings.problems.append(str(error))
         return
     findings.lines.append(f"examinations: {len(found.files)}" + ("" if table else ", without a table labels.csv"))
+    called = row_names(found.files, root) if table is None else {}
+    if table is None:
+        findings.lines.append(f"for a table: {TABLE} with the column exam, in it the names below, and a column a label")
     findings.named(TABLE, "rows without an examination", found.without_files)
     findings.named(str(root), "examinations without a row", found.without_row)
     slots: Counter[str] = Counter()
     aside: Counter[str] = Counter()
     scanners: Counter[str] = Counter()
     uncounted = 0
-    for number, (name, files) in enumerate(found.files.items()):
+    in_order = sorted(found.files.items(), key=lambda exam: called.get(exam[0], exam[0]))
+    for number, (name, files) in enumerate(in_order):
         exam = read_examination(files)
-        chosen = inspect_exam(name, exam, how, findings, listed=number < WRITTEN_OUT)
+        chosen = inspect_exam(called.get(name, name), exam, how, findings, listed=number < WRITTEN_OUT)
         slots.update(chosen)
         aside.update(reasons(exam.aside))
         uncounted += sum(not series.ends_known for series in exam.series)
@@ -73,6 +77,13 @@ def inspect_examinations(root: Path, findings: Findings, rules: Mapping[str, str
         findings.lines.append(f"series whose files do not say how many slices they have: {uncounted}{UNSEEN}")
     if table is not None:
         inspect_table(table, findings)
+
+
+def row_names(studies: Mapping[str, Sequence[Path]], root: Path) -> dict[str, str]:
+    """What a row of a table may call each study: its folder, or, where that is shared, its StudyInstanceUID."""
+    folders = folders_of(studies, root)
+    shared = Counter(folders.values())
+    return {study: folder if shared[folder] == 1 and folder != "." else study for study, folder in folders.items()}
 
 
 def inspect_exam(name: str, exam: Examination, how: Preparation, findings: Findings, *, listed: bool) -> list[str]:

@@ -1,7 +1,7 @@
 """Which files belong to which examination of a folder."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,22 +49,11 @@ def find_exams(root: Path, table: Table | None) -> Found:
     )
 
 
-def folders_of(root: Path) -> dict[str, str]:
-    """Where each study of ``by_study`` lies: the folder below ``root`` that holds all of its files; the name of
-    ``root`` itself where that is it, or where there is no other study. Studies of one folder are told apart by a
-    number, in the order of their UIDs."""
-    studies = by_study(files_below(root), root)
-    if len(studies) == 1:
-        return dict.fromkeys(studies, root.resolve().name)
-    folders = {study: Path(os.path.commonpath([file.parent for file in files])) for study, files in studies.items()}
-    together = list(folders.values())
-    found: dict[str, str] = {}
-    seen: dict[Path, int] = {}
-    for study, folder in folders.items():
-        seen[folder] = seen.get(folder, 0) + 1
-        name = root.resolve().name if folder == root else folder.relative_to(root).as_posix()
-        found[study] = f"{name}, study {seen[folder]}" if together.count(folder) > 1 else name
-    return found
+def folders_of(studies: Mapping[str, Sequence[Path]], root: Path) -> dict[str, str]:
+    """The folder below ``root`` that holds all files of a study, for the ``studies`` of ``by_study``; "." is ``root``
+    itself."""
+    folders = {study: os.path.commonpath([file.parent for file in files]) for study, files in studies.items()}
+    return {study: Path(folder).relative_to(root).as_posix() for study, folder in folders.items()}
 
 
 def require_apart(folders: dict[str, Path]) -> None:

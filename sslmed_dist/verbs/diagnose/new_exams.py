@@ -12,7 +12,7 @@ from sslmed_dist.config import Config
 from sslmed_dist.data import DATASETS
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.data.exams.exam_dataset import ExamDataset, NoSeries, exams_of
-from sslmed_dist.data.exams.exam_files import folders_of
+from sslmed_dist.data.exams.exam_files import by_study, files_below, folders_of
 from sslmed_dist.data.exams.mrnet import open_stack
 
 ENDING = ".npy"
@@ -38,10 +38,25 @@ class StackedExams(ExamDataset):
         return (0.0, 255.0)
 
 
+def names_of_studies(folder: Path) -> dict[str, str]:
+    """What each study of ``folder`` is called: by its folder below it, where it is the only one by the name of
+    ``folder``. Studies of one folder are told apart by a number, in the order of their UIDs."""
+    studies = by_study(files_below(folder), folder)
+    places = folders_of(studies, folder) if len(studies) > 1 else dict.fromkeys(studies, ".")
+    shared: dict[str, list[str]] = {}
+    for study, place in places.items():
+        shared.setdefault(place, []).append(study)
+    names: dict[str, str] = {}
+    for place, those in shared.items():
+        name = folder.resolve().name if place == "." else place
+        names |= {study: f"{name}, study {k}" if len(those) > 1 else name for k, study in enumerate(those, start=1)}
+    return names
+
+
 def shown_names(folder: Path, names: Sequence[str], anonymous: bool) -> dict[str, str]:
     """What each of the exams ``names`` of ``folder`` is called in what is written of it, in that order. An exam that
     its data call by its StudyInstanceUID is named by its folder. ``anonymous``: by its place in the order."""
-    folders = folders_of(folder)
+    folders = names_of_studies(folder)
     called = dict(sorted(((name, folders.get(name, name)) for name in names), key=lambda pair: pair[1]))
     return {name: f"exam {number}" for number, name in enumerate(called, start=1)} if anonymous else called
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sslmed_dist.data.exams.exam_files import by_study, files_below, folders_of
+from sslmed_dist.data.exams.exam_files import by_study, files_below
 from sslmed_dist.data.phantom import write_knee_exams
-from sslmed_dist.verbs.diagnose.new_exams import shown_names
+from sslmed_dist.verbs.diagnose.new_exams import names_of_studies, shown_names
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,9 @@ def test_a_study_is_called_by_the_folder_of_its_files(exams: Path) -> None:
 
 
 def test_a_folder_that_is_the_exam_gives_its_own_name(exams: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(folders_of(exams / "P0001").values()) == ["P0001"]
+    assert list(names_of_studies(exams / "P0001").values()) == ["P0001"]
     monkeypatch.chdir(exams / "P0001")
-    assert list(folders_of(Path(".")).values()) == ["P0001"]
+    assert list(names_of_studies(Path(".")).values()) == ["P0001"]
 
 
 def test_studies_of_one_folder_are_told_apart(exams: Path, tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_studies_of_one_folder_are_told_apart(exams: Path, tmp_path: Path) -> No
     mixed.mkdir()
     for number, path in enumerate(files_below(exams)):
         shutil.copy(path, mixed / f"{number}.dcm")
-    assert list(folders_of(mixed).values()) == [f"mixed, study {k}" for k in (1, 2, 3)]
+    assert list(names_of_studies(mixed).values()) == [f"mixed, study {k}" for k in (1, 2, 3)]
 
 
 def test_names_that_are_no_studies_stay(tmp_path: Path) -> None:
