@@ -10,7 +10,7 @@ FILE = "SSLMED_DRILLS"  # in the environment: where the lines go; without it the
 MASKS = (
     (r"^(\d\d\d\d-\d\d-\d\d[T ])?\d\d:\d\d:\d\d[,.\d]* (INFO |WARNING |ERROR )?", ""),
     (r"/\S*?/(north|east|south|twin|late|new)/", r"/srv/sslmed/"),
-    (r"/\S*?/(server|expired)\b", "/srv/federation"),
+    (r"/\S*?/(server|expired)(?=[/`\s;])", "/srv/federation"),
     (r"/\S*?/state/", "/srv/sslmed/state/"),
     (r"SHA256:[A-Za-z0-9+/]{43}", "SHA256:..."),
     (r"\b[0-9a-f]{64}\b", "..."),

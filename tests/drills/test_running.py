@@ -117,13 +117,16 @@ def test_rules_that_change_while_a_run_goes_on(hospitals: Hospitals, run: Run) -
     before = path.read_text()
     hospitals.made.stop("east-data")
     spent = sum(entry.get("count", 0) for entry in hospitals.entries("east") if entry["kind"] == "reserved")
+    assert before.count("    rounds: 1000") == 1
     path.write_text(before.replace("    rounds: 1000", f"    rounds: {spent}"))
     since = len(run.log)
-    hospitals.start_data("east")
-    line = run.wait_for("east is excluded: its rules refuse", since)
-    hospitals.made.stop("east-data")
-    path.write_text(before)
-    hospitals.start_data("east")
+    try:
+        hospitals.start_data("east")
+        line = run.wait_for("east is excluded: its rules refuse", since)
+    finally:
+        hospitals.made.stop("east-data")
+        path.write_text(before)
+        hospitals.start_data("east")
     done = run.whole_round()
     at_site = line_with("refused: this site's rounds are spent", hospitals.made.said("east-data"))
     saw("policy refuses during a run", at_site, line, done)
