@@ -42,7 +42,7 @@ def open_doors(sites: list[SiteFile]) -> Iterator[list[str]]:
         thread = threading.Thread(target=resident.serve, args=(own, hospital.door(own), stop, say))
         thread.start()
         threads.append(thread)
-        assert ready.wait(20)
+        assert ready.wait(120)
     try:
         yield said
     finally:
@@ -187,7 +187,7 @@ def test_a_closed_door_is_named_without_a_path(tmp_path: Path) -> None:
 def talk(own: SiteFile, data: bytes) -> bytes:
     """Send raw bytes to the door; what comes back until it closes."""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(20)
+        connection.settimeout(120)
         connection.connect(own.socket)
         try:
             connection.sendall(data)

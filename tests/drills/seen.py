@@ -9,7 +9,7 @@ FILE = "SSLMED_DRILLS"  # in the environment: where the lines go; without it the
 # Times, folders, keys and other numbers of one run say nothing to a reader.
 MASKS = (
     (r"^(\d\d\d\d-\d\d-\d\d[T ])?\d\d:\d\d:\d\d[,.\d]* (INFO |WARNING |ERROR )?", ""),
-    (r"/\S*?/(north|east|south|twin|late|new)/", r"/srv/sslmed/"),
+    (r"/\S*?/(north|east|south|twin|late|new|misled|mallory)/", r"/srv/sslmed/"),
     (r"/\S*?/(server|expired)(?=[/`\s;])", "/srv/federation"),
     (r"/\S*?/state/", "/srv/sslmed/state/"),
     (r"SHA256:[A-Za-z0-9+/]{43}", "SHA256:..."),
