@@ -85,8 +85,13 @@ class Nodes:
         raise AssertionError(f"no Ray head after {START_S} s")
 
     def join(self) -> None:
-        """Start the second node."""
-        self.second = self.start("127.0.0.2", f"--address=127.0.0.3:{self.port}")
+        """Start the second node, and once more where a busy machine has not let it in."""
+        for _ in range(2):
+            self.second = self.start("127.0.0.2", f"--address=127.0.0.3:{self.port}")
+            if self.second.started[0].wait(START_S) == 0:
+                return
+            self.second.stop()
+        raise AssertionError((self.folder / "127.0.0.2.log").read_text()[-2000:])
 
     def lose(self) -> None:
         """SIGKILL to all that runs on the second node."""
