@@ -63,19 +63,29 @@ fi
 
 python - "$SLURM_JOB_NUM_NODES" "$wait_s" <<'PYTHON' &
 import os, socket, sys, time
+
 nodes, wait = int(sys.argv[1]), float(sys.argv[2])
 host, port = os.environ["RAY_ADDRESS"].rsplit(":", 1)
 end = time.monotonic() + wait
+
+
+def later(line):
+    if time.monotonic() > end:
+        sys.exit(f"{line} after {wait:g} s; their steps' output says why")
+    time.sleep(1)
+
+
 while socket.socket().connect_ex((host, int(port))):
-    if time.monotonic() > end:
-        sys.exit(f"the head at {host}:{port} does not answer after {wait:g} s")
-    time.sleep(1)
+    later(f"the head at {host}:{port} does not answer")
 import ray
-ray.init(log_to_driver=False, logging_level="ERROR")
+
+while not ray.is_initialized():
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR")
+    except ConnectionError:  # the head listens before it can take a driver
+        later(f"the head at {host}:{port} takes no driver")
 while (there := sum(node["Alive"] for node in ray.nodes())) < nodes:
-    if time.monotonic() > end:
-        sys.exit(f"{there} of {nodes} nodes have joined after {wait:g} s; their steps' output says why")
-    time.sleep(1)
+    later(f"{there} of {nodes} nodes have joined")
 PYTHON
 run=$!
 wait "$run" || { [ -n "$asked" ] || exit 1; }
