@@ -87,6 +87,8 @@ def read_patients(patients: dict[int, Path], masked: bool, note: Note) -> Iterat
         # a mask for each slice, and no more, is a count as well
         for notice in (line for line in series.notices if not (masked and line == ENDS_UNKNOWN)):
             note(f"exam {patient:02d}: {notice}")
+        if masked and series.resampled:
+            raise ValueError(f"{folder}: tilted gantry or uneven slices: its masks are those of other slices")
         labels = read_masks(folder / "T2SPIR" / "Ground", series) if masked else None
         yield prepare_scan(patient, series, labels, note, place=str(folder))
 

@@ -7,7 +7,7 @@ their sign.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,13 @@ from sslmed_dist.data.scans.frames import SAME_DIRECTION, Frame, Slice, read_sli
 from sslmed_dist.data.scans.grid import check_grid
 from sslmed_dist.data.scans.memory import require_voxels
 from sslmed_dist.data.scans.padding import fill_padding
+from sslmed_dist.data.scans.straighten import straighten
 
 Voxels = NDArray[np.float32]
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
-UNEVEN = 0.01  # the most that a slice distance may differ from the usual one, as a share of the usual one
+# How far a slice distance may differ from the usual one, as a share of it: up to the first they are equal, below the
+# second the slices are resampled, from there on one is missing.
+UNEVEN, TOO_UNEVEN = 0.01, 0.5
 ENDS_UNKNOWN = "its files do not say how many slices it has: one that is missing at an end would not be noticed"
 SAME_SCALE = 1e-6  # relative difference of the private scales of slices
 SAME_PLACE = 0.01  # mm: slices closer to each other than this are at one position
@@ -45,6 +48,7 @@ class Series:
     instance_numbers: tuple[int | None, ...]
     modality: str
     notices: tuple[str, ...] = ()
+    resampled: bool = False  # straightened: ``files[k]`` does not hold ``voxels[:, :, k]``
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -60,8 +64,8 @@ def read_series(folder: str | Path, files: Sequence[Path] | None = None) -> Seri
 
     ``ValueError`` naming the file or folder: no DICOM image, files of two series, a single slice, colour images, pixels
     that cannot be decoded, positions or spacings missing or impossible, slices of different sizes, orientations or
-    pixel spacings, two slices at one position, a slice missing (distances differ by more than 1 %, or the files count
-    more), slices that are not stacked along their normal (tilted gantry), or more voxels than ``memory.most_voxels``.
+    pixel spacings, two slices at one position, a slice missing (distances differ by half or more, or the files
+    count more), or more voxels than ``memory.most_voxels``.
     """
     series_folder = Path(folder)
     if not series_folder.is_dir():
@@ -85,7 +89,13 @@ def read_series(folder: str | Path, files: Sequence[Path] | None = None) -> Seri
     voxels, said = volume_of(series_folder, slices)
     notices = {item.notice for item in slices} - {""}
     notices |= require_ends(series_folder, frames)
-    affine = affine_of(frames[0], step)
+    resampled = resampling(frames, step, normal)
+    if resampled:
+        usual = float(step @ normal)
+        voxels, origin = straighten(voxels, frames[0], np.stack([frame.position for frame in frames]), usual)
+        affine, said = affine_of(replace(frames[0], position=origin), normal * usual), (resampled, *said)
+    else:
+        affine = affine_of(frames[0], step)
     check_grid(voxels.shape, affine, str(series_folder))
     return Series(
         voxels=voxels,
@@ -94,7 +104,21 @@ def read_series(folder: str | Path, files: Sequence[Path] | None = None) -> Seri
         instance_numbers=tuple(frame.instance for frame in frames),
         modality=frames[0].modality,
         notices=(*sorted(notices), *said),
+        resampled=bool(resampled),
     )
+
+
+def resampling(frames: Sequence[Frame], step: NDArray[np.float64], normal: NDArray[np.float64]) -> str:
+    """In words, why the sorted ``frames`` have to be brought to a grid at right angles; "" where they lie on one."""
+    gaps = np.diff([float(frame.position @ normal) for frame in frames])
+    usual = float(step @ normal)
+    sideways = float(np.linalg.norm(step - usual * normal))
+    if sideways > UNEVEN * usual:
+        degrees = np.degrees(np.arctan2(sideways, usual))
+        return f"tilted gantry ({degrees:.1f} degrees): its slices were resampled to a grid at right angles"
+    if np.abs(gaps - usual).max() > UNEVEN * usual:
+        return f"slices {gaps.min():.3g} to {gaps.max():.3g} mm apart: resampled to {usual:.3g} mm"
+    return ""
 
 
 def volume_of(folder: Path, slices: Sequence[Slice]) -> tuple[Voxels, tuple[str, ...]]:
@@ -179,8 +203,8 @@ def unlike(frame: Frame, first: Frame) -> str:
 
 
 def slice_step(folder: Path, frames: Sequence[Frame], normal: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The vector (3,) from one slice to the next, mm in LPS; ``frames`` are sorted along ``normal``. ``ValueError`` as
-    ``read_series``."""
+    """The vector (3,) from one slice to the next, mm in LPS, of the usual length; ``frames`` are sorted along
+    ``normal``. ``ValueError`` as ``read_series``."""
     positions = np.stack([frame.position for frame in frames])  # (S, 3)
     gaps = np.diff(positions @ normal)  # (S - 1,) mm along the normal
     names = [frame.name for frame in frames]
@@ -189,23 +213,21 @@ def slice_step(folder: Path, frames: Sequence[Frame], normal: NDArray[np.float64
     # evenly spaced? the usual distance is the (lower) median, which one missing slice does not move
     usual = usual_gap(gaps)
     widest = int(np.abs(gaps - usual).argmax())
-    if abs(gaps[widest] - usual) > UNEVEN * usual:
+    if abs(gaps[widest] - usual) >= TOO_UNEVEN * usual:
         raise ValueError(
             f"{folder}: {gaps[widest]:.3f} mm from {names[widest]} to {names[widest + 1]}, elsewhere {usual:.3f} mm: "
             "a slice is missing, or the slices are uneven"
         )
-    # a step that is not along the normal is a sheared volume, which no rotation and scaling describe
-    step: NDArray[np.float64] = (positions[-1] - positions[0]) / (len(frames) - 1)
-    sideways = float(np.linalg.norm(step - (step @ normal) * normal))
-    if sideways > UNEVEN * usual:
-        raise ValueError(
-            f"{folder}: each slice is shifted sideways by {sideways:.3f} mm (tilted gantry); not supported"
-        )
-    # every slice must lie where equal steps from the first one lead
-    off = np.abs(positions - positions[0] - np.arange(len(frames))[:, None] * step).max(axis=1)
+    # every slice must lie on the line from the first to the last
+    whole = positions[-1] - positions[0]
+    shares = np.concatenate([[0.0], np.cumsum(gaps)]) / gaps.sum()
+    off = np.abs(positions - positions[0] - shares[:, None] * whole).max(axis=1)
     worst = int(off.argmax())
     if off[worst] > max(UNEVEN * usual, SAME_PLACE) * 2:
         raise ValueError(f"{folder}: {names[worst]} lies {off[worst]:.3f} mm beside the line of the other slices")
+    even = bool((np.abs(gaps - usual) <= UNEVEN * usual).all())
+    length = float(gaps.mean()) if even else usual
+    step: NDArray[np.float64] = whole * (length / gaps.sum())
     return step
 
 

@@ -42,6 +42,11 @@ def write_dicom_seg(
         raise ValueError(
             f"{folder}: a DICOM-SEG of an enhanced multi-frame file is not supported; leave --dicom-seg out"
         )
+    if series.resampled:
+        raise ValueError(
+            f"{folder}: was resampled (tilted gantry or uneven slices), so a DICOM-SEG cannot refer to its slices; "
+            "leave --dicom-seg out"
+        )
     if values.shape != series.voxels.shape:
         raise ValueError(f"values: expected the shape {series.voxels.shape} of the series, got {values.shape}")
     labels = list(names)

@@ -151,8 +151,8 @@ def read_voxels(image: Any, path: Path) -> Volume:
 
 
 def check_size(image: Any, path: Path) -> None:
-    """``ValueError`` for voxels that are no real numbers, for more of them than are read (``memory.most_voxels``), and
-    for more than the file can hold: a header may claim any size."""
+    """``ValueError`` for voxels that are no real numbers, for more of them than are read (``memory.most_voxels``), for
+    more than the file can hold, and for a slice or more less than it holds: a header may claim any size."""
     kind, count = image.get_data_dtype(), math.prod(image.shape)
     if kind.kind not in "iuf":
         raise ValueError(f"{path}: voxels of type {kind}; allowed: whole or real numbers")
@@ -161,6 +161,21 @@ def check_size(image: Any, path: Path) -> None:
     if count * kind.itemsize > held:
         needed = f"{count * kind.itemsize:,} bytes of voxels in shape {tuple(image.shape)}"
         raise ValueError(f"{path}: cannot be read, truncated: {needed}, the file can hold at most {held:,}")
+    behind = bytes_held(path) - int(image.dataobj.offset) - count * kind.itemsize
+    if behind >= math.prod(image.shape[:2]) * kind.itemsize:
+        raise ValueError(f"{path}: {behind:,} bytes behind its voxels in shape {tuple(image.shape)}: a damaged header")
+
+
+def bytes_held(path: Path) -> int:
+    """The bytes of a file, of a gzipped one those that are packed in it, up to 4 GiB; of other packings 0."""
+    size = path.stat().st_size
+    if not path.name.lower().endswith(PACKED):
+        return size
+    if not path.name.lower().endswith(".gz") or size < 20:
+        return 0
+    with path.open("rb") as file:
+        file.seek(-4, 2)
+        return int.from_bytes(file.read(4), "little")  # modulo 4 GiB: of larger files less than they hold
 
 
 def check_spacing(image: Any, path: Path) -> None:
