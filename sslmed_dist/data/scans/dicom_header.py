@@ -83,7 +83,9 @@ def pixels_lost(path: Path, header: Any) -> str:
         return ""
     syntax = header.file_meta.get("TransferSyntaxUID")
     needed = LEAST_PACKED
-    if syntax is None or not syntax.is_compressed:
+    with readable_dicom(path):  # a syntax that is none
+        packed = syntax is not None and bool(syntax.is_compressed)
+    if not packed:
         names = ("Rows", "Columns", "BitsAllocated")
         sizes = [whole_number(path, header, name) or 0 for name in names]
         many = [whole_number(path, header, name) or 1 for name in ("NumberOfFrames", "SamplesPerPixel")]
