@@ -225,3 +225,14 @@ def find_layout(folder: Path, layouts: Iterable[Callable[[Path], Layout | None]]
         f"{folder}: no exam in it; expected image_01.nii.gz, label_01.nii.gz, ..., or imagesTr, labelsTr and "
         f"{DESCRIPTION}, or folders with ct.nii.gz and {PARTS}, or NIfTI files, or DICOM series"
     )
+
+
+def names_beside(mask: Path) -> tuple[dict[int, str], list[str]]:
+    """(name of every value of a mask, what is to be said about them) by the set that the mask lies in: two folders up
+    is a set in one of the layouts, and the mask is one of its masks. Empty where it is not."""
+    root = mask.resolve().parent.parent
+    try:
+        layout = find_layout(root, ANNOTATED)
+    except ValueError as error:
+        return {}, [f"names of labels could not be read: {error}"] if (root / DESCRIPTION).is_file() else []
+    return (layout.organs if mask.resolve() in layout.masks.values() else {}), []

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sslmed_dist.data.exams.exam_layouts import names_beside
 from sslmed_dist.data.exams.one_series import read_one
 from sslmed_dist.data.scans.contours import read_structures
 from sslmed_dist.data.scans.dicom_file import read_dicom
@@ -27,7 +28,7 @@ READERS = {"SEG": read_segments, "RTSTRUCT": read_structures}  # by the Modality
 ALLOWED = "a NIfTI file, a folder of NIfTI masks, DICOM-SEG, RTSTRUCT, or a folder with a DICOM series of label ids"
 
 
-def read_masks(path: Path, scan: StoredScan, names: dict[int, str] | None = None) -> Masks:
+def read_masks(path: Path, scan: StoredScan) -> Masks:
     """The masks in ``path`` of the annotated ``scan``. It is one of:
 
     - a NIfTI file (I, J, K) of label ids, or (I, J, K, C) of C masks of 0 and 1; a fourth axis of 1 counts for nothing;
@@ -35,10 +36,12 @@ def read_masks(path: Path, scan: StoredScan, names: dict[int, str] | None = None
     - a file, or the one such file of a folder, of DICOM-SEG or RTSTRUCT;
     - a folder with a DICOM series whose pixels are label ids.
 
-    ``names``: of the ids of a label map. ``ValueError`` naming the file for anything else, and as the readers.
+    The ids of a label map have the names of the set that it lies in (``exam_layouts.names_beside``). ``ValueError``
+    naming the file for anything else, and as the readers.
     """
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
+    names, said = names_beside(path) if path.is_file() else ({}, [])
     if path.is_dir():
         volumes = sorted(entry for entry in path.iterdir() if entry.name.lower().endswith(SUFFIXES))
         if volumes:
@@ -48,7 +51,7 @@ def read_masks(path: Path, scan: StoredScan, names: dict[int, str] | None = None
         if len(image.shape) == 4 and image.shape[3] > 1:
             return channels(path, image)
         if len(image.shape) == 4:
-            return label_map(path, image, names)
+            return saying(label_map(path, image, names), said)
     objects = dicom_objects(path)
     if len(objects) > 1:
         listed = ", ".join(f"{file.name} ({kind})" for file, kind in objects.items())
@@ -58,8 +61,12 @@ def read_masks(path: Path, scan: StoredScan, names: dict[int, str] | None = None
     if not path.is_dir() and not path.name.lower().endswith(SUFFIXES):
         raise ValueError(f"{path}: no masks in it; allowed: {ALLOWED}")
     stored, notices = read_one(path)
-    masks = of_label_map(stored, names)
-    return replace(masks, notices=(*notices, *masks.notices))
+    return saying(of_label_map(stored, names), [*said, *notices])
+
+
+def saying(masks: Masks, lines: list[str]) -> Masks:
+    """The masks with further notices."""
+    return replace(masks, notices=(*lines, *masks.notices))
 
 
 def dicom_objects(path: Path) -> dict[Path, str]:
@@ -101,7 +108,7 @@ def opened(path: Path) -> Any:
     return image
 
 
-def label_map(path: Path, image: Any, names: dict[int, str] | None) -> Masks:
+def label_map(path: Path, image: Any, names: dict[int, str]) -> Masks:
     """The labels of a file (I, J, K, 1)."""
     with readable(path):
         voxels = np.asarray(image.dataobj[..., 0], dtype=np.float32)

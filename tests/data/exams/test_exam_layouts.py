@@ -1,5 +1,6 @@
 """Sets of exams in the layouts they are published in, as phantoms: found, read, checked and trained on as they are."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,11 @@ from sslmed_dist.data.exams.abdominal import Abdominal
 from sslmed_dist.data.exams.episodes import Episodes
 from sslmed_dist.data.exams.exam_archive import pack_episodes
 from sslmed_dist.data.exams.exam_layouts import BTCV, FLARE22, MOGAMBO, find_layout, numbered
+from sslmed_dist.data.exams.mask_files import read_masks
 from sslmed_dist.data.phantom.chaos import write_series
+from sslmed_dist.data.scans.scan import read_scan
+from sslmed_dist.verbs.segment.tool import segment
+from tests.verbs.segment.test_tool import write_run
 
 SHAPE, AFFINE = (16, 14, 6), np.diag([-2.0, -2.0, 3.0, 1.0])
 Array = NDArray[Any]
@@ -208,3 +213,38 @@ def test_float_masks_within_a_thousandth(tmp_path: Path) -> None:
     save(tmp_path / "label_01.nii.gz", mask(1, 2).astype(np.float32) * 1.01)
     with pytest.raises(ValueError, match="label_01.nii.gz: holds a value outside 0 to 4"):
         Abdominal(tmp_path)
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_a_support_mask_knows_the_names_of_its_set(kind: str, tmp_path: Path) -> None:
+    write, _, organs, (first, second) = SETS[kind]
+    write(tmp_path)
+    layout = find_layout(tmp_path)
+    masks = read_masks(layout.masks[3], read_scan(layout.images[3]))
+    blocks = {name: masks.read(label) for label, name in masks.names.items()}
+    assert set(blocks) == {first, second} and masks.notices == ()
+    assert np.array_equal(blocks[first], mask(1, 2) == 1) and np.array_equal(blocks[second], mask(1, 2) == 2)
+    if kind in ("decathlon", "nnunet_1", "nnunet_2"):
+        describe(tmp_path)
+        masks = read_masks(layout.masks[3], read_scan(layout.images[3]))
+        assert list(masks.names.values()) == ["label 1", "label 2"]
+        assert masks.notices[0].startswith("names of labels could not be read: ")
+
+
+def test_names_reach_csv_colours_and_dicom_seg(tmp_path: Path) -> None:
+    highdicom = pytest.importorskip("highdicom")
+    total_segmentator(tmp_path / "set")
+    write_series(tmp_path / "exam", image(1), AFFINE)
+    case, out = tmp_path / "set" / "s0003", tmp_path / "out"
+    run = write_run(tmp_path / "run", pixel_mm=0.5)
+    segment(
+        run, case / "ct.nii.gz", case / "segmentations", tmp_path / "exam", out, dicom_seg=True, probabilities=False
+    )
+    rows = list(csv.DictReader((out / "volumes.csv").open()))
+    assert [(row["label"], row["name"]) for row in rows] == [("1", "liver"), ("2", "tumour")]
+    assert [line.split()[:2] for line in (out / "exam.ctbl").read_text().splitlines()[2:]] == [
+        ["1", "liver"],
+        ["2", "tumour"],
+    ]
+    seg = highdicom.seg.segread(out / "exam_seg.dcm")
+    assert [str(item.SegmentLabel) for item in seg.SegmentSequence] == ["liver", "tumour"]
