@@ -234,5 +234,6 @@ def names_beside(mask: Path) -> tuple[dict[int, str], list[str]]:
     try:
         layout = find_layout(root, ANNOTATED)
     except ValueError as error:
-        return {}, [f"names of labels could not be read: {error}"] if (root / DESCRIPTION).is_file() else []
+        why = str(error).replace(f"{root}/", "").replace(f"{root}: ", "")
+        return {}, [f"names of labels could not be read: {why}"] if (root / DESCRIPTION).is_file() else []
     return (layout.organs if mask.resolve() in layout.masks.values() else {}), []

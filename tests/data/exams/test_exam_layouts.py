@@ -228,7 +228,7 @@ def test_a_support_mask_knows_the_names_of_its_set(kind: str, tmp_path: Path) ->
         describe(tmp_path)
         masks = read_masks(layout.masks[3], read_scan(layout.images[3]))
         assert list(masks.names.values()) == ["label 1", "label 2"]
-        assert masks.notices[0].startswith("names of labels could not be read: ")
+        assert masks.notices == ("names of labels could not be read: dataset.json: has no labels",)
 
 
 def test_names_reach_csv_colours_and_dicom_seg(tmp_path: Path) -> None:
