@@ -76,14 +76,11 @@ class Episodes(Dataset):
         """``ValueError``: a file as for ``Abdominal``, missing masks where they are needed, an organ or fold that does
         not exist, a volume without superpixels, no slice left, a cache folder that cannot be written."""
         recipe = Recipe(scale, sigma, min_size, body_threshold)
-        labelled = masks == "organs" or bool(exclude)
-        why = "masks: organs" if masks == "organs" else f"exclude: {', '.join(exclude)}"
-        root_path = Path(root)
-        source, table, organs = open_exams(root_path, labelled, why, organs)
+        root_path, fractions = Path(root), (val_fraction, test_fraction)
+        source, table = opened(root_path, masks, exclude, organs)
+        organs = table.names
         require_choices(masks, exclude, organs, size)
-        numbers = choose_exams(
-            source.numbers, split, (fold, inner), (val_fraction, test_fraction), seed, str(root_path)
-        )
+        numbers = choose_exams(source.numbers, split, (fold, inner), fractions, seed, str(root_path))
         scans = [source.read(exam_number, table) for exam_number in numbers]
         require_one_size(scans, size, root_path)
         # of the intensities as stored: equal for a folder and the file made of it
@@ -150,16 +147,6 @@ class Episodes(Dataset):
         }
 
 
-def open_exams(
-    root: Path, labelled: bool, why: str, organs: Sequence[str]
-) -> tuple[ExamArchive | ExamFolder, OrganTable, tuple[str, ...]]:
-    """The packed file or folder of exams ``root``, the ``organs`` of a recipe in it, and their names. ``ValueError`` as
-    both."""
-    source: ExamArchive | ExamFolder = (ExamArchive if is_archive(root) else ExamFolder)(root, labelled, why)
-    table = source.table(organs)
-    return source, table, table.names
-
-
 def require_choices(masks: str, exclude: Sequence[str], organs: Sequence[str], size: int | None) -> None:
     """``ValueError`` naming the argument of ``Episodes`` that is not one of its choices."""
     if masks not in ("superpixels", "organs"):
@@ -169,6 +156,17 @@ def require_choices(masks: str, exclude: Sequence[str], organs: Sequence[str], s
             raise ValueError(f"exclude: no organ {organ!r}; allowed: {', '.join(organs)}")
     if size is not None and size < 1:
         raise ValueError(f"size: expected at least 1 pixel, got {size}")
+
+
+def opened(
+    root: Path, masks: str, exclude: Sequence[str], organs: Sequence[str]
+) -> tuple[ExamArchive | ExamFolder, OrganTable]:
+    """The exams of a folder, or of the file made of it, and the ``organs`` of a recipe in it. ``ValueError`` as both,
+    and where masks are needed and missing."""
+    labelled = masks == "organs" or bool(exclude)
+    why = "masks: organs" if masks == "organs" else f"exclude: {', '.join(exclude)}"
+    source: ExamArchive | ExamFolder = (ExamArchive if is_archive(root) else ExamFolder)(root, labelled, why)
+    return source, source.table(organs)
 
 
 def choose_exams(

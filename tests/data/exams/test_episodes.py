@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sslmed_dist import registry
 from sslmed_dist.data import DATASETS, Batches
+from sslmed_dist.data.exams.episodes import choose_exams
 from sslmed_dist.data.exams.folds import fold_exams
 from sslmed_dist.data.phantom import write_abdomen
 from sslmed_dist.data.scans.nifti import axial_slices, read_canonical
@@ -145,6 +146,19 @@ def test_organs_are_whole_scans_in_the_order_of_the_split(root: Path) -> None:
     assert parts == {"train": [2, 3, 4, 5], "test": [1, 6, 7], "all": list(range(1, 8))}
 
 
+@pytest.mark.parametrize("fold", range(5))
+def test_inner_folds_divide_the_training_exams_of_a_fold_alone(fold: int) -> None:
+    def chosen(split: str, inner: int | None) -> list[int]:
+        return choose_exams(CHAOS, split, (fold, inner), (0.0, 0.0), 0, "set")
+
+    training = chosen("train", None)
+    assert len(training) == 15 and not set(training) & {*FOLDS[fold][0], FOLDS[fold][1]}
+    for inner in range(5):
+        queries, support = fold_exams(training, inner)
+        assert chosen("test", inner) == [*queries, support] and chosen("all", inner) == training
+        assert sorted(chosen("train", inner) + chosen("test", inner)) == training
+
+
 def test_resizing_pads_and_keeps_labels_whole(tmp_path: Path) -> None:
     write_exam(tmp_path, 1, (40, 20, 3), mask=True)
     data = episodes(tmp_path, size=20, organs=("a", "b"))
@@ -209,6 +223,8 @@ def test_the_cache_is_the_users_unless_said(tmp_path: Path, monkeypatch: pytest.
         ({"fold": 5}, "fold: expected 0 to folds - 1"),
         ({"fold": 0, "split": "val"}, "no split 'val' in a fold; allowed: train, test, all"),
         ({"fold": 0, "val_fraction": 0.2}, "fold: gives the split already; val_fraction 0.2"),
+        ({"inner": 0}, "inner: is a fold of the training exams of a fold; set fold, or leave inner out"),
+        ({"fold": 0, "inner": 5}, r"inner\.fold: expected 0 to folds - 1"),
         ({"split": "val"}, "no split 'val'; allowed: train, all"),
         ({"body_threshold": 5000.0}, "image_01.nii.gz: no superpixel in it.* data.body_threshold"),
     ],
