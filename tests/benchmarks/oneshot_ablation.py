@@ -68,7 +68,7 @@ def moved(images: Tensor, down: int, right: int) -> Tensor:
 class Scans:
     """The scans of a run's test part: organ values, and maps of as many shifted copies as were asked for."""
 
-    def __init__(self, run: Path, data: str, inner: int | None) -> None:
+    def __init__(self, run: Path, data: str, inner: int | None, shifts: int) -> None:
         start = pretrained.load(run)
         settings = start.settings
         if inner is not None and settings.data.get("inner") != inner:
@@ -79,7 +79,7 @@ class Scans:
         loaded = [fetch(self.dataset, scan, seed=0) for scan in self.chosen]
         self.values = [organs for _, organs in loaded]
         segmenter = Segmenter(self.encoder, None, "cpu")
-        self.maps = [[segmenter.maps(moved(images, *shift)) for shift in SHIFTS] for images, _ in loaded]
+        self.maps = [[segmenter.maps(moved(images, *shift)) for shift in SHIFTS[:shifts]] for images, _ in loaded]
 
     def organ(self, organ: str) -> int:
         """Its value in the masks."""
@@ -133,19 +133,18 @@ def main() -> None:
     arguments.add_argument("--only", help="variants whose name contains this")
     options = arguments.parse_args()
     torch.set_num_threads(1)
-    scans = [Scans(run, options.data, options.inner) for run in options.runs]
+    chosen = {name: each for name, each in VARIANTS.items() if options.only is None or options.only in name}
+    if not chosen:
+        arguments.error(f"--only: no way of scoring has {options.only!r} in its name; allowed: {', '.join(VARIANTS)}")
+    shifts = max(each.shifts for each in chosen.values())
+    scans = [Scans(run, options.data, options.inner, shifts) for run in options.runs]
     names = [organ for each in scans for organ in each.organs]
     print("| way of scoring, Dice, % |", " | ".join(names), "| mean |")
     print("| --- |", " | ".join("---" for _ in names), "| --- |")
-    for name, variant in VARIANTS.items():
-        if options.only is None or options.only in name:
-            dice = [value for each in scans for value in each.dice(variant).values()]
-            print(
-                f"| {name} |",
-                " | ".join(f"{value:.1f}" for value in dice),
-                f"| {sum(dice) / len(dice):.1f} |",
-                flush=True,
-            )
+    for name, variant in chosen.items():
+        dice = [value for each in scans for value in each.dice(variant).values()]
+        figures = " | ".join(f"{value:.1f}" for value in dice)
+        print(f"| {name} | {figures} | {sum(dice) / len(dice):.1f} |", flush=True)
 
 
 if __name__ == "__main__":
