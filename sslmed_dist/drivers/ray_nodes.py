@@ -11,7 +11,7 @@ from typing import Any
 
 from sslmed_dist import config
 from sslmed_dist.drivers import node_probe
-from sslmed_dist.drivers.ray_train import cluster_address, require_ray
+from sslmed_dist.drivers.ray_cluster import cluster_address, require_ray
 
 ANSWER_S = 90.0  # a node that has not answered by then is not one that a run can use
 REACH_S = 10.0  # for the address of a cluster to take a connection

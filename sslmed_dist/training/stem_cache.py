@@ -89,8 +89,8 @@ class StemSet(Dataset):
     def episode(self, position: int, copy: int) -> Item:
         """One episode of the views, E = 1; the support with its axis K."""
         at, draw = torch.tensor([position]), torch.tensor([copy])
-        batch = self.dataset.fetch(at, seed=self.seed, epoch=0, draw=draw)
-        batch = self.views({k: v.to(self.device) for k, v in batch.items()}, seed=self.seed, epoch=0)
+        fetched = self.dataset.fetch(at, seed=self.seed, epoch=0, draw=draw)
+        batch: Item = self.views({k: v.to(self.device) for k, v in fetched.items()}, seed=self.seed, epoch=0)
         if batch["support"].ndim == 4:
             batch["support"], batch["support_mask"] = batch["support"][:, None], batch["support_mask"][:, None]
         return batch

@@ -19,7 +19,7 @@ from torch import Tensor
 from sslmed_dist.data.phantom.canvas import Canvas, Dice, blend
 from sslmed_dist.data.phantom.publish import assign_sites, publish, require_counts, write_rows
 from sslmed_dist.data.phantom.scanner import Scanner, acquire, axis, scanner
-from sslmed_dist.data.scans.nifti import nifti_bytes
+from sslmed_dist.data.scans.nifti_writing import nifti_bytes
 from sslmed_dist.randomness import key
 
 ORGANS = ("liver", "right kidney", "left kidney", "spleen")  # values 1 to 4 of a mask

@@ -16,7 +16,7 @@ from sslmed_dist.data.phantom.abdomen import BREADTH, HEIGHT, abdomen_volume
 from sslmed_dist.data.phantom.abdomen import SPACING as PREPARED
 from sslmed_dist.data.phantom.publish import publish, require_counts
 from sslmed_dist.data.phantom.scanner import scanner
-from sslmed_dist.data.scans.nifti import nifti_bytes
+from sslmed_dist.data.scans.nifti_writing import nifti_bytes
 from sslmed_dist.randomness import key
 
 GREYS = (0, 63, 126, 189, 252)  # of background, liver, right kidney, left kidney, spleen in a mask of CHAOS

@@ -24,7 +24,7 @@ from sslmed_dist.atomic_files import appearing
 from sslmed_dist.data.exams.abdominal import NAME, ORGANS
 from sslmed_dist.data.prepare.contact_sheet import contact_sheet, write_picture
 from sslmed_dist.data.prepare.orientation import margin, misplaced, require_arrangement
-from sslmed_dist.data.scans.nifti import nifti_bytes
+from sslmed_dist.data.scans.nifti_writing import nifti_bytes
 from sslmed_dist.data.scans.regrid import Affine, Labels, Volume, spacing
 
 Note = Callable[[str], None]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sslmed_dist.data.scans.grid import Placement, from_model, slab
-from sslmed_dist.data.scans.nifti import nifti_stream
+from sslmed_dist.data.scans.nifti_writing import nifti_stream
 from sslmed_dist.data.scans.scan import StoredScan
 from sslmed_dist.verbs.segment.model import OUTSIDE, Found, Organ
 

@@ -20,7 +20,7 @@ from sslmed_dist.data.exams.studies import Source
 from sslmed_dist.data.scans.dicom_seg import require_highdicom, write_dicom_seg
 from sslmed_dist.data.scans.grid import place, same_grid
 from sslmed_dist.data.scans.masks import chosen
-from sslmed_dist.data.scans.nifti import nifti_like
+from sslmed_dist.data.scans.nifti_writing import nifti_like
 from sslmed_dist.data.scans.scan import StoredScan
 from sslmed_dist.printable import note
 from sslmed_dist.run_folder import environment, write_json

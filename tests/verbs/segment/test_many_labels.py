@@ -12,7 +12,7 @@ import torch
 
 from sslmed_dist.data.scans.grid import from_model, place, slab, to_model
 from sslmed_dist.data.scans.masks import of_label_map
-from sslmed_dist.data.scans.nifti import nifti_like, nifti_stream
+from sslmed_dist.data.scans.nifti_writing import nifti_like, nifti_stream
 from sslmed_dist.data.scans.scan import read_scan
 from sslmed_dist.verbs.segment.model import OUTSIDE, learn, load_model, placed, search, standardised
 from sslmed_dist.verbs.segment.tool import Settings
