@@ -19,6 +19,7 @@ from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.data.exams.exam_dataset import whole_exam
 from sslmed_dist.downstream.diagnosis import calibration, ensemble
 from sslmed_dist.downstream.diagnosis.inference import Examiner
+from sslmed_dist.printable import note
 from sslmed_dist.run_folder import phantom_data, phantoms_at, write_json
 from sslmed_dist.training import build
 from sslmed_dist.verbs.diagnose import likeness, predicted_page
@@ -66,13 +67,22 @@ def predict(
     called = shown_names(folder, names, anonymous)
     answers = [answer(name, shown, models, known) for name, shown in called.items()]
     phantom = phantom_data(settings) or phantoms_at(folder)
-    page = predicted_page.html(answers, known["labels"], phantom)
+    notices = [] if len(answers) == 1 else aside(models)
+    for line in notices:
+        note(line)
+    page = predicted_page.html(answers, known["labels"], phantom, notices)
     write_atomically(out / PAGE, page.encode())
     write_atomically(out / TABLE, table(answers).encode())
     warnings = {entry.exam: entry.warnings for entry in answers}
     files = {name: sha256(out / name) for name in (PAGE, TABLE)}
-    write_json(out / RECORD, {outputs.MARK: MARK, "labels": known["labels"], "warnings": warnings, "files": files})
+    record = {"labels": known["labels"], "warnings": warnings, "notices": notices, "files": files}
+    write_json(out / RECORD, {outputs.MARK: MARK, **record})
     return list(targets)
+
+
+def aside(models: Sequence[Model]) -> list[str]:
+    """What reading several exams left aside, guessed or replaced, in counts; of a single one its warnings say it."""
+    return [f"{model.name}: {line}" for model in models if model.dataset is not None for line in model.dataset.notices]
 
 
 def read_model(run: Path) -> dict[str, Any]:

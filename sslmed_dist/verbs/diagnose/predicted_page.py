@@ -31,9 +31,10 @@ class Answer:
     pictures: list[tuple[str, bytes]] = field(default_factory=list)  # caption and PNG: they hold pixels
 
 
-def html(answers: Sequence[Answer], labels: Sequence[str], phantom: bool) -> str:
-    """The page."""
+def html(answers: Sequence[Answer], labels: Sequence[str], phantom: bool, notices: Sequence[str] = ()) -> str:
+    """The page. ``notices`` say what of the exams was left aside; they stand above the answers."""
     body = [f"<p class='hint'>{as_html(HINT)}</p>"]
+    body += [f"<p class='banner caution'>{as_html(line)}</p>" for line in notices]
     for answer in answers:
         body.append(f"<h2>{as_html(answer.exam)}</h2>")
         body += [f"<p class='banner caution'>{as_html(warning)}</p>" for warning in answer.warnings]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from sslmed_dist import cli
 from sslmed_dist.data.exams.exam_files import by_study, files_below
 from sslmed_dist.data.phantom import write_knee_exams
+from sslmed_dist.data.scans.frames import read_header
 from tests import knees
 
 
@@ -38,6 +40,21 @@ def test_dicom_to_a_probability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     # Without a series the other one answers; empty labels are trained around and stay unknown.
     assert alone and all(float(row["ensemble"]) == float(row["sagittal"]) for row in alone)
     assert {row["truth"] for row in tested} == {"", "0", "1"}
+    # Of several new exams, what is left out is counted: one has nothing but what the rules do not want.
+    several = tmp_path / "several"
+    for row in [row for row in tested if row["label"] == "acl"][:2]:
+        shutil.copytree(tmp_path / "exams" / row["name"], several / row["name"])
+    other = next(
+        path for path in files_below(tmp_path / "exams") if "localizer" in str(read_header(path, pixels=False))
+    )
+    shutil.copytree(other.parent, several / "other")
+    out = ["--model", str(run), "--out", "many", "--names", "anonymous"]
+    assert cli.main(["diagnose", "--predict", str(several), *out]) == 0
+    said = json.loads((tmp_path / "many" / "run.json").read_text())
+    assert list(said["warnings"]) == ["exam 1", "exam 2"]
+    left_out = "1 examinations without any series of the recipe, left out"
+    assert f"sagittal: {left_out}" in said["notices"]
+    assert left_out in (tmp_path / "many" / "diagnosis.html").read_text()
     # The DICOM files of a test exam get the probability that the pack gave it, by the rules and the scale of the pack.
     for row in (alone[0], next(row for row in tested if row["sagittal_t1"])):
         out = tmp_path / f"answer-{row['exam']}"
