@@ -14,7 +14,7 @@ import pytest
 from sslmed_dist import checkpoint, config
 from tests import tiny
 from tests.drivers import family
-from tests.raylets import QUIET, ROOT
+from tests.raylets import QUIET, ROOT, short_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 CLUSTER = ROOT / "deploy" / "cluster"
@@ -55,7 +55,7 @@ STAND_INS = {
 class Batch:
     """A batch script as Slurm would run it: on the first of two nodes, in an environment of Slurm's."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rays: Path) -> None:
         self.folder, self.requeued = folder, folder / "requeued"
         self.programs: list[subprocess.Popen[bytes]] = []
         (folder / "bin").mkdir()
@@ -66,7 +66,7 @@ class Batch:
         slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": ",".join(NODES), "SLURM_JOB_NUM_NODES": "2"}
         slurm |= {"SLURM_CPUS_PER_TASK": "1", "REQUEUED": str(self.requeued), "SSLMED_WAIT_S": "400"}
         own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        self.env = own | QUIET | slurm | {"PATH": path, "PYTHONPATH": str(ROOT), "TMPDIR": "/tmp"}
+        self.env = own | QUIET | slurm | {"PATH": path, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(rays)}
 
     def start(self, script: str, *words: str, **env: str) -> "subprocess.Popen[bytes]":
         """Begin to run a script; its output is in the file ``log``."""
@@ -84,16 +84,17 @@ class Batch:
 @pytest.fixture
 def batch(tmp_path: Path) -> Iterator[Batch]:
     """Two nodes. What was started is ended."""
-    made = Batch(tmp_path)
-    yield made
-    for program in made.programs:
-        started = family.descendants(program.pid)
-        program.terminate()
-        try:
-            program.wait(20)
-        except subprocess.TimeoutExpired:
-            program.kill()
-        family.end(started)
+    with short_folder() as rays:
+        made = Batch(tmp_path, rays)
+        yield made
+        for program in made.programs:
+            started = family.descendants(program.pid)
+            program.terminate()
+            try:
+                program.wait(20)
+            except subprocess.TimeoutExpired:
+                program.kill()
+            family.end(started)
 
 
 def recipe(folder: Path, **plan: int) -> tuple[Path, config.Config]:

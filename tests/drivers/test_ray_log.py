@@ -14,6 +14,7 @@ from sslmed_dist.drivers import ray_log
 from sslmed_dist.endings import Stopped
 from sslmed_dist.printable import say
 from tests import tiny
+from tests.raylets import QUIET, ROOT, short_folder
 
 # Lines of real runs on Ray 2.55.1, and what is to be seen of each.
 LINES = {
@@ -115,7 +116,9 @@ def test_what_a_real_run_prints_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(config.dump(settings))
     command = [sys.executable, "-m", "sslmed_dist.cli", "train", "tiny.yaml"]
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    with short_folder() as rays:
+        env |= QUIET | {"RAY_TMPDIR": str(rays), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{settings.folder}\n"
     assert "ray: 2 workers have started" in done.stderr and "  step " in done.stderr

@@ -47,17 +47,17 @@ class Training:
 
     def where(self) -> str:
         """The driver."""
-        workers = self.workers()
+        asked: Any = self.settings.ray.num_workers
         if self.settings.driver == "local":
             return "driver local"
-        return "driver ray" if workers is None else f"driver ray, {workers} worker{'s' * (workers != 1)}"
+        if not isinstance(asked, int):
+            return f"driver ray, {' to '.join(map(str, asked))} workers"
+        return f"driver ray, {asked} worker{'s' * (asked != 1)}" if asked else "driver ray, in one process"
 
     def workers(self) -> int | None:
-        """How many share the batch; None where the folder does not say."""
-        told = self.ray().get("workers")
-        if isinstance(told, int) and told > 0:
-            return told
-        asked = self.settings.ray.num_workers
+        """How many share the batch; None where the folder does not say: that of an elastic run changes, and torchrun's
+        ranks leave no trace."""
+        asked: Any = self.settings.ray.num_workers
         return asked if self.settings.driver == "ray" and isinstance(asked, int) and asked > 0 else None
 
     def ray(self) -> Mapping[str, Any]:
@@ -136,7 +136,7 @@ class Training:
 
     def waiting(self) -> str:
         """The share of a step that waits for data, where the run measures it."""
-        share = self.read.newest.get("wait")
+        share = self.read.newest.get("wait_share")
         return "" if share is None else f"{100 * share:.0f} % of a step for data"
 
     def left(self) -> str:

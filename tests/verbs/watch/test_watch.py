@@ -54,7 +54,9 @@ def seen(run: Path, now: float = NOW) -> tuple[situation.Situation, dict[str, st
 def steady(last: int, every: int = 10, seconds: float = 5.0, end: float = NOW) -> str:
     """A run that wrote a line every ``seconds`` until ``end``."""
     steps = range(every, last + 1, every)
-    return "".join(rows(step, end - (last - step) / every * seconds, loss=4 - step / 100, wait=0.25) for step in steps)
+    return "".join(
+        rows(step, end - (last - step) / every * seconds, loss=4 - step / 100, wait_share=0.25) for step in steps
+    )
 
 
 def test_a_run_of_two_ray_workers(tmp_path: Path) -> None:
@@ -171,7 +173,9 @@ def test_the_file_is_read_further_and_anew_when_it_was_cut_back(tmp_path: Path) 
     assert not scalars.read().points
     whole = steady(40)
     path.write_text(whole[:-10])  # the last line is being written
-    assert [point.step for point in scalars.read().points] == [10, 20, 30, 40] and scalars.read().newest["wait"] == 0.25
+    assert [point.step for point in scalars.read().points] == [10, 20, 30, 40] and scalars.read().newest[
+        "wait_share"
+    ] == 0.25
     offset = scalars.offset
     path.write_text(whole + "no JSON\n" + rows(50, NOW, loss=1.0))
     assert scalars.read().points[-1].step == 50 and scalars.offset > offset and scalars.read().unreadable == 1
