@@ -115,6 +115,7 @@ def cluster(options: config.Ray, stop: Stop) -> Iterator[None]:
         with stop.at_once("stopped before the cluster was there; run the same command again"):
             membership.start()
             membership.ready.wait()
+            stop.listen_again()  # Ray's handler of SIGTERM prints a stack first
         if membership.error is not None:
             raise no_cluster(membership) from membership.error
         yield

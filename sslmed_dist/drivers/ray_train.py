@@ -202,10 +202,10 @@ def launch(settings: config.Config, stop: Stop) -> None:
         if watch.look() and settings.ray.elastic:
             say(f"trains on {watch.workers} of at most {settings.ray.most} workers (ray.num_workers)")
         if thread.is_alive() and stop():
-            # Without a word to the ledger the workers' file counts: then work is saved that may be none.
-            if not watch.working and (watch.workers or not news(settings.folder)):
-                raise Stopped("stopped before the workers had started; run the same command again")
             watch.ask_stop()
+            # Without a word to the ledger the workers' file counts: then work is saved that may be none.
+            if not news(settings.folder) or (watch.workers and watch.idle()):
+                raise Stopped("stopped before the workers had started; run the same command again")
         watch.require_workers(settings.ray.wait_s)
     for error in errors:
         raise_failure(error, settings.ray.max_failures)

@@ -61,8 +61,9 @@ class Watch:
         self.ledger = actor.options(name=name, namespace=NAMESPACE, scheduling_strategy=here).remote()
         self.asked: Any = None  # the answer that is waited for
         self.looked = self.heard = time.monotonic()
+        self.answered = 0.0  # when the last look that was answered had been asked for
         self.ended: set[str] = set()  # attempts of which a worker was ended
-        self.stopping = -LOOK_S  # when the ledger was last told of a stop
+        self.stopping = self.first_stop = -LOOK_S  # when the ledger was last told of a stop, and first
         self.workers = 0  # as many as there are now, or were before they failed
         self.working = False  # whether one of them is there and past its start
 
@@ -84,7 +85,7 @@ class Watch:
         except ray.exceptions.RayError:  # the ledger was lost
             return False
         speaking = [worker.beat for worker in seen if worker.silent_s <= SILENT_S]
-        self.working = any(beat.phase != STARTING for beat in speaking)
+        self.working, self.answered = any(beat.phase != STARTING for beat in speaking), self.looked
         if speaking:
             self.heard, self.workers = now, speaking[0].world
         self.end(hung(seen))
@@ -103,7 +104,14 @@ class Watch:
         """Ask the workers to save and stop, with the answer to their next beat."""
         if time.monotonic() - self.stopping >= LOOK_S:  # again, since a new ledger would not know
             self.stopping = time.monotonic()
+            self.first_stop = max(self.first_stop, 0.0) or self.stopping
             self.ledger.ask_stop.remote()
+
+    def idle(self) -> bool:
+        """After a stop was asked for: whether no worker is past its start, as far as is known. A look from before the
+        stop does not count, unless there is no later one for some seconds."""
+        late = time.monotonic() - self.first_stop > SILENT_S
+        return not self.working and (late or self.answered > self.first_stop)
 
     def require_workers(self, patience_s: float) -> None:
         """``RuntimeError`` where no worker was heard of for ``patience_s`` seconds: Ray itself waits for ever."""

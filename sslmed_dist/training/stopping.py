@@ -58,6 +58,11 @@ class Stop:
                 self.former[signal_number] = signal.signal(signal_number, self.ask)
         return self
 
+    def listen_again(self) -> None:
+        """Put the handlers in place once more, where a library has put its own over them."""
+        for signal_number in self.former:
+            signal.signal(signal_number, self.ask)
+
     def __exit__(self, *_: Any) -> None:
         for signal_number, handler in self.former.items():
             signal.signal(signal_number, handler)
