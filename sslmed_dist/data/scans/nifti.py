@@ -137,14 +137,15 @@ def read_voxels(image: Any, path: Path) -> Volume:
                 part = np.s_[:, j : j + across, k : k + along]
                 voxels[part] = image.dataobj[(*part, *first)]
                 bad += int((~np.isfinite(voxels[part])).sum())
+    require_nothing_behind(image, path)
     if bad:
         raise ValueError(f"{path}: {bad} voxels are NaN or infinite")
     return voxels
 
 
 def check_size(image: Any, path: Path) -> None:
-    """``ValueError`` for voxels that are no real numbers, for more of them than are read (``memory.most_voxels``), for
-    more than the file can hold, and for a slice or more less than it holds: a header may claim any size."""
+    """``ValueError`` for voxels that are no real numbers, for more of them than are read (``memory.most_voxels``), and
+    for more than the file can hold: a header may claim any size."""
     kind, count = image.get_data_dtype(), math.prod(image.shape)
     if kind.kind not in "iuf":
         raise ValueError(f"{path}: voxels of type {kind}; allowed: whole or real numbers")
@@ -153,9 +154,15 @@ def check_size(image: Any, path: Path) -> None:
     if count * kind.itemsize > held:
         needed = f"{count * kind.itemsize:,} bytes of voxels in shape {tuple(image.shape)}"
         raise ValueError(f"{path}: cannot be read, truncated: {needed}, the file can hold at most {held:,}")
-    behind = bytes_held(path) - int(image.dataobj.offset) - count * kind.itemsize
-    if behind >= math.prod(image.shape[:2]) * kind.itemsize:
-        raise ValueError(f"{path}: {behind:,} bytes behind its voxels in shape {tuple(image.shape)}: a damaged header")
+
+
+def require_nothing_behind(image: Any, path: Path) -> None:
+    """``ValueError`` for a file that holds a slice or more behind the voxels that its header claims. To be asked once
+    these have been read: before, a packed file may be cut off."""
+    size, shape = image.get_data_dtype().itemsize, tuple(image.shape)
+    behind = bytes_held(path) - int(image.dataobj.offset) - math.prod(shape) * size
+    if behind >= math.prod(shape[:2]) * size:
+        raise ValueError(f"{path}: {behind:,} bytes behind its voxels in shape {shape}: a damaged header")
 
 
 def bytes_held(path: Path) -> int:

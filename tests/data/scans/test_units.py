@@ -1,5 +1,6 @@
 """The units of NIfTI files, sizes that no scanner makes, and sides that cannot be known."""
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,13 @@ def test_voxels_that_are_no_numbers_are_one_line(kind: str, tmp_path: Path) -> N
             read(path)
         assert "\n" not in str(caught.value)
     assert any("allowed: whole or real numbers" in problem for problem in inspect(tmp_path)[1])
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_header_that_claims_fewer_slices_than_the_file_holds_is_refused(name: str, tmp_path: Path) -> None:
+    path = save(tmp_path / name)
+    content = gzip.decompress(path.read_bytes()) if name.endswith("gz") else path.read_bytes()
+    shorter = content[:46] + (3).to_bytes(2, "little") + content[48:]  # dim[3]: 3 slices and not 4
+    path.write_bytes(gzip.compress(shorter) if name.endswith("gz") else shorter)
+    with pytest.raises(ValueError, match=f"^{path}: 60 bytes behind its voxels in shape .6, 5, 3.: a damaged header"):
+        read_one(path)
