@@ -42,12 +42,13 @@ def test_dicom_to_a_probability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert {row["truth"] for row in tested} == {"", "0", "1"}
     # Of several new exams, what is left out is counted: one has nothing but what the rules do not want.
     several = tmp_path / "several"
-    for row in [row for row in tested if row["label"] == "acl"][:2]:
-        shutil.copytree(tmp_path / "exams" / row["name"], several / row["name"])
-    other = next(
-        path for path in files_below(tmp_path / "exams") if "localizer" in str(read_header(path, pixels=False))
-    )
-    shutil.copytree(other.parent, several / "other")
+    first, second, other = [row["name"] for row in tested if row["label"] == "acl"][:3]
+    for name in (first, second):
+        shutil.copytree(tmp_path / "exams" / name, several / name)
+    (several / "other").mkdir()
+    for path in files_below(tmp_path / "exams" / other):
+        if "localizer" in str(read_header(path, pixels=False)):
+            shutil.copy(path, several / "other")
     out = ["--model", str(run), "--out", "many", "--names", "anonymous"]
     assert cli.main(["diagnose", "--predict", str(several), *out]) == 0
     said = json.loads((tmp_path / "many" / "run.json").read_text())
