@@ -183,7 +183,10 @@ CONTRADICTIONS = {
     "classes": (lambda s: s.update(classes=7), "pack.json: classes: expected list, got 7"),
     "labels": (lambda s: s.update(classes=[]), None),
     "images": (lambda s: s.update(images=5), "4 images in the shards, 5 in pack.json"),
-    "count": (lambda s: s["shards"][1].update(images=3), "shard-00001.npz: 2 images, but pack.json says 3"),
+    "count": (
+        lambda s: (s["shards"][1].update(images=3), s.update(images=5)),
+        "shard-00001.npz: 2 images, but pack.json says 3",
+    ),
     "short": (lambda s: s.update(short=32), "raw images that are not of 1024 bytes each"),
     "channels": (lambda s: s.update(channels=True), "channels: expected str or int, got True"),
     "format": (lambda s: s.update(format="gif"), "format: got 'gif'; allowed: "),
