@@ -34,8 +34,14 @@ def federated_section(settings: Config) -> Federated:
 def training_settings(settings: Config) -> Config:
     """The settings under which every arm of the comparison trains (federated, local, pooled). They ask for rounds x
     local epochs as the number of epochs, so that the schedule, the views and the number of optimiser steps are the same
-    in all arms. ``ValueError`` where ``plan.steps_per_epoch`` is missing, or strategy or secure sum do not fit."""
+    in all arms. ``ValueError`` where ``plan.steps_per_epoch`` is missing, strategy or secure sum do not fit, or
+    ``data.subset`` would be of no effect."""
     fed = federated_section(settings)
+    if settings.data.get("subset") is not None and fed.pool != "train":
+        raise ValueError(
+            f"data.subset: is a part of the split train, and federated.pool deals the split {fed.pool!r} whole; "
+            "allowed: federated.pool=train, or no data.subset"
+        )
     if settings.plan.steps_per_epoch is None:
         raise ValueError(
             "plan.steps_per_epoch: missing; a federation needs the optimiser steps of a local epoch stated (an integer "

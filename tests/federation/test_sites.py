@@ -99,6 +99,15 @@ def test_only_a_deployed_node_is_ended_when_its_work_hangs(
     assert codes == ([1] if deployed else [])
 
 
+def test_a_subset_that_no_site_would_be_dealt_from_is_refused(tmp_path: Path) -> None:
+    subset = {"subset": {"name": "label_fraction", "fraction": 0.5}}
+    with pytest.raises(ValueError, match=r"^data\.subset: is a part of the split train, and federated\.pool deals"):
+        tiny.settings(tmp_path, data=subset, federated={"pool": "all"})
+    dealt = simulated_sites(tiny.settings(tmp_path, data=subset, federated={"pool": "train"}))
+    whole = simulated_sites(tiny.settings(tmp_path, federated={"pool": "train"}))
+    assert sum(len(site.train) for site in dealt) < sum(len(site.train) for site in whole)
+
+
 def test_a_site_never_computes_its_own_normalisation(tmp_path: Path) -> None:
     chosen = tiny.settings(tmp_path)
     tree = dict(chosen.views)
