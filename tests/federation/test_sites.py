@@ -100,7 +100,7 @@ def test_only_a_deployed_node_is_ended_when_its_work_hangs(
 
 
 def test_a_subset_that_no_site_would_be_dealt_from_is_refused(tmp_path: Path) -> None:
-    subset = {"subset": {"name": "label_fraction", "fraction": 0.5}}
+    subset = {"subset": {"name": "label_fraction", "fraction": 0.75}}
     with pytest.raises(ValueError, match=r"^data\.subset: is a part of the split train, and federated\.pool deals"):
         tiny.settings(tmp_path, data=subset, federated={"pool": "all"})
     dealt = simulated_sites(tiny.settings(tmp_path, data=subset, federated={"pool": "train"}))
