@@ -79,7 +79,7 @@ def test_mistakes_on_the_command_line(tmp_path: Path, capsys: Capture) -> None:
     assert line == "override 'plan.epochs': expected section.key=value, such as plan.epochs=3"
     assert refused(capsys, "train", path, "--resume", "maybe").startswith("argument --resume: invalid choice: 'maybe'")
     assert refused(capsys, "train", path, "--chekc") == "unrecognized argument '--chekc'; see sslmed --help"
-    assert refused(capsys, "doctor", "a=b") == "unrecognized argument 'a=b'; see sslmed --help"
+    assert refused(capsys, "demo", "a=b") == "unrecognized argument 'a=b'; see sslmed --help"
     assert refused(capsys, "trian").startswith("argument VERB: invalid choice: 'trian' (choose from ")
     assert refused(capsys, "train") == "the following arguments are required: CONFIG; see sslmed train --help"
     path.write_text("plan: [1\n")

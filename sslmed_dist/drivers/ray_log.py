@@ -19,7 +19,7 @@ from sslmed_dist.atomic_files import appending
 from sslmed_dist.config import Config
 from sslmed_dist.endings import Stopped
 from sslmed_dist.log_files import keep_small
-from sslmed_dist.printable import note
+from sslmed_dist.printable import printable
 
 MARK = re.compile(r"\((?:(?P<who>[\w.:]+)\s)?pid=\d+(?:, ip=[^)]*)?\) ?(?P<said>.*)")
 WORKERS = ("RayTrainWorker", "work")  # the actors and tasks in which this program runs
@@ -41,7 +41,7 @@ class Sorter:
     (``ray.json``): before, the folder may be another run's, and refused."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.file = folder, None
+        self.folder, self.file, self.screen = folder, None, sys.stderr
         self.kept: deque[str] = deque(maxlen=MOST_KEPT)
         self.lock = threading.RLock()
         self.said = (folder / "ray.json").stat().st_mtime_ns if (folder / "ray.json").exists() else None
@@ -85,6 +85,8 @@ class Sorter:
                 log.parent.mkdir(exist_ok=True)
                 keep_small(log)
                 self.file = appending(log)
+                # past the filter, which may be at work just now
+                self.screen.write(f"note: what Ray says of itself goes to {printable(str(log))}\n")
             while self.kept:
                 self.file.write(f"{self.kept.popleft()}\n")
             self.file.flush()
@@ -157,7 +159,6 @@ def apart(settings: Config) -> Iterator[None]:
     folder = settings.folder
     sorter = Sorter(folder)
     out, errors = Filtered(sys.stdout, sorter), Filtered(sys.stderr, sorter)
-    note(f"what Ray says of itself goes to {folder / 'logs' / 'ray.log'}")
     try:
         with redirect_stdout(out), redirect_stderr(errors):
             yield
