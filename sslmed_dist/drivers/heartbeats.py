@@ -83,23 +83,23 @@ def hung(workers: Sequence[Seen]) -> Seen | None:
     """The worker that all others wait for, where none has moved for ``STILL_S`` seconds and ``STEPS`` median steps;
     else None. It is the one that has begun the fewest messages.
 
-    One that has said nothing for as long is stopped as a whole, whatever it was at. None where one still starts, where
-    a worker that does speak saves or measures (storage may be slow), and where nothing is heard of any: they are gone,
-    and Ray starts others."""
+    One that has said nothing for as long, while another is past its start, is stopped as a whole, whatever it was at
+    when it last spoke. None where one that speaks still starts, saves or measures (storage may be slow), and where
+    nothing is heard of any: they are gone, and Ray starts others."""
     if not workers or len(workers) < workers[0].beat.world:
-        return None
-    if any(worker.beat.phase == STARTING for worker in workers):
         return None
     if all(worker.silent_s > SILENT_S for worker in workers):
         return None
     limit = max(STILL_S, STEPS * max(worker.beat.median_s for worker in workers))
     if min(worker.still_s for worker in workers) <= limit:
         return None
-    behind = min(workers, key=lambda worker: (worker.beat.calls, -worker.silent_s))
-    if behind.beat.phase == TRAINING:
-        return behind
     mute = max(workers, key=lambda worker: worker.silent_s)
-    return mute if mute.silent_s > limit else None
+    if mute.silent_s > limit and any(worker.beat.phase != STARTING for worker in workers if worker is not mute):
+        return mute
+    if any(worker.beat.phase == STARTING for worker in workers):
+        return None
+    behind = min(workers, key=lambda worker: (worker.beat.calls, -worker.silent_s))
+    return behind if behind.beat.phase == TRAINING else None
 
 
 def line_of(worker: Seen) -> str:

@@ -172,7 +172,10 @@ def serve_one(connection: Connection, site_path: str, configuration: str) -> Non
     """The child: one message in, one answer out. The text of an error goes to the site's own log alone."""
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for the door, which lets a round in progress end well
         signal.signal(number, signal.SIG_IGN)
-    data = connection.recv_bytes()
+    try:
+        data = connection.recv_bytes()
+    except EOFError:  # the door has ended before it had work
+        return
     threading.Thread(target=end_with, args=(connection,), daemon=True).start()
     site = site_file.read(Path(site_path))
     limit = int(site.resources.memory_gb * 1e9)

@@ -57,6 +57,8 @@ BEHIND = (beat(0, calls=41), beat(1))
         (99, (beat(0, phase=SAVING), beat(1, calls=41)), None, None),
         (99, (beat(0, phase=MEASURING), beat(1, calls=41)), None, None),
         (29, (beat(0, phase=SAVING), beat(1, calls=41)), 0, None),
+        (31, (beat(0), beat(1, phase=STARTING, calls=0)), 1, 1),  # stopped less than a second after its first step
+        (99, (beat(0, phase=STARTING), beat(1, phase=STARTING)), 1, None),
         (31, (beat(0, phase=SAVING), beat(1, calls=41)), 0, 0),  # stopped while it saved: storage makes nobody mute
         (31, (beat(0, phase=SAVING, calls=41), beat(1)), None, 1),
         (99, (beat(0),), None, None),  # the other one is not there yet
