@@ -46,6 +46,7 @@ def token_of(folder: Path) -> str:
     return str(json.loads((Path(private) / private_folder.MARK).read_text())["token"])
 
 
+@pytest.mark.slow
 def test_killed_after_round_two_it_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = {"rounds": 4}
     whole = tiny.federate(tiny.settings(tmp_path, "whole", federated=rounds), monkeypatch)

@@ -12,6 +12,7 @@ from tests.data.exams.test_exams import hospital
 __all__ = ["hospital"]
 
 
+@pytest.mark.slow
 def test_a_pack_says_what_was_left_aside_and_one_of_nothing_is_refused(
     hospital: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

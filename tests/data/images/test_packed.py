@@ -98,7 +98,7 @@ def test_moved_pickled_and_loaded_it_is_the_same(packed: Path) -> None:
     assert torch.equal(fetch(moved, [3, 1]), whole[[3, 1]])
 
 
-@pytest.mark.parametrize(("form", "workers"), [("raw", 1), ("jpeg", 2)])
+@pytest.mark.parametrize(("form", "workers"), [("raw", 1), pytest.param("jpeg", 2, marks=pytest.mark.slow)])
 def test_grey_images_and_patients(form: Form, workers: int, tmp_path: Path) -> None:
     root = PHANTOMS["mura"](tmp_path / "mura")
     folder = packing.pack(
@@ -200,6 +200,7 @@ def test_a_failed_run_leaves_nothing_whole_and_the_next_one_ends_with_the_same_f
     assert contents(tmp_path / "out") == contents(complete)
 
 
+@pytest.mark.slow
 def test_killed_with_its_processes_it_resumes_to_the_same_files(tmp_path: Path) -> None:
     """kill -9 of the command in mid-write: its worker processes end too, and what is there is not read as whole."""
     root = PHANTOMS["mhist"](tmp_path / "mhist", train=160, test=40, size=32)
