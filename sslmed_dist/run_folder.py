@@ -15,7 +15,7 @@ from sslmed_dist import __version__, config
 from sslmed_dist.atomic_files import appending, open_itself, refuse_links, write_atomically, writing
 from sslmed_dist.checkpoint import Checkpoints
 from sslmed_dist.curve_events import LiveCurves
-from sslmed_dist.json_files import METRIC_KEYS, Lines
+from sslmed_dist.json_files import METRIC_KEYS, Lines, read_object
 from sslmed_dist.printable import say
 from sslmed_dist.zip_files import open_zip
 
@@ -137,8 +137,8 @@ def phantom_data(settings: config.Config) -> bool:
 
 
 def phantoms_at(root: Path) -> bool:
-    """Whether the data at ``root`` is generated phantoms: ``phantom.json`` lies in its folder, or beside its file, or a
-    packed file holds ``phantom.npy``. Results on phantoms have to be called so wherever they are shown, whatever the
+    """Whether the data at ``root`` is generated phantoms: ``phantom.json`` lies in its folder, or beside its file, a
+    packed file holds ``phantom.npy``, or the ``pack.json`` of a folder says so. Results on phantoms have to be called so wherever they are shown, whatever the
     folder's name. ``ValueError`` for a damaged file."""
     if root.is_file() and zipfile.is_zipfile(root):
         try:
@@ -147,6 +147,8 @@ def phantoms_at(root: Path) -> bool:
                     return True
         except zipfile.BadZipFile as error:
             raise ValueError(f"{root}: not a readable .npz: {error}") from error
+    if (root / "pack.json").is_file() and read_object(root / "pack.json").get("phantom") is True:
+        return True
     return any((folder / "phantom.json").is_file() for folder in (root, root.parent))
 
 

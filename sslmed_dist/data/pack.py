@@ -21,6 +21,7 @@ from sslmed_dist.data.exams.exams import pack_exams
 from sslmed_dist.data.images.files import ImageFiles
 from sslmed_dist.data.images.shards import SHARD, SUMMARY, VERSION, Form, Shard, read_summary, write_shard
 from sslmed_dist.data.workers import in_processes
+from sslmed_dist.printable import without_folders
 
 # Sets of exams, which become no shards of images: name of the set -> the function that packs it.
 WHOLE: Mapping[str, Callable[..., Path]] = {"episodes": pack_episodes, "exams": pack_exams}
@@ -107,8 +108,8 @@ def open_source(leaf: Mapping[str, Any], short: int) -> ImageFiles:
 
 
 def describe(source: ImageFiles, leaf: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """``pack.json`` without its list of shards. The fingerprint covers the settings and the name, label, group and
-    split of every image, but not the folder that the files lie in."""
+    """``pack.json`` without its list of shards; it is handed on, so it tells no folder. The fingerprint covers the
+    settings and the name, label, group and split of every image, but not the folder that the files lie in."""
     identity = {"name": source.name, "classes": list(source.classes), "channels": source.channels, **settings}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     # zero bytes keep neighbouring names apart; little-endian int64 gives the same digest on every machine
@@ -116,8 +117,12 @@ def describe(source: ImageFiles, leaf: Mapping[str, Any], settings: dict[str, An
     digest.update("\0".join(source.listing.splits).encode())
     for values in (source.labels, source.groups):
         digest.update(values.numpy().astype("<i8").tobytes())
+    asked = {key: readable(value) for key, value in leaf.items()}
     header = {"kind": "sslmed pack", "version": VERSION, "fingerprint": digest.hexdigest()}
-    return header | identity | {"images": len(source), "source": {key: readable(value) for key, value in leaf.items()}}
+    root = source.listing.root
+    # A pack of phantoms says so wherever it is copied to, so that no figure on them passes for one on patients.
+    header |= {"phantom": True} if any((place / "phantom.json").is_file() for place in (root, root.parent)) else {}
+    return header | identity | {"images": len(source), "source": without_folders(asked)}
 
 
 def readable(value: Any) -> Any:

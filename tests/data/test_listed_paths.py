@@ -159,7 +159,9 @@ def small_pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_names_of_any_bytes_are_read_checked_and_packed(small_pack: Path) -> None:
-    source = json.loads((small_pack / "pack.json").read_text())["source"]["root"]
+    told = json.loads((small_pack / "pack.json").read_text())["source"]["root"]
+    source = str(small_pack.parent / Path(told).name)
+    assert told.startswith("\N{HORIZONTAL ELLIPSIS}/source"), "where the images lie is nobody's business"
     folder = DATASETS["image_folder"](source, "all", size=16, channels=1, workers=0)
     assert (
         len(folder) == 4 and folder.fetch(torch.arange(4), seed=0, epoch=0, draw=torch.zeros(4))["images"].max() == 30

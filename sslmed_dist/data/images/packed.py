@@ -21,6 +21,8 @@ from sslmed_dist.strips import middle_of_strip
 
 CHUNK = 256  # raw images moved to a device at a time
 
+PHANTOMS = "phantoms: generated images, no patients; the numbers show that the software works"
+
 
 class Packed(Dataset):
     """What ``sslmed data pack`` wrote into ``root``: ids, labels, groups, classes and splits are those of the source.
@@ -77,6 +79,7 @@ class Packed(Dataset):
             records=FileRecords(
                 Picked(PackNames([blob.with_suffix(".npz") for blob in pack.blobs], len(splits)), chosen)
             ),
+            notices=[PHANTOMS] if pack.summary.get("phantom") is True else [],
         )
         if decode == "cuda":
             require_nvjpeg(self.form)

@@ -22,6 +22,7 @@ from sslmed_dist.data.images.jpeg import decode_jpeg
 from sslmed_dist.data.images.packed import Packed
 from sslmed_dist.data.images.shards import Form, image_bytes, write_shard
 from sslmed_dist.data.phantom import PHANTOMS
+from sslmed_dist.run_folder import phantoms_at
 from tests import device_cases
 from tests.differences import require_within
 
@@ -265,3 +266,15 @@ def test_gpu_decoding_gives_the_images_of_the_cpu_to_rounding(tmp_path: Path) ->
     pack = device_cases.jpeg_pack(tmp_path)
     images = {device: device_cases.decoded(device, pack) for device in ("cpu", "cuda")}
     require_within(images["cpu"], images["cuda"], device_cases.decoded_tolerance)
+
+
+def test_a_pack_of_phantoms_is_known_as_one(source: Path, tmp_path: Path) -> None:
+    phantoms = tmp_path / "set"
+    shutil.copytree(source, phantoms)
+    (phantoms / "phantom.json").write_text("{}")
+    packing.pack(leaf(phantoms), tmp_path / "out", **KNOBS)
+    assert phantoms_at(tmp_path / "out") and DATASETS["packed"](str(tmp_path / "out"), "all").notices
+    (phantoms / "phantom.json").unlink()
+    packing.pack(leaf(phantoms), tmp_path / "real", **KNOBS)
+    assert not phantoms_at(tmp_path / "real")
+    assert not DATASETS["packed"](str(tmp_path / "real"), "all").notices
