@@ -138,8 +138,8 @@ def phantom_data(settings: config.Config) -> bool:
 
 def phantoms_at(root: Path) -> bool:
     """Whether the data at ``root`` is generated phantoms: ``phantom.json`` lies in its folder, or beside its file, a
-    packed file holds ``phantom.npy``, or the ``pack.json`` of a folder says so. Results on phantoms have to be called so wherever they are shown, whatever the
-    folder's name. ``ValueError`` for a damaged file."""
+    packed file holds ``phantom.npy``, or the ``pack.json`` of a folder says so. Results on phantoms have to be called
+    so wherever they are shown, whatever the folder's name. ``ValueError`` for a damaged file."""
     if root.is_file() and zipfile.is_zipfile(root):
         try:
             with open_zip(root) as archive:
