@@ -25,6 +25,7 @@ from sslmed_dist.log_files import keep_all_small
 from sslmed_dist.printable import say
 from sslmed_dist.training.stopping import Stop
 
+ANSWER_S = 60.0  # a server on a busy machine
 FROM_DATA = ("views.mean", "views.std", "method.channels")  # what a run on data at hand reads from them
 
 
@@ -132,8 +133,13 @@ def run(server: Server, settings: Config, resume: str) -> Path:
     if (folder / registered.SITES).exists():
         raise ValueError(f"{folder / registered.SITES}: a server has one list of sites, {server.sites}; move this away")
     known = access(server)
-    if not is_up(server) or not superlink.answers(known.address, known.root):
+    if not is_up(server):
         raise ValueError(f"{server.place}: the server does not run; `sslmed server start {quote(str(server.place))}`")
+    if not superlink.answers_within(known.address, known.root, ANSWER_S):
+        raise ValueError(
+            f"{server.place}: the server runs and does not answer at {known.address} within {ANSWER_S:g} s; see "
+            f"{server.place / 'logs'}"
+        )
 
     def on_server(workplace: Workplace) -> Popen[bytes]:
         workplace.servers.append(Elsewhere(server))

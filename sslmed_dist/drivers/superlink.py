@@ -136,6 +136,17 @@ def answers(server: str, root: Path | None) -> bool:
     return True
 
 
+def answers_within(server: str, root: Path | None, seconds: float) -> bool:
+    """Whether the server answers before so many seconds have passed: a busy one may take its time, or just be
+    starting."""
+    end = time.monotonic() + seconds
+    while not answers(server, root):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.5)
+    return True
+
+
 def clock(server: str, root: Path | None) -> float:
     """How many seconds the clock of the server at HOST:PORT is ahead of this one. ``Unreachable`` where nobody answers,
     ``ValueError`` where it cannot prove with a certificate of the authority ``root`` that it is the server."""

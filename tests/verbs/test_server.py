@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sslmed_dist import config
+from sslmed_dist import config, locks
 from sslmed_dist.cli import main
 from sslmed_dist.drivers import flower_programs, launcher, server_side
 from sslmed_dist.federation import network_file, node_key, registered, server_file
@@ -239,7 +239,9 @@ def test_a_network_side_without_a_server_or_a_key(tmp_path: Path, capsys: Said) 
     assert "no key of the network side" in capsys.readouterr().err
 
 
-def test_a_run_needs_a_server_its_sites_and_what_no_data_can_tell(place: Path, capsys: Said) -> None:
+def test_a_run_needs_a_server_its_sites_and_what_no_data_can_tell(
+    place: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = tiny.settings(place.parent)
     recipe = place.parent / "recipe.yaml"
     recipe.write_text(config.dump(chosen))
@@ -252,6 +254,10 @@ def test_a_run_needs_a_server_its_sites_and_what_no_data_can_tell(place: Path, c
     )
     assert main(words) == 2
     assert "the server does not run; `sslmed server start" in capsys.readouterr().err
+    monkeypatch.setattr(server_side, "ANSWER_S", 0.1)
+    with locks.alone(place, "a server"):
+        assert main(words) == 2
+        assert "the server runs and does not answer at 127.0.0.1:" in capsys.readouterr().err
     assert main([*words, "federated.site_names=[north, west]"]) == 2
     assert "federated.site_names: west not registered" in capsys.readouterr().err
     assert main([*words, "views.mean=null", "views.std=null"]) == 2
