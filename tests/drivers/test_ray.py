@@ -204,7 +204,7 @@ def test_a_stop_acts_at_once_while_no_worker_is_there(
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 0, said
     assert "stopped before the workers had started; run the same command again" in said
-    assert time.monotonic() - started < 10 and steps_of(folder) == []
+    assert time.monotonic() - started < 30 and steps_of(folder) == []
 
 
 def test_ctrl_c_saves_and_the_cluster_goes_on(tmp_path: Path, cluster: dict[str, str]) -> None:

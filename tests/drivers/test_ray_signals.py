@@ -101,7 +101,7 @@ def test_a_stop_while_the_cluster_is_joined(tmp_path: Path, number: signal.Signa
     time.sleep(3)
     begun = time.monotonic()
     process.send_signal(number)
-    assert process.wait(60) == 0 and time.monotonic() - begun < 10
+    assert process.wait(60) == 0 and time.monotonic() - begun < 30
     said = (tmp_path / "said.txt").read_text()
     assert "stopped before the cluster was there; run the same command again" in said
     assert not (tmp_path / "runs").exists()
@@ -120,5 +120,5 @@ def test_a_stop_while_workers_train_saves(tmp_path: Path, number: signal.Signals
     (os.killpg if whole else os.kill)(process.pid, number)
     code, spent = process.wait(60), time.monotonic() - begun
     said = (tmp_path / "said.txt").read_text()
-    assert code == 0 and spent < 10, said[-3000:]
+    assert code == 0 and spent < 30, said[-3000:]
     assert f"stopped at step {saved.steps()[-1]}; run the same command again to go on" in said
