@@ -19,6 +19,7 @@ from sslmed_dist.data.scans.nifti import (
     check_spacing,
     notices_of,
     readable,
+    require_nothing_behind,
     states_orientation,
 )
 from sslmed_dist.data.scans.scan import StoredScan, stem
@@ -43,7 +44,7 @@ def read_masks(path: Path, scan: StoredScan) -> Masks:
         raise ValueError(f"{path}: no such file or folder")
     names, said = names_beside(path) if path.is_file() else ({}, [])
     if path.is_dir():
-        volumes = sorted(entry for entry in path.iterdir() if entry.name.lower().endswith(SUFFIXES))
+        volumes = sorted(entry for entry in path.iterdir() if is_volume_file(entry))
         if volumes:
             return binary_files(path, volumes)
     elif path.name.lower().endswith(SUFFIXES):
@@ -67,6 +68,12 @@ def read_masks(path: Path, scan: StoredScan) -> Masks:
 def saying(masks: Masks, lines: list[str]) -> Masks:
     """The masks with further notices."""
     return replace(masks, notices=(*lines, *masks.notices))
+
+
+def is_volume_file(path: Path) -> bool:
+    """Whether a file of a folder is NIfTI by its name. What other systems leave beside files (``._liver.nii.gz``) is
+    hidden, and is none."""
+    return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
 
 
 def dicom_objects(path: Path) -> dict[Path, str]:
@@ -105,6 +112,7 @@ def opened(path: Path) -> Any:
         check_size(image, path)
         check_spacing(image, path)
         check_affine(image.affine, str(path))
+    require_nothing_behind(image, path)
     return image
 
 
@@ -158,11 +166,16 @@ def binary_files(folder: Path, files: list[Path]) -> Masks:
     """A folder of masks, a file for each label, called after it, as TotalSegmentator writes them. ``ValueError`` for
     files on different grids, and as ``ones``."""
     first = opened(files[0])
-    names, empty = {}, []
+    names: dict[int, str] = {}
+    empty: list[str] = []
     for label, file in enumerate(files, start=1):
         image = opened(file)
         if image.shape[:3] != first.shape[:3] or not np.allclose(image.affine, first.affine, atol=1e-3):
             raise ValueError(f"{file}: another grid than {files[0].name}; the masks of a folder have one grid")
+        if len(image.shape) == 4 and image.shape[3] > 1:
+            raise ValueError(f"{file}: expected one mask (I, J, K) a file, got shape {tuple(image.shape)}")
+        if stem(file) in (*names.values(), *empty):
+            raise ValueError(f"{file}: a second mask called {stem(file)}; each label has a name of its own")
         if ones(file, image, None).any():
             names[label] = stem(file)
         else:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sslmed_dist.data.damage import damage_named
 from sslmed_dist.data.scans.dicom import LPS_TO_RAS
-from sslmed_dist.data.scans.masks import Mask, Masks, name_of
+from sslmed_dist.data.scans.masks import Mask, Masks, name_of, require_label
 from sslmed_dist.data.scans.scan import StoredScan
 from sslmed_dist.data.scans.segments import of_frame
 
@@ -64,9 +64,10 @@ def read_structures(path: Path, scan: StoredScan, frame_of_reference: str | None
 def regions(path: Path, header: Any, frame_of_reference: str | None) -> tuple[dict[int, str], list[str]]:
     """(number -> name of every region, what is to be said of their frames of reference). ``ValueError`` naming one that
     is not the scan's, and for a file without regions."""
-    names, said = {}, set()
+    names: dict[int, str] = {}
+    said: set[str] = set()
     for item in header.get("StructureSetROISequence") or []:
-        number = int(item.ROINumber)
+        number = require_label(path, "ROINumber", int(item.ROINumber), names)
         names[number] = str(item.get("ROIName") or name_of(number))
         said.add(of_frame(path, str(item.get("ReferencedFrameOfReferenceUID", "")), frame_of_reference))
     if not names:

@@ -3,7 +3,7 @@
 Labels may overlap, and there may be a hundred of them, so no label map stands between a file and who reads it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,16 @@ class Masks:
 def name_of(label: int) -> str:
     """The name of a label whose file gives it none."""
     return f"label {label}"
+
+
+def require_label(path: Path, what: str, number: int, known: Collection[int]) -> int:
+    """The number itself as a label of a DICOM object. ``ValueError`` for one that no label map can hold, and for one of
+    two regions: they would become one."""
+    if not 1 <= number <= MOST_LABEL:
+        raise ValueError(f"{path}: {what} {number}; allowed: 1 to {MOST_LABEL}, since 0 is where nothing is")
+    if number in known:
+        raise ValueError(f"{path}: {what} {number} stands in it twice; allowed: a number of its own for each")
+    return number
 
 
 def of_label_map(scan: StoredScan, names: dict[int, str] | None = None) -> Masks:

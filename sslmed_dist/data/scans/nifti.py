@@ -1,5 +1,6 @@
 """Reading NIfTI files. The only module that knows nibabel's files and the errors that it raises."""
 
+import gzip
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -150,7 +151,7 @@ def check_size(image: Any, path: Path) -> None:
     if kind.kind not in "iuf":
         raise ValueError(f"{path}: voxels of type {kind}; allowed: whole or real numbers")
     require_voxels(count, image.shape, path)
-    held = path.stat().st_size * (MOST_RATIO if path.name.endswith(PACKED) else 1)
+    held = path.stat().st_size * (MOST_RATIO if path.name.lower().endswith(PACKED) else 1)
     if count * kind.itemsize > held:
         needed = f"{count * kind.itemsize:,} bytes of voxels in shape {tuple(image.shape)}"
         raise ValueError(f"{path}: cannot be read, truncated: {needed}, the file can hold at most {held:,}")
@@ -160,21 +161,26 @@ def require_nothing_behind(image: Any, path: Path) -> None:
     """``ValueError`` for a file that holds a slice or more behind the voxels that its header claims. To be asked once
     these have been read: before, a packed file may be cut off."""
     size, shape = image.get_data_dtype().itemsize, tuple(image.shape)
-    behind = bytes_held(path) - int(image.dataobj.offset) - math.prod(shape) * size
-    if behind >= math.prod(shape[:2]) * size:
-        raise ValueError(f"{path}: {behind:,} bytes behind its voxels in shape {shape}: a damaged header")
+    claimed = int(image.dataobj.offset) + math.prod(shape) * size
+    a_slice = math.prod(shape[:2]) * size
+    with readable(path):
+        behind = bytes_held(path, claimed + a_slice) - claimed
+    if behind >= a_slice:
+        raise ValueError(f"{path}: {behind:,} bytes or more behind its voxels in shape {shape}: a damaged header")
 
 
-def bytes_held(path: Path) -> int:
-    """The bytes of a file, of a gzipped one those that are packed in it, up to 4 GiB; of other packings 0."""
-    size = path.stat().st_size
+def bytes_held(path: Path, enough: int) -> int:
+    """The bytes of a file, of a gzipped one those that are packed in it, which are counted up to ``enough``; of other
+    packings 0. The gzipped one is read to its end, where its checksum stands: a bit that was flipped is found there."""
     if not path.name.lower().endswith(PACKED):
-        return size
-    if not path.name.lower().endswith(".gz") or size < 20:
+        return path.stat().st_size
+    if not path.name.lower().endswith(".gz"):
         return 0
-    with path.open("rb") as file:
-        file.seek(-4, 2)
-        return int.from_bytes(file.read(4), "little")  # modulo 4 GiB: of larger files less than they hold
+    count = 0
+    with gzip.open(path) as file:
+        while count < enough and (part := file.read(PART)):
+            count += len(part)
+    return count
 
 
 def check_spacing(image: Any, path: Path) -> None:

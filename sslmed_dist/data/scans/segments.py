@@ -12,7 +12,7 @@ from sslmed_dist.data.damage import damage_named
 from sslmed_dist.data.scans.dicom import affine_of
 from sslmed_dist.data.scans.dicom_header import read_header
 from sslmed_dist.data.scans.frames import Frame, frames_of
-from sslmed_dist.data.scans.masks import Mask, Masks, name_of
+from sslmed_dist.data.scans.masks import Mask, Masks, name_of, require_label
 from sslmed_dist.data.scans.scan import StoredScan
 
 OFF_GRID = 0.1  # voxels: how far a frame's pixels may lie from the scan's
@@ -36,7 +36,7 @@ def read_segments(path: Path, scan: StoredScan, frame_of_reference: str | None) 
         if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
             raise ValueError(f"{path}: segmentation of type {kind!r}; allowed: BINARY, FRACTIONAL, LABELMAP")
         notices = [of_frame(path, str(header.get("FrameOfReferenceUID", "")), frame_of_reference)]
-        labels = segment_labels(header)
+        labels = segment_labels(path, header)
         frames = frames_of(path, header)
         places = [on_grid(path, frame, scan) for frame in frames]
         by_segment = frames_by_segment(path, header, kind, [item[1] for item in labels.values()])
@@ -69,14 +69,16 @@ def of_frame(path: Path, own: str, scan: str | None) -> str:
     return ""
 
 
-def segment_labels(header: Any) -> dict[int, tuple[str, int]]:
+def segment_labels(path: Path, header: Any) -> dict[int, tuple[str, int]]:
     """Label -> (name, segment number), ascending. Our own files say in a segment's description which id it had."""
-    segments = {}
+    segments: dict[int, tuple[str, int]] = {}
     own = str(header.get("Manufacturer", "")) == MAKER
     for item in header.get("SegmentSequence") or []:
         number = int(item.SegmentNumber)
+        if number == 0 and header.get("SegmentationType") == "LABELMAP":
+            continue  # the background of a label map
         said = OWN_ID.fullmatch(str(item.get("SegmentDescription") or item.get("SegmentLabel") or "")) if own else None
-        label = int(said[1]) if said else number
+        label = require_label(path, "segment", int(said[1]) if said else number, segments)
         segments[label] = (str(item.get("SegmentLabel") or name_of(label)), number)
     return dict(sorted(segments.items()))
 

@@ -11,8 +11,8 @@ from typing import Any
 from sslmed_dist import outputs
 from sslmed_dist.atomic_files import arriving, sha256, write_atomically
 from sslmed_dist.data.exams.abdominal import NAME
+from sslmed_dist.data.exams.mask_files import is_volume_file
 from sslmed_dist.data.exams.studies import Source, one_source, studies_at
-from sslmed_dist.data.scans.nifti import SUFFIXES
 from sslmed_dist.verbs.segment.naming import RECORD, WRITER, is_output, without_outputs
 
 SEGMENT = WRITER  # the mark of ``run.json``
@@ -42,7 +42,7 @@ def find_queries(query: Path, excluded: Sequence[Path]) -> list[Source]:
             raise ValueError(f"{query}: a label map or an output of {SEGMENT}, not a scan; nothing is found in it")
         return studies_at(query) or [one_source(query)]
     entries, left_out = sorted(query.iterdir()), {path.resolve() for path in excluded}
-    files = [path for path in entries if path.is_file() and path.name.lower().endswith(SUFFIXES)]
+    files = [path for path in entries if path.is_file() and is_volume_file(path)]
     if files:
         masks = [path for path in files if (match := NAME.fullmatch(path.name)) and match[1] == "label"]
         scans = [path for path in files if path not in masks and path.resolve() not in left_out]

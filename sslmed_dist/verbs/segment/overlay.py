@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from sslmed_dist.downstream.oneshot.protocol import middle_of
+from sslmed_dist.printable import printable
 from sslmed_dist.report.outlines import Panel, sheet
 from sslmed_dist.verbs.segment.files import colour
 from sslmed_dist.verbs.segment.model import Found, Organ
@@ -51,4 +52,6 @@ def montage(
             row.append(Panel(organ.images[part], {shade: organ.masks[part]}, support_title))
             row.append(Panel(stack[middle, 0], {shade: mask[middle]}, title))
         rows.append(row)
-    return sheet(rows, f"{name}: support and query in turn. {NOTE} {SIDES[oriented]}" + (f"\n{note}" if note else ""))
+    return sheet(
+        rows, f"{printable(name)}: support and query in turn. {NOTE} {SIDES[oriented]}" + (f"\n{note}" if note else "")
+    )

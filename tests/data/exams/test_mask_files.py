@@ -83,6 +83,15 @@ def test_a_file_per_label(tmp_path: Path) -> None:
     masks = read_masks(tmp_path, SCAN)
     assert masks.names == {1: "aorta", 2: "liver"} and masks.notices == ("empty masks: spleen",)
     assert np.array_equal(masks.read(2), stored[..., 0] > 0.5)
+    (tmp_path / "._liver.nii.gz").write_bytes(b"what another system leaves")
+    assert read_masks(tmp_path, SCAN).names == masks.names
+    path = save(tmp_path / "liver.nii", stored[..., 0])
+    with pytest.raises(ValueError, match=f"^{path}.*: a second mask called liver"):
+        read_masks(tmp_path, SCAN)
+    path.unlink()
+    path = save(tmp_path / "z.nii.gz", stored[..., :2])
+    with pytest.raises(ValueError, match=f"^{path}: expected one mask"):
+        read_masks(tmp_path, SCAN)
     path = save(tmp_path / "z.nii.gz", stored[..., 0], np.diag([2.0, 2.0, 3.0, 1.0]))
     with pytest.raises(ValueError, match=f"^{path}: another grid than aorta.nii.gz"):
         read_masks(tmp_path, SCAN)

@@ -114,6 +114,10 @@ def test_what_does_not_fit_is_refused(scan: StoredScan, tmp_path: Path) -> None:
     path = write(tmp_path / "rt.dcm", scan, {4: ("Liver", [closed(SQUARE, 1)])}, frame="1.2.3")
     with pytest.raises(ValueError, match=f"^{path}: its frame of reference 1.2.3 is not the scan's, 2.25"):
         read_masks(path, scan)
+    for number in (0, -3, 100_000):  # 0 would be the background, and the others are in no label map
+        path = write(tmp_path / "rt.dcm", scan, {number: ("Liver", [closed(SQUARE, 1)])})
+        with pytest.raises(ValueError, match=f"^{path}: ROINumber {number}; allowed: 1 to 65535"):
+            read_masks(path, scan)
     with pytest.raises(ValueError, match=f"^{path}: no region"):
         read_masks(write(path, scan, {}), scan)
 

@@ -1,6 +1,7 @@
 """Volumes are read part by part: nibabel's numbers, one copy of them, a limit that a user can set, no chatter."""
 
 import contextlib
+import gzip
 import logging
 import tracemalloc
 from pathlib import Path
@@ -130,3 +131,22 @@ def test_nibabel_is_not_heard(tmp_path: Path) -> None:
         assert heard != []
     finally:
         nibabel.imageglobals.logger.removeHandler(handler)
+
+
+def test_a_bit_that_was_flipped_is_found_by_the_checksum(tmp_path: Path) -> None:
+    """The voxels alone are read without a fault: what does not fit them stands behind them."""
+    path = tmp_path / "a.nii.gz"
+    voxels = np.random.default_rng(0).integers(0, 900, (60, 60, 40)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(voxels, TURNS["RAS"]), path)
+    stored = bytearray(gzip.decompress(path.read_bytes()))
+    good = gzip.compress(bytes(stored), mtime=0)
+    stored[-3] ^= 16
+    path.write_bytes(gzip.compress(bytes(stored), mtime=0)[:-8] + good[-8:])
+    with pytest.raises(ValueError, match=f"^{path}: cannot be read, .*CRC check failed"):
+        nifti.load_nifti(path)
+
+
+def test_a_suffix_in_capitals_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "A.NII.GZ"
+    path.write_bytes(write(tmp_path / "a.nii.gz").read_bytes())
+    assert nifti.load_nifti(path)[1].shape == SHAPE

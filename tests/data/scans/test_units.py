@@ -133,5 +133,7 @@ def test_a_header_that_claims_fewer_slices_than_the_file_holds_is_refused(name: 
     content = gzip.decompress(path.read_bytes()) if name.endswith("gz") else path.read_bytes()
     shorter = content[:46] + (3).to_bytes(2, "little") + content[48:]  # dim[3]: 3 slices and not 4
     path.write_bytes(gzip.compress(shorter) if name.endswith("gz") else shorter)
-    with pytest.raises(ValueError, match=f"^{path}: 60 bytes behind its voxels in shape .6, 5, 3.: a damaged header"):
+    with pytest.raises(
+        ValueError, match=f"^{path}: 60 bytes or more behind its voxels in shape .6, 5, 3.: a damaged header"
+    ):
         read_one(path)
