@@ -115,10 +115,12 @@ class RunFolder:
         longer = "; to train on, give the new run run.continue_from=RUN" if only_length else ""
         return ValueError(f"{self.path}: holds another run (different: {changed}); choose another run.name{longer}")
 
-    def describe(self) -> None:
-        """Write down the settings and what they run on."""
+    def describe(self, steps_per_epoch: int | None = None) -> None:
+        """Write down the settings, what they run on and, where the data decides it, how many steps an epoch has."""
         write_atomically(self.path / "config.yaml", config.dump(self.config).encode())
-        write_json(self.path / "environment.json", environment() | {"phantom_data": phantom_data(self.config)})
+        facts = environment() | {"phantom_data": phantom_data(self.config)}
+        facts |= {} if steps_per_epoch is None else {"steps_per_epoch": steps_per_epoch}
+        write_json(self.path / "environment.json", facts)
 
     def close(self) -> None:
         """Release the lock."""

@@ -111,7 +111,7 @@ def go_on(job: Job, run: RunFolder, saved: Mapping[str, Any] | None, told: bool)
     line = crowded(job.settings, job.dataset)
     if line is not None:
         note(line)
-    run.describe()
+    run.describe(job.batches.steps)
     write_down(run.path, job.samples, job.dataset.notices, told)
 
 

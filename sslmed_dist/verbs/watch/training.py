@@ -31,18 +31,24 @@ class Training:
         self.total = None if self.steps is None else settings.plan.epochs * self.steps
 
     def steps_per_epoch(self) -> int | None:
-        """Those of the plan, or as many as the first whole epoch had."""
+        """Those of the plan, or that the run has written down; of one of before, as many as its first epoch had."""
         if self.settings.plan.steps_per_epoch is not None:
             return self.settings.plan.steps_per_epoch
+        written = self.environment().get("steps_per_epoch")
+        if isinstance(written, int) and written > 0:
+            return written
         whole = sorted(self.read.steps_in)[:-1]
         return None if not whole else self.read.steps_in[whole[-1]] // (whole[-1] + 1)
+
+    def environment(self) -> Mapping[str, Any]:
+        """What the run has written of the machine and the data; empty where it has not yet."""
+        written = self.folder / "environment.json"
+        return read_object(written) if written.is_file() else {}
 
     def title(self) -> str:
         """What trains on what, where."""
         settings = self.settings
-        written = self.folder / "environment.json"
-        environment = read_object(written) if written.is_file() else None
-        phantom = " (phantoms)" if is_phantom(config.to_tree(settings), environment) else ""
+        phantom = " (phantoms)" if is_phantom(config.to_tree(settings), self.environment()) else ""
         return f"{self.name}: {settings.method['name']} on {settings.data['name']}{phantom}, {self.where()}"
 
     def where(self) -> str:

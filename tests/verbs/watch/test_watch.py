@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sslmed_dist import cli, config
+from sslmed_dist.training import job
 from sslmed_dist.verbs.watch import screen, situation
 from sslmed_dist.verbs.watch.scalars import Pause, Scalars, pauses, seconds_per_step
 from tests import tiny
@@ -89,6 +90,14 @@ def test_how_a_run_ended(tmp_path: Path, told: dict[str, Any] | None, last: int,
     found, said = seen(run, NOW + 1200)
     assert found.state == state and words in said["state"]
     assert screen.code_of(found) == (1 if state in ("failed", "silent") else 0)
+
+
+def test_a_real_run_of_one_epoch_is_seen_as_finished(tmp_path: Path) -> None:
+    """Nobody but the data says how many steps an epoch has; the run has written it down."""
+    settings = tiny.settings(tmp_path, plan={"epochs": 1})
+    run = job.train(settings).settings.folder
+    found, said = seen(run, NOW)
+    assert found.state == "finished" and found.total == found.done == 3 and said["state"] == "finished"
 
 
 def test_training_that_the_validation_ended_early_is_finished(tmp_path: Path) -> None:
