@@ -15,6 +15,14 @@ def is_address(path: str) -> bool:
     return ADDRESS.match(path) is not None
 
 
+def require_place(path: str, where: str) -> str:
+    """The text itself. ``ValueError`` beginning with ``where`` for an address: nothing is written to object stores, and
+    as a path it would be a folder called ``s3:`` here."""
+    if is_address(path):
+        raise ValueError(f"{where}: {without_secrets(path)}: is an address; allowed: a path of this machine")
+    return path
+
+
 def without_secrets(text: str) -> str:
     """``text`` with what may be a password (``user:password@``) or a signature (``?...``) of an address taken out."""
     return SECRET_PARTS.sub(lambda found: found[1] or "", text)

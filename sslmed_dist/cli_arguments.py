@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from sslmed_dist import installation
+from sslmed_dist.addresses import is_address, without_secrets
 from sslmed_dist.endings import USER_ERROR
 from sslmed_dist.printable import printable
 
@@ -61,6 +62,8 @@ def path(text: str) -> Path:
     """A path of the command line; an empty one, as an unset variable of a shell gives, is no path."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty; expected a path")
+    if is_address(text):
+        raise argparse.ArgumentTypeError(f"{without_secrets(text)}: is an address; expected a path of this machine")
     return Path(text)
 
 

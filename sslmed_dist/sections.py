@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sslmed_dist.addresses import require_place
 from sslmed_dist.arguments import Leaf, require_between, require_component, require_fields_least
 from sslmed_dist.federated_section import Federated
 
@@ -49,6 +50,7 @@ class Run:
     def __post_init__(self) -> None:
         if self.start_from is not None and self.continue_from is not None:
             raise ValueError("run.continue_from: takes over everything; run.start_from must be null beside it")
+        require_place(self.dir, "run.dir")
         if self.name is not None:
             require_component("run.name", self.name)
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:

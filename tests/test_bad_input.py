@@ -80,6 +80,10 @@ def test_mistakes_on_the_command_line(tmp_path: Path, capsys: Capture) -> None:
     assert refused(capsys, "train", path, "--resume", "maybe").startswith("argument --resume: invalid choice: 'maybe'")
     assert refused(capsys, "train", path, "--chekc") == "unrecognized argument '--chekc'; see sslmed --help"
     assert refused(capsys, "demo", "a=b") == "unrecognized argument 'a=b'; see sslmed --help"
+    for words in (("data", "pack", "image_folder", "src", "s3://b/x"), ("export", "run", "gs://b/x")):
+        assert f"{words[-1]}: is an address; expected a path of this machine" in refused(capsys, *words)
+    line = refused(capsys, "train", path, "run.dir=s3://b/runs")
+    assert "run.dir: s3://b/runs: is an address; allowed: a path of this machine" in line
     assert refused(capsys, "trian").startswith("argument VERB: invalid choice: 'trian' (choose from ")
     assert refused(capsys, "train") == "the following arguments are required: CONFIG; see sslmed train --help"
     path.write_text("plan: [1\n")

@@ -116,13 +116,22 @@ def persistent(ask: Callable[[], Answer], where: str) -> Answer:
     for attempt in range(1, TRIES + 1):
         try:
             return ask()
-        except Exception as error:  # every store's library has errors of its own
+        except Exception as raised:  # every store's library has errors of its own
+            error = behind(raised)
             if isinstance(error, FINAL) or attempt == TRIES:
                 tried = "" if isinstance(error, FINAL) else f" (tried {attempt} times)"
                 # Not ``from error``: a library's error may hold what no log should.
                 raise ValueError(f"{where}: cannot be read: {in_words(error)}{tried}") from None
         time.sleep(PAUSE_S * 2 ** (attempt - 1))
     raise AssertionError("unreachable")
+
+
+def behind(error: Exception) -> Exception:
+    """The error itself, or what it stands for: fsspec calls a file of an HTTP server "not found" whatever went wrong,
+    a refused connection or an unknown host as well."""
+    cause = error.__cause__
+    absent = getattr(cause, "status", None) == 404 or isinstance(cause, FileNotFoundError)
+    return cause if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and not absent else error
 
 
 def in_words(error: Exception) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sslmed_dist.addresses import is_address
+from sslmed_dist.addresses import is_address, require_place
 from sslmed_dist.atomic_files import continuing, write_atomically
 from sslmed_dist.data.images.shards import SUMMARY, parse_summary, read_summary
 from sslmed_dist.data.stores import Store, blocks, open_store
@@ -40,7 +40,9 @@ def at_hand(root: str | Path, cache: str | None, cache_gib: float | None) -> Pat
         raise ValueError(f"data.root: {root}: needs data.cache, a folder on a disk of this machine for the copy")
     if cache_gib is not None and cache_gib <= 0:
         raise ValueError(f"data.cache_gib: expected a number above 0, got {cache_gib}")
-    store, place = open_store(root), Path(cache).expanduser()
+    store, place = open_store(root), Path(require_place(cache, "data.cache")).expanduser()
+    if isinstance(root, Path) and place.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"data.cache: {place}: lies in the pack {root} itself; allowed: a folder outside it")
     content = read_whole(store)
     summary = parse_summary(content, Path(f"{store.where}/{SUMMARY}"))
     folder = place / f"pack-{hashlib.sha256(content).hexdigest()[:16]}"

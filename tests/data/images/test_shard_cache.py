@@ -274,3 +274,20 @@ def test_addresses_stay_as_they_are_and_what_cannot_be_read_is_one_line(
     monkeypatch.setattr(stores.importlib.util, "find_spec", lambda name: None if name == "s3fs" else find(name))
     with pytest.raises(ValueError, match=r"s3:// needs s3fs, which is not installed: pip install 'sslmed-d"):
         at_hand("s3://bucket/pack", str(tmp_path), None)
+
+
+@pytest.mark.parametrize("inside", [".", "copies"])
+def test_a_cache_lies_on_this_machine_and_outside_of_the_pack(shards: Path, inside: str) -> None:
+    with pytest.raises(ValueError, match=r"^data\.cache: s3://b/cache: is an address; allowed: a path of this machine"):
+        at_hand(shards, "s3://b/cache", None)
+    before = sorted(shards.rglob("*"))
+    with pytest.raises(ValueError, match="lies in the pack .* itself; allowed: a folder outside it"):
+        at_hand(shards, str(shards / inside), None)
+    assert sorted(shards.rglob("*")) == before
+
+
+def test_a_refused_connection_is_no_absent_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(stores, "PAUSE_S", 0.0)
+    with pytest.raises(ValueError, match=r"cannot be read: Client\w*Error: .*tried 5 times"):
+        at_hand("http://127.0.0.1:9/pack", str(tmp_path / "cache"), None)
