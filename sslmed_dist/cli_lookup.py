@@ -26,7 +26,9 @@ def where(arguments: argparse.Namespace) -> int:
     """``sslmed where``."""
     from sslmed_dist.verbs.where import where
 
-    show(*where(" ".join(arguments.number)))
+    words = arguments.number
+    numbers = words if all(any(map(str.isdigit, word)) for word in words) else [" ".join(words)]  # "Eq. 5.21" is one
+    show(*(line for number in numbers for line in where(number)))
     return 0
 
 

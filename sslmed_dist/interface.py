@@ -92,14 +92,24 @@ def knn(
     exp(cosine / ``temperature``) (Wu et al. 2018): float64 (M, C) for ``queries`` (M, D), each row of sum 1.
 
     Without queries each row of ``features`` is asked by the others (leave one out): ``(knn(x, y).argmax(1) == y)``
-    is then an honest accuracy. ``ValueError`` for shapes that do not fit, or more neighbours than there are.
+    is then an honest accuracy. ``ValueError`` for shapes that do not fit, labels that are no class numbers, features
+    that are not finite, or more neighbours than there are.
     """
+    for name, given in (("features", features), ("labels", labels), ("queries", queries)):
+        if given is not None and not isinstance(given, Tensor):
+            raise ValueError(f"knn: expected {name} as a tensor, got {type(given).__name__}")
     if features.ndim != 2 or labels.shape != features.shape[:1]:
         raise ValueError(f"knn: expected features (N, D) and labels (N,), got {features.shape} and {labels.shape}")
     alone = queries is None
     asked = features if queries is None else queries
     if asked.ndim != 2 or asked.shape[1] != features.shape[1]:
         raise ValueError(f"knn: expected queries (M, {features.shape[1]}), got {tuple(asked.shape)}")
+    if labels.is_floating_point() or labels.is_complex() or int(labels.min()) < 0:
+        raise ValueError(
+            f"knn: expected labels that are class numbers from 0 on, got {labels.dtype} from {labels.min()}"
+        )
+    if not (features.isfinite().all() and asked.isfinite().all()):
+        raise ValueError("knn: expected finite features; some are NaN or infinite")
     judge = KNN(k, temperature)
     judge.require(len(features) - alone, 0)
     similarity, neighbours = neighbours_of(features.float(), asked.float(), k + alone)  # both (M, k or k + 1)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,12 +68,21 @@ def test_equal_rows_keep_k_neighbours() -> None:
     ("features", "labels", "queries", "line"),
     [
         (torch.ones(3, 2), torch.ones(2), None, r"knn: expected features \(N, D\) and labels \(N,\)"),
-        (torch.ones(3, 2), torch.zeros(3), torch.ones(1, 3), r"knn: expected queries \(M, 2\), got \(1, 3\)"),
-        (torch.ones(3, 2), torch.zeros(3), None, r"knn\.k: 3 neighbours asked of n = 2 training samples"),
+        (torch.ones(3, 2), torch.zeros(3).long(), torch.ones(1, 3), r"knn: expected queries \(M, 2\), got \(1, 3\)"),
+        (torch.ones(3, 2), torch.zeros(3).long(), None, r"knn\.k: 3 neighbours asked of n = 2 training samples"),
+        (
+            torch.ones(3, 2),
+            torch.full((3,), 1.5),
+            None,
+            r"knn: expected labels that are class numbers",
+        ),
+        (torch.ones(3, 2), torch.tensor([0, -1, 1]), None, r"knn: expected labels .*from -1"),
+        (torch.full((3, 2), torch.nan), torch.zeros(3).long(), None, r"knn: expected finite features"),
+        (torch.ones(3, 2), [0, 0, 1], None, r"knn: expected labels as a tensor, got list"),
     ],
 )
 def test_what_does_not_fit_is_said(
-    features: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor | None, line: str
+    features: torch.Tensor, labels: Any, queries: torch.Tensor | None, line: str
 ) -> None:
     with pytest.raises(ValueError, match=line):
         sd.knn(features, labels, queries, k=3)

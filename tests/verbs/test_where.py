@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from sslmed_dist import cli
 from sslmed_dist.verbs.where import mentions, numbers, where
 
 # What computes each of the thesis's equations and algorithms that are implemented. Those that are steps of a derivation
@@ -79,3 +80,11 @@ def test_lists_and_ranges_of_numbers() -> None:
 def test_what_is_not_there_is_said(asked: str, line: str) -> None:
     with pytest.raises(ValueError, match=re.escape(line)):
         where(asked)
+
+
+def test_several_numbers_on_a_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["where", "5.13", "5.21"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said == [*where("5.13"), *where("5.21")]
+    assert cli.main(["where", "Eq.", "5.21"]) == 0
+    assert capsys.readouterr().out.splitlines() == where("Eq. 5.21")
