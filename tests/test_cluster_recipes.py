@@ -15,7 +15,7 @@ from sslmed_dist.verbs.recipes import header
 
 FOLDER = Path(__file__).parents[1] / "configs" / "cluster"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
-QUICK = {"imagenet_simclr", "mrnet_jigsaw"}  # the others differ from them by their method alone
+QUICK = {"mrnet_jigsaw"}  # the others differ from them by their method alone
 # Samples of an epoch as the headers count them: photographs, or 16 slices of each of MRNet's training exams.
 SAMPLES = {"imagenet": 1_281_167, "mrnet": 1_130 * 16}
 # What the estimates rest on: images/s of ResNet-18 at 32 px on one H200 (docs/measured.md), and the recipe that was

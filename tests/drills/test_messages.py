@@ -17,6 +17,8 @@ from tests.clients.test_relay import federate, open_doors, settings, two_sites
 from tests.drills.seen import line_with, saw
 from tests.federation import hospital, tiny
 
+pytestmark = pytest.mark.slow
+
 Tensors = dict[str, Tensor]
 FIRST = "encoder.conv1.weight"
 

@@ -36,7 +36,13 @@ def relative(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return float(gap / size)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+# One of each way of gathering; the others run with the slow cases.
+QUICK = ("nt_xent", "mio_v3", "barlow_twins")
+
+
+@pytest.mark.parametrize(
+    "loss", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in LOSSES]
+)
 def test_workers_walk_one_float64_trajectory(tmp_path: Path, gloo: GlooPool, loss: str) -> None:
     """Six optimiser steps of a ResNet with synchronised batch norm: any number of workers, the same parameters."""
     tree = tiny.tree(tmp_path, plan={"precision": "float64"})
