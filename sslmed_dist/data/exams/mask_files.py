@@ -186,4 +186,5 @@ def binary_files(folder: Path, files: list[Path]) -> Masks:
         return ones(files[label - 1], opened(files[label - 1]), None)
 
     affine, oriented = affine_mm(first), states_orientation(first.header)
-    return Masks(folder, first.shape[:3], affine, oriented, names, read, (*notices_of(first.header), *said))
+    notices = (*notices_of(first.header), *said)
+    return Masks(folder, first.shape[:3], affine, oriented, names, read, notices, by_files=True)

@@ -26,7 +26,7 @@ NO_IDS = f"holds values that are no label ids; allowed: whole numbers from 0 to 
 class Masks:
     """The labels of a scan. ``read`` gives the mask of a label, bool of ``shape`` (I, J, K), with ``affine`` (voxel
     index to RAS mm). ``names`` are the labels, ascending, with their names. ``notices``: what reading left aside or had
-    to guess, a line each."""
+    to guess, a line each. ``by_files``: the names are those of files, which may be patients'."""
 
     path: Path
     shape: tuple[int, int, int]
@@ -35,6 +35,7 @@ class Masks:
     names: dict[int, str]
     read: Callable[[int], Mask]
     notices: tuple[str, ...] = ()
+    by_files: bool = False
 
 
 def name_of(label: int) -> str:

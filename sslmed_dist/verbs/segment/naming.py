@@ -40,7 +40,9 @@ class Naming:
         without any name of ``path``, which is called ``own``, or of a file below it."""
         if not self.anonymous:
             return text.replace(str(path), path.name)
-        below = [entry.name for entry in path.rglob("*")] if path.is_dir() else []
+        entries = list(path.rglob("*")) if path.is_dir() else []
+        # a series of NIfTI is called after its file, without the suffix
+        below = [name for entry in entries for name in (entry.name, stem(entry)) if len(name) > 2]
         for name in sorted({str(path), path.name, stem(path), *below}, key=len, reverse=True):
             text = text.replace(name, own if name in (str(path), path.name, stem(path)) else HIDDEN)
         return text

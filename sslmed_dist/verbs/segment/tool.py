@@ -19,7 +19,7 @@ from sslmed_dist.data.exams.one_series import read_image
 from sslmed_dist.data.exams.studies import Source
 from sslmed_dist.data.scans.dicom_seg import require_highdicom, write_dicom_seg
 from sslmed_dist.data.scans.grid import place, same_grid
-from sslmed_dist.data.scans.masks import chosen
+from sslmed_dist.data.scans.masks import chosen, name_of
 from sslmed_dist.data.scans.nifti_writing import nifti_like
 from sslmed_dist.data.scans.scan import StoredScan
 from sslmed_dist.printable import note
@@ -178,6 +178,7 @@ def read_support(
     organs, left_out = learn(model, scan, masks, wanted, stack, settings.quadrants)
     for reason in left_out.values():
         note(f"{support_mask}: {reason}: left out")
+    hidden = naming.anonymous and masks.by_files
     support_record = {
         "image": naming.shown(support, "support"),
         "mask": naming.shown(support_mask, "support mask"),
@@ -187,7 +188,7 @@ def read_support(
             *(naming.clean(support_mask, line) for line in of_mask),
         ],
         "intensity": clipping,
-        "labels": {str(organ.label): masks.names[organ.label] for organ in organs},
+        "labels": {str(organ.label): name_of(organ.label) if hidden else masks.names[organ.label] for organ in organs},
         "left_out": {str(label): reason for label, reason in left_out.items()},
         "slices": {str(organ.label): [int(z) for z in organ.shown.slices] for organ in organs},
     }

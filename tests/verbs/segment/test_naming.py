@@ -1,5 +1,6 @@
 """Outputs are never queries, nothing is written among the queries, and names of patients can be kept out."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -116,6 +117,22 @@ def test_anonymous_names(given: dict[str, Path], tmp_path: Path, capsys: pytest.
     plain = tmp_path / "plain"
     made(given, plain, labels=[1], support=support, support_mask=mask)
     assert (plain / "image_02_labels.nii.gz").read_bytes() == (out / "query_01_labels.nii.gz").read_bytes()
+
+
+def test_anonymous_masks_of_named_files_and_a_chosen_series(given: dict[str, Path], tmp_path: Path) -> None:
+    """Labels called after files are numbers, and a line about a series does not tell its file."""
+    voxels, image = load(given["support_mask"])
+    (tmp_path / "masks").mkdir()
+    save(tmp_path / "masks" / "DOE_liver.nii.gz", (voxels == 1).astype(np.uint8), image.affine)
+    (tmp_path / "q" / "ROE").mkdir(parents=True)
+    for name in ("ROE_t2.nii.gz", "ROE_t1.nii.gz"):
+        shutil.copy(given["query"], tmp_path / "q" / "ROE" / name)
+    out, options = tmp_path / "out", {"names": "anonymous", "series": "ROE_t2"}
+    made(given, out, support_mask=tmp_path / "masks", query=tmp_path / "q", **options)
+    for path in out.iterdir():
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        assert b"DOE" not in content and b"ROE" not in content, path
+    assert json.loads((out / "run.json").read_text())["support"]["labels"] == {"1": "label 1"}
 
 
 def test_lines_about_a_folder_lose_the_names_of_its_files(tmp_path: Path) -> None:
