@@ -241,6 +241,7 @@ def why_no_stack(frames: Sequence[Frame], tags: Tags, derived: bool) -> tuple[st
         difference = unlike(frame, frames[0])
         if difference:
             kind = "images of differing sizes" if frame.shape != frames[0].shape else "images of differing geometry"
+            kind = kind if frame.of == frames[0].of else "images of several patients or modalities"
             return kind, f"{frame.path}: {difference}"
     return "", ""
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslmed_dist.data.scans.completeness import ends_missing, ends_unknown
-from sslmed_dist.data.scans.frames import SAME_DIRECTION, Frame, Slice, read_slices
+from sslmed_dist.data.scans.frames import BELONGS, SAME_DIRECTION, Frame, Slice, read_slices
 from sslmed_dist.data.scans.grid import check_grid
 from sslmed_dist.data.scans.memory import require_voxels
 from sslmed_dist.data.scans.padding import fill_padding
@@ -190,8 +190,11 @@ def require_one_series(folder: Path, frames: Sequence[Frame]) -> None:
 
 
 def unlike(frame: Frame, first: Frame) -> str:
-    """In words, why two frames are not slices of one volume: another size, orientation or pixel spacing; empty where
-    they may be."""
+    """In words, why two frames are not slices of one volume: another patient, modality, size, orientation or
+    pixel spacing; empty where they may be. Values that name a patient are not told."""
+    for name, own, other in zip(BELONGS, frame.of, first.of, strict=False):
+        if own and other and own != other:
+            return f"{name} is not that of {first.name}; one volume has one"
     if frame.shape != first.shape:
         sizes = [" x ".join(map(str, shape)) for shape in (frame.shape, first.shape)]
         return f"{sizes[0]} pixels, {first.name} has {sizes[1]}; one size is allowed"

@@ -36,8 +36,11 @@ GROUPS = {
 OF_ALL = (
     *("Rows", "Columns", "Modality", "SeriesInstanceUID", "InstanceNumber", "SamplesPerPixel"),
     *("PhotometricInterpretation", "BitsStored", "PixelRepresentation", "ModalityLUTSequence"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "PatientID"),
 )
+
+
+BELONGS = ("PatientID", "Modality")  # what slices of one volume have in common
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Frame:
     instance: int | None
     modality: str
     stated: int | None = None  # how many slices its volume has, by the file itself
+    of: tuple[str, ...] = ()  # the values of ``BELONGS``; never shown
 
     @property
     def name(self) -> str:
@@ -140,6 +144,7 @@ def frame_of(path: Path, number: int | None, header: Any) -> Frame:
         instance=whole_number(path, header, "InstanceNumber"),
         modality=str(header.get("Modality", "") or ""),
         stated=stated_count(path, header) if number is None else None,
+        of=tuple(str(header.get(name, "") or "") for name in BELONGS),
     )
 
 

@@ -151,3 +151,16 @@ def test_a_slice_missing_at_an_end_is_caught(kind: str, tmp_path: Path) -> None:
 )
 def test_what_counts_as_missing(instances: list[Any], stated: list[Any], inside: int, missing: int) -> None:
     assert ends_missing(instances, stated, inside)[0] == missing
+
+
+@pytest.mark.parametrize(("tag", "value"), [("PatientID", "somebody else"), ("Modality", "CT")])
+def test_slices_of_another_patient_or_modality_are_no_slices_of_the_volume(
+    tmp_path: Path, tag: str, value: str
+) -> None:
+    path = series(tmp_path, PatientID="one")[2]
+    header = pydicom.dcmread(path)
+    setattr(header, tag, value)
+    header.save_as(path)
+    with pytest.raises(ValueError, match=rf"^{path}: {tag} is not that of IM1\.dcm; one volume has one$"):
+        read_one(tmp_path)
+    assert "several patients or modalities" in " ".join([*inspect(tmp_path)[0], *inspect(tmp_path)[1]])
