@@ -20,7 +20,11 @@ class Server(SimpleHTTPRequestHandler):
     whole, breaks = False, 0
 
     def do_GET(self) -> None:
-        data = (Path(self.directory) / self.path.lstrip("/")).read_bytes()
+        path = Path(self.directory) / self.path.lstrip("/")
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
         asked, status = self.headers.get("Range"), 200
         if asked and not type(self).whole:
             first, last = asked.removeprefix("bytes=").split("-")
