@@ -5,6 +5,7 @@ A list of 1.28 million paths takes 0.13 GB as Python's texts, and each worker of
 
 import hashlib
 import os
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from tempfile import SpooledTemporaryFile
@@ -23,9 +24,9 @@ Numbers = np.ndarray[Any, np.dtype[np.int64]]
 class Made(Sequence[Entry]):
     """A sequence whose entries are made when they are asked for. Equal to any sequence of the same entries."""
 
+    @abstractmethod
     def make(self, position: int) -> Entry:
         """The entry at ``position``, which is from 0 to the length - 1."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, index: int) -> Entry: ...

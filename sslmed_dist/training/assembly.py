@@ -19,10 +19,10 @@ from sslmed_dist.models.normalization import synchronise
 from sslmed_dist.training import optim
 from sslmed_dist.training.allocation import keep_freed_memory
 from sslmed_dist.training.build import build_views, choose_device, compile_encoder, load_data, resolve, resolve_auto
-from sslmed_dist.training.feature_cache import FeatureSet, Given, feature_set
+from sslmed_dist.training.feature_cache import Given, feature_set
+from sslmed_dist.training.kept import Kept
 from sslmed_dist.training.pretrained import find, first_method
 from sslmed_dist.training.state import TrainState, begin, require_momenta
-from sslmed_dist.training.stem_cache import StemSet
 from sslmed_dist.training.validation import Validation
 
 
@@ -39,7 +39,7 @@ class Job:
     samples: Samples | None = None  # of the dataset; in a run folder only, and on rank 0
     validation: Validation | None = None
     best: dict[str, Tensor] | None = None  # the method's state at the lowest validation loss, on the CPU
-    features: FeatureSet | StemSet | None = None  # of what is frozen; then batches are of these, views see nothing
+    features: Kept | None = None  # of what is frozen; then batches are of these, views see nothing
 
     def content(self) -> dict[str, Any]:
         """What a checkpoint holds beside the step."""

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import shutil
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from sslmed_dist.methods.cowpro import CoWPro
 from sslmed_dist.methods.diagnose import Diagnose
 from sslmed_dist.printable import note
 from sslmed_dist.run_folder import write_json
+from sslmed_dist.training.kept import Kept
 from sslmed_dist.training.precision import autocast
 from sslmed_dist.training.stem_cache import StemSet
 
@@ -37,7 +37,7 @@ class Given(nn.Module):
         return dict(batch)
 
 
-class FeatureSet(Dataset):
+class FeatureSet(Kept):
     """A set of examinations whose samples are "maps" float16 (S, D, h, w) and "length": what a frozen encoder gives of
     the slices and the view of each of K copies.
 
@@ -50,30 +50,12 @@ class FeatureSet(Dataset):
         self, dataset: Dataset, views: nn.Module, method: Diagnose, plan: Plan, seed: int, device: torch.device
     ) -> None:
         """``ValueError``: no ``plan.copies``, data that are no clips, or more than ``method.cache_gb`` to keep."""
-        if plan.copies is None:
-            raise ValueError(
-                "method.cache: needs plan.copies, the number of draws of each exam that are kept, such as 4"
-            )
-        super().__init__(
-            name=dataset.name,
-            ids=dataset.ids,
-            labels=dataset.labels,
-            classes=dataset.classes,
-            channels=dataset.channels,
-            groups=dataset.groups,
-        )
-        self.repeats = dataset.repeats
-        self.dataset, self.views, self.method, self.plan, self.seed = dataset, views, method, plan, seed
-        self.copies, self.device, self.lock = plan.copies, device, threading.Lock()
+        super().__init__(dataset, views, plan, seed, device, "exam that are kept, such as 4")
+        self.method = method
         method.encoder.eval()
         self.shape = self.compute(0, 0)[0].shape  # (S, D, h, w)
-        self.rows = len(dataset) * self.copies
         self.bytes = 2 * self.rows * math.prod(self.shape)
-        if self.bytes > method.cache_gb * 1e9:
-            raise ValueError(
-                f"method.cache: {self.line()}, more than method.cache_gb {method.cache_gb:g}; allowed: a larger "
-                "method.cache_gb, fewer plan.copies or data.clip, cache: pooled, or cache: off"
-            )
+        self.require_room(method.cache_gb, "fewer plan.copies or data.clip, cache: pooled")
         # Memory that was not touched yet costs nothing.
         self.maps: NDArray[np.float16] = np.empty((self.rows, *self.shape), np.float16)
         self.lengths: NDArray[np.int32] = np.zeros(self.rows, np.int32)  # 0: not computed yet
@@ -154,13 +136,6 @@ class FeatureSet(Dataset):
         item["maps"] = item.pop("images")
         return item | {"length": torch.from_numpy(self.lengths[rows]).to(self.device, torch.int64)}
 
-    def value_range(self) -> tuple[float, float]:
-        return self.dataset.value_range()
-
-    def to(self, device: str | torch.device) -> "FeatureSet":
-        """Itself: the maps are on the device of the encoder as they are fetched."""
-        return self
-
 
 def prepare(folder: Path, facts: Mapping[str, Any], size: int) -> None:
     """Files of ``size`` bytes for the maps; those that are there stay where their ``facts`` are the same."""
@@ -179,7 +154,7 @@ def prepare(folder: Path, facts: Mapping[str, Any], size: int) -> None:
 
 def feature_set(
     method: Method, dataset: Dataset, views: nn.Module, settings: Config, device: torch.device
-) -> FeatureSet | StemSet | None:
+) -> Kept | None:
     """The features that the method asks to keep; None where it asks for none."""
     if isinstance(method, Diagnose) and method.cache != "off":
         return FeatureSet(dataset, views, method, settings.plan, settings.run.seed, device)

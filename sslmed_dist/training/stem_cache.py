@@ -1,8 +1,6 @@
 """What the frozen first stages of a segmentation encoder give of episodes, computed once: only the rest then trains."""
 
-import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,13 +9,14 @@ from torch import Tensor, nn
 from sslmed_dist.config import Plan
 from sslmed_dist.data.dataset import Dataset, Item
 from sslmed_dist.methods.cowpro import CoWPro
+from sslmed_dist.training.kept import Kept
 from sslmed_dist.training.precision import autocast
 
 KEPT = torch.float16
 AGREEMENT = 1e-3  # by which kept maps and those of the whole encoder may differ, relative to their norm: float16
 
 
-class StemSet(Dataset):
+class StemSet(Kept):
     """A set of episodes whose samples are the maps of the encoder's frozen stages, float16, and the masks.
 
     Row r = sample x ``copies`` + copy is computed when it is first asked for, one episode at a time, and kept in
@@ -32,26 +31,14 @@ class StemSet(Dataset):
     ) -> None:
         """``ValueError``: no ``plan.copies``, an encoder whose frozen stages cannot be taken apart, or more than
         ``method.cache_gb`` to keep."""
-        if plan.copies is None:
-            raise ValueError("method.cache: needs plan.copies, the number of draws of each slice that are kept")
-        super().__init__(
-            name=dataset.name,
-            ids=dataset.ids,
-            labels=dataset.labels,
-            classes=dataset.classes,
-            channels=dataset.channels,
-            groups=dataset.groups,
-        )
-        self.repeats = dataset.repeats
-        self.dataset, self.views, self.method, self.plan, self.seed = dataset, views, method, plan, seed
+        super().__init__(dataset, views, plan, seed, device, "slice that are kept")
+        self.method = method
         self.encoder: Any = method.encoder
-        self.copies, self.device, self.lock = plan.copies, device, threading.Lock()
         self.still = not getattr(views, "transform_support", True)  # supports are the slices themselves
         self.kind = next(method.parameters()).dtype
         episode = self.episode(0, 0)
         stem = self.stem(episode["query"])
         self.require_agreement(episode["query"], stem)
-        self.rows = len(dataset) * self.copies
         supports = len(dataset) if self.still else self.rows
         shapes: dict[str, list[tuple[int, ...]]] = {"query": [tuple(each.shape[1:]) for each in stem]}
         shots = episode["support_mask"].shape[1:2] if episode["support_mask"].shape[1] > 1 else ()
@@ -66,11 +53,7 @@ class StemSet(Dataset):
         self.known = {part: torch.zeros(counts[part], dtype=torch.bool) for part in counts}
         kept = [*self.masks.values(), *self.maps["query"], *self.maps["support"]]
         self.bytes = sum(each.numel() * each.element_size() for each in kept)
-        if self.bytes > method.cache_gb * 1e9:
-            raise ValueError(
-                f"method.cache: {self.line()}, more than method.cache_gb {method.cache_gb:g}; allowed: a larger "
-                "method.cache_gb, fewer plan.copies, or cache: off"
-            )
+        self.require_room(method.cache_gb, "fewer plan.copies")
 
     def line(self) -> str:
         """What is kept, in words: how many, and how large."""
@@ -79,12 +62,6 @@ class StemSet(Dataset):
             f"maps of the frozen stages of {len(self.dataset)} slices x {self.copies} copies, {each} each, and masks "
             f"are {self.bytes / 1e9:.3g} GB"
         )
-
-    def open(self, folder: Path) -> None:
-        """Nothing: the maps stay in memory."""
-
-    def close(self, folder: Path) -> None:
-        """Nothing: the maps end with the process."""
 
     def episode(self, position: int, copy: int) -> Item:
         """One episode of the views, E = 1; the support with its axis K."""
@@ -148,13 +125,6 @@ class StemSet(Dataset):
             item[f"{part}_mask"] = self.masks[part][rows].to(self.device, torch.float32)
             item |= stems(part, [maps[index[part]].to(self.device) for maps in self.maps[part]])
         return item
-
-    def value_range(self) -> tuple[float, float]:
-        return self.dataset.value_range()
-
-    def to(self, device: str | torch.device) -> "StemSet":
-        """Itself: the maps go to the device of the encoder as they are fetched."""
-        return self
 
 
 def stems(part: str, maps: Sequence[Tensor]) -> Item:

@@ -9,6 +9,7 @@ from sslmed_dist.drivers import ray_nodes
 from sslmed_dist.drivers.node_probe import FLOATS, PACKAGES
 from sslmed_dist.drivers.ray_nodes import Answers, Averaging, Node
 from sslmed_dist.drivers.ray_room import too_little
+from sslmed_dist.training.check import require_even
 from sslmed_dist.verbs.doctor import SHARED_MEMORY
 
 CLOCK_S = 2.0  # clocks that differ by more make logs and ages of files hard to read
@@ -33,9 +34,10 @@ def examine(settings: config.Config | None) -> tuple[list[str], list[str]]:
 
 
 def local_paths(settings: config.Config) -> list[str]:
-    """The paths that the workers of a run read, absolute; what lies in an object store is none of them."""
+    """The paths that the workers of a run read, absolute; what lies in an object store is none of them
+    (``config.paths``)."""
     named = config.paths(config.to_tree(settings)).values()
-    return sorted({str(Path(path).expanduser().resolve()) for path in named if "://" not in path})
+    return sorted({str(Path(path).expanduser().resolve()) for path in named})
 
 
 def existing(folder: Path) -> Path:
@@ -179,10 +181,10 @@ def asked(settings: config.Config, answers: Answers, paths: Sequence[str]) -> It
     short = too_little(settings.ray, answers.listed)
     if short is not None:
         yield f"{short}; smaller numbers, or more nodes"
-    workers = settings.ray.num_workers
-    for count in (workers,) if isinstance(workers, int) else workers:
-        if count and settings.plan.batch_size % count:
-            yield f"plan.batch_size: {settings.plan.batch_size} is not a multiple of {count} workers; a batch that is"
+    try:
+        require_even(settings)
+    except ValueError as error:
+        yield f"{error}; a batch that is"
     for node in answers.nodes:
         for path in paths if node.facts is not None else ():
             if not node.facts["there"].get(path, False):  # type: ignore[index]

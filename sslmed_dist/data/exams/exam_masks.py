@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sslmed_dist.data.dataset import Stored
-from sslmed_dist.data.exams.exam_layouts import Layout, find_layout
+from sslmed_dist.data.exams.exam_layouts import Layout
 from sslmed_dist.data.exams.one_series import read_one
 from sslmed_dist.data.samples import hash_of, in_file
 from sslmed_dist.data.scans.masks import NEAR
@@ -43,12 +43,6 @@ def organ_table(layout: Layout, organs: Sequence[str], where: Path) -> OrganTabl
         raise ValueError(f"{where}: organs: no organ {missing[0]!r} in this set; allowed: {', '.join(by_name)}")
     values = tuple(by_name[organ] for organ in organs)
     return OrganTable(tuple(organs), values, tuple(value for value in layout.organs if value not in values))
-
-
-def list_exams(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
-    """(images, masks) by ascending exam number. ``ValueError`` as ``find_layout``."""
-    layout = find_layout(folder)
-    return layout.images, layout.masks
 
 
 def unpaired(images: dict[int, Path], masks: dict[int, Path]) -> list[str]:
