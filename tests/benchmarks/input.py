@@ -16,8 +16,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from sslmed_dist.data import DATASETS, Batches, Dataset
-from sslmed_dist.data.pack import pack
-from tests.benchmarks.packing import SIDE, write_photographs
+from tests.benchmarks.packing import SIDE, folder_and_packs
 
 
 def seconds(data: Dataset, epoch: int) -> float:
@@ -38,14 +37,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with TemporaryDirectory() as name:
         folder = Path(name)
-        size = write_photographs(folder / "files", options.images)
-        leaf = {"name": "image_folder", "root": str(folder / "files")}
-        sets: dict[str, Dataset] = {
-            "JPEG folder": DATASETS["image_folder"](root=folder / "files", size=SIDE, workers=0)
-        }
-        for form in ("jpeg", "raw"):
-            pack(leaf, folder / form, form=form, short=SIDE)  # type: ignore[arg-type]
-            sets[f"packed {form}"] = DATASETS["packed"](root=folder / form, workers=0)
+        size, sets = folder_and_packs(folder, options.images, "JPEG folder")
         begun = time.perf_counter()
         cached = DATASETS["packed"](root=f"file://{folder / 'jpeg'}", workers=0, cache=str(folder / "cache"))
         copied = time.perf_counter() - begun

@@ -48,6 +48,18 @@ def seconds(data: Dataset, batch: int = 32) -> float:
     return time.perf_counter() - started
 
 
+def folder_and_packs(folder: Path, images: int, label: str) -> tuple[int, dict[str, Dataset]]:
+    """(bytes of a file, the sets): ``images`` photographs below ``folder`` as JPEG files, which go by ``label``, and
+    packed in both forms."""
+    size = write_photographs(folder / "files", images)
+    leaf = {"name": "image_folder", "root": str(folder / "files")}
+    sets: dict[str, Dataset] = {label: DATASETS["image_folder"](root=folder / "files", size=SIDE, workers=0)}
+    for form in ("jpeg", "raw"):
+        pack(leaf, folder / form, form=form, short=SIDE)  # type: ignore[arg-type]
+        sets[f"packed {form}"] = DATASETS["packed"](root=folder / form, workers=0)
+    return size, sets
+
+
 def main() -> None:
     """Print the three rates and their ratios."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -57,12 +69,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with TemporaryDirectory() as name:
         folder = Path(name)
-        size = write_photographs(folder / "files", options.images)
-        leaf = {"name": "image_folder", "root": str(folder / "files")}
-        sets: dict[str, Dataset] = {"folder": DATASETS["image_folder"](root=folder / "files", size=SIDE, workers=0)}
-        for form in ("jpeg", "raw"):
-            pack(leaf, folder / form, form=form, short=SIDE)  # type: ignore[arg-type]
-            sets[f"packed {form}"] = DATASETS["packed"](root=folder / form, workers=0)
+        size, sets = folder_and_packs(folder, options.images, "folder")
         times: dict[str, list[float]] = {label: [] for label in sets}
         for _ in range(options.rounds):
             for label, data in sets.items():
