@@ -60,8 +60,7 @@ def worker(given: dict[str, Any]) -> None:
         # that Ray answers with one.
         tell("not finite", line=str(error))
         return
-    if ended_job.state.stopped:
-        tell("stopped", step=ended_job.state.step)
+    tell("stopped" if ended_job.state.stopped else "finished", step=ended_job.state.step)
     # A barrier that also tells Ray's dashboard how far we came; checkpoints are ours.
     ray.train.report({"step": ended_job.state.step, "stopped": float(ended_job.state.stopped)})
 
@@ -203,12 +202,20 @@ def launch(settings: config.Config, stop: Stop) -> None:
             say(f"trains on {watch.workers} of at most {settings.ray.most} workers (ray.num_workers)")
         if thread.is_alive() and stop():
             watch.ask_stop()
-            # Without a word to the ledger the workers' file counts: then work is saved that may be none.
-            if not news(settings.folder) or (watch.workers and watch.idle()):
-                raise Stopped("stopped before the workers had started; run the same command again")
+            leave(news(settings.folder).get("state"), watch)
         watch.require_workers(settings.ray.wait_s)
     for error in errors:
         raise_failure(error, settings.ray.max_failures)
+
+
+def leave(state: str | None, watch: Watch) -> None:
+    """After a stop was asked for: ``Stopped`` where no worker trains, so that none has anything to save. ``state`` is
+    what the workers' file says; None before they wrote it. Without a word to the ledger the file counts: work is saved
+    that may be none. Workers that have told how they ended are waited for, however long Ray takes to end them."""
+    if state is None:
+        raise Stopped("stopped before the workers had started; run the same command again")
+    if state == "working" and watch.workers and watch.idle():
+        raise Stopped("stopped while no worker was training; run the same command again to go on")
 
 
 def raise_failure(error: BaseException, restarts: int) -> NoReturn:

@@ -82,7 +82,8 @@ def test_a_pack_by_the_million_holds_a_few_arrays_and_no_name(tmp_path: Path) ->
     small, large = write_pack(tmp_path / "small", 2000), write_pack(tmp_path / "large", IMAGENET)
     names = sum(np.load(path)["names"].nbytes + 8 * 8192 for path in large.glob("*.npz")) / 1e6
     grown = growth("packed", small, large, rank=1)
-    assert names > 60 and 40 < grown < 160, "59 and 136 MB were measured: columns, and what is left in the heap"
+    assert names > 55, "what a worker would hold that kept the names"
+    assert 40 < grown < 160, "59 and 136 MB were measured: columns, and what is left in the heap"
 
 
 TEXTS = ["a/b c.png", "é/ü.jpg", "x", "train/\udcff.JPEG", "long" * 40]

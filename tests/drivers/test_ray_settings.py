@@ -2,6 +2,8 @@
 
 import importlib.util
 import math
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from sslmed_dist import config, run_folder
 from sslmed_dist.cli import main
 from sslmed_dist.drivers import ray_autoscaler, ray_room, ray_train
+from sslmed_dist.endings import Stopped
 from tests import tiny
 
 
@@ -240,3 +243,34 @@ def test_under_torchrun_rank_0_alone_opens_the_run_folder(tmp_path: Path, monkey
             ray_train.train(chosen)
     finally:
         held.close()
+
+
+@dataclass
+class Watched:
+    """What ``leave`` asks of a watch."""
+
+    workers: int
+    idles: bool
+
+    def idle(self) -> bool:
+        return self.idles
+
+
+@pytest.mark.parametrize(
+    ("state", "workers", "idles", "line"),
+    [
+        (None, 0, True, "before the workers had started"),
+        (None, 2, False, "before the workers had started"),
+        ("working", 0, True, None),  # the ledger has not heard of them: work is saved that may be none
+        ("working", 2, False, None),
+        ("working", 2, True, "while no worker was training"),
+        ("stopped", 2, True, None),  # they have saved, are silent since, and Ray takes its time to end them
+        ("finished", 2, True, None),
+        ("not finite", 2, True, None),
+    ],
+)
+def test_a_stop_waits_for_workers_that_have_saved(
+    state: str | None, workers: int, idles: bool, line: str | None
+) -> None:
+    with pytest.raises(Stopped, match=line) if line else nullcontext():
+        ray_train.leave(state, Watched(workers, idles))  # type: ignore[arg-type]
