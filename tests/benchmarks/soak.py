@@ -26,7 +26,7 @@ import torch
 
 from sslmed_dist import checkpoint, plain_yaml
 from tests import tiny
-from tests.drivers.ray_nodes import Nodes, environment
+from tests.drivers.ray_nodes import Nodes, environment, started_nodes
 
 STEPS = 180
 LONGEST_S = 600.0  # an attempt that nobody disturbs
@@ -146,13 +146,8 @@ def main() -> int:
     with TemporaryDirectory() as folder:
         if asked.driver == "local":
             return 0 if soak(Path(folder), asked, None) else 1
-        nodes = Nodes(Path(folder))
-        try:
-            nodes.wait()
-            nodes.join()
+        with started_nodes(Path(folder)) as nodes:
             return 0 if soak(Path(folder), asked, nodes) else 1
-        finally:
-            nodes.close()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 from sslmed_dist import checkpoint, config
 from tests import tiny
 from tests.drivers import family
-from tests.raylets import QUIET, ROOT, short_folder
+from tests.drivers.ray_nodes import ROOT, environment, short_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 CLUSTER = ROOT / "deploy" / "cluster"
@@ -65,8 +65,7 @@ class Batch:
         path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
         slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": ",".join(NODES), "SLURM_JOB_NUM_NODES": "2"}
         slurm |= {"SLURM_CPUS_PER_TASK": "1", "REQUEUED": str(self.requeued), "SSLMED_WAIT_S": "400"}
-        own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        self.env = own | QUIET | slurm | {"PATH": path, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(rays)}
+        self.env = environment(PATH=path, RAY_TMPDIR=str(rays)) | slurm
 
     def start(self, script: str, *words: str, **env: str) -> "subprocess.Popen[bytes]":
         """Begin to run a script; its output is in the file ``log``."""

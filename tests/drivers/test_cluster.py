@@ -15,7 +15,7 @@ from sslmed_dist import checkpoint, config, plain_yaml
 from sslmed_dist.json_files import Lines
 from sslmed_dist.training import job
 from tests import tiny
-from tests.drivers.ray_nodes import Nodes, environment
+from tests.drivers.ray_nodes import Nodes, environment, started_nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STEPS = 180
@@ -25,13 +25,8 @@ STEPS = 180
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """Two nodes of two CPUs."""
     pytest.importorskip("ray")
-    nodes = Nodes(tmp_path_factory.mktemp("nodes"))
-    try:
-        nodes.wait()
-        nodes.join()
+    with started_nodes(tmp_path_factory.mktemp("nodes")) as nodes:
         yield nodes
-    finally:
-        nodes.close()
 
 
 def write(folder: Path, **ray: object) -> Path:
@@ -86,32 +81,37 @@ def wait_for_workers(path: Path, numbers: list[int], process: "subprocess.Popen[
         time.sleep(0.2)
 
 
-def final(folder: Path) -> dict[str, torch.Tensor]:
-    """The method's state at the last step."""
-    saved = checkpoint.load(checkpoint.Checkpoints(folder / "checkpoints").path(STEPS))
+def final(folder: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
+    """The method's state at a step, the last one."""
+    saved = checkpoint.load(checkpoint.Checkpoints(folder / "checkpoints").path(step))
     method: dict[str, torch.Tensor] = saved["method"]
     return method
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """The same recipe by two workers of torchrun, which have the same bits."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+    """The method's state after ``STEPS`` steps that nobody disturbs."""
+    return trained(tmp_path_factory.mktemp("undisturbed"), STEPS)
+
+
+def trained(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """The method's state when two workers of torchrun, which have the same bits, have trained so many steps."""
     path = write(folder)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*torchrun, "-m", "sslmed_dist.cli", "train", str(path), "driver=local"]
+    command = [*torchrun, "-m", "sslmed_dist.cli", "train", str(path), "driver=local", "plan.checkpoint_every=1"]
+    command += [f"plan.epochs={-(-step // 3)}"]
     done = subprocess.run(command, env=environment(), text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return final(folder / "runs" / "tiny")
+    return final(folder / "runs" / "tiny", step)
 
 
-def require_bits(folder: Path, undisturbed: dict[str, torch.Tensor]) -> None:
+def require_bits(folder: Path, undisturbed: dict[str, torch.Tensor], step: int = STEPS) -> None:
     """The run's parameters and its metrics are those of the undisturbed run, bit for bit and step for step."""
-    ended = final(folder)
+    ended = final(folder, step)
     assert ended.keys() == undisturbed.keys()
     assert [key for key in ended if not torch.equal(ended[key], undisturbed[key])] == []
     lines = Lines(folder / "metrics.jsonl", {"name": str})
-    assert [row["step"] for _, row in lines if row["name"] == "loss"] == list(range(1, STEPS + 1))
+    assert [row["step"] for _, row in lines if row["name"] == "loss"] == list(range(1, step + 1))
 
 
 Drill = Callable[[Nodes, Path], None]
@@ -121,22 +121,27 @@ def worker_is_killed(nodes: Nodes, folder: Path) -> None:
     assert nodes.signal_worker(signal.SIGKILL)
 
 
+def wait_for_line(text: str, folder: Path, seconds: float = 120.0) -> None:
+    """Until the run has said it."""
+    said, deadline = folder.parents[1] / "said.txt", time.monotonic() + seconds
+    while text not in said.read_text():
+        assert time.monotonic() < deadline, said.read_text()[-3000:]
+        time.sleep(0.1)
+
+
 def worker_raises(nodes: Nodes, folder: Path) -> None:
-    """Rank 0 cannot write its next checkpoint: a file stands in the way for a second."""
+    """Rank 0 cannot write its next checkpoint: a file stands in the way until that was seen."""
     checkpoints, away = folder / "checkpoints", folder / "away"
     checkpoints.rename(away)
     checkpoints.write_text("")
-    time.sleep(1.0)
+    wait_for_line("ray: workers failed, failure 1", folder)
     checkpoints.unlink()
     away.rename(checkpoints)
 
 
 def worker_hangs(nodes: Nodes, folder: Path) -> None:
     assert nodes.signal_worker(signal.SIGSTOP)
-    said, begun = folder.parents[1] / "said.txt", time.monotonic()
-    while "hangs after step" not in said.read_text():
-        assert time.monotonic() - begun < 120, said.read_text()[-3000:]
-        time.sleep(0.2)
+    wait_for_line("hangs after step", folder)
 
 
 def node_is_lost_and_returns(nodes: Nodes, folder: Path) -> None:
@@ -166,7 +171,10 @@ def test_a_killed_driver_and_a_torn_checkpoint(
     wait_for_step(folder, 6, process)
     process.kill()
     process.wait()
-    time.sleep(3.0)  # Ray ends the workers
+    deadline = time.monotonic() + 120
+    while nodes.workers():  # Ray ends them
+        assert time.monotonic() < deadline, nodes.workers()
+        time.sleep(0.2)
     torn = checkpoint.Checkpoints(folder / "checkpoints").path(steps_of(folder)[-1])
     torn.write_bytes(torn.read_bytes()[:-100])
     process = start(path, nodes)

@@ -4,70 +4,64 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.drivers.ray_nodes import RAY, Nodes, environment
-from tests.drivers.test_cluster import STEPS, require_bits, steps_of, undisturbed, write
+from tests.drivers.ray_nodes import RAY, ROOT, Nodes, environment, started_nodes
+from tests.drivers.test_cluster import require_bits, steps_of, trained, write
 
-__all__ = ["undisturbed"]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+IGNORED = shutil.ignore_patterns("__pycache__")
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """One node that takes jobs."""
     pytest.importorskip("ray")
-    head = Nodes(tmp_path_factory.mktemp("head"), cpus=4, jobs=True)
-    try:
-        head.wait()
+    with started_nodes(tmp_path_factory.mktemp("head"), others=0, cpus=4, jobs=True) as head:
         yield head
-    finally:
-        head.close()
 
 
-def submit(nodes: Nodes, name: str, folder: Path, *arguments: str, wait: bool) -> subprocess.CompletedProcess[str]:
-    """``ray job submit`` of ``sslmed train`` with the working directory ``folder``."""
-    command = [RAY, "job", "submit", f"--submission-id={name}", *([] if wait else ["--no-wait"])]
-    command += ["--working-dir", str(folder), "--", sys.executable, "-m", "sslmed_dist.cli", "train", *arguments]
-    deadline = time.monotonic() + 120
-    while True:
-        done = subprocess.run(
-            command, env=environment(**nodes.env), text=True, capture_output=True, timeout=400, cwd=folder
-        )
-        # The head's job agent comes up some seconds after its dashboard.
-        if "No available agent" not in done.stdout + done.stderr or time.monotonic() > deadline:
-            return done
-        time.sleep(2)
+def submit(nodes: Nodes, name: str, folder: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    """``ray job submit`` of a run without an end, with the working directory ``folder``."""
+    command = [f"--submission-id={name}", *options, "--working-dir", str(folder), "--", sys.executable, "-m"]
+    command += ["sslmed_dist.cli", "train", "tiny.yaml", "plan.epochs=100000"]
+    return nodes.submit(*command, folder=folder)
 
 
-def test_a_stopped_job_goes_on_from_another_folder_with_an_edited_package(
-    tmp_path: Path, head: Nodes, undisturbed: dict[str, torch.Tensor]
-) -> None:
+def wait_for_step(folder: Path, step: int, ended: Callable[[], bool] = lambda: False) -> None:
+    """Until the run has saved ``step`` or a later one."""
+    deadline = time.monotonic() + 240
+    while max(steps_of(folder), default=0) < step:
+        assert time.monotonic() < deadline and not ended()
+        time.sleep(0.02)
+
+
+def test_a_stopped_job_goes_on_from_another_folder_with_an_edited_package(tmp_path: Path, head: Nodes) -> None:
     """``ray job stop`` ends the driver; the same command from another working directory, whose package was edited, goes
-    on: the run folder is an absolute path."""
+    on, until a file asks it to stop: the run folder is an absolute path."""
     path, folder = write(tmp_path, placement="pack"), tmp_path / "runs" / "tiny"
     for name in ("first", "second"):
-        shutil.copytree(
-            Path(__file__).parents[2] / "sslmed_dist",
-            tmp_path / name / "sslmed_dist",
-            ignore=shutil.ignore_patterns("__pycache__"),
-        )
+        shutil.copytree(ROOT / "sslmed_dist", tmp_path / name / "sslmed_dist", ignore=IGNORED)
         shutil.copy(path, tmp_path / name / "tiny.yaml")
     edited = tmp_path / "second" / "sslmed_dist" / "__init__.py"
     edited.write_text(edited.read_text() + "\nprint('the edited package', file=__import__('sys').stderr)\n")
-    done = submit(head, "first", tmp_path / "first", "tiny.yaml", wait=False)
+    done = submit(head, "first", tmp_path / "first", "--no-wait")
     assert done.returncode == 0, done.stdout + done.stderr
-    deadline = time.monotonic() + 240
-    while max(steps_of(folder), default=0) < 6:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_step(folder, 6)
     subprocess.run([RAY, "job", "stop", "first"], env=environment(**head.env), check=True, capture_output=True)
-    assert steps_of(folder)[-1] < STEPS
-    done = submit(head, "second", tmp_path / "second", "tiny.yaml", wait=True)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(submit, head, "second", tmp_path / "second")
+        try:
+            wait_for_step(folder, steps_of(folder)[-1] + 6, second.done)
+        finally:
+            (folder / "stop").touch()
+        done = second.result()
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert "the edited package" in done.stdout + done.stderr
-    require_bits(folder, undisturbed)
+    last = steps_of(folder)[-1]
+    assert "the edited package" in done.stdout + done.stderr and f"stopped at step {last};" in done.stdout + done.stderr
+    (tmp_path / "alone").mkdir()
+    require_bits(folder, trained(tmp_path / "alone", last), last)

@@ -1,7 +1,5 @@
 """A real Ray cluster: two workers walk the local trajectory, a killed worker loses nothing, `ray job submit` works."""
 
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,68 +13,24 @@ import torch
 from sslmed_dist import checkpoint, config, plain_yaml
 from sslmed_dist.training import job
 from tests import tiny
-from tests.drivers import family
+from tests.drivers.ray_nodes import START_S, Nodes, environment, started_nodes
 from tests.methods import test_jigsaw as jigsaw
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-ROOT = Path(__file__).parents[2]
-START_S = 180.0
-API = "http://127.0.0.1:8276"
-
-
-def environment(**more: str) -> dict[str, str]:
-    """This process's environment with quiet Ray settings and the package importable."""
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "OMP_NUM_THREADS": "1"}
-    return os.environ | quiet | {"PYTHONPATH": str(ROOT)} | more
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """One head on its own ports, stopped by pid; yields the environment that reaches it."""
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """One node of four CPUs that takes jobs."""
     pytest.importorskip("ray")
-    folder = tmp_path_factory.mktemp("ray")
-    # Ray's socket paths must stay under 108 characters, so its folder is a short one.
-    temporary = Path("/tmp") / f"sslmed-ray-{os.getpid()}"
-    ports = ["--port=6391", "--dashboard-port=8276", "--ray-client-server-port=6392"]
-    command = [
-        str(Path(sys.executable).parent / "ray"),
-        "start",
-        "--head",
-        "--block",
-        "--node-ip-address=127.0.0.3",
-        *ports,
-    ]
-    command += ["--num-cpus=4", "--object-store-memory=200000000", f"--temp-dir={temporary}", "--disable-usage-stats"]
-    with (folder / "head.log").open("w") as log:
-        head = subprocess.Popen(command, env=environment(), stdout=log, stderr=log, start_new_session=True, cwd=folder)
-    try:
-        wait_for_dashboard(API, head)
-        yield {"RAY_ADDRESS": "127.0.0.3:6391", "RAY_API_SERVER_ADDRESS": API, "HEAD": str(head.pid)}
-    finally:
-        started = family.descendants(head.pid)
-        head.terminate()
-        try:
-            head.wait(30)
-        except subprocess.TimeoutExpired:
-            head.kill()
-        family.end(started)
-        shutil.rmtree(temporary, ignore_errors=True)
+    with started_nodes(tmp_path_factory.mktemp("ray"), others=0, cpus=4, jobs=True) as started:
+        yield started
 
 
-def wait_for_dashboard(url: str, head: "subprocess.Popen[bytes]") -> None:
-    """Until the jobs API answers."""
-    import urllib.error
-    import urllib.request
-
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        assert head.poll() is None, "ray start ended"
-        try:
-            urllib.request.urlopen(f"{url}/api/version", timeout=2)
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    raise AssertionError(f"no Ray dashboard after {START_S} s")
+@pytest.fixture(scope="module")
+def cluster(nodes: Nodes) -> dict[str, str]:
+    """The environment that reaches it."""
+    return nodes.env
 
 
 def write(folder: Path, workers: int, **plan: object) -> Path:
@@ -110,20 +64,10 @@ def relative(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return float((gap / sum(float(b[k].double().square().sum()) for k in keys)) ** 0.5)
 
 
-def test_two_workers_walk_the_local_trajectory_as_a_job(tmp_path: Path, cluster: dict[str, str]) -> None:
+def test_two_workers_walk_the_local_trajectory_as_a_job(tmp_path: Path, nodes: Nodes) -> None:
     """Submitted with ``ray job submit``: the float64 parameters are those of one process."""
     path = write(tmp_path, 2)
-    ray = str(Path(sys.executable).parent / "ray")
-    command = [ray, "job", "submit", "--", sys.executable, "-m", "sslmed_dist.cli", "train", str(path)]
-    deadline = time.monotonic() + START_S
-    while True:
-        submitted = subprocess.run(
-            command, env=environment(**cluster), text=True, capture_output=True, timeout=300, cwd=tmp_path
-        )
-        # The head's job agent comes up some seconds after its dashboard.
-        if "No available agent" not in submitted.stdout + submitted.stderr or time.monotonic() > deadline:
-            break
-        time.sleep(2)
+    submitted = nodes.submit("--", sys.executable, "-m", "sslmed_dist.cli", "train", str(path), folder=tmp_path)
     assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-2000:]
     alone = job.train(config.load(path, ["driver=local", "run.name=alone"]))
     assert relative(state_of(tmp_path / "runs" / "tiny"), alone.method.state_dict()) < 1e-9
@@ -147,14 +91,14 @@ def test_two_workers_solve_the_puzzle_of_one(tmp_path: Path, cluster: dict[str, 
     assert saved["state"]["watch"]["lowest"] == pytest.approx(alone.state.watch.lowest, rel=1e-9)
 
 
-def test_killed_worker_among_four_and_killed_driver(tmp_path: Path, cluster: dict[str, str]) -> None:
+def test_killed_worker_among_four_and_killed_driver(tmp_path: Path, nodes: Nodes, cluster: dict[str, str]) -> None:
     """kill -9 of one of four workers, later of the driver: Ray, then the user, start again, and the bits are those of
     an undisturbed run of four workers (gloo, the same arithmetic)."""
     path = write(tmp_path, 4, epochs=40)
     folder = tmp_path / "runs" / "disturbed"
     process = sslmed(path, "run.name=disturbed", **cluster)
     wait_for_step(folder, 6, process)
-    kill_one_worker(int(cluster["HEAD"]))
+    assert nodes.signal_worker(signal.SIGKILL)
     wait_for_step(folder, max(steps_of(folder)) + 12, process)
     process.kill()
     process.communicate()
@@ -208,7 +152,7 @@ def test_a_stop_acts_at_once_while_no_worker_is_there(
 
 
 def test_ctrl_c_saves_and_the_cluster_goes_on(tmp_path: Path, cluster: dict[str, str]) -> None:
-    path = write(tmp_path, 2, epochs=400, checkpoint_every=5)
+    path = write(tmp_path, 2, epochs=100000, checkpoint_every=5)  # no machine is at its end before the stop
     process = sslmed(path, **cluster)
     folder = tmp_path / "runs" / "tiny"
     wait_for_step(folder, 5, process)
@@ -216,7 +160,7 @@ def test_ctrl_c_saves_and_the_cluster_goes_on(tmp_path: Path, cluster: dict[str,
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 0, said[-3000:]
     last = steps_of(folder)[-1]
-    assert f"stopped at step {last}; run the same command again to go on" in said and last < 1200
+    assert f"stopped at step {last}; run the same command again to go on" in said
 
 
 def test_what_the_cluster_can_never_give_is_refused(tmp_path: Path, cluster: dict[str, str]) -> None:
@@ -228,12 +172,10 @@ def test_what_the_cluster_can_never_give_is_refused(tmp_path: Path, cluster: dic
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_folder_in_the_jobs_temporary_package_is_refused(tmp_path: Path, cluster: dict[str, str]) -> None:
+def test_a_run_folder_in_the_jobs_temporary_package_is_refused(tmp_path: Path, nodes: Nodes) -> None:
     write(tmp_path, 2)
-    ray = str(Path(sys.executable).parent / "ray")
-    command = [ray, "job", "submit", "--working-dir", str(tmp_path), "--", sys.executable, "-m", "sslmed_dist.cli"]
-    command += ["train", "tiny.yaml", "run.dir=runs"]
-    submitted = subprocess.run(command, env=environment(**cluster), text=True, capture_output=True, timeout=300)
+    command = ["--working-dir", str(tmp_path), "--", sys.executable, "-m", "sslmed_dist.cli"]
+    submitted = nodes.submit(*command, "train", "tiny.yaml", "run.dir=runs", folder=tmp_path)
     assert submitted.returncode != 0
     said = submitted.stdout + submitted.stderr
     assert "run.dir: 'runs' lies in the temporary folder of this Ray job" in said, said[-3000:]
@@ -252,11 +194,3 @@ def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[str]", sec
         assert time.monotonic() < deadline, f"no step {step} after {seconds} s"
         assert process.poll() is None, process.communicate()[0][-3000:]
         time.sleep(0.05)
-
-
-def kill_one_worker(head: int) -> None:
-    """SIGKILL to one training worker of the cluster."""
-    started = family.descendants(head)
-    workers = [pid for pid in started if family.command_line(pid).startswith("ray::RayTrainWorker")]
-    assert len(workers) >= 4, started
-    family.end({workers[1]: started[workers[1]]})

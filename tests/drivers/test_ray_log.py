@@ -14,7 +14,7 @@ from sslmed_dist.drivers import ray_log
 from sslmed_dist.endings import Stopped
 from sslmed_dist.printable import say
 from tests import tiny
-from tests.raylets import QUIET, ROOT, short_folder
+from tests.drivers.ray_nodes import environment, short_folder
 
 # Lines of real runs on Ray 2.55.1, and what is to be seen of each.
 LINES = {
@@ -116,9 +116,8 @@ def test_what_a_real_run_prints_can_be_read(tmp_path: Path) -> None:
     settings = tiny.settings(tmp_path, driver="ray", ray={"num_workers": 2})
     (tmp_path / "tiny.yaml").write_text(config.dump(settings))
     command = [sys.executable, "-m", "sslmed_dist.cli", "train", "tiny.yaml"]
-    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     with short_folder() as rays:
-        env |= QUIET | {"RAY_TMPDIR": str(rays), "PYTHONPATH": str(ROOT)}
+        env = environment(RAY_TMPDIR=str(rays))
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{settings.folder}\n"

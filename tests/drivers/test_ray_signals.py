@@ -1,6 +1,7 @@
 """A stop at every stage of a run of Ray's workers: how soon the command ends, with which code, and what is saved."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -89,6 +90,13 @@ def until(there: Callable[[], bool], process: "subprocess.Popen[str]", seconds: 
         time.sleep(0.05)
 
 
+def hears(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    caught = re.search(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert caught is not None
+    return bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
@@ -98,6 +106,7 @@ def test_a_stop_while_the_cluster_is_joined(tmp_path: Path, number: signal.Signa
     process = start(tmp_path, RAY_ADDRESS="127.0.0.9:6399")
     # What Ray says of itself is not printed: that its library is there tells that it is about to connect.
     until(lambda: "_raylet" in Path(f"/proc/{process.pid}/maps").read_text(), process)
+    until(lambda: hears(process.pid, signal.SIGTERM), process)  # and that the command has begun to listen
     time.sleep(3)
     begun = time.monotonic()
     process.send_signal(number)

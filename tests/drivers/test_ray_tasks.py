@@ -10,7 +10,7 @@ import pytest
 
 from sslmed_dist import checkpoint
 from tests import knees
-from tests.drivers.test_ray import environment
+from tests.drivers.ray_nodes import environment
 from tests.verbs.diagnose.conftest import PLANES, recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

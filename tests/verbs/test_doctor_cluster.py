@@ -15,7 +15,7 @@ from sslmed_dist.drivers import node_probe, ray_nodes
 from sslmed_dist.drivers.ray_nodes import Answers, Averaging, Node
 from sslmed_dist.verbs import doctor_cluster
 from tests import tiny
-from tests.raylets import ROOT, Raylets, raylets
+from tests.drivers.ray_nodes import ROOT, Nodes, environment, started_nodes
 
 GIB = 2**30
 OWN = ray_nodes.this_process()
@@ -160,22 +160,22 @@ def test_a_recipe_is_for_the_cluster(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Raylets]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """Two nodes."""
     pytest.importorskip("ray")
-    with raylets() as started:
+    with started_nodes(tmp_path_factory.mktemp("nodes")) as started:
         yield started
 
 
-def doctor(cluster: Raylets, *words: str) -> "subprocess.CompletedProcess[str]":
+def doctor(cluster: Nodes, *words: str) -> "subprocess.CompletedProcess[str]":
     """``sslmed doctor --cluster`` in a process of its own."""
     command = [sys.executable, "-m", "sslmed_dist.cli", "doctor", "--cluster", *words]
-    return subprocess.run(command, env=cluster.environment, cwd=cluster.folder, capture_output=True, text=True)
+    return subprocess.run(command, env=environment(**cluster.env), cwd=cluster.folder, capture_output=True, text=True)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_two_nodes_and_then_a_third_with_another_package(cluster: Raylets, tmp_path: Path) -> None:
+def test_two_nodes_and_then_a_third_with_another_package(cluster: Nodes, tmp_path: Path) -> None:
     """The first two have no fault; the third has a changed package, and names an interface that it has not."""
     tiny.settings(tmp_path)
     data = next(tmp_path.glob("*.npz"))
