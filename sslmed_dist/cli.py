@@ -31,15 +31,9 @@ def train(arguments: argparse.Namespace) -> int:
 
         show(*check_lines(settings), *check_evaluation(settings))
         return 0
-    if settings.driver == "ray":
-        from sslmed_dist.drivers import ray_log, ray_train
+    from sslmed_dist.drivers import choice
 
-        with ray_log.apart(settings):
-            stopped_at = ray_train.train(settings, arguments.resume)
-    else:
-        from sslmed_dist.drivers import local
-
-        stopped_at = local.train(settings, arguments.resume)
+    stopped_at = choice.train(settings, arguments.resume)
     if stopped_at is not None:
         say(f"stopped at step {stopped_at}; run the same command again to go on")
     show(settings.folder)

@@ -13,7 +13,7 @@ from sslmed_dist import config, installation
 from sslmed_dist.config import Config
 from sslmed_dist.data import Dataset
 from sslmed_dist.downstream.knn import KNN, neighbours_of
-from sslmed_dist.drivers import local
+from sslmed_dist.drivers import choice
 from sslmed_dist.models.interfaces import Encoder
 from sslmed_dist.training import build, pretrained
 
@@ -136,10 +136,5 @@ def train(settings: Config | str | Path, overrides: Sequence[str] = (), resume: 
             raise ValueError("train: overrides belong to a file or a recipe; change the Config with config.replace")
     else:
         settings = config.load(installation.recipe(str(settings)), overrides)
-    if settings.driver == "ray":
-        from sslmed_dist.drivers import ray_train
-
-        ray_train.train(settings, resume)
-    else:
-        local.train(settings, resume)
+    choice.train(settings, resume)
     return settings.folder

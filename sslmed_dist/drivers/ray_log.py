@@ -9,7 +9,7 @@ import re
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import TextIOBase
 from pathlib import Path
@@ -22,7 +22,7 @@ from sslmed_dist.log_files import keep_small
 from sslmed_dist.printable import printable
 
 MARK = re.compile(r"\((?:(?P<who>[\w.:]+)\s)?pid=\d+(?:, ip=[^)]*)?\) ?(?P<said>.*)")
-WORKERS = ("RayTrainWorker", "work")  # the actors and tasks in which this program runs
+WORKERS = ("RayTrainWorker", "outcome_of")  # the actors and tasks in which this program runs
 # What Ray itself says in them, and how its logs begin: those of Python, and of C++.
 OF_RAY = re.compile(r"Setting up process group for|Reporting training result |\[rank\d+\]:\[W")
 LOG = re.compile(
@@ -37,14 +37,13 @@ MOST_KEPT = 10_000  # lines that are kept until there is a file for them
 
 
 class Sorter:
-    """Decides line by line. ``folder``: the run folder, whose ``logs/ray.log`` is opened when the workers work there
-    (``ray.json``): before, the folder may be another run's, and refused."""
+    """Decides line by line. ``folder``: the run folder, whose ``logs/ray.log`` is opened when work has ``begun`` there:
+    before, the folder may be another run's, and refused."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.file, self.screen = folder, None, sys.stderr
+    def __init__(self, folder: Path, begun: Callable[[], bool]) -> None:
+        self.folder, self.begun, self.file, self.screen = folder, begun, None, sys.stderr
         self.kept: deque[str] = deque(maxlen=MOST_KEPT)
         self.lock = threading.RLock()
-        self.said = (folder / "ray.json").stat().st_mtime_ns if (folder / "ray.json").exists() else None
 
     file: TextIO | None
 
@@ -69,13 +68,8 @@ class Sorter:
         """Put a line into the file, or aside until there is one."""
         with self.lock:
             self.kept.append(line)
-            if self.file is not None or self.works():
+            if self.file is not None or self.begun():
                 self.write()
-
-    def works(self) -> bool:
-        """Whether workers of this start have said that they work in the run folder."""
-        told = self.folder / "ray.json"
-        return told.exists() and told.stat().st_mtime_ns != self.said
 
     def write(self) -> None:
         """What was put aside goes into the file."""
@@ -149,15 +143,14 @@ class Filtered(TextIOBase):
 
 
 @contextmanager
-def apart(settings: Config) -> Iterator[None]:
-    """As long as the block lasts, what Ray says of itself goes to ``logs/ray.log`` of the run folder. Where the block
-    fails before its workers work there, it is printed after all, unless a mistake of the user's is what ended it.
-    Nothing is changed where Ray starts no workers."""
+def apart(settings: Config, begun: Callable[[], bool]) -> Iterator[None]:
+    """As long as the block lasts, what Ray says of itself goes to ``logs/ray.log`` of the run folder, from when work
+    has ``begun`` there. Where the block fails before that, it is printed after all, unless a mistake of the user's is
+    what ended it. Nothing is changed where Ray starts no workers."""
     if settings.ray.num_workers == 0:
         yield
         return
-    folder = settings.folder
-    sorter = Sorter(folder)
+    sorter = Sorter(settings.folder, begun)
     out, errors = Filtered(sys.stdout, sorter), Filtered(sys.stderr, sorter)
     try:
         with redirect_stdout(out), redirect_stderr(errors):
@@ -165,13 +158,13 @@ def apart(settings: Config) -> Iterator[None]:
     except (ValueError, Stopped):
         raise
     except BaseException:
-        if not sorter.works():
+        if not begun():
             sys.stderr.writelines(f"{line}\n" for line in sorter.kept)
             sorter.kept.clear()
         raise
     finally:
         out.end()
         errors.end()
-        if sorter.kept and sorter.works():
+        if sorter.kept and begun():
             sorter.write()
         sorter.close()

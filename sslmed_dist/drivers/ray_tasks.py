@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from sslmed_dist import config
 from sslmed_dist.drivers.ray_cluster import cluster, require_ray, require_room, set_environment
+from sslmed_dist.drivers.ray_log import apart
 from sslmed_dist.drivers.ray_room import bundle
 from sslmed_dist.endings import USER_ERROR, Stopped, line_of
 from sslmed_dist.printable import say
@@ -102,6 +103,7 @@ class RayTasks:
 
         asked = bundle(options)
         self.ray, self.verb = ray, verb
+        self.kept = False  # whether one has done its work, so that the run folder is its own
         self.remote = ray.remote(
             num_cpus=asked.get("CPU", 0),
             num_gpus=asked.get("GPU", 0),
@@ -121,6 +123,7 @@ class RayTasks:
 
         try:
             found: Outcome = self.ray.get(handle)
+            self.kept |= found.value is not None or found.stopped
             return found
         except TaskCancelledError:  # before it had begun
             return Outcome(stopped=True)
@@ -142,6 +145,7 @@ def run(works: Mapping[str, Work], settings: config.Config, verb: str) -> dict[s
     options = config.replace(settings, ray={"num_workers": number, "placement": "pack"}).ray
     if settings.ray.placement != "pack":
         say(f"ray.placement: {settings.ray.placement}: not for these tasks; each goes where there is room")
-    with Stop.anew(settings.folder) as stop, cluster(options, stop):
+    tasks = RayTasks(options, verb)
+    with apart(settings, lambda: tasks.kept), Stop.anew(settings.folder) as stop, cluster(options, stop):
         require_room(options, stop)
-        return run_all(works, RayTasks(options, verb), options.most, stop)
+        return run_all(works, tasks, options.most, stop)

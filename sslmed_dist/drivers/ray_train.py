@@ -12,6 +12,7 @@ import math
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +21,7 @@ import torch
 from sslmed_dist import config, distributed, run_folder
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.drivers.ray_cluster import cluster, cluster_address, require_ray, require_room, set_environment
+from sslmed_dist.drivers.ray_log import apart
 from sslmed_dist.drivers.ray_room import bundle, refuse_too_little
 from sslmed_dist.drivers.ray_watch import Speaker, Watch
 from sslmed_dist.endings import Stopped
@@ -94,7 +96,8 @@ def train(settings: config.Config, resume: str = "auto") -> int | None:
     # A user's mistake should end here, in one line, and not as a failure that Ray tries to heal by a restart.
     checked = check_training(resolve_auto(settings, settings.folder))
     resolved = checked.settings
-    with Stop(settings.folder) as stop, cluster(options, stop):
+    began = began_since(settings.folder)
+    with apart(settings, began), Stop(settings.folder) as stop, cluster(options, stop):
         require_room(options, stop)
         if options.most > 0 or speaks():  # ranks of torchrun share one folder, and have no group yet
             with stop.at_once("stopped before the workers had started; run the same command again"):
@@ -117,6 +120,17 @@ def open_folder(settings: config.Config, dataset: Dataset, resume: str) -> None:
         folder.close()
     for name in (NEWS, "stop"):
         (settings.folder / name).unlink(missing_ok=True)
+
+
+def began_since(folder: Path) -> Callable[[], bool]:
+    """Whether workers of this start have said that they work in the run folder: before, it may be another run's."""
+
+    def said() -> int | None:
+        file = folder / NEWS
+        return file.stat().st_mtime_ns if file.exists() else None
+
+    before = said()
+    return lambda: said() not in (None, before)
 
 
 def news(folder: Path) -> dict[str, Any]:

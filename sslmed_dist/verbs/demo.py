@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sslmed_dist import config, installation
 from sslmed_dist.data.phantom import PHANTOMS
-from sslmed_dist.drivers import local, ray_train
+from sslmed_dist.drivers import choice
 from sslmed_dist.report import write_report
 from sslmed_dist.training.stopping import finish
 from sslmed_dist.verbs import federate
@@ -43,7 +43,7 @@ def run(out: Path, quick: bool = False) -> Path:
     name = "demo-quick" if quick else "demo-ray"
     short = ["driver=local", "plan.epochs=2", "plan.batch_size=48", f"run.name={name}"] if quick else []
     first = config.load(folder / "demo_ray.yaml", shared + short)
-    finish((local if quick else ray_train).train(first) is not None)
+    finish(choice.train(first) is not None)
     evaluate_run(first.folder)
 
     say("3/4 three sites go on with this encoder through Flower; no image leaves a site")

@@ -11,6 +11,7 @@ import pytest
 
 from sslmed_dist import config
 from sslmed_dist.drivers import ray_log
+from sslmed_dist.drivers.ray_train import began_since
 from sslmed_dist.endings import Stopped
 from sslmed_dist.printable import say
 from tests import tiny
@@ -21,7 +22,7 @@ LINES = {
     "(RayTrainWorker pid=17566) demo-ray  step 2/4  loss 1.5718  33 images/s  8 s left": "demo-ray  step 2/4  loss 1.5718  33 images/s  8 s left",  # noqa: E501
     "(RayTrainWorker pid=17566, ip=10.0.0.2) note: bf16": "note: bf16",
     "(RayTrainWorker pid=1) Traceback (most recent call last):": "Traceback (most recent call last):",
-    "(work pid=12) step 3": "step 3",
+    "(outcome_of pid=12) step 3": "step 3",
     "(TrainController pid=16742) Started training worker group of size 2: ": "ray: 2 workers have started",
     "(TrainController pid=16742)   Error count: 1 (max allowed: 3)": "ray: workers failed, failure 1 (max allowed: 3); logs/ray.log says why",  # noqa: E501
     "(TrainController pid=16742) Traceback (most recent call last):": None,
@@ -50,7 +51,7 @@ def run_folder(folder: Path) -> config.Config:
 @pytest.mark.parametrize("line", LINES)
 def test_each_line_goes_where_it_belongs(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = run_folder(tmp_path)
-    with ray_log.apart(settings):
+    with ray_log.apart(settings, began_since(settings.folder)):
         (settings.folder / "ray.json").write_text('{"state": "working"}')
         capsys.readouterr()
         print(line, file=sys.stderr)
@@ -67,7 +68,7 @@ def test_a_record_of_several_lines_is_one_and_threads_do_not_mix(
 ) -> None:
     settings = run_folder(tmp_path)
     logger, handler = logging.getLogger("tests.ray"), logging.StreamHandler
-    with ray_log.apart(settings):
+    with ray_log.apart(settings, began_since(settings.folder)):
         (settings.folder / "ray.json").write_text("{}")
         own = handler(sys.stderr)
         own.setFormatter(logging.Formatter("%(asctime)s\t%(levelname)s %(filename)s:%(lineno)s -- %(message)s"))
@@ -93,7 +94,7 @@ def test_before_the_workers_work_nothing_is_written(
     """The folder may be another run's. A failure that is no mistake of the user's shows what Ray said of it."""
     settings = run_folder(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(type(error)), ray_log.apart(settings):
+    with pytest.raises(type(error)), ray_log.apart(settings, began_since(settings.folder)):
         print("(raylet pid=3) the reason", file=sys.stderr)
         say("ours")
         raise error

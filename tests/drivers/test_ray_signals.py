@@ -1,5 +1,6 @@
 """A stop at every stage of a run of Ray's workers: how soon the command ends, with which code, and what is saved."""
 
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from sslmed_dist import checkpoint, plain_yaml
 from sslmed_dist.endings import Stopped
 from sslmed_dist.training.stopping import Stop
 from tests import tiny
+from tests.drills import machine
 from tests.drivers.ray_nodes import environment
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -70,10 +72,11 @@ def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path: Path) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def start(folder: Path, **env: str) -> "subprocess.Popen[str]":
-    """A long run of two workers in a session of its own; what it says goes to ``said.txt``."""
-    plan = {"epochs": 4000, "checkpoint_every": 5}
-    tree = tiny.tree(folder, plan=plan, ray={"num_workers": 2}) | {"driver": "ray"}
+def start(folder: Path, driver: str = "ray", **env: str) -> "subprocess.Popen[str]":
+    """A run without an end, of two workers of Ray's or in one process, in a session of its own; what it says goes to
+    ``said.txt``."""
+    plan = {"epochs": 100000, "checkpoint_every": 5}
+    tree = tiny.tree(folder, plan=plan, ray={"num_workers": 2}) | {"driver": driver}
     (folder / "tiny.yaml").write_text(plain_yaml.write(tree))
     command = [sys.executable, "-m", "sslmed_dist.cli", "train", str(folder / "tiny.yaml")]
     with (folder / "said.txt").open("w") as said:
@@ -131,3 +134,36 @@ def test_a_stop_while_workers_train_saves(tmp_path: Path, number: signal.Signals
     said = (tmp_path / "said.txt").read_text()
     assert code == 0 and spent < 30, said[-3000:]
     assert f"stopped at step {saved.steps()[-1]}; run the same command again to go on" in said
+
+
+@pytest.mark.parametrize("driver", ["local", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
+def test_a_stop_while_a_checkpoint_is_saved(tmp_path: Path, driver: str) -> None:
+    """On storage whose every fsync takes 0.4 s, a checkpoint and ``latest.json`` 1.6 s: the one that is being written
+    is finished, one more step is made and saved, and within 10 s the command has said so. Nothing half-written is
+    left. (How long Python takes to end after that is the machine's affair.)"""
+    library = machine.compiled(tmp_path)
+    if library is None:
+        pytest.skip("no C compiler (cc): the disk of a program cannot be made slow")
+    storage = machine.Machine(tmp_path / "machine", library)
+    storage.is_so()
+    process = start(tmp_path, driver, **storage.env)
+    folder = tmp_path / "runs" / "tiny" / "checkpoints"
+    saved = checkpoint.Checkpoints(folder)
+    until(lambda: max(saved.steps(), default=0) >= 5, process)
+    storage.is_so(slower=0.4)
+    done = saved.steps()[-1]
+    until(lambda: saved.steps()[-1] > done and any(folder.glob(".step_*.tmp")), process)
+    begun, last = time.monotonic(), saved.steps()[-1]
+    process.send_signal(signal.SIGTERM)
+    until(lambda: "stopped at step" in (tmp_path / "said.txt").read_text(), process, 60.0)
+    spent = time.monotonic() - begun
+    code, said = process.wait(60), (tmp_path / "said.txt").read_text()
+    assert code == 0 and spent < 10, (spent, said[-3000:])
+    newest = saved.steps()[-1]
+    assert newest > last and f"stopped at step {newest}; run the same command again to go on" in said
+    assert (
+        checkpoint.load(saved.path(newest))["step"]
+        == newest
+        == json.loads((folder / "latest.json").read_text())["step"]
+    )
+    assert not [path for path in folder.parent.rglob(".*") if path.suffix == ".tmp"]

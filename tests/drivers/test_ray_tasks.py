@@ -35,6 +35,8 @@ def test_tasks_have_the_bits_of_one_process(asked: Path) -> None:
     process = diagnose(asked, "run.name=tasks", "data.root=knees")
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said[-3000:]
+    log = asked.parent / "runs" / "tasks" / "logs" / "ray.log"
+    assert "pid=" not in said and "Started a local Ray instance" in log.read_text() and f"goes to {log}" in said
     alone = diagnose(asked, "driver=local", "run.name=alone")
     said = alone.communicate(timeout=300)[0]
     assert alone.returncode == 0, said[-3000:]

@@ -13,7 +13,7 @@ from sslmed_dist.addresses import is_address
 from sslmed_dist.config import Config
 from sslmed_dist.downstream import ALL_SITES, rows_of, write_rows
 from sslmed_dist.downstream.rows import write_cases
-from sslmed_dist.drivers import local, ray_train
+from sslmed_dist.drivers import choice
 from sslmed_dist.federation.sites import training_settings
 from sslmed_dist.json_files import read_object
 from sslmed_dist.report.runs import SIMILARITY, read_rows
@@ -154,7 +154,7 @@ def train(cell: Cell) -> None:
     if settings.federated is not None:
         federate.run(settings)
         return
-    finish((ray_train if settings.driver == "ray" else local).train(settings) is not None)
+    finish(choice.train(settings) is not None)
 
 
 def evaluate(cell: Cell) -> None:
