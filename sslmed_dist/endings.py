@@ -21,6 +21,10 @@ ADVICE = {
 }
 
 
+class PartlyFailed(Exception):
+    """Of several pieces of work some have failed in a way that nobody has thought of; each has its own line already."""
+
+
 class Stopped(Exception):
     """A run was asked to stop, has saved what it had and can go on: no failure. The text says how to go on."""
 
@@ -57,12 +61,20 @@ def line_of(error: BaseException, verb: str, subject: object = None) -> tuple[st
 
     A ``ValueError`` is a user's mistake and says itself what is wrong. What nobody has thought of asks for a report.
     """
+    line, code = reason_of(error, verb, subject)
+    return f"sslmed {verb}: {line}", code
+
+
+def reason_of(error: BaseException, verb: str, subject: object = None) -> tuple[str, int]:
+    """``line_of`` without the name of the verb before it: for one of several pieces of work, which fails alone."""
     said = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     kind, about = type(error).__name__, "" if subject is None else f"{subject}: "
     if isinstance(error, UnicodeError):
         line, code = f"{about}not UTF-8 text ({said})", USER_ERROR
     elif isinstance(error, ValueError):
         line, code = said or kind, USER_ERROR
+    elif isinstance(error, PartlyFailed):
+        line, code = said, FAILED
     elif isinstance(error, OSError):
         line, code = system_line(error, about, said or kind), USER_ERROR
     elif isinstance(error, MemoryError):
@@ -76,7 +88,7 @@ def line_of(error: BaseException, verb: str, subject: object = None) -> tuple[st
         what = f"{kind}: {said[: LONGEST // 2]}" if said else kind
         report = f"please report it with what `sslmed --traceback {verb} ...` says"
         line, code = f"{about}unexpected {what}; this is a fault of the program: {report}", FAILED
-    return printable(f"sslmed {verb}: {line[:LONGEST]}"), code
+    return printable(line[:LONGEST]), code
 
 
 def system_line(error: OSError, about: str, said: str) -> str:

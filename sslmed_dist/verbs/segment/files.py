@@ -1,8 +1,6 @@
 """Which scans a query path means, and the files written for one of them: all of them, or none."""
 
 import colorsys
-import csv
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,16 +9,16 @@ from typing import Any
 from sslmed_dist import outputs
 from sslmed_dist.atomic_files import arriving, sha256, write_atomically
 from sslmed_dist.data.exams.abdominal import NAME
+from sslmed_dist.data.exams.exam_files import files_below
 from sslmed_dist.data.exams.mask_files import is_volume_file
 from sslmed_dist.data.exams.studies import Source, one_source, studies_at
-from sslmed_dist.verbs.segment.naming import RECORD, WRITER, is_output, without_outputs
+from sslmed_dist.data.scans.dicom_file import begins_as_dicom
+from sslmed_dist.verbs.segment.naming import RECORD, WRITER, files_of, is_output, without_outputs
+from sslmed_dist.verbs.segment.record import VOLUMES, is_volumes
 
 SEGMENT = WRITER  # the mark of ``run.json``
-VOLUMES = "volumes.csv"
 LABELS, PROBABILITY, OVERLAY = "_labels.nii.gz", "_probability.nii.gz", "_overlay.png"
 COLOURS, DICOM_SEG = ".ctbl", "_seg.dcm"
-COLUMNS = ("query", "label", "slices", "voxels", "volume_ml", "mean_margin", "name", "note")
-OLDEST = COLUMNS[:6]  # of the first version, whose tables are still known as ours
 
 
 def find_queries(query: Path, excluded: Sequence[Path]) -> list[Source]:
@@ -64,6 +62,27 @@ def find_queries(query: Path, excluded: Sequence[Path]) -> list[Source]:
     return found
 
 
+def passed_over(query: Path, sources: Sequence[Source], excluded: Sequence[Path]) -> list[str]:
+    """Scans below the folder ``query`` that are not among the ``sources`` it means: a line that counts them, by kind.
+
+    A folder with NIfTI files means these files, so it lacks what is DICOM and what lies in folders below it. Masks and
+    outputs are no scans (``find_queries``).
+    """
+    if not query.is_dir() or any(source.files is not None for source in sources):
+        return []  # everything below it has been looked at
+    known = {source.path.resolve() for source in sources} | {path.resolve() for path in excluded}
+    below = [path for path in files_below(query) if path.parent != query or not is_volume_file(path)]
+    rest = [path for path in below if not known & {path.resolve(), *path.resolve().parents}]
+    outputs_here = {folder for folder in {path.parent for path in rest} if is_output(folder)}
+    rest = [path for path in rest if path.parent not in outputs_here]
+    nifti = [path for path in rest if is_volume_file(path)]
+    dicom = [path for path in rest if path not in nifti and begins_as_dicom(path)]
+    counted = [f"{len(found)} {kind}" for kind, found in (("DICOM", dicom), ("NIfTI", nifti)) if found]
+    if not counted:
+        return []
+    return [f"files of {' and '.join(counted)} beside or below its NIfTI files are passed over; they need a --query"]
+
+
 def targets(
     out: Path, names: Sequence[str], *, dicom_seg: Sequence[str] = (), probabilities: bool = True
 ) -> list[Path]:
@@ -85,9 +104,8 @@ def is_ours(path: Path) -> bool:
     if record.get(outputs.MARK) != SEGMENT:
         return False
     if path.name in (RECORD, VOLUMES):
-        return path.name == RECORD or path.read_text(encoding="utf-8").startswith(",".join(OLDEST))
-    hashes = {name: digest for query in record["queries"] for name, digest in query.get("files", {}).items()}
-    return hashes.get(path.name) == sha256(path)
+        return path.name == RECORD or is_volumes(path)
+    return files_of(record).get(path.name) == sha256(path)
 
 
 def write_all(out: Path, name: str, contents: Mapping[str, bytes | Callable[[Path], object]]) -> list[Path]:
@@ -127,12 +145,3 @@ def left_out_line(left_out: Mapping[str, str]) -> str:
 def left_out_rows(query: str, left_out: Mapping[str, str]) -> list[dict[str, Any]]:
     """A row of ``volumes.csv`` for every label (id: why) that was not looked for: no figures, the reason as a note."""
     return [{"query": query, "label": int(label), "note": f"not looked for: {why}"} for label, why in left_out.items()]
-
-
-def volume_table(rows: Sequence[Mapping[str, object]]) -> bytes:
-    """``volumes.csv``: ``COLUMNS``, a row per query and label."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue().encode()

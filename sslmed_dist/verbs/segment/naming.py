@@ -13,10 +13,11 @@ from sslmed_dist import outputs
 from sslmed_dist.data.exams.studies import Source
 from sslmed_dist.data.scans.nifti import INTENT_LABEL, MADE_BY, SUFFIXES, read_intent
 from sslmed_dist.data.scans.scan import stem
-from sslmed_dist.printable import note
+from sslmed_dist.printable import note, printable
 
 Names = Literal["file", "anonymous"]
 RECORD, WRITER = "run.json", "sslmed segment"  # the file that says what stands in its folder, and its mark
+EARLIER = "earlier"  # its key with the records of calls before it, which did something else
 HIDDEN = "(name not written)"
 
 
@@ -44,7 +45,8 @@ class Naming:
         # a series of NIfTI is called after its file, without the suffix
         below = [name for entry in entries for name in (entry.name, stem(entry)) if len(name) > 2]
         for name in sorted({str(path), path.name, stem(path), *below}, key=len, reverse=True):
-            text = text.replace(name, own if name in (str(path), path.name, stem(path)) else HIDDEN)
+            for form in (name, printable(name)):
+                text = text.replace(form, own if name in (str(path), path.name, stem(path)) else HIDDEN)
         return text
 
 
@@ -80,8 +82,7 @@ def is_output(path: Path) -> bool:
         code, maker = read_intent(path)
         if code == INTENT_LABEL or maker == MADE_BY:
             return True
-    record = written_here(path.parent)
-    return any(path.name in query.get("files", {}) for query in record.get("queries", ()))
+    return path.name in files_of(written_here(path.parent))
 
 
 def written_here(folder: Path) -> Mapping[str, Any]:
@@ -91,6 +92,19 @@ def written_here(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return record if record.get(outputs.MARK) == WRITER and isinstance(record.get("queries"), list) else {}
+
+
+def calls_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The calls that a ``run.json`` tells of, each a record with ``queries``: earlier ones, then its own."""
+    earlier = record.get(EARLIER)
+    calls = [*(earlier if isinstance(earlier, list) else []), record]
+    return [call for call in calls if isinstance(call, dict) and isinstance(call.get("queries"), list)]
+
+
+def files_of(record: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> SHA-256 of every file that a ``run.json`` lists."""
+    queries = [query for call in calls_of(record) for query in call["queries"]]
+    return {name: digest for query in queries for name, digest in query.get("files", {}).items()}
 
 
 def without_outputs(paths: Sequence[Path], folder: Path) -> list[Path]:

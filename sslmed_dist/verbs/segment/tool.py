@@ -1,8 +1,8 @@
 """``sslmed segment``: one annotated scan in, masks for others out, each in its own voxels.
 
 Nothing is written before the model, the support and its mask are read and found good. A query's files appear together
-or not at all. Among several queries a bad one does not stop the others: they are written, ``run.json`` names the bad
-one, and at the end an error names it too.
+or not at all. Among several queries one that fails does not stop the others: they are written, ``run.json`` names it,
+and at the end an error names it too. One call at a time writes into a folder, and what stands there stays known.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +22,10 @@ from sslmed_dist.data.scans.grid import place, same_grid
 from sslmed_dist.data.scans.masks import chosen, name_of
 from sslmed_dist.data.scans.nifti_writing import nifti_like
 from sslmed_dist.data.scans.scan import StoredScan
-from sslmed_dist.printable import note
-from sslmed_dist.run_folder import environment, write_json
+from sslmed_dist.endings import USER_ERROR, PartlyFailed, reason_of
+from sslmed_dist.locks import alone_in_output
+from sslmed_dist.printable import note, say
+from sslmed_dist.run_folder import environment
 from sslmed_dist.training.pretrained import Part
 from sslmed_dist.verbs.segment import files
 from sslmed_dist.verbs.segment.model import (
@@ -37,12 +39,12 @@ from sslmed_dist.verbs.segment.model import (
     search,
     standardised,
 )
-from sslmed_dist.verbs.segment.naming import RECORD, Names, Naming, name_queries, require_apart
+from sslmed_dist.verbs.segment.naming import RECORD, WRITER, Names, Naming, name_queries, require_apart
 from sslmed_dist.verbs.segment.native import Drawing
 from sslmed_dist.verbs.segment.overlay import montage, require_matplotlib
+from sslmed_dist.verbs.segment.record import VOLUMES, Rows, opened
 
 USE = "Research use only, not a medical device."
-Volumes = list[dict[str, Any]]  # lines of volumes.csv
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,9 @@ def segment(
     check_intensity(intensity, window)
     require_apart(out, (query, support, support_mask))
     sources = files.find_queries(query, (support, support_mask))
+    notices = files.passed_over(query, sources, (support, support_mask))
+    for line in notices:
+        note(f"{query}: {line}")
     naming = name_queries(sources, names)
     settings = Settings(intensity, window, quadrants, dicom_seg, probabilities, naming, series)
     if dicom_seg and naming.anonymous:
@@ -110,10 +115,12 @@ def segment(
             raise ValueError(f"{source.path}: --dicom-seg refers to DICOM files; allowed: queries that are DICOM")
     stems = list(naming.names.values())
     written = files.targets(out, stems, dicom_seg=stems if dicom_seg else (), probabilities=probabilities)
-    files.require_writable(written, force=force)
-    model = load_model(run, which=which, part=part, head=head, pixel_mm=pixel_mm, device=device)
-    organs, support_record = read_support(model, support, support_mask, labels, settings, support_series)
-    return segment_all(model, organs, support_record, out, settings)
+    outputs.require_folders(out)
+    with alone_in_output(out, WRITER):
+        files.require_writable(written, force=force)
+        model = load_model(run, which=which, part=part, head=head, pixel_mm=pixel_mm, device=device)
+        organs, support_record = read_support(model, support, support_mask, labels, settings, support_series)
+        return segment_all(model, organs, support_record, out, settings, notices)
 
 
 def segment_all(
@@ -122,29 +129,45 @@ def segment_all(
     support: Mapping[str, Any],
     out: Path,
     settings: Settings,
+    notices: Sequence[str] = (),
 ) -> list[Path]:
-    """Segment and write every query; returns the files. ``support`` is what ``run.json`` says of the support. A bad
-    query does not stop the others: ``ValueError`` names it after they are written."""
+    """Segment and write every query; returns the files. ``support`` and ``notices`` are what ``run.json`` says of the
+    support and of the queries' folder. A query that fails, in whatever way, does not stop the others: after they are
+    written ``ValueError`` names it, or ``PartlyFailed`` where it was no fault of the query that is known."""
     written: list[Path] = []
-    rows: Volumes = []
-    queries: list[dict[str, Any]] = []
-    bad: list[ValueError] = []
+    report = opened(out, {**record(model, support, settings), "notices": list(notices)})
+    failed: list[tuple[str, int]] = []
     for source, name in settings.naming.names.items():
         try:
             query_files, query_rows, query_record = segment_one(model, organs, support, source, out, settings)
-        except ValueError as error:
-            bad.append(error)
-            queries.append({"query": name, "error": settings.naming.clean(source.path, str(error), name)})
+        except Exception as error:
+            if len(settings.naming.names) == 1:
+                raise
+            line, code = reason_of(error, "segment", source.path)
+            failed.append((line if str(source.path) in line else f"{source.path}: {line}", code))
+            report.queries.append({"query": name, "error": settings.naming.clean(source.path, line, name)})
         else:
-            written, rows, queries = [*written, *query_files], [*rows, *query_rows], [*queries, query_record]
+            written += query_files
+            report.written.append(name)
+            report.rows += query_rows
+            report.queries.append(query_record)
         if written:  # after every query: an interruption loses none of those before
-            write_atomically(out / files.VOLUMES, files.volume_table(rows))
-            write_json(out / RECORD, record(model, support, queries, settings))
-    if len(bad) == len(queries) == 1:
-        raise bad[0]
-    if bad:
-        raise ValueError(f"{len(bad)} of {len(queries)} queries could not be segmented: {'; '.join(map(str, bad))}")
-    return [*written, out / files.VOLUMES, out / RECORD]
+            report.write(out)
+    require_all_done(failed, len(report.queries))
+    return [*written, out / VOLUMES, out / RECORD]
+
+
+def require_all_done(failed: Sequence[tuple[str, int]], count: int) -> None:
+    """The error at the end of ``segment_all``, where any of ``count`` queries has failed: (line, exit code) of each.
+    Several have a line of their own before it."""
+    if not failed:
+        return
+    for line, _ in failed if len(failed) > 1 else ():
+        say(f"not segmented: {line}")
+    all_known = all(code == USER_ERROR for _, code in failed)
+    kind: type[Exception] = ValueError if all_known else PartlyFailed
+    names = f": {failed[0][0]}" if len(failed) == 1 else ", each in a line above"
+    raise kind(f"{len(failed)} of {count} queries could not be segmented{names}")
 
 
 def check_intensity(intensity: str, window: tuple[float, float] | None) -> None:
@@ -212,7 +235,7 @@ def read_said(source: Path | Source, series: str = "") -> tuple[StoredScan, list
 
 def segment_one(
     model: Model, organs: Sequence[Organ], support: Mapping[str, Any], source: Source, out: Path, settings: Settings
-) -> tuple[list[Path], Volumes, dict[str, Any]]:
+) -> tuple[list[Path], Rows, dict[str, Any]]:
     """Read, search and write one query: (files, rows of ``volumes.csv``, what ``run.json`` says of it)."""
     scan, notices = read_said(source, settings.series)
     placement = placed(model, scan)
@@ -247,10 +270,8 @@ def segment_one(
     return written, rows, {**query_record, "files": hashes}
 
 
-def record(
-    model: Model, support: Mapping[str, Any], queries: Sequence[Mapping[str, Any]], settings: Settings
-) -> dict[str, Any]:
-    """``run.json``."""
+def record(model: Model, support: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """``run.json``, without its queries."""
     return {
         outputs.MARK: files.SEGMENT,
         "use": USE,
@@ -271,6 +292,5 @@ def record(
         else "not written (--no-probabilities)",
         "mean_margin": "foreground less background logit, mean over the label's voxels, uncalibrated",
         "support": support,
-        "queries": list(queries),
         "environment": environment(),
     }
