@@ -40,7 +40,8 @@ NARROW |= {"weights", "outputs", "zip_files", "links", "addresses", "locks"}
 ALLOWED: dict[str, set[str]] = {
     **{part: NARROW for part in ("data", "views", "losses", "models")},
     "methods": NARROW | {"losses", "models"},
-    **{part: NARROW | {"data", "views", "models", "methods", "checkpoint"} for part in ("downstream", "analysis")},
+    "downstream": NARROW | {"data", "views", "models", "methods", "checkpoint"},
+    "analysis": NARROW | {"data", "views", "losses", "models", "methods", "checkpoint"},
 }
 
 CORE = {"torch", "torchvision", "numpy", "yaml"}

@@ -8,7 +8,7 @@ from sslmed_dist import cli
 from sslmed_dist.verbs.where import mentions, numbers, where
 
 # What computes each of the thesis's equations and algorithms that are implemented. Those that are steps of a derivation
-# have no code of their own; chapter 5's and 6's analysis (5.34 to 5.55, 6.2 to 6.15) is not here yet.
+# have no code of their own; the docstring of what they lead to names them.
 EQUATIONS = {
     "combined": ("3.1", "3.4", "4.19"),
     "weights": ("3.2", "4.20"),
@@ -20,6 +20,12 @@ EQUATIONS = {
     "MIOv1": ("5.13",),
     "MIOv2": ("5.15",),
     "MIOv3": ("5.21",),
+    "value": ("5.29",),
+    "gradient": ("5.35", "5.36", "5.37", "5.38"),
+    "hessian": ("5.39", "5.42", "5.43", "5.44", "5.45", "5.48"),
+    "pair_gradients": ("6.2", "6.3", "6.6", "6.7"),
+    "ode_solution": ("6.9", "6.12", "6.13", "6.14"),
+    "integral_constants": ("6.15",),
     "Dystress": ("6.16",),
     "collect": ("7.2", "7.3"),
     "unit": ("7.4", "7.5"),
