@@ -4,10 +4,13 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from tests import configs_page
+from sslmed_dist.losses import LOSSES
+from sslmed_dist.methods import METHODS
+from tests import configs_page, methods_page
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "configs" / "README.md"])
@@ -104,5 +107,18 @@ def test_docstrings_name_modules_that_exist() -> None:
     assert seen > 5
 
 
-def test_the_page_of_recipes_is_up_to_date() -> None:
-    assert configs_page.PAGE.read_text(encoding="utf-8") == configs_page.page(), "python -m tests.configs_page"
+@pytest.mark.parametrize("generated", [configs_page, methods_page], ids=lambda module: module.__name__)
+def test_a_page_that_is_generated_is_up_to_date(generated: ModuleType) -> None:
+    assert generated.PAGE.read_text(encoding="utf-8") == generated.page(), f"python -m {generated.__name__}"
+
+
+def test_every_method_and_loss_has_a_row_and_every_loss_of_a_paper_names_it() -> None:
+    rows = {line.key: methods_page.paper(line) for line in methods_page.lines()}
+    assert {method for method, _ in rows} == set(METHODS)
+    assert {part for method, part in rows if method == "contrastive" and " at " not in part} == set(LOSSES)
+    # combinations and plain means are of no paper; whatever else is, says of which
+    assert {key for key, name in rows.items() if name == "none named"} == {
+        ("classify", ""),
+        ("contrastive", "sum"),
+        ("diagnose", "mean"),
+    }

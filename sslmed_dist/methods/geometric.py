@@ -1,4 +1,4 @@
-"""Which of 54 transforms was applied to a slice: a pretext task that a network solves by shortcuts."""
+"""Which of 54 transforms was applied to a slice: a pretext task solved by shortcuts (thesis, Sec. 3.3.1)."""
 
 from collections.abc import Mapping
 from typing import Any

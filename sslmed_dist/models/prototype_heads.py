@@ -222,8 +222,10 @@ class CoWProHead:
 
 
 class ALPNetHead:
-    """ALPNet's head. With d_n = cosine / ``temperature`` of a pixel with prototype n of a set, the score is the mean of
-    the d_n weighted by their softmax: sum_n softmax(d)_n d_n. Prototypes are CoWPro's at a fixed threshold."""
+    """ALPNet's head (Ouyang et al. 2020). With d_n = cosine / ``temperature`` of a pixel with prototype n of a set, the
+    score is the mean of the d_n weighted by their softmax: sum_n softmax(d)_n d_n.
+
+    Prototypes are CoWPro's at a fixed threshold."""
 
     def __init__(self, window: int = 4, level: float = 0.95, temperature: float = 0.05) -> None:
         """``ValueError`` for a window below 1, a level outside [0, 1) or a temperature that is not above 0."""
@@ -246,7 +248,9 @@ class ALPNetHead:
 
 
 class PANetHead:
-    """PANet's head: one prototype per class, the mean feature under its mask; score = cosine / ``temperature``."""
+    """PANet's head (Wang et al. 2019): one prototype per class, the mean feature under its mask.
+
+    The score is cosine / ``temperature``."""
 
     def __init__(self, temperature: float = 0.05) -> None:
         """``ValueError`` for a temperature that is not above 0."""
