@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Mapping
+from urllib.parse import unquote
 
 # What an address may begin with, and the package that reads it where fsspec alone does not.
 STORES: Mapping[str, str | None] = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 STORES = {**STORES, "memory": None, "file": None}
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
+LITERAL = ("s3", "gs", "memory")  # stores in which a name is what stands there, and %20 no blank
 SECRET_PARTS = re.compile(r"(://)[^/\s]*@|[?#]\S*")
 
 
@@ -28,9 +31,38 @@ def without_secrets(text: str) -> str:
     return SECRET_PARTS.sub(lambda found: found[1] or "", text)
 
 
+def local_path(address: str) -> str:
+    """The path of this machine that a ``file://`` address names (RFC 8089): ``file:///a%20b`` and
+    ``file://localhost/a%20b`` are ``/a b``. ``ValueError`` where it names another machine, or no absolute path."""
+    host, slash, path = address.removeprefix("file://").partition("/")
+    if host not in ("", "localhost") or not slash:
+        raise ValueError(f"{address}: file:// begins with a host; allowed: file:///absolute/path, of this machine")
+    return unquote(f"/{path}")
+
+
+def require_named(address: str, where: str) -> None:
+    """``ValueError`` beginning with ``where`` for an address that names nothing, a file of another machine, or a name
+    with an escape where the store takes names as they are."""
+    store, _, place = address.partition("://")
+    if not place.strip("/"):
+        raise ValueError(f"{where}: {address}: names no bucket, host or folder; allowed: {store}://NAME/folder")
+    if store == "file":
+        try:
+            local_path(address)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    found = ESCAPE.search(place)
+    if found is not None and store in LITERAL:
+        raise ValueError(
+            f"{where}: {address}: holds {found[0]}, as links do; names in {store}:// are taken as they stand; "
+            f"allowed: the name itself, with {unquote(found[0])!r} in its place"
+        )
+
+
 def require_plain(paths: Mapping[str, str], where: str) -> None:
-    """``ValueError`` naming the key of an address of a store that is not known, or of one that holds a user, a password
-    or a query: configurations are written into run folders and checkpoints, so no secret may stand in them."""
+    """``ValueError`` naming the key of an address of a store that is not known, that names nothing which can be read
+    (``require_named``), or of one that holds a user, a password or a query: configurations are written into run folders
+    and checkpoints, so no secret may stand in them."""
     for key, path in paths.items():
         if not is_address(path):
             continue
@@ -42,3 +74,4 @@ def require_plain(paths: Mapping[str, str], where: str) -> None:
                 f"{where}: {key}: the address holds a user, a password or a query, which would be written into the run "
                 "folder; allowed: the plain address, and credentials where the store's own tools look for them"
             )
+        require_named(path, f"{where}: {key}")

@@ -87,7 +87,7 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path, LARGEST_JSON), path)
 
 
-def parse_json(text: str, path: Path) -> Any:
+def parse_json(text: str, path: str | Path) -> Any:
     """The content of JSON ``text`` out of the file ``path``. ``ValueError`` as ``read_json``."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -87,7 +87,8 @@ class Membership(threading.Thread):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         logging.getLogger("ray._private.worker").addFilter(lambda line: "SIGTERM handler is not" not in line.msg)
         try:
-            ray.init(address=self.address, log_to_driver=True, **self.size)
+            # Without "local" Ray would look for a cluster that was started on this machine, and refuse a size for it.
+            ray.init(address=self.address or "local", log_to_driver=True, **self.size)
         except BaseException as error:
             self.error = error
         self.ready.set()

@@ -109,6 +109,13 @@ def load_method(source: Path, which: str = "last") -> tuple[Method, Config]:
     require_input(settings.views.get("size"), f"{path}: views.size")
     method = untrained_method(settings)
     whole = {**state_dicts.counters(method.state_dict()), **saved["method"]}
+    absent = [key for key in method.state_dict() if key not in whole]
+    if saved["kind"] == "encoder" and absent:
+        names = ", ".join(dict.fromkeys(key.split(".")[0] for key in absent))
+        raise ValueError(
+            f"{path}: a round of a federation holds what its sites share; the rest of the method ({names}: "
+            f"{len(absent)} tensors) stays at each site, and only a run of one place holds all of it"
+        )
     checkpoint.load_method(method, whole, path)
     return method.eval(), settings
 

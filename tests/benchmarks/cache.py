@@ -1,15 +1,17 @@
 """What the gradient cache costs: a step in micro-batches against a plain step of the same batch.
 
     python -m tests.benchmarks.cache [--width 32] [--batch 64] [--micro 16]
+    python -m tests.benchmarks.cache --budget 512 [--width 16] [--micro 64] [--most 4096]
 
 CPU time and peak memory of a whole ``fit`` step, one thread; times interleaved in one process, memory of each in a
 process of its own. Target: <= 1.4x the time (one more forward pass; 4/3 where backward costs two).
+
+``--budget``: instead, groups of 1, 2 and 4 workers (gloo, synchronised batch norm): by how much one step raises the
+peak resident memory of the worker that needs most, by global batch, doubled until ``--most`` or so many MiB.
 """
 
 import argparse
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,12 +22,12 @@ from sslmed_dist import config, distributed
 from sslmed_dist.training import job
 from sslmed_dist.training.step import Stepper
 from tests import tiny
-from tests.benchmarks.losses import resident
+from tests.benchmarks.ranks_memory import MIB, grown, in_ranks, table
 
 
 def stepper(folder: Path, width: int, batch: int, micro: int | None) -> Stepper:
-    """A ResNet-18 with the CIFAR stem on 32-px images."""
-    images = folder / "images.npz"
+    """A ResNet-18 with the CIFAR stem on 32-px images, of this rank's group where there is one."""
+    images = folder / f"images-{distributed.rank()}.npz"
     if not images.exists():
         tiny.write_images(images, train=2 * batch, size=32)
     tree = tiny.tree(
@@ -38,7 +40,8 @@ def stepper(folder: Path, width: int, batch: int, micro: int | None) -> Stepper:
     )
     work = job.assemble(config.from_tree(tree, "benchmark"))
     work.method.train()
-    plan, average = work.settings.plan, distributed.leave_gradients
+    plan = work.settings.plan
+    average = distributed.average_gradients if distributed.active() else distributed.leave_gradients
     return Stepper(work.method, work.views, plan, work.batches, work.state, average, None)
 
 
@@ -48,12 +51,25 @@ def take(made: Stepper) -> None:
 
 def peak(width: int, batch: int, micro: int | None) -> None:
     """Print by how many bytes a step raises the peak resident set of this process."""
+    torch.set_num_threads(1)
     with TemporaryDirectory() as name:
         made = stepper(Path(name), width, batch, micro)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-        before = resident("VmRSS")
-        take(made)
-        print(resident("VmHWM") - before)
+        print(grown(lambda: take(made)), flush=True)
+
+
+def peak_of(width: int, batch: int, micro: int | None, world: int = 1) -> int:
+    """``peak`` in a group of new processes: that of the one that needs most."""
+    return in_ranks(f"from tests.benchmarks.cache import peak; peak({width}, {batch}, {micro})", world)
+
+
+def within(budget: int, width: int, micro: int, most: int) -> None:
+    """Print what fits into a budget."""
+    sizes = [64 << shift for shift in range(20) if 64 << shift <= most]
+    print(f"ResNet-18 width {width}, 32 px, float32, two views; the cache takes {micro} of the global batch at a time")
+    for world in (1, 2, 4):
+        for name, cut in (("at once", None), ("cached", micro)):
+            line = table(f"{world} workers, {name}", sizes, lambda n, c=cut, w=world: peak_of(width, n, c, w), budget)  # type: ignore[misc]
+            print(line, flush=True)
 
 
 def main() -> None:
@@ -63,7 +79,12 @@ def main() -> None:
     arguments.add_argument("--batch", type=int, default=64)
     arguments.add_argument("--micro", type=int, default=16)
     arguments.add_argument("--repeat", type=int, default=7)
+    arguments.add_argument("--budget", type=int, help="MiB that a step may take in a worker")
+    arguments.add_argument("--most", type=int, default=4096, help="the largest batch that is tried")
     options = arguments.parse_args()
+    if options.budget is not None:
+        within(options.budget * MIB, options.width, options.micro, options.most)
+        return
     torch.set_num_threads(1)
     cases: dict[str, int | None] = {"plain": None, "cached": options.micro}
     times: dict[str, list[float]] = {name: [] for name in cases}
@@ -78,19 +99,8 @@ def main() -> None:
     ratio = statistics.median(a / b for a, b in zip(times["cached"], times["plain"], strict=True))
     print(f"ResNet-18 width {options.width}, batch {options.batch} in micro-batches of {options.micro}, CPU time")
     print(f"cached step {ratio:.2f}x the plain step (target <= 1.4x)")
-    call = "from tests.benchmarks.cache import peak; peak({}, {}, {})"
-    peaks = {
-        case: int(
-            subprocess.run(
-                [sys.executable, "-c", call.format(options.width, options.batch, micro)],
-                check=True,
-                capture_output=True,
-                text=True,
-            ).stdout
-        )
-        for case, micro in cases.items()
-    }
-    print(f"peak memory {peaks['cached'] / 2**20:.0f} MiB against {peaks['plain'] / 2**20:.0f} MiB")
+    peaks = {case: peak_of(options.width, options.batch, micro) for case, micro in cases.items()}
+    print(f"peak memory {peaks['cached'] / MIB:.0f} MiB against {peaks['plain'] / MIB:.0f} MiB")
 
 
 if __name__ == "__main__":

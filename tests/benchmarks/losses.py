@@ -1,6 +1,7 @@
 """Time and memory of losses block by block against the same loss as one dense matrix under autograd.
 
     python -m tests.benchmarks.losses [--pairs 4096] [--memory-pairs 8192] [--device cpu|cuda] [--no-onednn]
+    python -m tests.benchmarks.losses --budget 512 [--most 16384]
 
 Loss and gradient of N pairs, D = 128, float32. CPU time: one thread, interleaved repetitions in one process, the
 median ratio; targets at N = 4096 in ``TARGETS``. ``--no-onednn`` leaves all products to torch.mm, as they are on
@@ -8,24 +9,28 @@ processors where oneDNN is not the faster one (``losses.products``). Memory: gro
 in a process of its own; target <= 0.05x dense at N = 8192 and at most 2.2x for twice the pairs. On a GPU (``--device
 cuda``): milliseconds and extra memory at N = 131072 against the matrix products alone (16 N^2 D operations, 24 for the
 softmax family).
+
+``--budget``: memory alone, in groups of 1, 2 and 4 workers (gloo), each with its share of the rows against all columns:
+by how much loss and gradient raise the peak resident memory of a worker, by pairs in all, doubled until ``--most`` or
+so many MiB.
 """
 
 import argparse
+import functools
 import math
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslmed_dist import distributed
 from sslmed_dist.losses import LOSSES, products
 from sslmed_dist.training.allocation import keep_freed_memory
+from tests.benchmarks.ranks_memory import MIB, grown, in_ranks, table
 
 WIDTH = 128
 DYSTRESS = {"name": "dystress", "low": 0.07, "high": 0.2}
@@ -39,26 +44,23 @@ TARGETS = {"mio_v3": 0.3, "nt_xent": 0.45, "dystress": 0.5, "dcl": 0.5}  # CPU t
 
 
 def dense(case: str, z0: Tensor, z1: Tensor) -> Tensor:
-    """The loss as one would write it down, for autograd."""
-    x = F.normalize(torch.cat([z0, z1]), dim=1)
-    cosines, count = x @ x.T, len(z0)
-    partner = torch.arange(2 * count, device=x.device).roll(count)
-    if case == "dystress":
-        tau = 0.07 + 0.5 * (0.2 - 0.07) * (1.0 + torch.cos(math.pi * (1.0 + cosines)))
-        logits = (cosines / tau).fill_diagonal_(-math.inf)
-        return F.cross_entropy(logits, partner)
-    if case == "nt_xent":
-        return F.cross_entropy((cosines / 0.2).fill_diagonal_(-math.inf), partner)
-    own = torch.arange(2 * count, device=x.device)
+    """The loss as one would write it down, for autograd: this rank's rows against all columns."""
+    columns = F.normalize(torch.cat([distributed.gather(z0), distributed.gather(z1)]), dim=1)
+    share, count = len(z0), len(columns) // 2
+    first = distributed.rank() * share + torch.arange(share, device=z0.device)
+    own = torch.cat([first, first + count])  # which of the columns this rank's rows are
+    partner, rows = own.roll(share), torch.arange(2 * share, device=z0.device)
+    cosines = columns[own] @ columns.T
+    lowest = cosines.new_tensor(-math.inf)
+    if case in ("dystress", "nt_xent"):
+        tau = 0.07 + 0.5 * (0.2 - 0.07) * (1.0 + torch.cos(math.pi * (1.0 + cosines))) if case == "dystress" else 0.2
+        return F.cross_entropy((cosines / tau).index_put_((rows, own), lowest), partner)
+    logits = cosines / (0.1 if case == "dcl" else 0.2)
+    positives = logits[rows, partner]
+    logits = logits.index_put_((rows, own), lowest).index_put((rows, partner), lowest)
     if case == "dcl":
-        logits = cosines / 0.1
-        positives = logits[own, partner]
-        logits = logits.fill_diagonal_(-math.inf).index_put((own, partner), positives.new_tensor(-math.inf))
         return logits.logsumexp(1).mean() - positives.mean()
-    logits = cosines / 0.2
-    positives = logits[own, partner]
-    logits = logits.fill_diagonal_(-math.inf).index_put((own, partner), positives.new_tensor(-math.inf))
-    return logits.exp().sum() / (2 * count * (2 * count - 2)) - positives.mean()
+    return logits.exp().sum() / (2 * share * (2 * count - 2)) - positives.mean()
 
 
 def blockwise(case: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -106,27 +108,28 @@ def times(pairs: int, repeat: int, keep: bool) -> None:
         print(f"float32 gradient within {error:.1e} of float64 dense at N = 1024 (target 5e-6)", flush=True)
 
 
-def resident(field: str) -> int:
-    """VmRSS or VmHWM of this process in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
 def peak(case: str, pairs: int, kind: str) -> None:
-    """Print by how many bytes loss and gradient raise the peak resident set of this process."""
+    """Print by how many bytes loss and gradient of this rank's share raise the peak resident set of this process."""
     torch.set_num_threads(1)
     function = blockwise(case) if kind == "blocks" else lambda a, b: dense(case, a, b)
     step(function, *embeddings(64))  # libraries are loaded at their first use
-    z0, z1 = embeddings(pairs)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = resident("VmRSS")
-    step(function, z0, z1)
-    print(resident("VmHWM") - before)
+    z0, z1 = (z.chunk(distributed.world_size())[distributed.rank()].clone() for z in embeddings(pairs))
+    print(grown(lambda: step(function, z0, z1)), flush=True)
 
 
-def measured_peak(case: str, pairs: int, kind: str) -> int:
-    call = f"from tests.benchmarks.losses import peak; peak({case!r}, {pairs}, {kind!r})"
-    return int(subprocess.run([sys.executable, "-c", call], check=True, capture_output=True, text=True).stdout)
+def measured_peak(case: str, pairs: int, kind: str, world: int = 1) -> int:
+    return in_ranks(f"from tests.benchmarks.losses import peak; peak({case!r}, {pairs}, {kind!r})", world)
+
+
+def within(budget: int, most: int) -> None:
+    """Print what fits into a budget."""
+    sizes = [1024 << shift for shift in range(20) if 1024 << shift <= most]
+    for case in CASES:
+        for world in (1, 2, 4):
+            for kind in ("dense", "blocks"):
+                title = f"{case}, {world} workers, {kind}"
+                measure = functools.partial(measured_peak, case, kind=kind, world=world)
+                print(table(title, sizes, measure, budget), flush=True)
 
 
 def memory(pairs: int) -> None:
@@ -171,7 +174,12 @@ def main() -> None:
     arguments.add_argument("--repeat", type=int, default=3)
     arguments.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments.add_argument("--no-onednn", action="store_true")
+    arguments.add_argument("--budget", type=int, help="MiB that loss and gradient may take in a worker")
+    arguments.add_argument("--most", type=int, default=16384, help="the largest number of pairs that is tried")
     options = arguments.parse_args()
+    if options.budget is not None:
+        within(options.budget * MIB, options.most)
+        return
     if options.no_onednn:
         products.onednn_is_faster = lambda: False
     if options.device == "cuda":

@@ -83,6 +83,19 @@ def test_a_federation_without_its_queues_is_said(tmp_path: Path, capsys: pytest.
         pretrained.load_method(settings.folder)
 
 
+def test_a_round_of_a_federation_says_what_stays_at_the_sites(tmp_path: Path) -> None:
+    settings = tiny.settings(tmp_path, plan={"steps_per_epoch": 1, "epochs": 1})
+    job.train(settings)
+    file = pretrained.find(settings.folder)
+    saved = torch.load(file, weights_only=True)
+    shared = {key: value for key, value in saved["method"].items() if key.startswith("encoder.")}
+    lost = len(saved["method"]) - len(shared)
+    torch.save({**saved, "kind": "encoder", "method": shared}, file)
+    line = rf"holds what its sites share; the rest of the method \(head: {lost} tensors\) stays at each site"
+    with pytest.raises(ValueError, match=line):
+        pretrained.load_method(settings.folder)
+
+
 def test_no_heat_leaves_the_image_as_it_is() -> None:
     image = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4)
     assert torch.equal(overlaid(image, torch.zeros(1, 4, 4)), image.expand(1, 3, 4, 4))

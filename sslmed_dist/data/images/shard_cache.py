@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sslmed_dist.addresses import is_address, require_place
+from sslmed_dist.addresses import is_address, local_path, require_place
 from sslmed_dist.atomic_files import continuing, write_atomically
 from sslmed_dist.data.images.shards import SUMMARY, parse_summary, read_summary
 from sslmed_dist.data.stores import Store, blocks, open_store
@@ -31,6 +31,8 @@ def at_hand(root: str | Path, cache: str | None, cache_gib: float | None) -> Pat
     ``ValueError``: an address without ``cache``, a pack that cannot be read, bytes that are not those that were packed,
     a disk or a limit that is too small.
     """
+    if str(root).startswith("file://"):
+        root = local_path(str(root))
     if not is_address(str(root)):
         root = Path(root).expanduser()
         if cache is None:
@@ -44,7 +46,7 @@ def at_hand(root: str | Path, cache: str | None, cache_gib: float | None) -> Pat
     if isinstance(root, Path) and place.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"data.cache: {place}: lies in the pack {root} itself; allowed: a folder outside it")
     content = read_whole(store)
-    summary = parse_summary(content, Path(f"{store.where}/{SUMMARY}"))
+    summary = parse_summary(content, f"{store.where}/{SUMMARY}")
     folder = place / f"pack-{hashlib.sha256(content).hexdigest()[:16]}"
     if is_whole(folder, content):
         return folder

@@ -155,8 +155,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return checked_summary(read_json(path), path)
 
 
-def parse_summary(content: bytes, path: Path) -> dict[str, Any]:
-    """``pack.json`` out of the bytes of ``path``. ``ValueError`` as ``read_summary``."""
+def parse_summary(content: bytes, path: str | Path) -> dict[str, Any]:
+    """``pack.json`` out of the bytes of ``path``, which may be an address. ``ValueError`` as ``read_summary``."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -164,7 +164,7 @@ def parse_summary(content: bytes, path: Path) -> dict[str, Any]:
     return checked_summary(parse_json(text, path), path)
 
 
-def checked_summary(summary: Any, path: Path) -> dict[str, Any]:
+def checked_summary(summary: Any, path: str | Path) -> dict[str, Any]:
     """``summary``, the content of ``pack.json``, as it has to be. ``ValueError`` as ``read_summary``."""
     if not isinstance(summary, dict) or summary.get("kind") != "sslmed pack" or summary.get("version") != VERSION:
         raise ValueError(f"{path}: not a packed set of version {VERSION}")
@@ -172,7 +172,7 @@ def checked_summary(summary: Any, path: Path) -> dict[str, Any]:
     return summary
 
 
-def require_summary(summary: dict[str, Any], path: Path) -> None:
+def require_summary(summary: dict[str, Any], path: str | Path) -> None:
     """``ValueError`` naming the entry of ``pack.json`` that is missing, of another type or out of range."""
     where = str(path)
     for name in ("name", "fingerprint"):

@@ -14,6 +14,7 @@ from sslmed_dist.verbs.watch.scalars import Scalars
 from sslmed_dist.verbs.watch.situation import Situation, look
 
 BAR = 40  # characters
+LONGEST_S = 86_400.0  # between two looks
 IN_SHORT = ("step", "round", "loss", "speed", "waiting", "left", "failures")  # what a line that is one of many says
 
 
@@ -23,8 +24,8 @@ def watch(folder: Path, say: Callable[[str], None], *, once: bool = False, every
     On a terminal there is one screen (rich); elsewhere a line whenever something has changed. ``say`` prints a line.
     Returns the exit code: 1 where the run failed or is silent, else 0. ``ValueError`` for what is no run folder.
     """
-    if every_s < 0.1:
-        raise ValueError(f"--every: expected at least 0.1 seconds, got {every_s:g}")
+    if not 0.1 <= every_s <= LONGEST_S:  # false of NaN, too
+        raise ValueError(f"--every: expected 0.1 to {LONGEST_S:,.0f} seconds (a day), got {every_s:g}")
     scalars = Scalars(folder / "metrics.jsonl")
     now = look(folder, scalars.read(), time.time())
     if once:

@@ -114,7 +114,7 @@ class Training:
         yield "speed", self.speed()
         yield "waiting", self.waiting()
         yield "left", self.left() if state in ("running", "silent") else ""
-        yield "saved", self.checkpoint()
+        yield "saved", self.checkpoint(state)
         yield "failures", self.failures()
 
     def progress(self) -> str:
@@ -156,8 +156,10 @@ class Training:
         end = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.now + seconds))
         return f"about {duration(seconds)}, till {end}"
 
-    def checkpoint(self) -> str:
+    def checkpoint(self, state: State) -> str:
         """The newest checkpoint, its age, and what a failure now would cost."""
+        if self.saved is None and state in ("finished", "stopped"):
+            return "no checkpoint is left: nothing can be measured, exported or gone on with"
         if self.saved is None:
             return "no checkpoint yet: a failure now costs everything"
         age = max(self.now - self.saved.time, 0.0)

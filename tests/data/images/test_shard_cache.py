@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -274,6 +275,46 @@ def test_addresses_stay_as_they_are_and_what_cannot_be_read_is_one_line(
     monkeypatch.setattr(stores.importlib.util, "find_spec", lambda name: None if name == "s3fs" else find(name))
     with pytest.raises(ValueError, match=r"s3:// needs s3fs, which is not installed: pip install 'sslmed-d"):
         at_hand("s3://bucket/pack", str(tmp_path), None)
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        ("s3://", r"data.root: s3://: names no bucket, host or folder; allowed: s3://NAME/folder"),
+        ("file:///", r"data.root: file:///: names no bucket, host or folder"),
+        (
+            "file://fileserver/pack",
+            r"data.root: file://fileserver/pack: file:// begins with a host; allowed: file:///a",
+        ),
+        ("file://localhost", r"data.root: file://localhost: file:// begins with a host"),
+        ("s3://b/my%20pack", r"data.root: s3://b/my%20pack: holds %20, as links do; .* with ' ' in its place"),
+        ("memory://b%2fpack", r"data.root: memory://b%2fpack: holds %2f, .* with '/' in its place"),
+    ],
+)
+def test_an_address_that_names_nothing_here_is_refused(tmp_path: Path, root: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny.settings(tmp_path, data={"name": "packed", "root": root})
+
+
+@pytest.mark.parametrize("host", ["", "localhost"])
+def test_a_file_address_is_a_path_of_this_machine(shards: Path, tmp_path: Path, host: str) -> None:
+    place = tmp_path / "my pack 100%"
+    shutil.copytree(shards, place)
+    address = f"file://{host}{quote(str(place))}"
+    assert tiny.settings(tmp_path, data={"name": "packed", "root": address}).data["root"] == address
+    assert at_hand(address, None, None) == place and "%20" in address
+    assert contents(at_hand(address, str(tmp_path / "cache"), None)) == contents(shards)
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"{", "not JSON"), (b"\xff", "not a text file"), (b"{}", "not a")])
+def test_an_address_keeps_its_slashes_in_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, words: str
+) -> None:
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "pack.json").write_bytes(content)
+    monkeypatch.setattr(shard_cache, "open_store", lambda root: Fragile(tmp_path / "pack", {}))
+    with pytest.raises(ValueError, match=f"^s3://bucket/pack/pack.json: .*{words}"):
+        at_hand("s3://bucket/pack", str(tmp_path / "cache"), None)
 
 
 @pytest.mark.parametrize("inside", [".", "copies"])

@@ -226,6 +226,21 @@ def test_half_written_runs_and_nothing_is_touched(tmp_path: Path, capsys: pytest
         assert everything(tmp_path) == before
 
 
+@pytest.mark.parametrize("every", ["1e300", "inf", "nan", "0", "-5", "86401"])
+def test_no_sensible_time_between_looks_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], every: str
+) -> None:
+    run = make(tmp_path, steady(80))
+    assert cli.main(["watch", str(run), f"--every={every}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sslmed watch: --every: expected 0.1 to 86,400 seconds (a day), got ")
+
+
+def test_a_finished_run_without_checkpoints_says_so(tmp_path: Path) -> None:
+    found, said = seen(make(tmp_path, steady(200)))
+    assert found.state == "finished" and said["saved"].startswith("no checkpoint is left: nothing can be measured")
+
+
 @pytest.mark.parametrize(("name", "line"), [("gone", "no such run folder"), ("empty", "it has no config.yaml")])
 def test_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, line: str) -> None:
     (tmp_path / "empty").mkdir()
