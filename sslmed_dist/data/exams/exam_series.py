@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from sslmed_dist.data.exams.planes import PLANES, mirrored
-from sslmed_dist.data.exams.series import LeftAside, Series, read_stack
+from sslmed_dist.data.exams.series import LeftAside, Series
+from sslmed_dist.data.exams.series_stack import read_stack
 from sslmed_dist.data.scans.grid import pixel_axis, resample, weights
 
 PERCENTILES = (0.5, 99.5)  # of a series' pixels: what becomes black and white
@@ -98,7 +99,7 @@ def prepare_series(series: Series, how: Preparation, laterality: str) -> tuple[S
         "plane": series.plane,
         "oblique": round(series.oblique, 1),
         "spacing_mm": [round(side, 4) for side in series.spacing_mm],
-        "shape": list(series.shape),
+        "shape": list(stack.shape),
         "missing": series.missing,
         "mirrored": turned,
         "modality": series.tags.modality,

@@ -1,7 +1,7 @@
 """The one reader of examinations of several series: which series there are, which plane each shows, and its slices.
 
 Files may lie at any depth and in any order: the tags say which series a file belongs to, and the positions say where a
-slice lies. Only headers are read to find out; ``read_stack`` then reads the pixels of one series. NIfTI files are
+slice lies. Only headers are read to find out; ``series_stack`` then reads the pixels of one series. NIfTI files are
 series as well, one each. What is no stack of slices of one contrast is left aside, with the reason.
 """
 
@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sslmed_dist.data.exams.planes import nearest_plane, plane_spacing, slices_last, upright
 from sslmed_dist.data.exams.series_tags import Tags, read_tags
-from sslmed_dist.data.scans.completeness import ends_missing, ends_unknown
-from sslmed_dist.data.scans.dicom import SAME_PLACE, affine_of, unlike, usual_gap, volume_of
+from sslmed_dist.data.scans.completeness import ends_missing, ends_unknown, stride_of
+from sslmed_dist.data.scans.dicom import SAME_PLACE, affine_of, differ, unlike, usual_gap
 from sslmed_dist.data.scans.dicom_header import pixels_lost, read_header, shape_of_name
-from sslmed_dist.data.scans.frames import Frame, frames_of, read_slices
+from sslmed_dist.data.scans.frames import BELONGS, Frame, frames_of
 from sslmed_dist.data.scans.grid import IMPLAUSIBLE, check_grid
 from sslmed_dist.data.scans.nifti import SUFFIXES as NIFTI_SUFFIXES
-from sslmed_dist.data.scans.nifti import affine_mm, load_nifti, notices_of, open_volume
-from sslmed_dist.data.scans.padding import fill_padding
+from sslmed_dist.data.scans.nifti import affine_mm, notices_of, open_volume
 from sslmed_dist.data.scans.scan import stem
 
 MOST_OBLIQUE = 45.0  # degrees between the normal of the slices and the nearest axis of the patient
@@ -36,7 +34,6 @@ MAP_WORDS = re.compile(
     r"(?:^|[^a-z])(?:e?adc|calc_?bval|calc|computed|synthetic|mip|mpr|subtraction)(?:[^a-z]|$)|CALC_BVAL", re.IGNORECASE
 )
 DAMAGED = "a damaged file"
-Stack = NDArray[np.float32]  # (S, H, W)
 Image = tuple[Frame, Tags, str]  # its place, its tags, and in words what is lost of its pixels
 
 
@@ -201,8 +198,12 @@ def dicom_series(
     missing = int(np.maximum(np.rint(gaps / step) - 1, 0).sum())
     pairs = zip(ordered[:-1], ordered[1:], gaps, strict=True)
     holes = [f"between {before.name} and {after.name}" for before, after, gap in pairs if gap > 1.5 * step]
-    stated = [frame.stated for frame in ordered]
+    stated, stride = [frame.stated for frame in ordered], stride_of(step, ordered)
     at_ends, why = ends_missing([frame.instance for frame in ordered], stated, missing)
+    in_turn = (stride.every - 1) * (len(frames) - 1)
+    one_file = len({frame.path for frame in frames}) == 1
+    holes += [f"at an end ({why})"] if at_ends else []
+    holes += [f"in turn ({stride.why})"] if in_turn else []
     return Series(
         files=tuple(dict.fromkeys(frame.path for frame in ordered)),
         nifti=False,
@@ -210,10 +211,11 @@ def dicom_series(
         oblique=oblique,
         shape=upright(np.empty((frames[0].shape[1], frames[0].shape[0], len(frames)), bool), affine, plane).shape,
         spacing_mm=(step, *plane_spacing(affine, plane)),
-        missing=missing + at_ends,
-        holes=(*holes, *([f"at an end ({why})"] if at_ends else [])),
+        missing=missing + at_ends + in_turn,
+        holes=tuple(holes),
+        notices=(stride.doubt,) if stride.doubt and not one_file else (),
         tags=tags,
-        ends_known=not ends_unknown(stated) or len({frame.path for frame in frames}) == 1,
+        ends_known=not ends_unknown(stated) or one_file,
         damaged=damaged,
     )
 
@@ -241,7 +243,8 @@ def why_no_stack(frames: Sequence[Frame], tags: Tags, derived: bool) -> tuple[st
         difference = unlike(frame, frames[0])
         if difference:
             kind = "images of differing sizes" if frame.shape != frames[0].shape else "images of differing geometry"
-            kind = kind if frame.of == frames[0].of else "images of several patients or modalities"
+            others = [word for word, *two in zip(BELONGS.values(), frame.of, frames[0].of, strict=True) if differ(*two)]
+            kind = f"images of several {others[0]}" if others else kind
             return kind, f"{frame.path}: {difference}"
     return "", ""
 
@@ -268,28 +271,3 @@ def nifti_series(path: Path) -> Series:
         tags=Tags(description=stem(path)),
         notices=tuple(notices_of(image.header)),
     )
-
-
-def read_stack(series: Series, said: list[str] | None = None) -> Stack:
-    """The slices (S, H, W) float32 of a series, upright; what was guessed, replaced or mirrored is appended to
-    ``said``. ``ValueError`` naming the file that is damaged or gone."""
-    said = [] if said is None else said
-    said.extend(series.notices)
-    if series.damaged:
-        raise ValueError(series.damaged[0])
-    if series.nifti:
-        _, voxels, affine = load_nifti(series.files[0])
-        said.extend(fill_padding(voxels))
-        affine, order = slices_last(affine)
-        return np.ascontiguousarray(upright(voxels.transpose(order), affine, series.plane))
-    slices = [item for path in series.files for item in read_slices(path)]
-    slices = [item for item in slices if item.frame.series == series.tags.series]
-    expected = series.shape[0]
-    if len(slices) != expected or any(unlike(item.frame, slices[0].frame) for item in slices):
-        raise ValueError(f"{series.files[0]}: its series was changed while it was read")
-    normal = slices[0].frame.normal
-    slices.sort(key=lambda item: float(item.frame.position @ normal))
-    voxels, replaced = volume_of(series.files[0], slices)
-    said.extend([*sorted({item.notice for item in slices} - {""}), *replaced])
-    affine = affine_of(slices[0].frame, normal * series.spacing_mm[0])
-    return np.ascontiguousarray(upright(voxels, affine, series.plane))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sslmed_dist.data.scans.dicom_file import readable_dicom
+from sslmed_dist.data.scans.dicom_header import positive
 from sslmed_dist.printable import printable
 
 SIDES = {"L": "left", "R": "right"}
@@ -43,10 +44,10 @@ def read_tags(path: Path, header: Any) -> Tags:
     """The tags of one image file. ``ValueError`` naming a file whose tags cannot be read."""
     with readable_dicom(path):
         maker, model = (text(header, name) for name in ("Manufacturer", "ManufacturerModelName"))
-        tesla = number(header, "MagneticFieldStrength")
+        tesla = positive(header, "MagneticFieldStrength")
         return Tags(
             description=text(header, "SeriesDescription") or text(header, "ProtocolName"),
-            number=int(number(header, "SeriesNumber") or 0),
+            number=int(positive(header, "SeriesNumber") or 0),
             series=text(header, "SeriesInstanceUID"),
             study=text(header, "StudyInstanceUID"),
             patient=text(header, "PatientID"),
@@ -56,8 +57,8 @@ def read_tags(path: Path, header: Any) -> Tags:
             modality=text(header, "Modality"),
             scanner=" ".join(word for word in (maker, model, f"{tesla:g} T" if tesla else "") if word),
             field_tesla=tesla,
-            echo_ms=number(header, "EchoTime") or number(of_group(header, ECHO), "EffectiveEchoTime"),
-            repetition_ms=number(header, "RepetitionTime") or number(of_group(header, TIMING), "RepetitionTime"),
+            echo_ms=positive(header, "EchoTime") or positive(of_group(header, ECHO), "EffectiveEchoTime"),
+            repetition_ms=positive(header, "RepetitionTime") or positive(of_group(header, TIMING), "RepetitionTime"),
             laterality=side_of(header),
         )
 
@@ -66,15 +67,6 @@ def text(header: Any, name: str) -> str:
     """The attribute as text on one line, "" where it is missing."""
     value = header.get(name)
     return "" if value is None else " ".join(printable(str(value)).split())
-
-
-def number(header: Any, name: str) -> float | None:
-    """The attribute as a number above 0, None where it is missing or none."""
-    try:
-        value = float(str(header.get(name)))
-    except ValueError:
-        return None
-    return value if 0 < value < float("inf") else None
 
 
 def of_group(header: Any, sequence: str) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sslmed_dist.data.scans.completeness import ends_missing, ends_unknown
+from sslmed_dist.data.scans.completeness import ends_missing, ends_unknown, stride_of
 from sslmed_dist.data.scans.frames import BELONGS, SAME_DIRECTION, Frame, Slice, read_slices
 from sslmed_dist.data.scans.grid import check_grid
 from sslmed_dist.data.scans.memory import require_voxels
@@ -25,6 +25,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 # How far a slice distance may differ from the usual one, as a share of it: up to the first they are equal, below the
 # second the slices are resampled, from there on one is missing.
 UNEVEN, TOO_UNEVEN = 0.01, 0.5
+TILTED = "tilted gantry"  # begins a notice
 ENDS_UNKNOWN = "its files do not say how many slices it has: one that is missing at an end would not be noticed"
 SAME_SCALE = 1e-6  # relative difference of the private scales of slices
 SAME_PLACE = 0.01  # mm: slices closer to each other than this are at one position
@@ -88,7 +89,7 @@ def read_series(folder: str | Path, files: Sequence[Path] | None = None) -> Seri
     step = slice_step(series_folder, frames, normal)
     voxels, said = volume_of(series_folder, slices)
     notices = {item.notice for item in slices} - {""}
-    notices |= require_ends(series_folder, frames)
+    notices |= require_complete(series_folder, frames, float(step @ normal))
     resampled = resampling(frames, step, normal)
     if resampled:
         usual = float(step @ normal)
@@ -115,7 +116,7 @@ def resampling(frames: Sequence[Frame], step: NDArray[np.float64], normal: NDArr
     sideways = float(np.linalg.norm(step - usual * normal))
     if sideways > UNEVEN * usual:
         degrees = np.degrees(np.arctan2(sideways, usual))
-        return f"tilted gantry ({degrees:.1f} degrees): its slices were resampled to a grid at right angles"
+        return f"{TILTED} ({degrees:.1f} degrees): its slices were resampled to a grid at right angles"
     if np.abs(gaps - usual).max() > UNEVEN * usual:
         return f"slices {gaps.min():.3g} to {gaps.max():.3g} mm apart: resampled to {usual:.3g} mm"
     return ""
@@ -152,15 +153,20 @@ def name_below(folder: Path, path: Path) -> str:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
-def require_ends(folder: Path, frames: Sequence[Frame]) -> set[str]:
-    """What is to be said where nothing tells whether a slice is missing at an end of the sorted ``frames``.
-    ``ValueError`` where one is (``completeness.ends_missing``)."""
+def require_complete(folder: Path, frames: Sequence[Frame], step: float) -> set[str]:
+    """What is to be said where nothing tells whether a slice is missing at an end of the sorted ``frames``, or every
+    second one of them, which follow each other by ``step`` mm. ``ValueError`` where one is (``completeness``)."""
+    stride = stride_of(step, frames)
+    if stride.every > 1:
+        many = (stride.every - 1) * (len(frames) - 1)
+        raise ValueError(f"{folder}: {len(frames)} slices, but {stride.why}: {many} missing between them")
     stated = [frame.stated for frame in frames]
     missing, why = ends_missing([frame.instance for frame in frames], stated)
     if missing:
         raise ValueError(f"{folder}: {len(frames)} slices, but {why}: {missing} missing at an end")
     one_file = len({frame.path for frame in frames}) == 1  # its frames are counted by the file itself
-    return {ENDS_UNKNOWN} if ends_unknown(stated) and not one_file else set()
+    unknown = {ENDS_UNKNOWN} if ends_unknown(stated) and not one_file else set()
+    return unknown | ({stride.doubt} if stride.doubt and not one_file else set())
 
 
 def affine_of(first: Frame, step: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -190,10 +196,11 @@ def require_one_series(folder: Path, frames: Sequence[Frame]) -> None:
 
 
 def unlike(frame: Frame, first: Frame) -> str:
-    """In words, why two frames are not slices of one volume: another patient, modality, size, orientation or
-    pixel spacing; empty where they may be. Values that name a patient are not told."""
+    """In words, why two frames are not slices of one volume: another patient, modality, frame of reference or
+    meaning of grey, another size, orientation or pixel spacing; empty where they may be. Values that name a patient are
+    not told."""
     for name, own, other in zip(BELONGS, frame.of, first.of, strict=False):
-        if own and other and own != other:
+        if differ(own, other):
             return f"{name} is not that of {first.name}; one volume has one"
     if frame.shape != first.shape:
         sizes = [" x ".join(map(str, shape)) for shape in (frame.shape, first.shape)]
@@ -203,6 +210,11 @@ def unlike(frame: Frame, first: Frame) -> str:
     if not np.allclose(frame.spacing, first.spacing, rtol=SAME_DIRECTION):
         return f"pixel spacing {frame.spacing} mm, {first.name} has {first.spacing}"
     return ""
+
+
+def differ(own: str, other: str) -> bool:
+    """Whether two slices say two things; one that says nothing agrees with all."""
+    return bool(own and other and own != other)
 
 
 def slice_step(folder: Path, frames: Sequence[Frame], normal: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -134,6 +134,15 @@ def whole_number(path: Path, header: Any, name: str) -> int | None:
         raise ValueError(f"{path}: {name} must be one whole number, got {str(value)[:80]}") from None
 
 
+def positive(header: Any, name: str) -> float | None:
+    """The attribute as a number above 0, None where it is missing or none."""
+    try:
+        value = float(str(header.get(name)))
+    except Exception:  # pydicom parses it here, and raises what it likes
+        return None
+    return value if 0 < value < float("inf") else None
+
+
 def numbers(path: Path, header: Any, name: str, count: int) -> list[float]:
     """The ``count`` numbers of the attribute ``name``. ``ValueError`` when it is missing or holds something else."""
     try:

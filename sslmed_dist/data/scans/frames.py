@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sslmed_dist.data.scans.completeness import stated_count
 from sslmed_dist.data.scans.dicom_file import readable_dicom
-from sslmed_dist.data.scans.dicom_header import numbers, read_header, whole_number
+from sslmed_dist.data.scans.dicom_header import numbers, positive, read_header, whole_number
 from sslmed_dist.data.scans.dicom_pixels import (
     bright_is_high,
     padding_of,
@@ -30,17 +30,23 @@ SAME_DIRECTION = 1e-3  # difference of a direction cosine, and relative differen
 GROUPS = {
     "PlanePositionSequence": ("ImagePositionPatient",),
     "PlaneOrientationSequence": ("ImageOrientationPatient",),
-    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
     "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
 }
 OF_ALL = (
     *("Rows", "Columns", "Modality", "SeriesInstanceUID", "InstanceNumber", "SamplesPerPixel"),
     *("PhotometricInterpretation", "BitsStored", "PixelRepresentation", "ModalityLUTSequence"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit", "PatientID"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "PatientID", "FrameOfReferenceUID"),
 )
 
 
-BELONGS = ("PatientID", "Modality")  # what slices of one volume have in common
+# What slices of one volume have in common, and what one calls several of them.
+BELONGS = {
+    "PatientID": "patients",
+    "Modality": "modalities",
+    "FrameOfReferenceUID": "frames of reference",
+    "PhotometricInterpretation": "photometric interpretations",
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class Frame:
     modality: str
     stated: int | None = None  # how many slices its volume has, by the file itself
     of: tuple[str, ...] = ()  # the values of ``BELONGS``; never shown
+    between: float | None = None  # SpacingBetweenSlices, mm
+    thickness: float | None = None  # SliceThickness, mm
 
     @property
     def name(self) -> str:
@@ -145,6 +153,8 @@ def frame_of(path: Path, number: int | None, header: Any) -> Frame:
         modality=str(header.get("Modality", "") or ""),
         stated=stated_count(path, header) if number is None else None,
         of=tuple(str(header.get(name, "") or "") for name in BELONGS),
+        between=positive(header, "SpacingBetweenSlices"),
+        thickness=positive(header, "SliceThickness"),
     )
 
 

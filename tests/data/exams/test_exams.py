@@ -15,7 +15,8 @@ from sslmed_dist.cli import main
 from sslmed_dist.data import DATASETS
 from sslmed_dist.data.exams.exam_series import Preparation, fixed_pixels
 from sslmed_dist.data.exams.exams import Exams
-from sslmed_dist.data.exams.series import read_examination, read_stack
+from sslmed_dist.data.exams.series import read_examination
+from sslmed_dist.data.exams.series_stack import read_stack
 from sslmed_dist.data.phantom.chaos import uid
 from tests.data.exams.dicom_series import edit, write
 

@@ -1,8 +1,9 @@
 """A damaged slice never vanishes out of its series, and a missing one at an end is noticed where anything shows it."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from sslmed_dist.data.exams.exam_store import prepare_exam
 from sslmed_dist.data.exams.one_series import read_one
 from sslmed_dist.data.exams.series import DAMAGED, read_examination
 from sslmed_dist.data.phantom.chaos import write_series
-from sslmed_dist.data.scans.completeness import ends_missing
+from sslmed_dist.data.scans.completeness import STRIDE_UNKNOWN, ends_missing, stride_of
 from sslmed_dist.data.scans.dicom import ENDS_UNKNOWN, read_series
 from sslmed_dist.data.scans.dicom_file import begins_as_dicom
 
@@ -153,14 +154,61 @@ def test_what_counts_as_missing(instances: list[Any], stated: list[Any], inside:
     assert ends_missing(instances, stated, inside)[0] == missing
 
 
-@pytest.mark.parametrize(("tag", "value"), [("PatientID", "somebody else"), ("Modality", "CT")])
-def test_slices_of_another_patient_or_modality_are_no_slices_of_the_volume(
-    tmp_path: Path, tag: str, value: str
-) -> None:
+@pytest.mark.parametrize(
+    ("tag", "value", "kind"),
+    [
+        ("PatientID", "somebody else", "patients"),
+        ("Modality", "CT", "modalities"),
+        ("FrameOfReferenceUID", "2.25.77", "frames of reference"),
+        ("PhotometricInterpretation", "MONOCHROME1", "photometric interpretations"),
+    ],
+)
+def test_slices_of_another_kind_are_no_slices_of_the_volume(tmp_path: Path, tag: str, value: str, kind: str) -> None:
     path = series(tmp_path, PatientID="one")[2]
     header = pydicom.dcmread(path)
     setattr(header, tag, value)
     header.save_as(path)
     with pytest.raises(ValueError, match=rf"^{path}: {tag} is not that of IM1\.dcm; one volume has one$"):
         read_one(tmp_path)
-    assert "several patients or modalities" in " ".join([*inspect(tmp_path)[0], *inspect(tmp_path)[1]])
+    assert f"several {kind}" in " ".join([*inspect(tmp_path)[0], *inspect(tmp_path)[1]])
+
+
+STRIDES: dict[str, tuple[float | None, float | None, Sequence[int | None], int, str]] = {
+    # kind: SpacingBetweenSlices, SliceThickness, InstanceNumbers, every n-th is there, what is said; 10 mm apart
+    "spacing": (5.0, 5.0, (1, 3, 5, 7), 2, "SpacingBetweenSlices is 5 mm, but its slices lie 10 mm apart"),
+    "spacing alone": (3.33, None, (None,) * 4, 3, "SpacingBetweenSlices is 3.33 mm"),
+    "spacing of overlapping slices": (5.0, 10.0, (2, 4, 6, 8), 2, "SpacingBetweenSlices is 5 mm"),
+    "numbers and thickness": (None, 5.0, (7, 5, 3, 1), 2, "its InstanceNumbers go in steps of 2"),
+    "two of three": (None, 10 / 3, (1, 4, 7, 10), 3, "its InstanceNumbers go in steps of 3"),
+    "all there": (10.0, 8.0, (1, 2, 3, 4), 1, ""),
+    "echoes that take turns": (None, 10.0, (2, 4, 6, 8), 1, ""),
+    "the gap in place of the spacing": (2.0, 8.0, (1, 2, 3, 4), 1, ""),
+    "contradicted": (5.0, 3.0, (4, 3, 2, 1), 1, "none missing by InstanceNumber"),
+    "wide gaps": (None, 4.0, (1, 2, 3, 4), 1, ""),
+    "thin slices": (None, 4.0, (9, 1, 4, 2), 1, "every second slice may be missing"),
+    "nothing said": (None, None, (None,) * 4, 1, STRIDE_UNKNOWN),
+    "numbers alone": (None, None, (1, 2, 3, 4), 1, ""),
+}
+
+
+@pytest.mark.parametrize("kind", STRIDES)
+def test_slices_that_are_missing_in_turn(kind: str) -> None:
+    between, thickness, instances, every, said = STRIDES[kind]
+    frames = [SimpleNamespace(between=between, thickness=thickness, instance=instance) for instance in instances]
+    stride = stride_of(10.0, frames)
+    assert stride.every == every and said in stride.why + stride.doubt and bool(said) == bool(stride.why + stride.doubt)
+    assert not (stride.why and stride.doubt)
+
+
+def test_every_second_slice_of_a_series(tmp_path: Path) -> None:
+    """The one reader refuses it by name; the reader of examinations counts what is missing."""
+    files = series(tmp_path, SpacingBetweenSlices=str(AFFINE[2, 2]))
+    assert read_examination(files).series[0].missing == 0 and read_one(tmp_path)
+    files.pop(3).unlink()
+    files.pop(1).unlink()
+    message = "3 slices, but SpacingBetweenSlices is 4 mm, but its slices lie 8 mm apart: 2 missing"
+    with pytest.raises(ValueError, match=f"^{tmp_path}: {message} between them$"):
+        read_one(tmp_path)
+    (short,) = read_examination(files).series
+    assert short.missing == 2 and short.holes[0].startswith("in turn (SpacingBetweenSlices")
+    assert any("2 slices missing, in turn" in problem for problem in inspect(tmp_path)[1])

@@ -14,7 +14,8 @@ from sslmed_dist.data.exams.episodes import Episodes
 from sslmed_dist.data.exams.exam_series import Preparation
 from sslmed_dist.data.exams.exam_store import prepare_exam
 from sslmed_dist.data.exams.one_series import read_image, read_one
-from sslmed_dist.data.exams.series import read_examination, read_stack
+from sslmed_dist.data.exams.series import read_examination
+from sslmed_dist.data.exams.series_stack import read_stack
 from sslmed_dist.data.phantom.abdomen import write_abdomen
 from sslmed_dist.data.phantom.chaos import write_series
 from sslmed_dist.data.scans.padding import fill_padding
