@@ -8,7 +8,7 @@ from torch import nn
 
 import sslmed_dist as sd
 from sslmed_dist.data.phantom import PHANTOMS
-from sslmed_dist.verbs.export import export_encoder
+from sslmed_dist.verbs.export.tool import export_encoder
 
 folder = Path(tempfile.mkdtemp())
 PHANTOMS["shapes"](folder / "phantom", channels=1, train=240, val=60, test=120)
@@ -17,7 +17,7 @@ archive = str(folder / "phantom" / "shapes.npz")
 # The recipe of `make demo`, shortened: every key of a recipe can be overridden, as on the command line.
 words = [f"data.root={archive}", f"run.dir={folder}", "driver=local", "plan.epochs=2", "plan.batch_size=48"]
 run = sd.train("demo_ray", [*words, "run.device=cpu"])
-weights, card = export_encoder(run, folder / "encoder")
+weights, _, card = export_encoder(run, folder / "encoder")
 print(f"exported: {weights.name}, {card.name}")
 
 

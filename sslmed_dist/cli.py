@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from sslmed_dist.cli_answers import options, show
 from sslmed_dist.cli_cluster import doctor, watch
+from sslmed_dist.cli_encoders import embed, export
 from sslmed_dist.cli_parser import parse
 from sslmed_dist.endings import ending_of
 from sslmed_dist.printable import say
@@ -149,35 +150,6 @@ def report(arguments: argparse.Namespace) -> int:
     if curves is not None:
         write_events(arguments.runs, folders)
     show(page, markdown, *folders)
-    return 0
-
-
-def export(arguments: argparse.Namespace) -> int:
-    """``sslmed export``."""
-    from sslmed_dist.verbs.export import export_encoder
-
-    written = export_encoder(arguments.run, arguments.out, arguments.which, arguments.part, force=arguments.force)
-    show(*written)
-    return 0
-
-
-def embed(arguments: argparse.Namespace) -> int:
-    """``sslmed embed``."""
-    from sslmed_dist.verbs.embed import embed
-
-    done = embed(
-        arguments.run,
-        arguments.images,
-        arguments.out,
-        arguments.which,
-        arguments.part,
-        names=arguments.names,
-        skip_bad=arguments.skip_bad,
-        force=arguments.force,
-        note=say,
-    )
-    left_out = f", {done.skipped} left out that cannot be read" if done.skipped else ""
-    show(f"{arguments.out}: {done.images} images{left_out}")
     return 0
 
 

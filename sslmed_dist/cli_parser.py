@@ -130,10 +130,14 @@ def measuring(verbs: Verbs) -> None:
 
 def giving_away(verbs: Verbs) -> None:
     """``export`` and ``embed``."""
-    export = verbs.add_parser("export", help="write the encoder as safetensors and JSON")
+    export = verbs.add_parser("export", help="write the encoder for other programs, with a model card")
     export.add_argument("run", type=path, metavar="RUN", help="run folder or checkpoint")
-    output(export, "the files' name without its suffix")
+    output(export, "the files' name without its suffix, or the folder that is made")
     checkpoint(export)
+    kinds = "safetensors (default), torchvision, timm, huggingface, onnx, or monai for segment"
+    export.add_argument("--format", default="safetensors", help=kinds)
+    export.add_argument("--licence", metavar="TEXT", help="of the weights, for the card: cc-by-nc-4.0, say")
+    export.add_argument("--data-licence", metavar="TEXT", help="of the training data, for the card")
     forcing(export, "an export")
 
     embed = verbs.add_parser("embed", help="features of a folder of images")

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sslmed_dist.atomic_files import sha256
 from sslmed_dist.json_files import LARGEST_OBJECT, require_ordinary
 from sslmed_dist.zip_files import open_zip
 
 # What the marks are called and say: a key of JSON and of a safetensors header, a member of an .npz.
 MARK, EXPORT, FEATURES = "written_by", "sslmed export", "sslmed embed"
+WEIGHTS = "weights_sha256"  # in a description: the hash of the weights beside it, where these have no room for a mark
 # How a report begins and ends.
 PAGE_BEGIN = "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
 TEXT_END = "Research use only, not a medical device.\n"
@@ -100,6 +102,19 @@ def is_export(path: Path) -> bool:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length)) if length <= min(path.stat().st_size, LARGEST_HEADER) else {}
     return isinstance(header, dict) and (header.get("__metadata__") or {}).get(MARK) == EXPORT
+
+
+def is_described(path: Path) -> bool:
+    """Weights whose description beside them is an export's and holds their SHA-256."""
+    facts = read_mapping(path.with_suffix(".json"))
+    return facts.get(MARK) == EXPORT and facts.get(WEIGHTS) == sha256(path)
+
+
+def is_card(path: Path) -> bool:
+    """The model card of an export: the head of the Markdown file begins with the mark."""
+    start = f"---\n{MARK}: {json.dumps(EXPORT)}\n".encode()
+    with path.open("rb") as file:
+        return file.read(len(start)) == start
 
 
 def is_features(path: Path) -> bool:

@@ -136,7 +136,7 @@ def test_export_reads_back_as_the_same_encoder(
     assert cli.main(["export", str(run), str(tmp_path / name)]) == 0
     stem = name.removesuffix(".safetensors")
     weights, card = tmp_path / f"{stem}.safetensors", tmp_path / f"{stem}.json"
-    assert capsys.readouterr().out.splitlines() == [str(weights), str(card)]
+    assert capsys.readouterr().out.splitlines() == [str(weights), str(card), str(card.with_suffix(".md"))]
     facts = json.loads(card.read_text())
     leaf = {key: value for key, value in facts["architecture"].items() if key != "name"}
     again = ResNet(**leaf, channels=facts["channels"]).eval()

@@ -70,7 +70,7 @@ def test_an_export_and_a_report_say_what_is_no_place(
         (["embed", str(run), "notes"], "notes: is a file; expected a folder of images"),
         (
             ["export", str(run), "--out", "encoder.onnx"],
-            "onnx: an encoder is written as .safetensors",
+            "onnx: this format writes .safetensors, .json, .md",
         ),
         (["report", str(page), "--out", "page.pdf"], "page.pdf: a report is written as .html"),
         (

@@ -40,7 +40,9 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def export(given: dict[str, Path], out: Path) -> tuple[Words, list[Path]]:
-    return ["export", str(given["run"]), str(out / "e")], [out / "e.safetensors", out / "e.json"]
+    return ["export", str(given["run"]), str(out / "e")], [
+        out / f"e{suffix}" for suffix in (".safetensors", ".json", ".md")
+    ]
 
 
 def embed(given: dict[str, Path], out: Path) -> tuple[Words, list[Path]]:

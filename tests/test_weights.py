@@ -15,7 +15,7 @@ from torch import Tensor
 from sslmed_dist import checkpoint, cli, config, state_dicts, weights
 from sslmed_dist.models import ENCODERS
 from sslmed_dist.training import job, pretrained
-from sslmed_dist.verbs.export import export_encoder
+from sslmed_dist.verbs.export.tool import export_encoder
 from tests import tiny
 
 Tree = dict[str, Any]
@@ -176,7 +176,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> config.Config:
 def own_files(run: config.Config, folder: Path) -> dict[str, Path]:
     """The run's encoder in every form that this program writes, and in one of another program."""
     pytest.importorskip("safetensors")
-    exported, card = export_encoder(run.folder, folder / "encoder")
+    exported, card, _ = export_encoder(run.folder, folder / "encoder")
     state = pretrained.load(run.folder).encoder.state_dict()
     torch.save(
         {"state_dict": under("module.encoder_q.", state) | under("module.encoder_k.", SLOW)}, folder / "moco.pth"

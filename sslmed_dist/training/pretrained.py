@@ -169,7 +169,8 @@ def load_described(file: Path, device: torch.device | str = "cpu", part: Part = 
     ``sslmed export`` writes both. ``ValueError``: no description, one that lacks something, or weights that do not fit.
 
     Of the description are read ``architecture`` (a leaf of ``ENCODERS``), ``channels``, ``input`` (``size``, ``mean``,
-    ``std``), and where they are there ``method`` and ``part``.
+    ``std``), and where they are there ``method``, ``part`` and ``prefix``: what the names in the file lack at their
+    beginning, where they are another library's.
     """
     card = file.with_suffix(".json")
     tensors = weights.read(file, str(file))
@@ -185,6 +186,7 @@ def load_described(file: Path, device: torch.device | str = "cpu", part: Part = 
         return encoder
 
     encoder = outlined(build, leaf)
+    tensors = {facts.get("prefix", "") + key: value for key, value in tensors.items()}
     found = weights.find(tensors, encoder.state_dict(), str(file))
     fill(encoder, found.state)
     method = {**facts.get("method", {"name": "unknown"}), "encoder": architecture, "channels": facts["channels"]}
@@ -218,6 +220,8 @@ def read_card(card: Path, file: Path) -> dict[str, Any]:
     for name in ("architecture", "method"):
         if not isinstance(facts.get(name, {} if name == "method" else None), dict):
             raise ValueError(f"{card}: {name}: expected a mapping, got {facts.get(name)!r}")
+    if not isinstance(facts.get("prefix", ""), str):
+        raise ValueError(f"{card}: prefix: expected text, got {facts['prefix']!r}")
     return facts
 
 

@@ -1,0 +1,1 @@
+"""``sslmed export``: the encoder for other programs, in several formats."""
