@@ -58,9 +58,9 @@ def pair_gradients(loss: nn.Module, z0: Tensor, z1: Tensor) -> tuple[Tensor, Ten
     """(cosines, derivatives, value) of a batch of embeddings z0, z1 (N, D).
 
     Both matrices are (2 N, 2 N), the two views of a sample beside each other. Entry [n, m] of the derivatives is
-    dL / dc_nm of the ordered pair, row n being the anchor: thesis Eq. 6.2 and 6.3 for NT-Xent, and Eq. 6.6 and 6.7 under
-    a temperature that depends on the cosine. ``value`` is the loss. ``ValueError`` for a loss without a dense equation in
-    ``DENSE``, of a weighted sum for any of its terms.
+    dL / dc_nm of the ordered pair, row n being the anchor: thesis Eq. 6.2 and 6.3 for NT-Xent, and Eq. 6.6 and 6.7
+    under a temperature that depends on the cosine. ``value`` is the loss. ``ValueError`` for a loss without a dense
+    equation in ``DENSE``, of a weighted sum for any of its terms.
     """
     rows = unit_pairs(z0, z1).rows.detach()
     cosines = (rows @ rows.T).requires_grad_()

@@ -36,8 +36,8 @@ def profile(temperature: Temperature, c: Tensor) -> Profile:
 def ode_solution(c: Tensor, strength: float, constant: float) -> Tensor:
     """Thesis Eq. 6.14: tau(c) = c / ln(delta K c - k'), in the shape of the cosines ``c``.
 
-    ``strength`` is delta K, ``constant`` the integral constant k'. It solves Eq. 6.13, which is Eq. 6.9 to 6.12 for many
-    pairs: dtau/dc = tau/c (1 - tau delta K e^(-c/tau)). NaN where it is no temperature: where the logarithm does not
+    ``strength`` is delta K, ``constant`` the integral constant k'. It solves Eq. 6.13, which is Eq. 6.9 to 6.12 for
+    many pairs: dtau/dc = tau/c (1 - tau delta K e^(-c/tau)). NaN where it is no temperature: where the logarithm does not
     exist, or tau is not positive.
     """
     inside = strength * c - constant
@@ -50,8 +50,8 @@ def ode_solution(c: Tensor, strength: float, constant: float) -> Tensor:
 def integral_constants(strength: float, high: float) -> tuple[float, float]:
     """Thesis Eq. 6.15: the constants k'- and k'+ for which tau is ``high`` at c = -1, and at c = 1.
 
-    ``strength`` is delta K. They are -delta K - e^(-1/high) and delta K - e^(1/high). In the second one the thesis prints
-    -delta K; its own Eq. 6.14 at c = 1 gives the other sign. ``ValueError`` for numbers that are not positive.
+    ``strength`` is delta K. They are -delta K - e^(-1/high) and delta K - e^(1/high). In the second one the thesis
+    prints -delta K; its own Eq. 6.14 at c = 1 gives the other sign. ``ValueError`` for numbers that are not positive.
     """
     require_positive("strength", strength)
     inverse = torch.tensor(1.0 / require_positive("high", high), dtype=torch.float64)
