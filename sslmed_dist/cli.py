@@ -207,7 +207,7 @@ def lookup(arguments: argparse.Namespace) -> int:
 
 
 def act(arguments: argparse.Namespace) -> int:
-    """``sslmed data``, ``site``, ``server`` and ``app``: each action is a function of the verb's own table."""
+    """``sslmed data``, ``analyse``, ``site``, ``server``, ``app``: each action is a function of the verb's table."""
     module = importlib.import_module(f"sslmed_dist.cli_{arguments.verb}")
     return int(getattr(module, arguments.verb.upper())[arguments.action](arguments))
 
@@ -218,6 +218,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "federate": federate,
     "evaluate": evaluate,
     "probe": probe,
+    "analyse": act,
     "reproduce": reproduce,
     "report": report,
     "export": export,

@@ -20,6 +20,8 @@ from sslmed_dist.cli_arguments import (
 )
 from sslmed_dist.cli_hospitals import federation_server, flower_app, hospital_site
 
+ANALYSES = ("hessian", "landscape", "temperature", "similarity", "gradcam")  # of verbs/analyse/tool.py
+
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The parsed arguments. Overrides may also stand after an option; argparse does not recognise them there, so they
@@ -88,7 +90,7 @@ def training(verbs: Verbs) -> None:
 
 
 def measuring(verbs: Verbs) -> None:
-    """``evaluate``, ``probe``, ``reproduce`` and ``report``."""
+    """``evaluate``, ``probe``, ``analyse``, ``reproduce`` and ``report``."""
     evaluate = verbs.add_parser("evaluate", help="measure a run's encoder on frozen features")
     evaluate.add_argument("run", type=path, metavar="RUN", help="run folder; the results go into its evaluate/")
     overriding(evaluate, "measure otherwise, or other data: of data, evaluate, run.device and run.threads")
@@ -100,6 +102,12 @@ def measuring(verbs: Verbs) -> None:
     overriding(probe, "other places: of data, run.device and run.threads")
     probe.add_argument("--what", choices=("sites", "membership"), help="one of both; default: what the run allows")
     probe.add_argument("--which", default="last", help=WHICH)
+
+    analyse = verbs.add_parser("analyse", help="why a run is as it is: curvature, landscape, temperature, similarity")
+    analyse.add_argument("run", type=path, metavar="RUN", help="run folder; the results go into its analysis/")
+    analyse.add_argument("action", choices=ANALYSES, metavar="WHAT", help=", ".join(ANALYSES))
+    overriding(analyse, "of the analysis: which=all, samples=512, ...; data.root=PATH", "KEY=VALUE")
+    analyse.add_argument("--beside", type=path, nargs="+", action="extend", metavar="RUN", help="further runs")
 
     reproduce = verbs.add_parser("reproduce", help="run what is missing of a published table, print ours beside it")
     reproduce.add_argument("table", metavar="TABLE", help="table-5.2, figure-6.8 or the path of a table's .yaml")

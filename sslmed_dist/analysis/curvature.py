@@ -120,8 +120,9 @@ def rates(spectrum: Spectrum, lr: float | None) -> list[Rate]:
     """The rate along each eigendirection of a Ritz value, thesis Eq. 5.52 to 5.55.
 
     Along a direction of curvature lambda > 0 a quadratic has 1/2 |gradient|^2 = lambda (L - L*), so the mu_i of
-    Eq. 5.54 is lambda_i, and Eq. 5.53 with the Lipschitz constant L = lambda_max of Eq. 5.55 is 1 - lambda_i / lambda_max.
-    ``lr`` is the learning rate of the step, None where it is not known. Momentum and decay are not counted.
+    Eq. 5.54 is lambda_i. Eq. 5.53 with the Lipschitz constant L = lambda_max of Eq. 5.55 is then
+    1 - lambda_i / lambda_max. ``lr`` is the learning rate of the step, None where it is not known. Momentum and decay
+    are not counted.
     """
     largest = float(spectrum.values.max())
     return [

@@ -1,8 +1,8 @@
 """MIOv3 of a linear projector in closed form: its gradient and its Hessian, as thesis section 5.4 derives them.
 
 The encoder's outputs h (2 N, D_i) are given, the second views after the first: n' = n + N. The projector is one
-matrix psi (D_i, D_o), and z = h psi. The similarity c_nm of two rows is their dot product, not their cosine: the thesis derives
-the un-normalised case. With T_n = 4 N^2 - 4 N negative pairs, Eq. 5.29 is
+matrix psi (D_i, D_o), and z = h psi. The similarity c_nm of two rows is their dot product, not their cosine: the
+thesis derives the un-normalised case. With T_n = 4 N^2 - 4 N negative pairs, Eq. 5.29 is
 
     L = -1/N sum_n c_nn' / tau + 1/T_n sum_n sum_{m != n, n'} e^(c_nm / tau)
 

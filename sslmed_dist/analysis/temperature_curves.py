@@ -37,8 +37,8 @@ def ode_solution(c: Tensor, strength: float, constant: float) -> Tensor:
     """Thesis Eq. 6.14: tau(c) = c / ln(delta K c - k'), in the shape of the cosines ``c``.
 
     ``strength`` is delta K, ``constant`` the integral constant k'. It solves Eq. 6.13, which is Eq. 6.9 to 6.12 for
-    many pairs: dtau/dc = tau/c (1 - tau delta K e^(-c/tau)). NaN where it is no temperature: where the logarithm does not
-    exist, or tau is not positive.
+    many pairs: dtau/dc = tau/c (1 - tau delta K e^(-c/tau)). NaN where it is no temperature: where the logarithm does
+    not exist, or tau is not positive.
     """
     inside = strength * c - constant
     tau = c / torch.where(inside > 0, inside, torch.nan).log()

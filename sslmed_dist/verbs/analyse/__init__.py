@@ -1,0 +1,1 @@
+"""``sslmed analyse``: why a run is as it is, one module for each analysis."""

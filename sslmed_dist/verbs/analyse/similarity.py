@@ -1,0 +1,79 @@
+"""``sslmed analyse RUN similarity``: how alike views of one image, of one class and of two are, before and after."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslmed_dist.arguments import require_least
+from sslmed_dist.data.dataset import unlabelled
+from sslmed_dist.downstream import histogram
+from sslmed_dist.downstream.similarity import Histogram
+from sslmed_dist.models.interfaces import Encoder
+from sslmed_dist.report.panels import Panel
+from sslmed_dist.report.plots import Curve
+from sslmed_dist.training import pretrained
+from sslmed_dist.verbs.analyse.subject import Answer, Subject
+
+WORDS = {"true_positive": "views of one image", "false_negative": "of one class", "true_negative": "of two classes"}
+CHUNK = 256  # images at a time
+
+
+def similarity(subjects: Sequence[Subject], *, which: str = "last", samples: int = 1000, bins: int = 100) -> Answer:
+    """Histograms of the cosine similarity of the encoder's features (thesis Figure 6.1) at the run's own initial
+    weights and at the checkpoints ``which``: views of one image, of one class, of two classes, on a keyed batch of
+    ``samples`` training images. ``ValueError`` for data without one class for each sample.
+    """
+    require_least("bins", bins, 1)
+    rows: list[dict[str, Any]] = []
+    panels, lines = [], []
+    for subject in subjects:
+        batch = subject.batch(min(samples, len(subject.dataset)))
+        if subject.dataset.task != "single" or bool(unlabelled(batch["labels"]).any()):
+            raise ValueError(f"{subject.dataset.name}: similarities by class need one class per sample")
+        before = pretrained.first_method(subject.settings).encoder.float().eval()
+        stages: list[tuple[str, Encoder]] = [("initial weights", before)]
+        stages += [(step_of(file), pretrained.load(file).encoder) for file in subject.files(which)]
+        for stage, encoder in stages:
+            name = f"{subject.label}, {stage}"
+            found = measured(encoder, batch, bins)
+            rows += [row for kind in WORDS for row in rows_of(name, kind, found)]
+            panels.append(Panel(name, "cosine similarity", "density", [outline(kind, found) for kind in WORDS]))
+            means = ", ".join(
+                f"{WORDS[kind]} {found.means[kind]:.3f}" for kind in WORDS if found.means[kind] is not None
+            )
+            lines.append(f"{name}: mean similarity {means}")
+    return Answer("Similarity of features of two views", rows, panels, lines)
+
+
+def step_of(file: Path) -> str:
+    """``step 78`` for step_000000078.pt."""
+    word, _, number = file.stem.partition("_")
+    return f"{word} {int(number)}" if number.isdigit() else file.stem
+
+
+@torch.no_grad()
+def measured(encoder: Encoder, batch: dict[str, Tensor], bins: int) -> Histogram:
+    """The histograms of one encoder."""
+    encoder = encoder.to(batch["views_0"].device)
+    first, second = (
+        torch.cat([encoder(part) for part in torch.split(batch[name], CHUNK)]).cpu() for name in ("views_0", "views_1")
+    )
+    return histogram(first, second, batch["labels"].cpu(), bins)
+
+
+def outline(kind: str, found: Histogram) -> Curve:
+    """The density of one kind of pair as a curve through the middles of the bins."""
+    counts, edges = found.counts[kind], found.edges
+    middles = [(left + right) / 2 for left, right in zip(edges, edges[1:], strict=False)]
+    total = max(found.pairs(kind), 1)
+    density = [n / total / (right - left) for n, left, right in zip(counts, edges, edges[1:], strict=False)]
+    return Curve(WORDS[kind], ((middles, density),))
+
+
+def rows_of(name: str, kind: str, found: Histogram) -> list[dict[str, Any]]:
+    """A row for each bin of one kind of pair."""
+    places = zip(found.edges, found.edges[1:], found.counts[kind], strict=False)
+    return [{"run": name, "kind": kind, "low": low, "high": high, "pairs": n} for low, high, n in places]

@@ -1,0 +1,66 @@
+"""``sslmed analyse``: one table of analyses. Each is a function of runs, and gives rows, panels and words."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sslmed_dist import registry
+from sslmed_dist.atomic_files import write_atomically
+from sslmed_dist.report.panels import svg
+from sslmed_dist.run_folder import phantom_data
+from sslmed_dist.verbs.analyse.gradcam import gradcam
+from sslmed_dist.verbs.analyse.hessian import hessian
+from sslmed_dist.verbs.analyse.landscape import landscape
+from sslmed_dist.verbs.analyse.similarity import similarity
+from sslmed_dist.verbs.analyse.subject import FOLDER, Answer, Subject, subjects
+from sslmed_dist.verbs.analyse.temperature import temperature
+
+ANALYSES: Mapping[str, Callable[..., Answer]] = {
+    "hessian": hessian,
+    "landscape": landscape,
+    "temperature": temperature,
+    "similarity": similarity,
+    "gradcam": gradcam,
+}
+
+
+def analyse(name: str, folders: Sequence[Path], options: Mapping[str, Any]) -> tuple[list[str], list[Path]]:
+    """Ask the analysis ``name`` about the runs in ``folders``. Returns what it says in words, and the files that it
+    wrote into ``analysis/`` of the first run: NAME.svg (NAME.png) and NAME.csv.
+
+    ``options`` are the analysis's own arguments, and ``data.root`` where the data has moved. ``ValueError`` for an
+    unknown one, and as the analysis says; nothing is written then but what it keeps to go on with.
+    """
+    function, arguments = ANALYSES[name], dict(options)
+    data = arguments.pop("data", {})
+    if not isinstance(data, Mapping) or set(data) - {"root"}:
+        raise ValueError(f"data: allowed here: data.root, got {data!r}")
+    registry.check_arguments(function, arguments, name, ("subjects",), ("data.root",))
+    asked = [moved(subject, data) for subject in subjects(folders)]
+    answer = function(asked, **arguments)
+    phantoms = any(phantom_data(subject.settings) for subject in asked)
+    heading = f"{'Phantoms, no patients. ' if phantoms else ''}{answer.heading}"
+    place = folders[0] / FOLDER / name
+    ending, picture = (".svg", None) if answer.picture is None else (".png", answer.picture)
+    files = [place.with_suffix(ending), place.with_suffix(".csv")]
+    write_atomically(files[0], svg(answer.panels, heading) if picture is None else picture)
+    write_atomically(files[1], as_csv(answer.rows))
+    return [f"{heading}.", *answer.lines], files
+
+
+def moved(subject: Subject, data: Mapping[str, Any]) -> Subject:
+    """The run with its data elsewhere, where ``data`` says so."""
+    return dataclasses.replace(subject, root=str(data["root"])) if data else subject
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """The rows under the names of all their columns; what a row lacks, or does not know, is empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue().encode()
