@@ -13,7 +13,9 @@ from sslmed_dist.methods import METHODS
 from tests import configs_page, methods_page
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "configs" / "README.md"])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("configs/*.md"), *ROOT.glob("examples/*.md")]
+)
 ROOMS = (
     "data",
     "views",

@@ -1,4 +1,4 @@
-"""The examples of docs/adding.md run: its loss is exact on any number of workers, its loop learns."""
+"""CONTRIBUTING.md and docs/adding.md run: the loss is exact on any number of workers, the loop learns."""
 
 import textwrap
 from inspect import signature
@@ -16,12 +16,12 @@ from sslmed_dist.registry import check
 from tests.gloo import GlooPool
 from tests.losses.golden import embeddings
 
-PAGE = Path(__file__).parents[2] / "docs" / "adding.md"
+ROOT = Path(__file__).parents[2]
 
 
-def block(first_line: str) -> dict[str, Any]:
+def block(page: str, first_line: str) -> dict[str, Any]:
     """The names that the page's block of code defines which begins with ``first_line``."""
-    text = PAGE.read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     after = text[text.index(f"    {first_line}\n") :]
     lines = after.splitlines()
     end = next(i for i, line in enumerate(lines) if line and not line.startswith("    "))
@@ -31,8 +31,8 @@ def block(first_line: str) -> dict[str, Any]:
 
 
 def example() -> Any:
-    """The class in the page's first block of code."""
-    return block("from torch import Tensor")["SoftMargin"]
+    """The class in the page's block of code."""
+    return block("CONTRIBUTING.md", "from torch import Tensor")["SoftMargin"]
 
 
 def of_rank() -> tuple[float, Tensor]:
@@ -64,7 +64,7 @@ def test_the_example_is_exact_on_any_number_of_workers(gloo: GlooPool, world: in
 
 
 def test_the_loop_of_the_page_learns() -> None:
-    values = block("import torch")["values"]
+    values = block("docs/adding.md", "import torch")["values"]
     assert len(values) == 20 and values[-1] < values[0] - 0.5
 
 
