@@ -8,7 +8,7 @@ MOST_WORDS = 200  # letters of a parser's own message
 
 
 @contextmanager
-def damage_named(path: Path, what: str) -> Iterator[None]:
+def damage_named(path: str | Path, what: str) -> Iterator[None]:
     """A block that reads ``path``: every exception in it becomes a ``ValueError`` "PATH: WHAT: reason" in one line.
 
     A ``ValueError`` that begins with the path passes as it is. The block should hold the reading alone.

@@ -13,6 +13,7 @@ peak resident memory of the worker that needs most, by global batch, doubled unt
 import argparse
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,14 +23,15 @@ from sslmed_dist import config, distributed
 from sslmed_dist.training import job
 from sslmed_dist.training.step import Stepper
 from tests import tiny
-from tests.benchmarks.ranks_memory import MIB, grown, in_ranks, table
+from tests.benchmarks.ranks_memory import MIB, WORLDS, climb, in_ranks, line_of, peak_during, status
 
 
 def stepper(folder: Path, width: int, batch: int, micro: int | None) -> Stepper:
     """A ResNet-18 with the CIFAR stem on 32-px images, of this rank's group where there is one."""
     images = folder / f"images-{distributed.rank()}.npz"
     if not images.exists():
-        tiny.write_images(images, train=2 * batch, size=32)
+        folder.mkdir(exist_ok=True)
+        tiny.write_images(images, train=batch, size=32)
     tree = tiny.tree(
         folder,
         run={"threads": 1},
@@ -51,25 +53,32 @@ def take(made: Stepper) -> None:
 
 def peak(width: int, batch: int, micro: int | None) -> None:
     """Print by how many bytes a step raises the peak resident set of this process."""
-    torch.set_num_threads(1)
     with TemporaryDirectory() as name:
         made = stepper(Path(name), width, batch, micro)
-        print(grown(lambda: take(made)), flush=True)
+        before = status("VmRSS")
+        print(peak_during(lambda: take(made)) - before)
 
 
-def peak_of(width: int, batch: int, micro: int | None, world: int = 1) -> int:
-    """``peak`` in a group of new processes: that of the one that needs most."""
-    return in_ranks(f"from tests.benchmarks.cache import peak; peak({width}, {batch}, {micro})", world)
+def workers(width: int, micro: int | None, sizes: Sequence[int], budget: int) -> None:
+    """``climb`` in a worker: a step of each batch."""
+    torch.set_num_threads(1)
+    with TemporaryDirectory() as name:
+
+        def prepare(batch: int) -> Callable[[], None]:
+            made = stepper(Path(name) / str(batch), width, batch, micro)
+            return lambda: take(made)
+
+        climb(sizes, budget, prepare)
 
 
 def within(budget: int, width: int, micro: int, most: int) -> None:
     """Print what fits into a budget."""
-    sizes = [64 << shift for shift in range(20) if 64 << shift <= most]
+    sizes = [micro << shift for shift in range(20) if micro << shift <= most]
     print(f"ResNet-18 width {width}, 32 px, float32, two views; the cache takes {micro} of the global batch at a time")
-    for world in (1, 2, 4):
+    for world in WORLDS:
         for name, cut in (("at once", None), ("cached", micro)):
-            line = table(f"{world} workers, {name}", sizes, lambda n, c=cut, w=world: peak_of(width, n, c, w), budget)  # type: ignore[misc]
-            print(line, flush=True)
+            call = f"from tests.benchmarks.cache import workers; workers({width}, {cut}, {sizes}, {budget})"
+            print(line_of(f"{world} workers, {name}", in_ranks(call, world), budget), flush=True)
 
 
 def main() -> None:
@@ -99,7 +108,8 @@ def main() -> None:
     ratio = statistics.median(a / b for a, b in zip(times["cached"], times["plain"], strict=True))
     print(f"ResNet-18 width {options.width}, batch {options.batch} in micro-batches of {options.micro}, CPU time")
     print(f"cached step {ratio:.2f}x the plain step (target <= 1.4x)")
-    peaks = {case: peak_of(options.width, options.batch, micro) for case, micro in cases.items()}
+    call = "from tests.benchmarks.cache import peak; peak({}, {}, {})"
+    peaks = {case: in_ranks(call.format(options.width, options.batch, micro))[0][0] for case, micro in cases.items()}
     print(f"peak memory {peaks['cached'] / MIB:.0f} MiB against {peaks['plain'] / MIB:.0f} MiB")
 
 

@@ -16,11 +16,10 @@ so many MiB.
 """
 
 import argparse
-import functools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from torch import Tensor
 from sslmed_dist import distributed
 from sslmed_dist.losses import LOSSES, products
 from sslmed_dist.training.allocation import keep_freed_memory
-from tests.benchmarks.ranks_memory import MIB, grown, in_ranks, table
+from tests.benchmarks.ranks_memory import MIB, WORLDS, climb, in_ranks, line_of, peak_during, status
 
 WIDTH = 128
 DYSTRESS = {"name": "dystress", "low": 0.07, "high": 0.2}
@@ -108,28 +107,46 @@ def times(pairs: int, repeat: int, keep: bool) -> None:
         print(f"float32 gradient within {error:.1e} of float64 dense at N = 1024 (target 5e-6)", flush=True)
 
 
+def function_of(case: str, kind: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss by ``blocks``, or ``dense``."""
+    return blockwise(case) if kind == "blocks" else lambda a, b: dense(case, a, b)
+
+
 def peak(case: str, pairs: int, kind: str) -> None:
-    """Print by how many bytes loss and gradient of this rank's share raise the peak resident set of this process."""
+    """Print by how many bytes loss and gradient raise the peak resident set of this process."""
     torch.set_num_threads(1)
-    function = blockwise(case) if kind == "blocks" else lambda a, b: dense(case, a, b)
+    function = function_of(case, kind)
     step(function, *embeddings(64))  # libraries are loaded at their first use
-    z0, z1 = (z.chunk(distributed.world_size())[distributed.rank()].clone() for z in embeddings(pairs))
-    print(grown(lambda: step(function, z0, z1)), flush=True)
+    z0, z1 = embeddings(pairs)
+    before = status("VmRSS")
+    print(peak_during(lambda: step(function, z0, z1)) - before)
 
 
-def measured_peak(case: str, pairs: int, kind: str, world: int = 1) -> int:
-    return in_ranks(f"from tests.benchmarks.losses import peak; peak({case!r}, {pairs}, {kind!r})", world)
+def measured_peak(case: str, pairs: int, kind: str) -> int:
+    return in_ranks(f"from tests.benchmarks.losses import peak; peak({case!r}, {pairs}, {kind!r})")[0][0]
+
+
+def workers(case: str, kind: str, sizes: Sequence[int], budget: int) -> None:
+    """``climb`` in a worker: loss and gradient of its share of the pairs."""
+    torch.set_num_threads(1)
+    function = function_of(case, kind)
+
+    def prepare(pairs: int) -> Callable[[], Tensor]:
+        z0, z1 = (z.chunk(distributed.world_size())[distributed.rank()].clone() for z in embeddings(pairs))
+        return lambda: step(function, z0, z1)
+
+    prepare(64)()  # libraries are loaded at their first use
+    climb(sizes, budget, prepare)
 
 
 def within(budget: int, most: int) -> None:
     """Print what fits into a budget."""
     sizes = [1024 << shift for shift in range(20) if 1024 << shift <= most]
-    for case in CASES:
-        for world in (1, 2, 4):
+    for case in ("mio_v3", "nt_xent"):  # one of one pass over the tiles, one of two
+        for world in WORLDS:
             for kind in ("dense", "blocks"):
-                title = f"{case}, {world} workers, {kind}"
-                measure = functools.partial(measured_peak, case, kind=kind, world=world)
-                print(table(title, sizes, measure, budget), flush=True)
+                call = f"from tests.benchmarks.losses import workers; workers({case!r}, {kind!r}, {sizes}, {budget})"
+                print(line_of(f"{case}, {world} workers, {kind}", in_ranks(call, world), budget), flush=True)
 
 
 def memory(pairs: int) -> None:

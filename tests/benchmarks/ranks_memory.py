@@ -6,7 +6,12 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import torch
+
+from sslmed_dist import distributed
+
 MIB = 2**20
+WORLDS = (1, 2, 4)
 JOIN = "from sslmed_dist import distributed; distributed.join_from_environment(); {}; distributed.leave()"
 
 
@@ -16,36 +21,39 @@ def status(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def grown(work: Callable[[], object]) -> int:
-    """By how many bytes ``work`` raises the peak resident set of this process above what it holds before."""
+def peak_during(work: Callable[[], object]) -> int:
+    """The largest resident set of this process while ``work`` runs, in bytes."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = status("VmRSS")
     work()
-    return status("VmHWM") - before
+    return status("VmHWM")
 
 
-def in_ranks(call: str, world: int = 1) -> int:
-    """The Python line ``call``, which prints a number of bytes, in a group of ``world`` new processes of one thread
-    each: the largest number."""
+def climb(sizes: Iterable[int], budget: int, prepare: Callable[[int], Callable[[], object]]) -> None:
+    """In a worker: by how many bytes the work of each size, the smallest first, raises its resident set above what it
+    holds before the first. Rank 0 prints a line a size, its largest worker; none follows one above ``budget``."""
+    before = status("VmRSS")
+    for size in sizes:
+        own = torch.tensor([peak_during(prepare(size)) - before])
+        taken = int(distributed.gather(own).max())
+        if distributed.rank() == 0:
+            print(size, taken, flush=True)
+        if taken > budget:
+            return
+
+
+def in_ranks(call: str, world: int = 1) -> list[list[int]]:
+    """The numbers, line by line, that the Python line ``call`` prints in a group of ``world`` new processes of one
+    thread each."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
     command = [*torchrun, "--no-python", sys.executable, "-c", JOIN.format(call)]
-    done = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    told = [int(line) for line in done.stdout.split()]
-    assert len(told) == world, told
-    return max(told)
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env)
+    return [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
 
 
-def table(title: str, sizes: Iterable[int], measure: Callable[[int], int], budget: int) -> str:
-    """A line: the MiB of each size, the smallest first and none after the first that is above ``budget``, and the
-    largest size that is within it."""
-    shown, fits, last = [], 0, 0
-    for size in sizes:
-        taken, last = measure(size), size
-        shown.append(f"{size}: {taken / MIB:.0f}")
-        if taken > budget:
-            break
-        fits = size
-    more = "" if fits < last else " or more"
-    return f"{title}: MiB of a worker by global batch: {', '.join(shown)}; in {budget / MIB:.0f} MiB: {fits}{more}"
+def line_of(title: str, told: list[list[int]], budget: int) -> str:
+    """What ``climb`` has told, in MiB, and the largest size that is within the budget."""
+    shown = ", ".join(f"{size}: {taken / MIB:.0f}" for size, taken in told)
+    fits = max((size for size, taken in told if taken <= budget), default=0)
+    more = " or more" if told[-1][1] <= budget else ""
+    return f"{title}: MiB of a worker by global batch {shown}; in {budget / MIB:.0f} MiB {fits}{more}"
