@@ -7,6 +7,7 @@ mode registers none. Every worker resumes from the newest checkpoint of the run 
 disk that all nodes see. ``ray.num_workers: 0`` runs in this process, and under torchrun as one rank of its group.
 """
 
+import itertools
 import json
 import math
 import os
@@ -202,7 +203,7 @@ def launch(settings: config.Config, stop: Stop) -> None:
 
     def fit() -> None:
         try:
-            trainer_of(settings, name, name).fit()
+            again(lambda turn: trainer_of(settings, f"{name}-{turn}", name).fit(), settings.ray.max_failures, stop)
         except BaseException as error:
             errors.append(error)
 
@@ -222,6 +223,26 @@ def launch(settings: config.Config, stop: Stop) -> None:
         raise_failure(error, settings.ray.max_failures)
 
 
+def again(fit: Callable[[int], object], most: int, stop: Callable[[], bool]) -> None:
+    """Call ``fit`` with 0, and with 1, 2, ... where Ray lost a process while it was starting workers: that ends its
+    trainer, whatever it may restart. At most ``most`` times (-1: without end), and not after a stop was asked for."""
+    import ray.train
+    from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
+
+    for turn in itertools.count():
+        try:
+            fit(turn)
+            return
+        except ray.train.ControllerError as error:
+            lost = isinstance(
+                error.controller_failure, (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
+            )
+            if not lost or turn == most or stop():
+                raise
+            of = "" if most < 0 else f" of at most {most}"
+            say(f"ray: a process was lost while workers were starting; all start again ({turn + 1}{of})")
+
+
 def leave(state: str | None, watch: Watch) -> None:
     """After a stop was asked for: ``Stopped`` where no worker trains, so that none has anything to save. ``state`` is
     what the workers' file says; None before they wrote it. Without a word to the ledger the file counts: work is saved
@@ -238,6 +259,10 @@ def raise_failure(error: BaseException, restarts: int) -> NoReturn:
     import ray.train
 
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if isinstance(error, ray.train.ControllerError):
+        raise RuntimeError(
+            f"ray: the workers could not be started: {lines[-1]}; the same command goes on from the last checkpoint"
+        ) from error
     if isinstance(error, ray.train.TrainingFailedError):
         raise RuntimeError(f"ray: training failed after {restarts} restarts: {lines[-1]}") from error
     if isinstance(error, ray.exceptions.RayError):
