@@ -12,7 +12,8 @@ from sslmed_dist.data.check.examinations import holds_examinations, inspect_exam
 from sslmed_dist.data.check.exams import inspect_kneemri, inspect_mrnet, inspect_volumes
 from sslmed_dist.data.check.files import inspect_images, inspect_listing, inspect_pack
 from sslmed_dist.data.check.findings import Findings
-from sslmed_dist.data.exams.exam_layouts import ANNOTATED, DESCRIPTION, NAME, find_layout
+from sslmed_dist.data.check.scans import holds_scans, inspect_scans
+from sslmed_dist.data.exams.exam_layouts import ANNOTATED, layout_of
 from sslmed_dist.data.exams.kneemri import TABLE
 from sslmed_dist.data.exams.mrnet import FOLDERS
 from sslmed_dist.data.images.decode import SUFFIXES
@@ -44,10 +45,9 @@ def is_ilsvrc(root: Path) -> bool:
 def is_annotated(root: Path) -> bool:
     """Whether this is a set of exams in a layout that says which file is a mask; a damaged one is, too."""
     try:
-        find_layout(root, ANNOTATED)
+        return layout_of(root, ANNOTATED) is not None
     except ValueError:
-        return any(NAME.fullmatch(entry.name) for entry in root.iterdir()) or (root / DESCRIPTION).is_file()
-    return True
+        return True
 
 
 def is_cifar(root: Path) -> bool:
@@ -79,6 +79,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], bool], Inspection]] = {
     ),
     "MRNet": (is_mrnet, inspect_mrnet),
     "KneeMRI": (lambda root: (root / TABLE).is_file() and any(root.glob("vol[0-9][0-9]")), inspect_kneemri),
+    "scans (NIfTI files, or one DICOM series)": (holds_scans, inspect_scans),
     "examinations": (holds_examinations, inspect_examinations),
     "packed JPEG or MedMNIST .npz": (lambda root: len(list(root.glob("*.npz"))) == 1, inspect_archive),
     "image folder": (lambda root: any(e.suffix.lower() in SUFFIXES for e in root.rglob("*")), inspect_images),
@@ -99,7 +100,7 @@ def inspect(path: str | Path, series: Mapping[str, str] | None = None) -> tuple[
         raise ValueError(f"{root}: no such file or folder")
     findings = Findings()
     inspection = recognise(root)
-    if series is not None and inspection is not inspect_examinations:
+    if series is not None and not (root.is_dir() and inspection in (inspect_examinations, inspect_scans)):
         raise ValueError(f"series: {root} is no folder of examinations, which alone has series to be chosen")
     if series is not None:
         inspect_examinations(root, findings, series)
@@ -113,6 +114,8 @@ def recognise(root: Path) -> Inspection:
     """The function that inspects the layout of ``root``. ``ValueError`` when it is none of ``LAYOUTS``."""
     if root.is_file() and root.suffix == ".npz":
         return inspect_archive
+    if root.is_file() and holds_scans(root):
+        return inspect_scans
     if root.is_dir():
         for fits, inspection in LAYOUTS.values():
             if fits(root):

@@ -98,22 +98,30 @@ def inspect_exam(name: str, exam: Examination, how: Preparation, findings: Findi
         for series in exam.series:
             side = f" {series.tags.laterality}" if series.tags.laterality else ""
             findings.lines.append(f"{name} | {taken.get(id(series), '-')} | {series.line}{side}")
-        for item in exam.aside:
-            detail = f" ({item.detail})" if item.detail else ""
-            findings.lines.append(
-                f"{name} | left aside | {item.description} ({item.images} images): {item.reason}{detail}"
-            )
+        note_aside(name, exam, findings)
     if len(exam.studies) > 1:
         findings.problems.append(f"{name}: {len(exam.studies)} studies; name each by its StudyInstanceUID in a row")
     if not any(fitting.values()):
         findings.problems.append(f"{name}: no series for any of {', '.join(how.rules)}")
+    note_problems(name, exam, findings)
+    return [slot for slot, those in fitting.items() if those]
+
+
+def note_aside(name: str, exam: Examination, findings: Findings) -> None:
+    """A line for everything that was left aside in an examination, and why."""
+    for item in exam.aside:
+        detail = f" ({item.detail})" if item.detail else ""
+        findings.lines.append(f"{name} | left aside | {item.description} ({item.images} images): {item.reason}{detail}")
+
+
+def note_problems(name: str, exam: Examination, findings: Findings) -> None:
+    """A line for every damaged or impossible file of an examination, and for slices that are missing."""
     findings.problems.extend(item.detail for item in exam.aside if item.reason in (DAMAGED, IMPLAUSIBLE))
     for series in exam.series:
         findings.problems.extend(series.damaged)
         if series.missing:
             where = "; ".join(series.holes[:3])
             findings.problems.append(f"{name}: {series.line}: {series.missing} slices missing, {where}")
-    return [slot for slot, those in fitting.items() if those]
 
 
 def inspect_table(table: Table, findings: Findings) -> None:

@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sslmed_dist.data.scans.dicom_file import begins_as_dicom
 from sslmed_dist.data.scans.nifti import SUFFIXES
 from sslmed_dist.data.scans.scan import stem
 from sslmed_dist.data.text_files import read_json
 
-NAME = re.compile(r"(image|label)_(\d{1,9})\.nii(\.gz)?")
-NUMBER = re.compile(r"(\d{1,9})\D*")  # the last digits of a case's name
+DIGITS = 15  # of an exam's number at most: 4,096 times it has to fit 64 bits
+NAME = re.compile(r"(image|label)_(\d+)\.nii(\.gz)?")
+NUMBER = re.compile(r"(\d+)\D*")  # the last digits of a case's name
+COUNTED = "exams are numbered 1, 2, ... in the order of their names, which do not end in numbers of their own"
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: CASE_0000 is the first channel of CASE
 DESCRIPTION, PARTS = "dataset.json", "segmentations"
 # Landman et al. 2015 (BTCV, "beyond the cranial vault"), values 1 to 13.
@@ -58,13 +61,21 @@ def scans_in(folder: Path) -> dict[str, Path]:
 
 
 def numbered(names: Iterable[str]) -> dict[str, int]:
-    """The exam number of every case: the last digits of its name, where every name has some and no two are equal; else
-    1, 2, ... in the order of the names."""
+    """The exam number of every case: the last digits of its name, where every name has some, 15 at most, and no two are
+    equal; else 1, 2, ... in the order of the names."""
     ordered = sorted(names)
     digits = [match[-1] if (match := NUMBER.findall(name)) else "" for name in ordered]
-    if all(digits) and len({int(number) for number in digits}) == len(ordered):
+    sized = all(digits) and all(len(number.lstrip("0")) <= DIGITS for number in digits)
+    if sized and len({int(number) for number in digits}) == len(ordered):
         return dict(sorted(zip(ordered, map(int, digits), strict=True), key=lambda item: item[1]))
     return {name: number for number, name in enumerate(ordered, start=1)}
+
+
+def require_number(path: Path, digits: str) -> int:
+    """The exam number that the name of ``path`` writes. ``ValueError`` for one of more than ``DIGITS`` digits."""
+    if len(digits.lstrip("0")) > DIGITS:
+        raise ValueError(f"{path}: an exam number of {len(digits)} digits; allowed: {DIGITS}")
+    return int(digits)
 
 
 def paired(
@@ -72,6 +83,8 @@ def paired(
 ) -> Layout:
     """A layout of images and masks that go by the names of their cases."""
     numbers = numbered(images.keys() | masks.keys())
+    if any(not NUMBER.findall(case) or int(NUMBER.findall(case)[-1]) != number for case, number in numbers.items()):
+        aside = (*aside, COUNTED)
     of = [{number: files[case] for case, number in numbers.items() if case in files} for files in (images, masks)]
     return Layout(name, of[0], of[1], organs, aside)
 
@@ -81,6 +94,8 @@ def prepared(folder: Path) -> Layout | None:
     paths: dict[str, dict[int, Path]] = {"image": {}, "label": {}}
     for path in sorted(folder.iterdir()):
         match = NAME.fullmatch(path.name)
+        if match:
+            require_number(path, match[2])
         if match and int(match[2]) in paths[match[1]]:
             raise ValueError(f"{path}: a second {match[1]} of exam {int(match[2])}")
         if match:
@@ -135,6 +150,8 @@ def organs_of(path: Path, labels: Any) -> dict[int, str]:
             )
         if not re.fullmatch(r"\d{1,5}", str(number)) or int(number) in by_value:
             raise ValueError(f"{path}: label {name!r} has the value {number!r}; allowed: a whole number of its own")
+        if name in by_value.values():
+            raise ValueError(f"{path}: two values are called {name!r}; allowed: each organ once")
         by_value[int(number)] = str(name)
     return {value: name for value, name in sorted(by_value.items()) if value}
 
@@ -147,9 +164,11 @@ def total_segmentator(folder: Path) -> Layout | None:
     organs: set[str] = set()
     for case in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
         found = scans_in(case)
-        for modality in ("ct", "mri"):
-            if modality in found:
-                images[case.name] = found[modality]
+        both = [found[modality] for modality in ("ct", "mri") if modality in found]
+        if len(both) > 1 and (case / PARTS).is_dir():
+            raise ValueError(f"{case}: holds {both[0].name} and {both[1].name}; allowed: the one that {PARTS} is of")
+        if both:
+            images[case.name] = both[0]
         if case.name in images and (case / PARTS).is_dir():
             masks[case.name] = case / PARTS
             organs |= scans_in(case / PARTS).keys()
@@ -199,13 +218,10 @@ def dicom_folders(folder: Path) -> Layout | None:
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Whether a file right in the folder has the mark of DICOM (PS3.10, 7.1) after 128 bytes."""
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_file():
-            with path.open("rb") as file:
-                if file.read(132)[128:] == b"DICM":
-                    return True
-    return False
+    """Whether a file right in the folder, but hidden ones, begins as DICOM does, with or without its preamble
+    (``dicom_file.begins_as_dicom``)."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    return any(not path.name.startswith(".") and path.is_file() and begins_as_dicom(path) for path in entries)
 
 
 # The first that fits is taken. Those of the first part say which file is a mask.
@@ -213,14 +229,19 @@ ANNOTATED: tuple[Callable[[Path], Layout | None], ...] = (prepared, described, t
 LAYOUTS = (*ANNOTATED, any_nifti, dicom_folders)
 
 
+def layout_of(folder: Path, layouts: Iterable[Callable[[Path], Layout | None]]) -> Layout | None:
+    """What ``folder`` holds in the first of the ``layouts`` that it has; None in none of them. ``ValueError`` as the
+    layouts, for a folder that has one and is damaged."""
+    return next((found for layout in layouts if (found := layout(folder)) is not None), None)
+
+
 def find_layout(folder: Path, layouts: Iterable[Callable[[Path], Layout | None]] = LAYOUTS) -> Layout:
     """What ``folder`` holds. ``ValueError`` for no folder, no image, and as the layouts."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    for layout in layouts:
-        found = layout(folder)
-        if found is not None:
-            return found
+    found = layout_of(folder, layouts)
+    if found is not None:
+        return found
     raise ValueError(
         f"{folder}: no exam in it; expected image_01.nii.gz, label_01.nii.gz, ..., or imagesTr, labelsTr and "
         f"{DESCRIPTION}, or folders with ct.nii.gz and {PARTS}, or NIfTI files, or DICOM series"

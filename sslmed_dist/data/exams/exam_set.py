@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist import randomness
+from sslmed_dist.data.exams.exam_layouts import DIGITS
 from sslmed_dist.data.text_files import add_once, read_rows, whole_number
 from sslmed_dist.printable import excerpt
 
@@ -82,7 +83,7 @@ def read_sites(path: Path, numbers: Sequence[int]) -> Tensor | None:
             continue
         if len(row) != 2 or not row[1]:
             raise ValueError(f"{where} is {excerpt(','.join(row))!r}; expected exam number,site")
-        add_once(table, whole_number(row[0], where, "exam number"), row[1], where)
+        add_once(table, whole_number(row[0], where, "exam number", 10**DIGITS), row[1], where)
     missing = [exam_number for exam_number in numbers if exam_number not in table]
     if missing:
         raise ValueError(f"{path}: no site for exam {missing[0]}")

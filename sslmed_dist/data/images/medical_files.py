@@ -10,7 +10,7 @@ from sslmed_dist.data.listed_paths import Below
 from sslmed_dist.data.text_files import add_once, read_json, read_lines, read_rows, read_table
 from sslmed_dist.printable import excerpt
 
-STUDY = re.compile(r"(train|valid)/(XR_[A-Z]+)/patient([0-9]{1,9})/study[0-9]+_(positive|negative)/[^/]+")
+STUDY = re.compile(r"(train|valid)/(XR_[A-Z]+)/patient([0-9]{1,18})/study[0-9]+_(positive|negative)/[^/]+")
 CHAOYANG = ("normal", "serrated", "adenocarcinoma", "adenoma")
 ISIC = "ISBI2016_ISIC_Part3"
 ISIC_LABELS = {"benign": 0, "0.0": 0, "0": 0, "malignant": 1, "1.0": 1, "1": 1}

@@ -69,8 +69,8 @@ def find_pairs(source: Path) -> dict[int, tuple[Path, Path]]:
 
 def match_pairs(images: Path, masks: Path) -> dict[int, tuple[Path, Path]]:
     """(image, mask) by exam number, from a folder of images and one of masks. ``ValueError`` as ``find_pairs``."""
-    image_files = numbered(images.iterdir(), r"img(\d{1,9})\.nii(?:\.gz)?")
-    mask_files = numbered(masks.iterdir(), r"label(\d{1,9})\.nii(?:\.gz)?")
+    image_files = numbered(images.iterdir(), r"img(\d+)\.nii(?:\.gz)?")
+    mask_files = numbered(masks.iterdir(), r"label(\d+)\.nii(?:\.gz)?")
     if not image_files:
         raise ValueError(f"{images}: no image in it; expected img0001.nii.gz, ...")
     for exam_number, path in image_files.items():

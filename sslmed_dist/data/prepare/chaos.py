@@ -68,7 +68,7 @@ def find_patients(source: Path) -> dict[int, Path]:
     for below in ("", "MR", "Train_Sets/MR", "CHAOS_Train_Sets/Train_Sets/MR", "Test_Sets/MR"):
         folder = source / below
         numbered_folders = (
-            numbered((path for path in folder.iterdir() if path.is_dir()), r"(\d{1,9})") if folder.is_dir() else {}
+            numbered((path for path in folder.iterdir() if path.is_dir()), r"(\d+)") if folder.is_dir() else {}
         )
         patients = {patient: path for patient, path in numbered_folders.items() if (path / "T2SPIR").is_dir()}
         if not patients:

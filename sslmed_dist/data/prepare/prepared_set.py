@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from sslmed_dist import __version__
 from sslmed_dist.atomic_files import appearing
 from sslmed_dist.data.exams.abdominal import NAME, ORGANS
+from sslmed_dist.data.exams.exam_layouts import require_number
 from sslmed_dist.data.prepare.contact_sheet import contact_sheet, write_picture
 from sslmed_dist.data.prepare.orientation import margin, misplaced, require_arrangement
 from sslmed_dist.data.scans.nifti_writing import nifti_bytes
@@ -63,10 +64,12 @@ def whole_folder(out: str | Path) -> Iterator[Path]:
 
 def numbered(places: Iterable[Path], pattern: str) -> dict[int, Path]:
     """The paths whose name matches ``pattern``, by the number that the pattern's first group finds, ascending.
-    ``ValueError`` for a number that repeats."""
+    ``ValueError`` for a number that repeats or is too long."""
     paths: dict[int, Path] = {}
     for path in sorted(places):
         match = re.fullmatch(pattern, path.name)
+        if match:
+            require_number(path, match[1])
         if match and int(match[1]) in paths:
             raise ValueError(f"{path}: a second one of number {int(match[1])}, beside {paths[int(match[1])].name}")
         if match:

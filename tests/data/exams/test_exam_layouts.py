@@ -16,9 +16,10 @@ from sslmed_dist.data.check import inspect
 from sslmed_dist.data.exams.abdominal import Abdominal
 from sslmed_dist.data.exams.episodes import Episodes
 from sslmed_dist.data.exams.exam_archive import pack_episodes
-from sslmed_dist.data.exams.exam_layouts import BTCV, FLARE22, MOGAMBO, find_layout, numbered
+from sslmed_dist.data.exams.exam_layouts import BTCV, COUNTED, FLARE22, MOGAMBO, find_layout, numbered
 from sslmed_dist.data.exams.mask_files import read_masks
 from sslmed_dist.data.phantom.chaos import write_series
+from sslmed_dist.data.scans.dicom_file import begins_as_dicom
 from sslmed_dist.data.scans.scan import read_scan
 from sslmed_dist.verbs.segment.tool import segment
 from tests.verbs.segment.test_tool import write_run
@@ -170,10 +171,53 @@ def test_training_takes_folders_of_dicom_and_of_any_nifti(tmp_path: Path) -> Non
     assert sets[0].stored(0).size == sum(file.stat().st_size for file in (tmp_path / "dicom" / "patient 0").iterdir())
 
 
+def test_dicom_without_preamble_is_dicom_to_every_reader(tmp_path: Path) -> None:
+    """One rule says what DICOM is, for training and for the tool."""
+    files = write_series(tmp_path / "patient 1", image(0), AFFINE)
+    whole = Abdominal(tmp_path, unit="slice").images
+    for path in files:
+        path.write_bytes(path.read_bytes()[132:])
+    assert all(begins_as_dicom(path) for path in files) and find_layout(tmp_path).name == "DICOM series"
+    assert torch.equal(Abdominal(tmp_path, unit="slice").images, whole)
+    for path in files:
+        path.rename(path.with_name(f".{path.name}"))
+    with pytest.raises(ValueError, match="no exam in it"):
+        find_layout(tmp_path)
+
+
 def test_numbers_of_cases() -> None:
     assert numbered(["s0010", "s0003"]) == {"s0003": 3, "s0010": 10}
     assert numbered(["a_1_x", "b_1_x"]) == {"a_1_x": 1, "b_1_x": 2}, "not unique"
     assert numbered(["x", "b7"]) == {"b7": 1, "x": 2}, "not all have one"
+    assert numbered(["p_123456789012", "p_000000000012"]) == {"p_000000000012": 12, "p_123456789012": 123456789012}
+    assert numbered(["p_1", "p_" + "9" * 16]) == {"p_1": 1, "p_" + "9" * 16: 2}, "beyond 64 bits of slices"
+    assert numbered(["p_7", "q_" + "0" * 20 + "8"]) == {"p_7": 7, "q_" + "0" * 20 + "8": 8}
+
+
+def test_long_numbers_of_exams(tmp_path: Path) -> None:
+    """Twelve digits stay as they are; what does not fit is refused by name or said, never cut."""
+    long, longer = 123456789012, 9 * 10**15
+    save(tmp_path / "set" / f"image_{long}.nii.gz", image(1))
+    data = Abdominal(tmp_path / "set", unit="slice")
+    assert data.ids.tolist() == [4096 * long + s for s in range(6)]
+    save(tmp_path / "set" / f"image_{longer}.nii.gz", image(2))
+    with pytest.raises(ValueError, match=f"image_{longer}.nii.gz: an exam number of 16 digits; allowed: 15"):
+        Abdominal(tmp_path / "set")
+    for name in ("a", "b"):
+        save(tmp_path / "named" / f"{name}.nii.gz", image(3))
+    assert find_layout(tmp_path / "named").aside == (COUNTED,)
+    (tmp_path / "named" / "b.nii.gz").rename(tmp_path / "named" / "b12.nii.gz")
+    (tmp_path / "named" / "a.nii.gz").rename(tmp_path / "named" / f"a{long}.nii.gz")
+    assert list(find_layout(tmp_path / "named").images) == [12, long] and find_layout(tmp_path / "named").aside == ()
+
+
+def test_a_case_of_two_modalities_is_refused(tmp_path: Path) -> None:
+    total_segmentator(tmp_path)
+    save(tmp_path / "s0003" / "mri.nii.gz", image(7))
+    message = f"^{tmp_path / 's0003'}: holds ct.nii.gz and mri.nii.gz; allowed: the one that segmentations is of$"
+    with pytest.raises(ValueError, match=message):
+        Abdominal(tmp_path)
+    assert any("holds ct.nii.gz and mri.nii.gz" in problem for problem in inspect(tmp_path)[1])
 
 
 @pytest.mark.parametrize(
@@ -183,6 +227,7 @@ def test_numbers_of_cases() -> None:
         ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, "label 'ignore' is a region .* or is to be ignored"),
         ({"labels": {"background": 0, "liver": -1}}, "label 'liver' has the value -1; allowed: a whole number"),
         ({"labels": {"a": 1, "b": 1}}, "label 'b' has the value 1; allowed: a whole number of its own"),
+        ({"labels": {"1": "liver", "2": "liver"}}, "two values are called 'liver'; allowed: each organ once"),
         ({}, "has no labels"),
     ],
 )
