@@ -74,6 +74,7 @@ def data_pack(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         note=say,
         force=arguments.force,
+        verify=arguments.verify,
     )
     show(packed)
     return 0

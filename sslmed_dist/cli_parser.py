@@ -54,8 +54,8 @@ def parser() -> argparse.ArgumentParser:
     demo = verbs.add_parser("demo", help="the whole story on phantom data: Ray, Flower, report")
     demo.add_argument("--out", type=path, default=Path("runs"), help="where runs and phantom data go")
     demo.add_argument("--quick", action="store_true", help="fewer steps, no Ray cluster and no Flower runtime")
-    listed = verbs.add_parser("recipes", help="the recipes that come with the program, or the text of one")
-    listed.add_argument("config", type=recipe, nargs="?", metavar="NAME", help="print this one: ... NAME > my.yaml")
+    older = verbs.add_parser("recipes", help="older name of `list recipes`")
+    older.add_argument("names", nargs="*", metavar="NAME")
     catalogue = verbs.add_parser("list", help="every loss, view, method, encoder, dataset, strategy, recipe and table")
     catalogue.add_argument("family", nargs="?", metavar="FAMILY", help="losses, views, ...; without one: the families")
     catalogue.add_argument("entry", nargs="?", metavar="NAME", help="this entry whole: arguments, equation, recipes")
@@ -250,7 +250,10 @@ def handling_data(verbs: Verbs) -> None:
     pack.add_argument("--quality", type=int, default=90, help="of the JPEG")
     pack.add_argument("--rows", type=int, default=8192, help="images a shard")
     pack.add_argument("--workers", type=int, default=2, help="processes")
-    forcing(pack, "another pack")
+    forcing(pack, "another pack, or one whose images have changed")
+    pack.add_argument(
+        "--verify", action="store_true", help="compare all bytes of a pack that is there, and of its images"
+    )
     ready = actions.add_parser("prepare", help="turn a published set as downloaded into NIfTI exams for training")
     ready.add_argument("kind", choices=("chaos", "abdomen-ct"), help="the published set")
     ready.add_argument("source", type=path, metavar="SRC", help="the set as downloaded")

@@ -43,9 +43,9 @@ def ending_of(work: Callable[[], int], verb: str, subject: object, traceback: bo
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except KeyboardInterrupt:
-        with suppress(OSError):
-            print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        with suppress(OSError):  # what is said of it is how to go on
+            print(printable(": ".join(["interrupted", *map(str, interrupt.args)])), file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if traceback:

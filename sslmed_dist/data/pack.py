@@ -18,8 +18,12 @@ from sslmed_dist.data.compact import Words
 from sslmed_dist.data.dataset import SPLITS
 from sslmed_dist.data.exams.exam_archive import pack_episodes
 from sslmed_dist.data.exams.exams import pack_exams
+from sslmed_dist.data.images.copies import sizes_and_times
 from sslmed_dist.data.images.files import ImageFiles
-from sslmed_dist.data.images.shards import SHARD, SUMMARY, VERSION, Form, Shard, read_summary, write_shard
+from sslmed_dist.data.images.pack_state import STATE, is_packed
+from sslmed_dist.data.images.shard_writing import Shard, write_shard
+from sslmed_dist.data.images.shards import SHARD, SUMMARY, VERSION, Form, read_summary
+from sslmed_dist.data.samples import by_readers
 from sslmed_dist.data.workers import in_processes
 from sslmed_dist.printable import without_folders
 
@@ -41,7 +45,7 @@ def pack_any(
     exams."""
     if leaf["name"] not in WHOLE:
         return pack(leaf, out, workers=workers, note=note, force=force, **form)
-    # settings of image shards mean nothing for these sets: refuse any that is not at its default
+    # settings of image shards, and verify, mean nothing for these sets: refuse any that is not at its default
     changed_settings = [name for name, value in form.items() if value != signature(pack).parameters[name].default]
     if changed_settings:
         names = ", ".join("format" if name == "form" else name for name in changed_settings)
@@ -61,6 +65,7 @@ def pack(
     workers: int = 1,
     note: Callable[[str], None] = lambda line: None,
     force: bool = False,
+    verify: bool = False,
 ) -> Path:
     """Pack all splits of the dataset ``leaf`` ({"name", "root", arguments}; a set of image files) into the folder
     ``out``, and return it. Images keep their ids, labels, groups and splits.
@@ -70,9 +75,11 @@ def pack(
     middle square, ``channels x short x short`` bytes, bit-equal to the dataset's. A shard holds ``rows`` images;
     ``workers`` processes write shards side by side.
     A run that was killed goes on with the first shard that is not complete and ends with the same files. ``force``
-    replaces another pack in ``out``.
-    ``note`` is told of each finished shard.
-    ``ValueError``: another dataset, an argument out of range, an image that cannot be read, a folder of something else.
+    replaces another pack in ``out``, and what was packed of files that have changed since. A pack that is there is
+    looked at by the sizes of its files and by the sizes and times of the images; with ``verify`` by all their bytes.
+    Damaged shards are written anew. ``note`` is told of each finished shard, and of what is left out.
+    ``ValueError``: another dataset, an argument out of range, an image that cannot be read, a folder of something else,
+    images that have changed since they were packed.
     """
     for name, value, low, high in (("short", short, 16, 4096), ("quality", quality, 1, 100), ("rows", rows, 1, 10**6)):
         if not low <= value <= high:
@@ -80,16 +87,23 @@ def pack(
     if form not in ("jpeg", "raw") or workers < 1:
         raise ValueError(f"pack: format must be jpeg or raw and workers at least 1, got {form!r} and {workers}")
     source = open_source(leaf, short)
+    for line in source.notices:
+        note(f"note: data: {line}")
     summary = describe(source, leaf, {"format": form, "short": short, "quality": quality, "rows": rows})
     folder = prepare(Path(out), summary, force)
-    if (folder / SUMMARY).exists():
-        note(f"{folder}: is packed already")
-        return folder
     shards = list(cut(source, folder, summary))
-    entries = []
-    for entry in in_processes(write_shard, shards, workers):
-        entries.append(entry)
-        note(f"{entry['shard']}: {entry['images']} images, {entry['bytes']:,} bytes ({len(entries)} of {len(shards)})")
+    if (folder / SUMMARY).exists() and is_packed(folder, summary, shards, note=note, force=force, verify=verify):
+        return folder
+    entries: list[dict[str, Any]] = []
+    try:
+        for entry in in_processes(write_shard, shards, workers):
+            entries.append(entry)
+            size = f"{entry['images']} images, {entry['bytes']:,} bytes"
+            note(f"{entry['shard']}: {size} ({len(entries)} of {len(shards)})")
+    except KeyboardInterrupt:
+        remove_unfinished(folder)
+        done = f"{len(entries)} of {len(shards)} shards are written"
+        raise KeyboardInterrupt(f"{folder}: {done}; the same command goes on with the others") from None
     content = json.dumps({**summary, "shards": entries}, indent=1) + "\n"
     write_atomically(folder / SUMMARY, content.encode())
     return folder
@@ -97,6 +111,9 @@ def pack(
 
 def open_source(leaf: Mapping[str, Any], short: int) -> ImageFiles:
     """The dataset with all its splits at the size ``short``. ``ValueError`` for one that is not of image files."""
+    makes = "root" not in signature(DATASETS[leaf["name"]]).parameters if leaf["name"] in DATASETS else False
+    if makes:
+        raise ValueError(f"pack: {leaf['name']} is made and not read, so there is nothing to pack; it is used as it is")
     registry.check(DATASETS, leaf, "data", ("split", "size"))
     constructor = DATASETS[leaf["name"]]
     source = None
@@ -122,7 +139,14 @@ def describe(source: ImageFiles, leaf: Mapping[str, Any], settings: dict[str, An
     root = source.listing.root
     # A pack of phantoms says so wherever it is copied to, so that no figure on them passes for one on patients.
     header |= {"phantom": True} if any((place / "phantom.json").is_file() for place in (root, root.parent)) else {}
-    return header | identity | {"images": len(source), "source": without_folders(asked)}
+    facts = {"images": len(source), "source": without_folders(asked), STATE: state_of(source)}
+    return header | identity | facts
+
+
+def state_of(source: ImageFiles) -> str:
+    """The sha256 of sizes and times of change of the set's files, in order."""
+    facts = by_readers(sizes_and_times(source.listing.root), list(source.files))
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def readable(value: Any) -> Any:
@@ -153,9 +177,14 @@ def prepare(folder: Path, summary: Mapping[str, Any], force: bool) -> Path:
         for path in folder.iterdir():
             if SHARD.fullmatch(path.stem) and path.suffix in (".bin", ".npz"):
                 path.unlink()
-    for path in folder.glob(".shard-*"):
-        path.unlink()
+    remove_unfinished(folder)
     return folder
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a process that was ended has begun to write."""
+    for path in folder.glob(".shard-*"):
+        path.unlink(missing_ok=True)
 
 
 def cut(source: ImageFiles, folder: Path, summary: Mapping[str, Any]) -> Iterator[Shard]:

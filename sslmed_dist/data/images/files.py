@@ -254,10 +254,15 @@ def entries(folder: Path) -> set[str]:
 
 
 def image_names(folder: Path) -> list[str]:
-    """The image files directly in ``folder``, sorted, hidden ones left out. ``ValueError`` when there is none."""
+    """The image files directly in ``folder``, sorted, hidden ones left out. ``ValueError`` when there is none,
+    or one is a link that leads nowhere."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    names = [name for name in entries(folder) if not hidden(name) and name.lower().endswith(SUFFIXES)]
+    listed = [entry for entry in os.scandir(folder) if not hidden(entry.name) and entry.name.lower().endswith(SUFFIXES)]
+    lost = sorted(entry.name for entry in listed if entry.is_symlink() and not os.path.exists(entry.path))
+    if lost:
+        raise ValueError(f"{folder / lost[0]}: a link that leads nowhere ({len(lost)} of {len(listed)} images here)")
+    names = [entry.name for entry in listed if entry.is_file()]
     if not names:
         raise ValueError(f"{folder}: no image in it; allowed: {', '.join(SUFFIXES)}")
     return sorted(names)

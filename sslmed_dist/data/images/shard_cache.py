@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sslmed_dist.addresses import is_address, local_path, require_place
-from sslmed_dist.atomic_files import continuing, write_atomically
+from sslmed_dist.atomic_files import continuing, sha256, write_atomically
 from sslmed_dist.data.images.shards import SUMMARY, parse_summary, read_summary
 from sslmed_dist.data.stores import Store, blocks, open_store
 from sslmed_dist.data.text_files import LARGEST_JSON
@@ -31,6 +31,8 @@ def at_hand(root: str | Path, cache: str | None, cache_gib: float | None) -> Pat
     ``ValueError``: an address without ``cache``, a pack that cannot be read, bytes that are not those that were packed,
     a disk or a limit that is too small.
     """
+    if cache is None and cache_gib is not None:
+        raise ValueError("data.cache_gib: is the limit of data.cache, which is not given; give both, or neither")
     if str(root).startswith("file://"):
         root = local_path(str(root))
     if not is_address(str(root)):
@@ -73,17 +75,36 @@ def read_whole(store: Store) -> bytes:
 
 
 def is_whole(folder: Path, content: bytes) -> bool:
-    """Whether the copy in ``folder`` is complete: its pack.json is there, which is written last."""
+    """Whether the copy in ``folder`` is complete: its pack.json is there, which is written last, and no file of it is
+    torn."""
     path = folder / SUMMARY
-    return path.is_file() and path.read_bytes() == content
+    if not (path.is_file() and path.read_bytes() == content):
+        return False
+    return not torn(folder, parse_summary(content, path))
+
+
+def torn(folder: Path, summary: Mapping[str, Any]) -> list[str]:
+    """The names of the pack's files that are missing in a copy, blobs of another size than was packed, and indices of
+    other bytes. A blob's bytes are not read: that takes as long as copying them."""
+    names = []
+    for shard in summary["shards"]:
+        index, blob = (folder / f"{shard['shard']}{suffix}" for suffix in (".npz", ".bin"))
+        if not index.is_file() or sha256(index) != shard["index_sha256"]:
+            names.append(index.name)
+        if not blob.is_file() or blob.stat().st_size != shard.get("bytes", blob.stat().st_size):
+            names.append(blob.name)
+    return names
 
 
 def copy(store: Store, summary: Mapping[str, Any], content: bytes, folder: Path, cache_gib: float | None) -> None:
-    """Copy what is missing of a pack, each file checked, and pack.json last."""
+    """Copy what is missing of a pack or torn, each file checked, and pack.json last."""
     digests: dict[str, str] = {}
     for shard in summary["shards"]:
         digests |= {f"{shard['shard']}.npz": shard["index_sha256"], f"{shard['shard']}.bin": shard["sha256"]}
-    missing = [name for name in digests if not (folder / name).is_file()]
+    lacking = torn(folder, summary)
+    missing = [name for name in digests if name in lacking]
+    if (folder / SUMMARY).is_file():  # it was whole once
+        note(f"data: {', '.join(missing[:3]) or SUMMARY} in {folder}: torn or missing, copied anew")
     require_space(summary, folder, cache_gib)
     note(f"data: {len(missing)} of {len(digests)} files of {store.where} are copied to {folder}")
     for name in missing:

@@ -3,17 +3,14 @@
     pack.json         what was packed, and every shard with its SHA-256; written last: a pack without it is unfinished
     shard-00000.bin   images: JPEG files, or raw uint8 (channels, side, side)
     shard-00000.npz   offsets (n + 1) of the images in the blob, ids, labels, groups, splits (position in ``SPLITS``),
-                      names (bytes of the file system, UTF-8 as a rule, zero bytes between), and the blob's sha256
-                      and the pack's fingerprint as hexadecimal digits
+                      names (bytes of the file system, UTF-8 as a rule, zero bytes between), and the blob's sha256,
+                      the pack's fingerprint and the sha256 of the files it was made of as hexadecimal digits (source;
+                      packs of older versions have none)
 
 Every file is written completely or not at all (``atomic_files``).
 """
 
-import hashlib
-import io
-import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslmed_dist.atomic_files import sha256, write_atomically, writing
+from sslmed_dist.atomic_files import sha256
 from sslmed_dist.data.compact import Texts
 from sslmed_dist.data.dataset import SPLITS
-from sslmed_dist.data.images.decode import crop_centre, read_picture
 from sslmed_dist.data.listed_paths import Below
 from sslmed_dist.data.npz import Arrays, read_archive
 from sslmed_dist.data.text_files import field, parse_json, read_json
@@ -35,89 +31,9 @@ VERSION = 1
 SUMMARY = "pack.json"
 COLUMNS = ("ids", "labels", "groups", "splits")
 KEYS = ("offsets", *COLUMNS, "names", "sha256", "fingerprint")
+SOURCE = "source"
 SHARD = re.compile(r"shard-[0-9]{5,9}")
 Form = Literal["jpeg", "raw"]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """What it takes to write one shard: where, of which files and how.
-
-    ``columns`` has the arrays (n,) named in ``COLUMNS``, one value per image.
-    """
-
-    folder: Path
-    number: int
-    root: Path
-    names: Sequence[str]
-    columns: Arrays
-    fingerprint: str
-    form: Form
-    short: int
-    quality: int
-    channels: int
-
-    @property
-    def stem(self) -> str:
-        """The file name without its suffix."""
-        return f"shard-{self.number:05d}"
-
-
-def write_shard(shard: Shard) -> dict[str, Any]:
-    """Decode, encode and write the images of a shard, then its index; return its entry for ``pack.json``.
-
-    A shard that is complete on the disk is left as it is. ``ValueError`` names an image that cannot be read, or a
-    shard on the disk that belongs to another pack.
-    """
-    blob, index = (shard.folder / (shard.stem + suffix) for suffix in (".bin", ".npz"))
-    # the index is written last, so a shard with one is complete unless its blob was changed or removed since
-    if index.exists():
-        written = read_index(index)
-        if written["fingerprint"].item() != shard.fingerprint:
-            raise ValueError(f"{index}: shard of another pack; give an empty or a new folder")
-        if blob.is_file() and sha256(blob) == written["sha256"].item():
-            return entry(shard.stem, blob, index, written)
-    digest, offsets = hashlib.sha256(), [0]
-    # the blob is written image by image; offsets[i] to offsets[i + 1] are the bytes of image i
-    with writing(blob) as file:
-        for name in shard.names:
-            data = encode(read_picture(shard.root / name, shard.short, shard.channels), shard)
-            file.write(data)
-            digest.update(data)
-            offsets.append(offsets[-1] + len(data))
-    arrays = {
-        "offsets": np.array(offsets, dtype=np.int64),
-        **shard.columns,
-        # text as bytes, for an array of text would need as many characters per name as the longest has
-        "names": np.frombuffer(os.fsencode("\0".join(shard.names)), dtype=np.uint8),
-        "sha256": np.array(digest.hexdigest()),
-        "fingerprint": np.array(shard.fingerprint),
-    }
-    stream = io.BytesIO()
-    np.savez(stream, **arrays)  # type: ignore[arg-type]
-    write_atomically(index, stream.getvalue())
-    return entry(shard.stem, blob, index, arrays)
-
-
-def encode(image: Tensor, shard: Shard) -> bytes:
-    """One image (C, H, W) uint8 as the bytes that a shard stores: a JPEG file of all of it, or its middle square."""
-    if shard.form == "raw":
-        return crop_centre(image, shard.short).numpy().tobytes()
-    from torchvision.io import encode_jpeg
-
-    encoded: Tensor = encode_jpeg(image.contiguous(), shard.quality)
-    return encoded.numpy().tobytes()
-
-
-def entry(stem: str, blob: Path, index: Path, arrays: Arrays) -> dict[str, Any]:
-    """What ``pack.json`` says of a shard."""
-    return {
-        "shard": stem,
-        "images": len(arrays["ids"]),
-        "bytes": blob.stat().st_size,
-        "sha256": arrays["sha256"].item(),
-        "index_sha256": sha256(index),
-    }
 
 
 def read_index(path: Path) -> Arrays:
