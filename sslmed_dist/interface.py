@@ -16,11 +16,13 @@ from sslmed_dist.downstream.knn import KNN, neighbours_of
 from sslmed_dist.drivers import choice
 from sslmed_dist.models.interfaces import Encoder
 from sslmed_dist.training import build, pretrained
+from sslmed_dist.views.intensity import require_range
 
 
 class FrozenEncoder(nn.Module):
     """Images as they are stored -> features, without gradient: the view of evaluation, then the encoder.
 
+    ``expects`` says in words what images it takes; images whose values cannot be such are refused (``require_range``).
     ``encoder`` alone takes what ``view`` gives (float32, normalised); fine-tune that one.
     ``source`` and ``sha256`` are the file of the weights. ``settings`` is the configuration that it was trained under.
     """
@@ -32,6 +34,16 @@ class FrozenEncoder(nn.Module):
         leaf = {"name": "standard", **{key: trained.settings.views[key] for key in ("size", "mean", "std")}}
         self.channels: int = trained.settings.method["channels"]
         self.standard = build.views_for(leaf, self.channels, value_range)
+        self.value_range = value_range
+        size, mean, std = (leaf[key] for key in ("size", "mean", "std"))
+        self.expects = (
+            f"(N, {self.channels}, H, W), {value_range[0]:g} black to {value_range[1]:g} white, not normalised: they "
+            f"are brought to {size} x {size} and [0, 1], then less mean {list(mean)} over std {list(std)}"
+        )
+
+    def extra_repr(self) -> str:
+        """What it expects, when it is printed."""
+        return f"expects images {self.expects}"
 
     @property
     def feature_dim(self) -> int:
@@ -40,9 +52,11 @@ class FrozenEncoder(nn.Module):
 
     def view(self, images: Tensor) -> Tensor:
         """(N, C, H, W) as stored (uint8 0 to 255, or what ``value_range`` says) -> float32 (N, C, size, size), resized,
-        cropped at the centre and normalised as in training. ``ValueError`` for other channels."""
+        cropped at the centre and normalised as in training. ``ValueError`` for other channels, and for values that
+        cannot be of that range."""
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise ValueError(f"images: expected (N, {self.channels}, H, W), got {tuple(images.shape)}")
+        require_range(images, self.value_range, self.expects)
         view: Tensor = self.standard({"images": images}, seed=0, epoch=0)["views_0"]
         return view
 
@@ -68,7 +82,8 @@ def load_encoder(
     """The encoder of a run folder, a checkpoint, an export, or another program's described weights.
 
     ``which``: last, best, step_N or round_N. ``part``: encoder, or momentum for its slow copy. ``value_range``: what
-    stands for black and white in the images that it will be given; uint8 has 0 and 255.
+    stands for black and white in the images that it will be given; uint8 has 0 and 255. What the encoder then
+    ``expects`` stands in its text, and images that cannot be of that range are refused.
     ``ValueError`` as ``training.pretrained.load``; also for a file of weights that says nothing of its input.
     """
     trained = pretrained.load(Path(source), which, device, part)

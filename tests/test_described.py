@@ -57,6 +57,10 @@ def described(folder: Path, state: Mapping[str, Tensor], change: Mapping[str, An
             "w.json: architecture: describes a network that cannot be built",
         ),
         ({"input": {**FACTS["input"], "size": 10**6}}, "w.json: input.size: 1,000,000 pixels; allowed: at most 8,192"),
+        (
+            {"input": {**FACTS["input"], "scale": "[0, 255]"}},
+            "w.json: input.scale: got '[0, 255]'; allowed: '[0, 1] bef",
+        ),
         ({"input": {**FACTS["input"], "mean": [float("nan")]}}, "w.json: not valid JSON: NaN is not a number of JSON"),
         ({"input": {**FACTS["input"], "mean": [10**300]}}, "w.json: input.mean: expected 1 finite numbers"),
     ],

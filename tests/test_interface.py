@@ -100,3 +100,33 @@ def test_training_takes_a_configuration_a_file_or_a_recipe(tmp_path: Path, run: 
         sd.train(settings, ["plan.epochs=2"])
     with pytest.raises(ValueError, match=r"cifar11: no such file, and no recipe of this program"):
         sd.train("cifar11")
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda bytes_: bytes_ / 255, r"values from .* to .*: they were scaled to \[0, 1\]; .*value_range=\(0, 1\)"),
+        (lambda bytes_: (bytes_ / 255 - 0.5) / 0.25, "they were normalised, or are of another scale"),
+        (lambda bytes_: bytes_ * 257, "they were normalised, or are of another scale"),
+        (lambda bytes_: bytes_ * torch.nan, "some are NaN or infinite"),
+    ],
+)
+def test_images_of_another_scale_are_refused(run: Path, change: Any, line: str) -> None:
+    """Their features would be others, without a word."""
+    encoder = sd.load_encoder(run)
+    images = torch.arange(2 * 144).view(2, 1, 12, 12).remainder(256).float()
+    assert encoder(images.to(torch.uint8)).equal(encoder(images)), "the same values in another type"
+    with pytest.raises(ValueError, match=f"^images: .*{line}; expected \\(N, 1, H, W\\), 0 black to 255 white"):
+        encoder(change(images))
+
+
+def test_what_an_encoder_expects_is_said_and_may_be_changed(run: Path) -> None:
+    encoder, scaled = sd.load_encoder(run), sd.load_encoder(run, value_range=(0.0, 1.0))
+    images = torch.arange(2 * 144).view(2, 1, 12, 12).remainder(256).float()
+    assert torch.allclose(scaled(images / 255), encoder(images), atol=1e-5)
+    assert "0 black to 1 white, not normalised" in str(scaled) and encoder.expects in str(encoder)
+    with pytest.raises(ValueError, match="of another scale; expected .*0 black to 1 white"):
+        scaled(images)
+    scaled(images / 255 * 1.3)  # a window cuts what lies beyond it
+    black = torch.zeros(1, 1, 12, 12)
+    assert encoder(black).equal(encoder(black.to(torch.uint8))), "black images are black at any scale"

@@ -68,7 +68,7 @@ class KNN:
     def require(self, train: int, val: int) -> None:
         """``ValueError`` for fewer than k training samples."""
         if self.k > train:
-            raise ValueError(f"knn.k: {self.k} neighbours asked of n = {train} training samples; choose k <= n")
+            raise ValueError(f"knn.k: {self.k} neighbours asked of n = {train} training samples; allowed: 1 to {train}")
 
     def __call__(self, splits: SplitFeatures, *, seed: int = 0) -> list[Score]:
         """``measure(predict(splits))`` under the name ``knn``."""

@@ -116,8 +116,12 @@ def check_evaluation(settings: Config) -> list[str]:
     dataset, parts = evaluation_splits(settings)
     if any(isinstance(evaluator, Evaluator) for evaluator in evaluators.values()):
         check(dataset, parts)
-    for evaluator in evaluators.values():
+    for title, evaluator in evaluators.items():
         if isinstance(evaluator, Demanding):
-            evaluator.require(len(parts["train"]), len(parts["val"]))
+            try:
+                evaluator.require(len(parts["train"]), len(parts["val"]))
+            except ValueError as error:
+                held = f"{len(parts['val'])} of {len(parts['train']) + len(parts['val'])} training images are held out"
+                raise ValueError(f"evaluate.protocols: {title}: {error} ({held})") from None
     sizes = ", ".join(f"{len(positions)} {name}" for name, positions in parts.items())
     return [f"evaluate  {', '.join(evaluators)}: {sizes}"]

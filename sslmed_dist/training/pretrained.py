@@ -21,6 +21,7 @@ from sslmed_dist.training.build import build_method
 
 Part = Literal["encoder", "momentum"]
 PREFIXES: dict[Part, str] = {"encoder": "encoder.", "momentum": "momentum_encoder."}
+SCALE = "[0, 1] before mean"  # of the images that an encoder's mean and std are of, as an export says it
 LARGEST_INPUT = 8192  # pixels: the side of what an encoder sees; an image of it in colour takes 800 MB
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -217,12 +218,21 @@ def read_card(card: Path, file: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{card}: input.{name}: expected {channels} finite numbers, one per channel, got {values!r}"
             )
+    require_scale(scale, card)
     for name in ("architecture", "method"):
         if not isinstance(facts.get(name, {} if name == "method" else None), dict):
             raise ValueError(f"{card}: {name}: expected a mapping, got {facts.get(name)!r}")
     if not isinstance(facts.get("prefix", ""), str):
         raise ValueError(f"{card}: prefix: expected text, got {facts['prefix']!r}")
     return facts
+
+
+def require_scale(scale: Mapping[str, Any], card: Path) -> None:
+    """``ValueError`` where a description says that mean and standard deviation are of another scale than [0, 1], in
+    which images are normalised: the features of such images would mean nothing."""
+    stated = scale.get("scale", SCALE)
+    if stated != SCALE:
+        raise ValueError(f"{card}: input.scale: got {str(stated)[:80]!r}; allowed: {SCALE!r}, with mean and std of it")
 
 
 def first_method(settings: Config) -> Method:

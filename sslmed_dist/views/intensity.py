@@ -1,5 +1,6 @@
 """The first and the last step of every view: intensities to [0, 1], and normalisation."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -75,3 +76,26 @@ class Intensity(nn.Module):
 def column(values: Sequence[float]) -> Tensor:
     """One value per channel as float32 (C, 1, 1), the shape that broadcasts to images."""
     return torch.tensor(values, dtype=torch.float32)[:, None, None]
+
+
+def require_range(images: Tensor, value_range: tuple[float, float], expects: str) -> None:
+    """``ValueError`` for images (N, C, H, W) whose values cannot be of ``value_range``, black and white as stored.
+
+    Of bytes, 0 to 255, a real number below black or above white by more than a twentieth has been normalised, and real
+    numbers that end at 1 have been scaled. Another range may be a window of what was measured, which cuts; beyond ten
+    times its width it is that of other images. ``expects`` says what is expected, in words.
+    """
+    low, high = value_range
+    if not images.numel():
+        return
+    least, most = float(images.min()), float(images.max())
+    beyond = (high - low) * (0.05 if value_range == (0.0, 255.0) else 10.0)
+    if not (math.isfinite(least) and math.isfinite(most)):
+        why = "some are NaN or infinite"
+    elif least < low - beyond or most > high + beyond:
+        why = "they were normalised, or are of another scale"
+    elif images.is_floating_point() and value_range == (0.0, 255.0) and 0 <= least < most <= 1:
+        why = "they were scaled to [0, 1]; load_encoder(..., value_range=(0, 1)) takes these"
+    else:
+        return
+    raise ValueError(f"images: values from {least:.4g} to {most:.4g}: {why}; expected {expects}")

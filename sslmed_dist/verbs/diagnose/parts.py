@@ -67,8 +67,11 @@ def read_parts(settings: Config) -> list[Part]:
     no exams, and for an exam or a patient in training and test."""
     own = settings_of(settings)
     trains = {name: build.load_data(part, "train") for name, part in own.items()}
+    for dataset in trains.values():  # before a split is asked for: without labels no split would help
+        exams_of(dataset)
+        require_labels(dataset)
     tests = {name: build.load_data(part, settings.evaluate.test) for name, part in own.items()}
-    for dataset in (*trains.values(), *tests.values()):
+    for dataset in tests.values():
         exams_of(dataset)
     require_apart(list(trains.values()), list(tests.values()))
     held = held_out(list(trains.values()), settings)
@@ -83,6 +86,15 @@ def read_parts(settings: Config) -> list[Part]:
         asked = torch.arange(len(tests[name]))
         parts.append(Part(name, part_settings, folder, trains[name], tests[name], rest, val, asked))
     return parts
+
+
+def require_labels(dataset: Dataset) -> None:
+    """``ValueError`` for exams of which none has a label."""
+    if not bool((dataset.labels >= 0).any()):  # NaN is not
+        raise ValueError(
+            f"data: {dataset.name}: these exams have no labels; a diagnosis is learnt from labels "
+            "(a table labels.csv, or data.labels, with a column for each; sslmed data check shows what is there)"
+        )
 
 
 def held_out(datasets: Sequence[Dataset], settings: Config) -> Tensor:

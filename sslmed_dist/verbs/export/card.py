@@ -16,7 +16,7 @@ from sslmed_dist.report.page import INTERVAL
 from sslmed_dist.report.plain import PHANTOM
 from sslmed_dist.run_folder import phantom_data
 from sslmed_dist.sections import is_phantom
-from sslmed_dist.training.pretrained import Part, Pretrained
+from sslmed_dist.training.pretrained import SCALE, Part, Pretrained
 
 USE = "Research use only, not a medical device."
 NOT_STATED = "not stated; ask whoever holds the rights before you pass this on"
@@ -34,7 +34,7 @@ def description(trained: Pretrained, part: Part, licence: str | None, data_licen
     what they were trained (``data``: name, count and digest of the samples, licence) and what was measured
     (``figures``, see ``figure_rows``). A licence that nobody stated is null."""
     settings, views = trained.settings, trained.settings.views
-    scale = {"size": views["size"], "mean": views["mean"], "std": views["std"], "scale": "[0, 1] before mean"}
+    scale = {"size": views["size"], "mean": views["mean"], "std": views["std"], "scale": SCALE}
     if views.get("pixel_mm") is not None:
         scale["pixel_mm"] = views["pixel_mm"]
     samples = dict(trained.samples or {})

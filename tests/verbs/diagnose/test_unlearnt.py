@@ -2,12 +2,14 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from sslmed_dist import cli
+from sslmed_dist import cli, config
+from sslmed_dist.verbs.diagnose.parts import read_parts
 from sslmed_dist.verbs.diagnose.unlearnt import unlearnt
 from tests import knees
 from tests.verbs.diagnose.conftest import recipe
@@ -59,3 +61,14 @@ def test_missing_labels_are_told_from_those_of_one_value(tmp_path: Path) -> None
     first.classes = second.classes = ()
     with pytest.raises(ValueError, match="these exams have no labels"):
         unlearnt(parts_of(settings, first, second))
+
+
+def test_without_labels_it_is_the_labels_that_are_asked_for(tmp_path: Path) -> None:
+    """And not a split, which would not help."""
+    root = tmp_path / "knees"
+    knees.write_exams(root, train=2, valid=1, planes=("axial", "sagittal"))
+    for path in root.glob("*.csv"):
+        path.unlink()
+    shutil.rmtree(root / "valid")
+    with pytest.raises(ValueError, match="these exams have no labels; a diagnosis is learnt from labels .*labels.csv"):
+        read_parts(config.load(recipe(tmp_path)))
