@@ -4,9 +4,9 @@
 
 All runs log every step; the rate is taken between their third and last step, so starting Ray and importing torch do
 not count. Beside the ratio stands the machine's ceiling: two such processes with half the batch each that train at the
-same time and never speak to each other, against the one with the whole batch. Two processes of torchrun, which say the same
-to each other as Ray's workers, tell what is Ray's share. ``--repeat``: the medians of so many rounds, in which the kinds
-take turns. Target: >= 1.7x.
+same time and never speak to each other, against the one with the whole batch. Two processes of torchrun, which say the
+same to each other as Ray's workers, tell what is Ray's share. ``--repeat``: the medians of so many rounds, in which the
+kinds take turns. Target: >= 1.7x.
 """
 
 import argparse
