@@ -82,7 +82,9 @@ def forcing(verb: argparse.ArgumentParser, what: str) -> None:
 
 def configuration(verb: argparse.ArgumentParser) -> None:
     """The arguments of every verb that reads a configuration."""
-    verb.add_argument("config", type=recipe, metavar="CONFIG", help="recipe: a .yaml, or a name of `sslmed recipes`")
+    verb.add_argument(
+        "config", type=recipe, metavar="CONFIG", help="recipe: a .yaml, or a name of `sslmed list recipes`"
+    )
     overriding(verb, "keys of the recipe, such as plan.epochs=3")
 
 

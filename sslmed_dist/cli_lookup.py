@@ -1,4 +1,4 @@
-"""``sslmed list``, ``sslmed recipes`` and ``sslmed where``: what there is, and where it is written."""
+"""``sslmed list`` and ``sslmed where``: what there is, and where it is written."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -15,11 +15,8 @@ def listing(arguments: argparse.Namespace) -> int:
 
 
 def recipes(arguments: argparse.Namespace) -> int:
-    """``sslmed recipes``: the list, or a recipe as it is written."""
-    from sslmed_dist.verbs import recipes
-
-    show(*(recipes.listing() if arguments.config is None else recipes.text(arguments.config).splitlines()))
-    return 0
+    """``sslmed recipes``, the older name of ``list recipes``: says so."""
+    raise ValueError(f"is now `{' '.join(['sslmed list recipes', *arguments.names])}`")
 
 
 def where(arguments: argparse.Namespace) -> int:

@@ -38,4 +38,6 @@ def recipe(text: str) -> Path:
         return known
     if in_checkout:
         return path
-    raise ValueError(f"{text}: no such file, and no recipe of this program has that name; `sslmed recipes` lists them")
+    raise ValueError(
+        f"{text}: no such file, and no recipe of this program has that name; `sslmed list recipes` names them"
+    )

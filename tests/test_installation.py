@@ -41,19 +41,23 @@ def test_the_path_of_a_file_that_is_not_there_stays(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["nothing", "knee/pneumonia_mio_v3", "table-5.2x/y"])
 def test_a_name_that_no_recipe_has_is_a_mistake(text: str) -> None:
-    with pytest.raises(ValueError, match="no recipe of this program has that name; `sslmed recipes` lists them"):
+    with pytest.raises(ValueError, match="no recipe of this program has that name; `sslmed list recipes` names them"):
         installation.recipe(text)
 
 
 def test_every_recipe_is_listed_and_no_two_share_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     files = [p for p in (ROOT / "configs").glob("*/*.yaml") if p.parent.name not in installation.TABLES]
     assert len(installation.recipes()) == len(files) > 40
-    assert cli.main(["recipes"]) == 0
+    assert cli.main(["list", "recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(files) + 1 and "table-5.2" in lines[-1]
     assert all(len(line.split("  ", 1)[1].strip()) > 10 for line in lines[:-1]), "each says what it is for"
-    assert cli.main(["recipes", "simsiam"]) == 0
+    assert cli.main(["list", "recipes", "simsiam"]) == 0
     assert capsys.readouterr().out == recipes.text(ROOT / "configs" / "smoke" / "simsiam.yaml")
+    for words in (["recipes"], ["recipes", "simsiam"]):
+        assert cli.main(words) == 2
+        line = f"sslmed recipes: is now `{' '.join(['sslmed list', *words])}`"
+        assert capsys.readouterr() == ("", f"{line}\n"), "one way, and the other says where it is"
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +119,7 @@ def test_wheel_and_checkout_give_the_same_bytes_of_the_app(installed: Path, tmp_
 def test_an_installed_wheel_trains_and_federates_in_a_bare_folder(installed: Path, tmp_path: Path) -> None:
     sslmed = ("-m", "sslmed_dist.cli")
     bare(installed, tmp_path, *sslmed, "data", "phantom", "shapes", "phantom", "channels=1", "train=120", "test=20")
-    assert "smoke/simsiam" in bare(installed, tmp_path, *sslmed, "recipes").stdout
+    assert "smoke/simsiam" in bare(installed, tmp_path, *sslmed, "list", "recipes").stdout
     small = ["data.root=phantom/shapes.npz", "run.device=cpu", "plan.batch_size=16", "plan.epochs=1"]
     flat = "optim.schedule.warmup_epochs=0"
     assert bare(installed, tmp_path, *sslmed, "train", "simsiam", *small, "driver=local", flat).stdout.strip()

@@ -1,4 +1,4 @@
-"""``sslmed recipes``: what comes with the program, and the text of one recipe."""
+"""``sslmed list recipes``: what comes with the program, and the text of one recipe."""
 
 import re
 from pathlib import Path
