@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sslmed_dist.cli_answers import options, show
+from sslmed_dist.cli_begin import BEGIN
 from sslmed_dist.cli_cluster import doctor, watch
 from sslmed_dist.cli_encoders import embed, export
 from sslmed_dist.cli_parser import parse
@@ -157,7 +158,6 @@ def segment(arguments: argparse.Namespace) -> int:
     """``sslmed segment``."""
     from sslmed_dist.verbs.segment import tool
 
-    head = options(arguments.head)
     written = tool.segment(
         arguments.model,
         support=arguments.support,
@@ -166,7 +166,7 @@ def segment(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         labels=arguments.labels,
         which=arguments.which,
-        head=head,
+        head=options(arguments.head),
         pixel_mm=arguments.pixel_mm,
         intensity=arguments.intensity,
         window=None if arguments.window is None else tuple(arguments.window),
@@ -213,6 +213,7 @@ def act(arguments: argparse.Namespace) -> int:
 
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    **BEGIN,
     "train": train,
     "watch": watch,
     "federate": federate,

@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--traceback", action="store_true", help="show where an error came from, not only its line")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    beginning(verbs)
     training(verbs)
     measuring(verbs)
     giving_away(verbs)
@@ -69,6 +70,23 @@ def parser() -> argparse.ArgumentParser:
     federation_server(verbs)
     flower_app(verbs)
     return top
+
+
+def beginning(verbs: Verbs) -> None:
+    """``init`` and ``verdict``."""
+    init = verbs.add_parser("init", help="look at your data and write a commented recipe that trains on it as it is")
+    init.add_argument("path", type=path, metavar="FOLDER", help="images, scans, examinations or an .npz, any layout")
+    init.add_argument("--out", type=path, metavar="FILE", help="the recipe, .yaml; default: the data's name, here")
+    init.add_argument("--minutes", type=float, default=20.0, help="how long it is to train on this machine (20)")
+    init.add_argument("--medical", action="store_true", help="colour images are medical: their colours stay")
+    init.add_argument("--federated", type=int, default=0, metavar="N", help="as N simulated sites that share no image")
+    init.add_argument("--ray", action="store_true", help="by Ray's workers, one for each core or GPU of this machine")
+    forcing(init, "a recipe that init wrote")
+
+    verdict = verbs.add_parser("verdict", help="is a run learning? without labels, in words, with one picture")
+    verdict.add_argument("run", type=path, metavar="RUN", help="run folder; the answer goes into it")
+    overriding(verdict, "other places: of data, run.device and run.threads")
+    verdict.add_argument("--which", default="last", help=WHICH)
 
 
 def training(verbs: Verbs) -> None:

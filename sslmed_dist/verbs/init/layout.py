@@ -1,0 +1,241 @@
+"""From a path to the section ``data`` of a recipe: which dataset reads it, its splits, its patients, its pixels."""
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sslmed_dist import registry
+from sslmed_dist.data import DATASETS
+from sslmed_dist.data.check import LAYOUTS, PLANES, recognise
+from sslmed_dist.data.check.exams import side_of
+from sslmed_dist.data.dataset import SPLITS, Dataset, unlabelled
+from sslmed_dist.data.exams.exam_archive import HEAD
+from sslmed_dist.data.exams.exam_store import TABLE
+from sslmed_dist.data.exams.exams import patients_of, rows_of, stored_exams
+from sslmed_dist.data.exams.mrnet import FOLDERS
+from sslmed_dist.data.images.files import ImageFiles
+from sslmed_dist.data.images.folder import read_trees, split_folders
+from sslmed_dist.data.images.packed import Packed
+from sslmed_dist.data.npz import archive_names, find_archive
+from sslmed_dist.verbs.init import pixels
+
+TEST_SHARE, FEW_SHARE = 0.2, 0.3  # of a set without splits, and of one of few patients, whose intervals are wide
+FEWEST_PATIENTS, FEW_PATIENTS = 5, 40  # of which some can be kept for a test; below which they are few
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What init saw of a set. ``data`` is the section of the recipe, ``splits`` are those that it gives, ``remarks``
+    what stands beside it. ``short`` is the shorter side of its images in pixels. ``exams``: a sample is an examination
+    of many slices. ``medical``: the layout is one of medical images. ``measured`` is what evaluation reads otherwise.
+    """
+
+    title: str
+    data: Tree
+    splits: tuple[str, ...]
+    short: int
+    remarks: tuple[str, ...] = ()
+    exams: bool = False
+    medical: bool = False
+    measured: Tree = field(default_factory=dict)
+
+
+def look(path: Path, side: int) -> Seen:
+    """``side``: pixels that a network is to see at most on this machine. ``ValueError`` where ``path`` has no layout
+    that can be read, or one of which no encoder is pretrained by views."""
+    inspection = recognise(path)
+    title = next((title for title, (_, known) in LAYOUTS.items() if known is inspection))
+    return SIGHTS[title](path.absolute(), title, side)
+
+
+def build(data: Mapping[str, Any], split: str) -> Dataset:
+    """One split of the section ``data``."""
+    dataset: Dataset = registry.build(DATASETS, data, "data", split=split)
+    return dataset
+
+
+def whole_number_of(dataset: Dataset) -> int:
+    """The shorter side of a dataset's first image in pixels."""
+    import torch
+
+    first = torch.tensor([0])
+    images = dataset.fetch(first, seed=0, epoch=0, draw=torch.zeros_like(first))["images"]
+    return int(min(images.shape[-2:]))
+
+
+def splits_of(dataset: Dataset) -> tuple[str, ...]:
+    """The splits that a set of images comes with."""
+    if isinstance(dataset, Packed):
+        return tuple(dataset.splits)
+    if isinstance(dataset, ImageFiles):
+        return tuple(name for name in SPLITS if name in set(dataset.listing.splits))
+    return tuple(dataset.dropped) or ("train", "test")  # of MedMNIST those of its file, else the published two
+
+
+def published(name: str, medical: bool = False) -> Callable[[Path, str, int], Seen]:
+    """How to see a set whose layout says everything."""
+
+    def see(root: Path, title: str, side: int) -> Seen:
+        data: Tree = {"name": name, "root": str(root)}
+        accepted, _ = registry.schema(DATASETS[name])
+        dataset = build(data, "train")
+        short = whole_number_of(dataset)
+        if "size" in accepted and side < short:
+            data["size"] = side
+        splits = splits_of(dataset)
+        return Seen(title, data, splits, short, medical=medical, remarks=tuple(dataset.notices))
+
+    return see
+
+
+def cifar(root: Path, title: str, side: int) -> Seen:
+    """CIFAR-10 or CIFAR-100."""
+    coarse = root.name == "cifar-100-python" or (root / "cifar-100-python").is_dir()
+    return published("cifar100" if coarse else "cifar10")(root, title, side)
+
+
+def archive(root: Path, title: str, side: int) -> Seen:
+    """An ``.npz``: packed JPEG or MedMNIST. ``ValueError`` for packed episodes."""
+    path = find_archive(root)
+    names = archive_names(path)
+    if HEAD in names:
+        raise ValueError(f"{path}: packed episodes are for one-shot segmentation; allowed: sslmed recipes chaos_cowpro")
+    if "jpeg" in names:
+        return published("cifar10_jpeg")(path, "packed JPEG .npz", side)
+    return published("medmnist", medical=True)(path, "MedMNIST .npz", side)
+
+
+def folder(root: Path, title: str, side: int) -> Seen:
+    """A folder of images, with or without folders of splits and classes."""
+    known = split_folders(root)
+    remarks = []
+    if list(known) == ["train"]:
+        root, known = root / known["train"], {}
+        remarks.append("only a folder of training images is there, so the images in it are dealt to train and test")
+    trees, aside = read_trees(root, known)
+    files = [path for tree in trees.values() for paths in tree.values() for path in paths]
+    if not files:
+        raise ValueError(f"{root}: no image in the folders {', '.join(known.values()) or root.name}")
+    seen = pixels.look(files)
+    data: Tree = {"name": "image_folder", "root": str(root), "size": min(side, seen.short)}
+    data |= {"channels": seen.channels, "bits": seen.bits}
+    if not known:
+        data["test_fraction"] = TEST_SHARE
+        remarks.append(
+            f"no folders train and test: {TEST_SHARE:.0%} of the images, drawn by their paths, are for testing"
+        )
+    remarks = [*seen.lines, *remarks]
+    remarks.append(
+        "no patients are known to this layout: where one has several images, give train/ and test/ folders of their "
+        "own with no patient in both, else the figures are too good"
+    )
+    remarks += [f"left aside: {sum(aside.values())} files"] if aside else []
+    return Seen(title, data, tuple(known) or ("train", "test"), seen.short, tuple(remarks))
+
+
+def volumes(root: Path, title: str, side: int) -> Seen:
+    """NIfTI volumes with masks: slices of exams, split by exam."""
+    data: Tree = {"name": "abdominal", "root": str(root), "unit": "exam", "size": side}
+    whole = build(data, "all")
+    shape = min(min(record["shape"][:2]) for record in whole.records)
+    data["size"] = min(side, shape)
+    remarks = [f"{len(whole)} exams; organs: {', '.join(whole.classes) or 'no masks'}", *whole.notices]
+    splits, fractions, words = shares(len(whole), "exams")
+    return Seen(title, data | fractions, splits, shape, (*remarks, words), True, True, {"unit": "slice"})
+
+
+def shares(patients: int, word: str) -> tuple[tuple[str, ...], Tree, str]:
+    """(the splits, the key that makes them, what is said of it) of a set without splits."""
+    if patients < FEWEST_PATIENTS:
+        return ("train",), {}, f"{patients} {word}: too few to keep some for a test, so nothing is measured"
+    share = FEW_SHARE if patients < FEW_PATIENTS else TEST_SHARE
+    words = f"{round(share * patients)} of {patients} {word} are kept for the test"
+    return ("train", "test"), {"test_fraction": share}, words
+
+
+def mrnet(root: Path, title: str, side: int) -> Seen:
+    """MRNet: one plane, the one that has most exams."""
+    counts = {plane: len(list(root.glob(f"*/{plane}/*.npy"))) for plane in PLANES}
+    plane = max(counts, key=lambda name: counts[name])
+    pixels_per_side = side_of(sorted(root.glob(f"*/{plane}/*.npy")))
+    data: Tree = {"name": "mrnet", "root": str(root), "plane": plane, "side": pixels_per_side}
+    splits = tuple(name for name, part in FOLDERS.items() if (root / part / plane).is_dir())
+    remark = f"exams: {', '.join(f'{n} {name}' for name, n in counts.items())}; one recipe trains on one plane"
+    return Seen(title, data, splits, pixels_per_side, (remark,), True, True, {"clip": 16})
+
+
+def kneemri(root: Path, title: str, side: int) -> Seen:
+    """KneeMRI: its folders are its splits."""
+    data: Tree = {"name": "kneemri", "root": str(root), "side": max(side, 8)}
+    whole = build(data, "all")
+    shape = min(min(record["shape"][1:]) for record in whole.records)
+    from sslmed_dist.data.exams.kneemri import find_volumes
+
+    present = {split for split, _ in find_volumes(root).values()}
+    splits = tuple(name for name in SPLITS if name in present)
+    return Seen(title, data, splits, shape, tuple(whole.notices), True, True, {"clip": 16})
+
+
+def examinations(root: Path, title: str, side: int) -> Seen:
+    """DICOM or NIfTI examinations: one slot, the plane that most exams have."""
+    store = stored_exams(root, TABLE, {})
+    counts = {slot: sum(slot in exam.slots for exam in store.exams) for slot in store.how.rules}
+    slot = max(counts, key=lambda name: counts[name])
+    if not counts[slot]:
+        raise ValueError(f"{root}: no examination has a series for {', '.join(counts)}; sslmed data check says why")
+    data: Tree = {"name": "exams", "root": str(root), "plane": slot}
+    remarks = [f"examinations with a series: {', '.join(f'{n} {name}' for name, n in counts.items())}"]
+    remarks.append("one recipe trains on one plane; of several series in it that with most pixels is taken")
+    short = store.how.size
+    if store.folder is None:
+        facts = [exam.slots[slot].facts for exam in store.exams if slot in exam.slots]
+        fields = [min(n * mm for n, mm in zip(f["shape"][1:], f["spacing_mm"][1:], strict=True)) for f in facts]
+        short = int(statistics.median(min(fact["shape"][1:]) for fact in facts))
+        data["size"] = max(min(side, short), 8)
+        data["mm"] = min(max(round(statistics.median(fields) / data["size"], 2), 0.01), 100.0)
+        remarks.append(
+            f"fields of view {min(fields):.0f} to {max(fields):.0f} mm; what lies outside of the middle is cut"
+        )
+    if store.table is not None and "split" in store.table.columns:
+        said = {row.split for row in rows_of(store).values()}
+        splits: tuple[str, ...] = tuple(name for name in SPLITS if name in said)
+        words = "the table has the splits"
+    else:
+        patients = len(set(patients_of(store, rows_of(store)).values()))
+        splits, fractions, words = shares(patients, "patients")
+        data |= fractions
+    return Seen(title, data, splits, short, (*remarks, words), True, True, {"clip": 16})
+
+
+def has_labels(dataset: Dataset) -> bool:
+    """Whether there is something to be told apart: every sample has a label, and there are two of them. Labels of
+    examinations may be missing."""
+    if not dataset.classes:
+        return False
+    if dataset.task == "multi":
+        return any(len(column[~column.isnan()].unique()) > 1 for column in dataset.labels.unbind(1))
+    return not bool(unlabelled(dataset.labels).any()) and len(dataset.labels.unique()) > 1
+
+
+# Layout, as ``sslmed data check`` calls it -> how it is seen.
+SIGHTS: Mapping[str, Callable[[Path, str, int], Seen]] = {
+    "packed set": published("packed"),
+    "CIFAR-10 or -100": cifar,
+    "STL-10": published("stl10"),
+    "Tiny-ImageNet": published("tiny_imagenet"),
+    "ImageNet": published("imagenet"),
+    "Flowers-17": published("flowers17"),
+    "MURA": published("mura", medical=True),
+    "ISIC 2016": published("isic2016", medical=True),
+    "Chaoyang": published("chaoyang", medical=True),
+    "MHIST": published("mhist", medical=True),
+    "exams with masks (prepared, Decathlon, nnU-Net, TotalSegmentator, BTCV, FLARE22, MOGaMBO)": volumes,
+    "MRNet": mrnet,
+    "KneeMRI": kneemri,
+    "examinations": examinations,
+    "packed JPEG or MedMNIST .npz": archive,
+    "image folder": folder,
+}

@@ -1,0 +1,73 @@
+"""What the files of a folder of images look like: some of them are opened, spread over the whole list."""
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sslmed_dist.data.images.decode import open_picture
+
+LOOKED_AT = 200  # files that are opened
+NEARLY_GREY = 3.0  # mean difference of two colours, of 255: what JPEG makes of a grey image stays below it
+SMALL = 256  # pixels: colours are compared on a copy of at most this side
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """``short`` is the median of the shorter sides. ``channels`` is 1 where every image is grey, also one that is
+    stored in colour. ``bits`` is 16 where one image has 16. ``brightest`` is the largest value of 16-bit images, 0
+    where there are none. ``lines`` say all this in words."""
+
+    short: int
+    channels: int
+    bits: int
+    brightest: int
+    lines: tuple[str, ...]
+
+
+def look(files: Sequence[Path]) -> Pixels:
+    """Open up to ``LOOKED_AT`` of the ``files``. ``ValueError`` where none of these can be read."""
+    chosen = [files[i] for i in sorted({round(i) for i in np.linspace(0, len(files) - 1, LOOKED_AT)})]
+    shorts: list[int] = []
+    kinds: Counter[str] = Counter()
+    brightest, unread = 0, ""
+    for path in chosen:
+        try:
+            picture, sixteen = open_picture(path)
+        except ValueError as error:
+            unread = unread or str(error)
+            continue
+        shorts.append(min(picture.size))
+        brightest = max(brightest, int(np.asarray(picture).max())) if sixteen else brightest
+        kinds["16-bit grey" if sixteen else colour_of(picture)] += 1
+    if not shorts:
+        raise ValueError(f"none of {len(chosen)} images that were looked at can be read, the first: {unread}")
+    lines = [
+        f"shorter side {min(shorts)} to {max(shorts)} pixels; {', '.join(f'{n} {kind}' for kind, n in kinds.items())} "
+        f"(looked at: {len(chosen)} of {len(files)} files)"
+    ]
+    if len(shorts) < len(chosen):
+        lines.append(f"{len(chosen) - len(shorts)} of these cannot be read: sslmed data check names all such files")
+    if kinds["grey stored in colour"]:
+        lines.append("colour files that hold grey images are read as grey")
+    if brightest:
+        lines.append(f"16-bit values up to {brightest} of 65535; views.mean and views.std bring them to one scale")
+    channels = 3 if kinds["colour"] else 1
+    return Pixels(int(statistics.median(shorts)), channels, 16 if brightest else 8, brightest, tuple(lines))
+
+
+def colour_of(picture: object) -> str:
+    """``8-bit grey``, ``grey stored in colour`` or ``colour``, of an image of PIL."""
+    from PIL import Image
+
+    assert isinstance(picture, Image.Image)
+    if picture.mode in ("1", "L", "LA"):
+        return "8-bit grey"
+    small = picture.convert("RGB")
+    small.thumbnail((SMALL, SMALL))
+    values = np.asarray(small).astype(np.float32)  # (H, W, 3)
+    spread = max(float(np.abs(values[..., 0] - values[..., k]).mean()) for k in (1, 2))
+    return "grey stored in colour" if spread < NEARLY_GREY else "colour"

@@ -1,0 +1,160 @@
+"""``sslmed init``: look, choose, try, write. Nothing is asked, and what is written passes ``sslmed train --check``."""
+
+import os
+import re
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import torch
+
+from sslmed_dist import config, outputs
+from sslmed_dist.atomic_files import write_atomically
+from sslmed_dist.config import Config
+from sslmed_dist.plain_yaml import parse
+from sslmed_dist.printable import say
+from sslmed_dist.training import evaluation_data
+from sslmed_dist.verbs import federate
+from sslmed_dist.verbs.init import choices, layout, length, text
+
+VALIDATION = (0.1, 0.25, 0.5)  # shares of the training split that choose hyper-parameters; the first that gives some
+ARMS = 3  # trainings of a federation's comparison: at the sites together, at each alone, on all data
+SITES = 64  # of a simulated federation on one machine
+MOST_MINUTES = 60 * 24 * 30
+
+
+def init(
+    path: Path,
+    out: Path | None = None,
+    *,
+    minutes: float = 20.0,
+    medical: bool = False,
+    sites: int = 0,
+    ray: bool = False,
+    force: bool = False,
+) -> tuple[Path, list[str]]:
+    """Write a recipe for the data in ``path`` to ``out`` (default: the data's name with .yaml, here). Returns the file
+    and lines that say what to do with it. ``ValueError`` where the data cannot be read or trained on, for an option out
+    of range, and where a file is in the way; nothing is written then."""
+    if not 0 < minutes <= MOST_MINUTES:
+        raise ValueError(f"--minutes: expected more than 0 and at most {MOST_MINUTES}, got {minutes:g}")
+    if sites and not 2 <= sites <= SITES:
+        raise ValueError(f"--federated: expected 2 to {SITES} sites, got {sites}")
+    if sites and ray:
+        raise ValueError("--ray: a federation has a runtime of its own; allowed: --ray or --federated")
+    target = Path(f"{plain_name(path)}.yaml") if out is None else out
+    if target.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"{target}: a recipe's name ends in .yaml")
+    outputs.require_writable([(target, is_ours)], force=force)
+    asked = machine(minutes, medical, sites, ray)
+    seen = layout.look(path, choices.SIDE[asked.device])
+    dataset = layout.build(seen.data, "train")
+    say(f"looked at: {seen.title}, {len(dataset)} training samples; now some steps are tried")
+    measured = layout.build({**seen.data, **seen.measured}, "train") if seen.measured else dataset
+    made = choices.sections(seen, dataset, measured, asked)
+    name = plain_name(target.with_suffix(""))
+    tree, words = complete(made, asked, name)
+    content = recipe(made, tree, words, target, asked)
+    assert parse(content) == tree, "the recipe that is written is the one that was tried"
+    write_atomically(target, content.encode())
+    return target, instructions(target, tree, words)
+
+
+def machine(minutes: float, medical: bool, sites: int, ray: bool) -> choices.Asked:
+    """What was asked for, on this machine."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    cores = len(os.sched_getaffinity(0))
+    return choices.Asked(minutes, medical, sites, ray, "cuda" if gpus else "cpu", cores, gpus)
+
+
+def plain_name(path: Path) -> str:
+    """The last part of a path as a run may be called."""
+    last = path.resolve().name.removesuffix(".npz")
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", last).strip("-")[:60] or "run"
+
+
+def is_ours(path: Path) -> bool:
+    """A recipe that ``sslmed init`` wrote."""
+    with path.open("rb") as file:
+        return file.read(len(text.MARK)) == text.MARK.encode()
+
+
+def complete(made: choices.Sections, asked: choices.Asked, name: str) -> tuple[dict[str, Any], str]:
+    """The recipe's tree with its length, tried in all that ``--check`` tries, and what is said of its length."""
+    tree: dict[str, Any] = {"run": {"name": name, "seed": 0}} | {key: keys for key, (_, keys) in made.items()}
+    if asked.ray:
+        tree["driver"] = "ray"
+    choose_validation(made, tree, name)
+    arms = asked.sites + asked.sites + 1 if asked.sites else 1
+    found = length.fit(settings_of(tree, name), asked.minutes, arms)
+    plan = made["plan"][1]
+    if asked.sites:
+        # the steps of all epochs are those of all rounds, of one local epoch each
+        plan["steps_per_epoch"] = max(found.epochs * found.steps // choices.ROUNDS, 1)
+        plan["epochs"] = choices.ROUNDS
+        federate.prepare(settings_of(tree, name))
+    else:
+        plan["epochs"] = found.epochs
+    made["plan"][0].append(found.line)
+    return tree, found.line
+
+
+def choose_validation(made: choices.Sections, tree: dict[str, Any], name: str) -> None:
+    """Set ``evaluate.val_fraction`` to the first that leaves some samples for validation; where what is to be measured
+    cannot be, nothing is measured, and the recipe says why."""
+    remarks, keys = made["evaluate"]
+    reason = ""
+    for share in VALIDATION if keys["protocols"] else ():
+        keys["val_fraction"] = share
+        try:
+            evaluation_data.check_evaluation(resolved(settings_of(tree, name)))
+            return
+        except ValueError as error:
+            reason = str(error)
+    keys.pop("val_fraction", None)
+    if keys["protocols"]:
+        keys["protocols"] = []
+        remarks[:] = [f"nothing is measured, since this cannot be: {reason}"]
+
+
+def resolved(settings: Config) -> Config:
+    """The settings without what only a federation has."""
+    return config.replace(settings, federated=None) if settings.federated is not None else settings
+
+
+def settings_of(tree: dict[str, Any], name: str) -> Config:
+    """The recipe as the program reads it."""
+    return config.from_tree(config.overridden(tree, []), f"{name}.yaml")
+
+
+def recipe(made: choices.Sections, tree: dict[str, Any], words: str, target: Path, asked: choices.Asked) -> str:
+    """The recipe's text."""
+    lines = header(tree, words, target)
+    lines += text.section("run", [], tree["run"])
+    for name, (remarks, keys) in made.items():
+        lines += ["", *text.section(name, remarks, "ray" if name == "driver" else keys)]
+    return "\n".join(lines) + "\n"
+
+
+def header(tree: dict[str, Any], words: str, target: Path) -> list[str]:
+    """What stands at the top: the commands, the time, and what is not known."""
+    verb = "federate" if "federated" in tree else "train"
+    file, run = quote(str(target)), quote(f"runs/{tree['run']['name']}")
+    lines = text.comment(f"{text.MARK[2:]} for {Path(tree['data']['root']).name}. Every value may be changed.")
+    commands = [f"sslmed {verb} {file} --check", f"sslmed {verb} {file}", f"sslmed verdict {run}"]
+    if tree["evaluate"]["protocols"] and verb == "train":
+        commands.append(f"sslmed evaluate {run}")
+    lines += [text.command(line) for line in commands]
+    lines += text.comment(f"Time: {words}.")
+    if tree["evaluate"]["protocols"]:
+        lines += text.comment(
+            "Whether it beats a random encoder on this data is not known before it is measured: both stand in the "
+            "result of the last command, with the interval of their difference."
+        )
+    return lines
+
+
+def instructions(target: Path, tree: dict[str, Any], words: str) -> list[str]:
+    """What is printed: the file, the time, the next command."""
+    verb = "federate" if "federated" in tree else "train"
+    return [f"{target}: read it, then: sslmed {verb} {quote(str(target))}", f"time: {words}"]

@@ -1,0 +1,1 @@
+"""``sslmed verdict``: is a run learning? Told without labels, and in words."""
