@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 DATA ?= data
 PACK ?= gpu-pack
 
-.PHONY: demo test test-all check bench gpu-pack clean
+.PHONY: demo test test-all check bench browser docs gpu-pack clean
 
 demo: $(STAMP)
 	$(BIN)/sslmed demo --out runs
@@ -34,6 +34,12 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.packing
 	$(BIN)/python -m tests.benchmarks.episodes
 	$(BIN)/python -m tests.benchmarks.prediction
+
+browser:  # what the tests of the report in Chromium want besides `apt-get install chromium npm`
+	npm install --no-save --prefix .browser axe-core@4
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --site-dir site
 
 gpu-pack: $(STAMP)
 	$(BIN)/python -m tests.acceptance.pack $(DATA) $(PACK)

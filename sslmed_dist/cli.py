@@ -137,7 +137,16 @@ def report(arguments: argparse.Namespace) -> int:
     from sslmed_dist.atomic_files import refuse_links
     from sslmed_dist.report import write_report
     from sslmed_dist.report.events import events_folders, write_events
+    from sslmed_dist.report.overview import write_overview
 
+    if arguments.all is not None:
+        if arguments.runs or arguments.pictures or arguments.tensorboard:
+            raise ValueError("report: --all FOLDER stands alone, or with --out and --force")
+        refuse_links(arguments.all)
+        show(write_overview(arguments.all, arguments.out, force=arguments.force))
+        return 0
+    if not arguments.runs:
+        raise ValueError("report: name at least one run folder, or a folder of runs with --all")
     refuse_links(arguments.runs[0])  # the page goes there
     curves = arguments.tensorboard
     folders = [] if curves is None else events_folders(arguments.runs, curves, force=arguments.force)

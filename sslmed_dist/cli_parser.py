@@ -140,7 +140,8 @@ def measuring(verbs: Verbs) -> None:
     reproduce.add_argument("--dry-run", action="store_true", help="print the cells and what is there, run nothing")
 
     report = verbs.add_parser("report", help="one HTML page and Markdown from one or several runs (seeds)")
-    report.add_argument("runs", type=path, nargs="+", metavar="RUN", help="run folders; seeds of one run become a mean")
+    report.add_argument("runs", type=path, nargs="*", metavar="RUN", help="run folders; seeds of one run become a mean")
+    report.add_argument("--all", type=path, metavar="FOLDER", help="one page over all runs below this folder")
     report.add_argument(
         "--out", type=path, help="the page (.html) or its folder; default: in the run, or beside several"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 MARK = re.compile(r"<!--\s*(.*?)\s*-->", re.DOTALL)
 PAGE_MARK = re.compile(r"<!--\s*commands of this page are not run:\s*(\S.*?)\s*-->", re.DOTALL)
 COMMANDS = "sslmed make pip python python3 ray torchrun sbatch kubectl docker systemctl systemd-run git npm mkdocs $"
-COMMANDS += " apt-get apt curl ssh srun mlflow tensorboard"
+COMMANDS += " cat cp mkdir apt-get apt curl ssh srun mlflow tensorboard"
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ def blocks(page: Path) -> Iterator[Block]:
     while number < len(lines):
         fenced = lines[number].lstrip().startswith("```")
         opens = lines[number].startswith("    ") and (number == 0 or not lines[number - 1].strip())
+        opens &= not lines[number].lstrip().startswith("<!--")  # a mark in a list
         if not (fenced or (opens and lines[number].strip())):
             number += 1
             continue

@@ -62,19 +62,21 @@ def test_every_block_of_commands_is_run_or_says_why_not(page: Path) -> None:
 def test_a_block_is_found_with_its_mark(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "# A\n\n<!-- run -->\n\n    sslmed list\n\n1. one:\n\n        make test \\\n          x\n\n    Open it.\n\n"
+        "# A\n\n<!-- run -->\n\n    sslmed list\n\n1. one:\n\n    <!-- run slow -->\n\n"
+        "        make test \\\n          x\n\n"
+        "    Open it.\n\n"
         "<!-- run slow with: a=1 -->\n\n```\nsslmed train x\n```\n\n    x = 1\n"
     )
     found = commands(page)
     assert [(block.line, block.mark, block.text) for block in found] == [
         (5, "run", "sslmed list"),
-        (9, "", "make test \\\n  x"),
-        (16, "run slow with: a=1", "sslmed train x"),
+        (11, "run slow", "make test \\\n  x"),
+        (18, "run slow with: a=1", "sslmed train x"),
     ]
     assert joined(found[1]) == ["make test    x"]
-    page.write_text(page.read_text() + "\n<!-- commands of this page are not run:\nno machine -->\n")
-    assert [block.mark for block in commands(page)] == ["run", "not run: no machine", "run slow with: a=1"]
-    assert script(page) == "set -euo pipefail\nsslmed train x a=1\n"
+    assert script(page) == "set -euo pipefail\nmake test    x\nsslmed train x a=1\n"
+    page.write_text("    sslmed list\n\n<!-- commands of this page are not run:\nno machine -->\n")
+    assert [block.mark for block in commands(page)] == ["not run: no machine"]
 
 
 def test_the_quick_blocks_run(

@@ -10,7 +10,7 @@ from sslmed_dist.report.plots import Dot
 from sslmed_dist.report.results import Results
 from sslmed_dist.report.runs import Experiment
 from sslmed_dist.report.style import STYLE, arm_class
-from sslmed_dist.report.table_html import table_html
+from sslmed_dist.report.table_html import scrolling, table_html
 from sslmed_dist.report.tables import Table
 from sslmed_dist.report.wording import Column
 
@@ -26,7 +26,7 @@ OVER_SEEDS = "mean \N{PLUS-MINUS SIGN} standard deviation over runs; small strok
 def html(title: str, experiments: Sequence[Experiment], results: Sequence[Results], *, pictures: bool) -> str:
     """The whole page; ``results`` are those of each of the experiments."""
     top = [PHANTOM] if any(experiment.phantom for experiment in experiments) else []
-    top.append(f"<nav>{navigation(experiments)}</nav>")
+    top.append(f"<nav aria-label='parts of the page'>{navigation(experiments)}</nav>")
     body = [
         section(experiment, found, index, alone=len(experiments) == 1, pictures=pictures)
         for index, (experiment, found) in enumerate(zip(experiments, results, strict=True))
@@ -191,8 +191,10 @@ def training(experiment: Experiment) -> str:
         )
     last = facts.last_values(experiment)
     if last:
-        rows = "".join(f"<tr><td>{as_html(name)}</td><td>{as_html(value)}</td></tr>" for name, value in last)
-        table = f"<div class='scroll'><table class='plain'>{rows}</table></div>"
+        rows = "".join(
+            f"<tr><th scope='row'>{as_html(name)}</th><td>{as_html(value)}</td></tr>" for name, value in last
+        )
+        table = scrolling(f"<table class='plain'>{rows}</table>", "last values")
         parts.append(f"<details><summary>Last values of all measures</summary>{table}</details>")
     return "".join(parts)
 
@@ -205,7 +207,7 @@ def sheets(experiment: Experiment, pictures: bool) -> str:
     if not pictures:
         return f"<h2>Pictures</h2><p class='absent'>{wording.left_out(count)}</p>"
     shown = [
-        f"<figure class='sheet'><div class='scroll'>{image(data, caption)}</div>"
+        f"<figure class='sheet'>{scrolling(image(data, caption), caption)}"
         f"<figcaption>{as_html(caption)}</figcaption></figure>"
         for run in experiment.runs
         for caption, data in run.pictures

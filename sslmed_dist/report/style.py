@@ -21,7 +21,7 @@ SHEET = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI",
   Roboto, "Helvetica Neue", Arial, sans-serif; font-variant-numeric: tabular-nums; -webkit-text-size-adjust: 100%; }
-header, main, footer { max-width: 68rem; margin: 0 auto; padding: 0 1.25rem; }
+header, main, footer { max-width: 72rem; margin: 0 auto; padding: 0 1.25rem; }
 header { padding-top: 2rem; }
 .kicker { margin: 0; color: var(--soft); font-size: .85rem; letter-spacing: .02em; }
 h1 { margin: .1rem 0 1rem; font-size: clamp(1.5rem, 5vw, 2.2rem); line-height: 1.2; overflow-wrap: anywhere; }
@@ -71,6 +71,28 @@ footer p { padding-top: 1rem; border-top: 1px solid var(--line); }
   .card { padding: .75rem; } .tiles { grid-template-columns: 1fr 1fr; } .tiles strong { font-size: 1.4rem; }
   th, td { padding: .35rem .4rem; } tbody th { white-space: normal; line-height: 1.25; }
   td small { font-size: .75rem; } }
-@media print { body { background: #fff; } .card, figure { break-inside: avoid; } }
+.tools { margin: 1rem 0 .25rem; } .tools input { padding: .3rem .5rem; border: 1px solid var(--soft);
+  border-radius: .35rem; background: var(--card); color: var(--ink); font: inherit; }
+table.runs { background: var(--card); font-size: .85rem; }
+table.runs td, table.runs th { padding: .4rem .5rem; white-space: normal; vertical-align: top;
+  overflow-wrap: break-word; min-width: 4.5rem; }
+table.runs td.long { min-width: 9rem; }
+table.runs tbody th { min-width: 8rem; } table.runs tbody th small { display: block; color: var(--soft);
+  font-weight: 400; } table.runs a { color: var(--accent); }
+table.runs button { padding: 0; border: 0; background: none; color: inherit; font: inherit; text-align: left;
+  cursor: pointer; text-decoration: underline dotted; } table.runs button:disabled { cursor: default;
+  text-decoration: none; } th[aria-sort=ascending] button::after { content: " \\2191"; }
+th[aria-sort=descending] button::after { content: " \\2193"; }
+.curve { display: block; } .curve polyline { fill: none; stroke: var(--accent); stroke-width: 1.5; }
+a:focus-visible, button:focus-visible, summary:focus-visible, .scroll:focus-visible { outline: 3px solid var(--accent);
+  outline-offset: 2px; }
 """
-STYLE = f"{SHEET}{arm_rules(LIGHT)}\n@media (prefers-color-scheme: dark) {{ {arm_rules(DARK)} }}\n"
+# A printed page is light, whatever the screen was, and shows whole tables.
+PRINT = """
+@media print { :root { --ink: #000; --soft: #444; --page: #fff; --card: #fff; --line: #bbb; --accent: #00557f;
+  --warm: #fff; --warm-ink: #000; } header, main, footer { max-width: none; } body { font-size: 10pt; }
+  .card, figure, tr { break-inside: avoid; } .scroll { overflow: visible; } .tools, nav { display: none; }
+  table, table.runs { font-size: 8pt; } th, td { padding: .15rem .3rem; white-space: normal; }
+  tr > :first-child { position: static; } }
+"""
+STYLE = f"{SHEET}{arm_rules(LIGHT)}\n@media (prefers-color-scheme: dark) {{ {arm_rules(DARK)} }}\n{PRINT}"

@@ -39,17 +39,25 @@ def grid(table: Table, columns: Sequence[Column]) -> str:
         else:
             spans.append((evaluator, 1))
     top = "".join(
-        f"<th colspan='{width}' class='group'>{as_html(wording.evaluator_name(name))}</th>" for name, width in spans
+        f"<th scope='colgroup' colspan='{width}' class='group'>{as_html(wording.evaluator_name(name))}</th>"
+        for name, width in spans
     )
     names = (wording.column_name(column).removeprefix(f"{wording.evaluator_name(column[0])} ") for column in columns)
-    head = f"<tr><th></th>{top}</tr><tr><th>arm</th>{''.join(f'<th>{as_html(name)}</th>' for name in names)}</tr>"
+    named = "".join(f"<th scope='col'>{as_html(name)}</th>" for name in names)
+    head = f"<tr><td></td>{top}</tr><tr><th scope='col'>arm</th>{named}</tr>"
     rows = []
     for arm in table.arms:
         cells = "".join(
             cell_html(table.cells.get((arm, column)), column, signed=table.difference) for column in columns
         )
-        rows.append(f"<tr><th class='{arm_class(arm)}'>{as_html(table.name(arm))}</th>{cells}</tr>")
-    return f"<div class='scroll'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
+        rows.append(f"<tr><th scope='row' class='{arm_class(arm)}'>{as_html(table.name(arm))}</th>{cells}</tr>")
+    body = f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+    return scrolling(body, wording.site_name(table.title))
+
+
+def scrolling(inside: str, name: str) -> str:
+    """What may be wider than the page: a region that scrolls, by keyboard too, and that screen readers announce."""
+    return f"<div class='scroll' role='region' aria-label='{as_html(name)}' tabindex='0'>{inside}</div>"
 
 
 def cell_html(cell: Cell | None, column: Column, *, signed: bool) -> str:
@@ -70,5 +78,6 @@ def single_runs(table: Table) -> str:
             value, spread = tables.cell_text(run_cell, column[1], signed=table.difference)
             words = (table.name(arm), wording.column_name(column), label, f"{value} {spread}", str(row["n"]))
             rows.append("<tr>" + "".join(f"<td>{as_html(word)}</td>" for word in words) + "</tr>")
-    head = "".join(f"<th>{word}</th>" for word in ("arm", "measure", "run", "value", "n"))
-    return f"<div class='scroll'><table class='plain'><thead><tr>{head}</tr></thead>{''.join(rows)}</table></div>"
+    head = "".join(f"<th scope='col'>{word}</th>" for word in ("arm", "measure", "run", "value", "n"))
+    body = f"<table class='plain'><thead><tr>{head}</tr></thead>{''.join(rows)}</table>"
+    return scrolling(body, f"single runs, {wording.site_name(table.title)}")

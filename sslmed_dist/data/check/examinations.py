@@ -70,7 +70,9 @@ def inspect_examinations(root: Path, findings: Findings, rules: Mapping[str, str
         scanners.update({series.tags.scanner or "unknown" for series in exam.series})
     if len(found.files) > WRITTEN_OUT:
         findings.lines.append(f"... and {len(found.files) - WRITTEN_OUT} examinations more, counted below")
-    findings.classes("examinations with a series for", {slot: slots[slot] for slot in how.rules})
+    # Without rules nobody asked for every plane: a single series of one plane has nothing wrong with it.
+    counts = {slot: slots[slot] for slot in how.rules if rules is not None or slots[slot] or not slots}
+    findings.classes("examinations with a series for", counts)
     findings.lines.append("scanners: " + ", ".join(f"{name} {count}" for name, count in sorted(scanners.items())))
     findings.lines.extend(f"left aside: {reason} ({count})" for reason, count in sorted(aside.items()))
     if uncounted:

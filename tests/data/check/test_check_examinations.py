@@ -44,6 +44,14 @@ def test_rules_can_be_tried_out(phantom: Path, capsys: pytest.CaptureFixture[str
     assert "allowed: series.SLOT=RULE" in capsys.readouterr().err
 
 
+def test_one_series_of_one_plane_has_nothing_wrong_with_it(tmp_path: Path) -> None:
+    write(tmp_path / "a", "x", "sagittal")
+    lines, problems = inspect(tmp_path)
+    assert "examinations with a series for: sagittal 1" in lines and not problems
+    _, problems = inspect(tmp_path, {"sagittal": "", "axial": ""})
+    assert problems == ["examinations with a series for: 1 classes without a sample: axial"]
+
+
 def test_rules_for_another_layout_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_knee(tmp_path / "set", train=1, valid=1, size=16, slices=(2, 2))
     assert main(["data", "check", str(tmp_path / "set"), "series.sagittal=x"]) == 2
