@@ -17,6 +17,7 @@ from sslmed_dist.cli_begin import BEGIN
 from sslmed_dist.cli_cluster import doctor, watch
 from sslmed_dist.cli_encoders import embed, export
 from sslmed_dist.cli_parser import parse
+from sslmed_dist.cli_report import report
 from sslmed_dist.endings import ending_of
 from sslmed_dist.printable import say
 
@@ -31,7 +32,8 @@ def train(arguments: argparse.Namespace) -> int:
         from sslmed_dist.drivers.rehearsal import check_lines
         from sslmed_dist.training.evaluation_data import check_evaluation
 
-        show(*check_lines(settings), *check_evaluation(settings))
+        evaluation = check_evaluation(settings)  # before the trial steps: what it refuses is said at once
+        show(*check_lines(settings), *evaluation)
         return 0
     from sslmed_dist.drivers import choice
 
@@ -130,37 +132,6 @@ def reproduce(arguments: argparse.Namespace) -> int:
 def names(words: Sequence[str] | None) -> list[str] | None:
     """The words of an option that are no overrides; None where the option is not there."""
     return None if words is None else [word for word in words if "=" not in word]
-
-
-def report(arguments: argparse.Namespace) -> int:
-    """``sslmed report``."""
-    from sslmed_dist.atomic_files import refuse_links
-    from sslmed_dist.report import write_report
-    from sslmed_dist.report.events import events_folders, write_events
-    from sslmed_dist.report.overview import write_overview
-
-    if arguments.all is not None:
-        if arguments.runs or arguments.pictures or arguments.tensorboard:
-            raise ValueError("report: --all FOLDER stands alone, or with --out and --force")
-        refuse_links(arguments.all)
-        show(write_overview(arguments.all, arguments.out, force=arguments.force))
-        return 0
-    if not arguments.runs:
-        raise ValueError("report: name at least one run folder, or a folder of runs with --all")
-    refuse_links(arguments.runs[0])  # the page goes there
-    curves = arguments.tensorboard
-    folders = [] if curves is None else events_folders(arguments.runs, curves, force=arguments.force)
-    if arguments.pictures:
-        from sslmed_dist.verbs.report_pictures import make_for_report
-
-        make_for_report(arguments.runs, arguments.layer)
-    elif arguments.layer is not None:
-        raise ValueError("--layer: says where the pictures look; it needs --pictures")
-    page, markdown = write_report(arguments.runs, arguments.out, pictures=arguments.pictures, force=arguments.force)
-    if curves is not None:
-        write_events(arguments.runs, folders)
-    show(page, markdown, *folders)
-    return 0
 
 
 def segment(arguments: argparse.Namespace) -> int:

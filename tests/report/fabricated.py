@@ -103,7 +103,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.links += [value or "" for name, value in attrs if name in ("src", "srcset", "href")]
-        if tag not in ("meta", "img", "source"):
+        if tag not in ("meta", "img", "source", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:

@@ -68,9 +68,7 @@ def test_what_is_said_of_a_folder_without_runs_and_of_a_place_that_stays(folder:
     with pytest.raises(ValueError, match="is not what this command writes there"):
         write_overview(folder, tmp_path / "mine.html", force=True)
     first = write_overview(folder, tmp_path / "out")
-    assert (
-        first == tmp_path / "out" / "runs.html" and "<a href=" not in first.read_text().split("<th scope='row'")[1][:80]
-    )
+    assert first == tmp_path / "out" / "runs.html"
     with pytest.raises(ValueError, match="exists already"):
         write_overview(folder, tmp_path / "out")
     write_overview(folder), write_overview(folder)  # at its own place it is written anew
@@ -154,7 +152,8 @@ def test_nothing_keeps_a_keyboard_or_a_screen_reader_out(folder: Path, dark: boo
 def test_axe_finds_what_is_wrong(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text(
-        "<!doctype html><html><head></head><body><img src='x.png'><p style='color:#eee'>a</p></body></html>"
+        "<!doctype html><html><head></head><body style='background:#fff'>"
+        "<img src='x.png'><p style='color:#eee'>a</p></body></html>"
     )
     assert {"image-alt", "color-contrast", "html-has-lang"} <= {
         name for _, name, _ in asked(page, FOUND, before=AXE.read_text())

@@ -53,7 +53,7 @@ def image_folder(
     listing = list_folder(Path(root), val_fraction, test_fraction, seed)
     if not split_folders(Path(root)):
         require_classes(Path(root))
-    select_split(listing.splits, split, str(root), hint=above(Path(root)))
+    select_split(listing.splits, split, str(root), hint=above(Path(root)) or held_out(Path(root), split))
     return ImageFiles(listing, split, size=size, channels=channels, bits=bits, workers=workers, duplicates=duplicates)
 
 
@@ -103,6 +103,13 @@ def above(root: Path) -> str:
         return ""
     others = [name for name in folders_in(folder.parent) if name != folder.name and name.lower() in SYNONYMS]
     return f"; the folder above has {' and '.join([folder.name, *others])}: {root.parent}" if others else ""
+
+
+def held_out(root: Path, split: str) -> str:
+    """What a message adds where ``split`` is asked of a set that has no folders of splits."""
+    if split not in ("val", "test") or split_folders(root):
+        return ""
+    return f"; data.{split}_fraction=0.2 would hold a fifth of the images out, or make folders train, val and test"
 
 
 def folders_in(folder: Path) -> list[str]:
