@@ -31,7 +31,8 @@ FLOORS: tuple[set[str], ...] = (
     {"report", "drivers"},
     {"verbs", "interface"},
     {"cli_answers"},
-    {"cli_data", "cli_site", "cli_server", "cli_app", "cli_lookup", "cli_cluster", "cli_encoders", "cli_analyse", "cli_report"},
+    {"cli_data", "cli_site", "cli_server", "cli_app", "cli_lookup", "cli_cluster", "cli_encoders"},
+    {"cli_analyse", "cli_report", "cli_begin"},
     {"cli"},
 )
 # Parts that may not import all that is below them: they know no configuration, no run and no file but their own.
