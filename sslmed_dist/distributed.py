@@ -170,7 +170,8 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter], extras: Sequence
     after the first step and does not). ``extras`` (loss terms, stop flags) go in the same buffer, so that a step costs
     one message. Every rank must hold gradients of the same parameters.
     """
-    grads = [p.grad for p in parameters if p.grad is not None]
+    owners = [p for p in parameters if p.grad is not None]
+    grads = [p.grad for p in owners if p.grad is not None]
     if not active() or not (grads or extras):
         return [extra.detach() for extra in extras]
     count_call()
@@ -180,10 +181,14 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter], extras: Sequence
     flat = torch.cat([grad.reshape(-1) for grad in grads] + tail)
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    # Cut the vector up again.
+    # Cut the vector up again: a gradient becomes its part of it, where it lies in memory as the part does.
     offset = 0
-    for grad in grads:
-        grad.copy_(flat[offset : offset + grad.numel()].view_as(grad))
+    for owner, grad in zip(owners, grads, strict=True):
+        part = flat[offset : offset + grad.numel()].view_as(grad)
+        if grad.dtype == flat.dtype and grad.is_contiguous():
+            owner.grad = part
+        else:
+            grad.copy_(part)
         offset += grad.numel()
     return [flat[offset + i] for i in range(len(tail))]
 
