@@ -206,6 +206,25 @@ def segmenting(verbs: Verbs) -> None:
         "--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="clip CT to these Hounsfield units"
     )
     segment.add_argument("--quadrants", action="store_true", help="only in quadrants that the support's organ occupies")
+    segment.add_argument(
+        "--supports",
+        type=path,
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("IMG", "MASK"),
+        help="one more annotated scan; may be repeated",
+    )
+    segment.add_argument(
+        "--range",
+        type=int,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="first and last slice of the organs in every query, from 0, inferior to superior; default: estimated",
+    )
+    segment.add_argument(
+        "--no-tidy", action="store_true", help="masks as they come: no mean over slices, no single piece"
+    )
     rule = "which series of a study, where there are several: a regular expression that fits its line alone"
     segment.add_argument("--series", default="", metavar="RULE", help=f"of the queries, {rule}")
     segment.add_argument("--support-series", default="", metavar="RULE", help="of the support, likewise")

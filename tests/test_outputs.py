@@ -66,7 +66,7 @@ def segment(given: dict[str, Path], out: Path) -> tuple[Words, list[Path]]:
     ]
     words += ["--support-mask", str(scans / "label_01.nii.gz"), "--query", str(scans / "image_02.nii.gz")]
     names = [f"image_02{ending}" for ending in ("_labels.nii.gz", "_probability.nii.gz", "_overlay.png", ".ctbl")]
-    return [*words, "--out", str(out)], [out / name for name in (*names, "volumes.csv", "run.json")]
+    return [*words, "--out", str(out)], [out / name for name in (*names, "volumes.csv", "overlay.html", "run.json")]
 
 
 def pack(given: dict[str, Path], out: Path) -> tuple[Words, list[Path]]:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from sslmed_dist import registry
 from sslmed_dist.data.dataset import Dataset
-from sslmed_dist.downstream.oneshot import protocol, surfaces
+from sslmed_dist.downstream.oneshot import protocol, reliability, surfaces
 from sslmed_dist.downstream.oneshot.measures import Columns, measures
 from sslmed_dist.downstream.oneshot.scans import ScanSlices, Volume, fetch, load, scans_of
-from sslmed_dist.downstream.oneshot.segmenter import COPY_MASK, Found, Segmenter, Shown, predicted
+from sslmed_dist.downstream.oneshot.segmenter import COPY_MASK, Found, Segmenter, Shown
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.models import PROTOTYPE_HEADS
 
@@ -57,7 +57,9 @@ class OneShot:
     in turn and every measure is a mean over all pairs; ``dice_last_support`` is then the protocol's number, and
     ``dice_sd_supports`` the standard deviation (n - 1) over supports. ``shots`` K: the last K exams together are the
     support. ``head``: a leaf of ``PROTOTYPE_HEADS`` (in a run it is laid over the run's own head; else over CoWPro's).
-    ``window`` replaces the head's own at test, where the head has one.
+    ``window`` replaces the head's own at test, where the head has one. ``tidy``, which is not the protocol's: margins
+    are averaged over neighbouring slices, lowered far from the support's place, and only the largest piece is kept
+    (``oneshot.tidy``), as ``sslmed segment`` does; each case then has its ``reliability`` too.
     """
 
     floor = COPY_MASK
@@ -73,6 +75,7 @@ class OneShot:
         whole: bool = True,
         surface: bool = False,
         tolerance_mm: float = 3.0,
+        tidy: bool = False,
     ) -> None:
         """``ValueError``: no organ or one twice, an unknown head, ``supports`` or ``shots`` that are not allowed, a
         negative tolerance."""
@@ -88,7 +91,7 @@ class OneShot:
         self.head = at_test({"name": "cowpro", **(head or {})}, window, "one_shot.head")
         registry.check(PROTOTYPE_HEADS, self.head, "one_shot.head")
         self.supports, self.shots, self.quadrants, self.whole = supports, shots, quadrants, whole
-        self.surface, self.tolerance_mm = surface, float(tolerance_mm)
+        self.surface, self.tolerance_mm, self.tidy = surface, float(tolerance_mm), tidy
 
     def segment(
         self, encoder: nn.Module, dataset: Dataset, positions: Tensor, *, device: torch.device | str, seed: int
@@ -130,7 +133,7 @@ class OneShot:
             organ_range = protocol.true_range(truth)
             if organ_range is None:
                 continue
-            prediction = predicted(self.find(segmenter, shown, query).margins, *organ_range).cpu()
+            prediction = self.find(segmenter, shown, query).mask(*organ_range).cpu()
             for part, support_slice in enumerate(shown.slices):
                 # of the query's slices that are segmented with this support slice
                 query_slice = protocol.middle_of(part, *organ_range)
@@ -169,11 +172,12 @@ class OneShot:
                     f"exam {scan.number}: its file does not say where left is, so quadrants cannot be masked; "
                     "allowed: quadrants: false"
                 )
-        return scans, Segmenter(encoder, registry.build(PROTOTYPE_HEADS, self.head, "one_shot.head"), device)
+        head = registry.build(PROTOTYPE_HEADS, self.head, "one_shot.head")
+        return scans, Segmenter(encoder, head, device, quadrants=self.quadrants, tidy=self.tidy)
 
     def load(self, segmenter: Segmenter, dataset: Dataset, scan: ScanSlices, seed: int) -> Volume:
         """The scan with its feature maps, which serve it as support and as query."""
-        return load(segmenter, dataset, scan, seed=seed, centred=self.quadrants)
+        return load(segmenter, dataset, scan, seed=seed, centred=self.quadrants or self.tidy)
 
     def show(self, segmenter: Segmenter, dataset: Dataset, supports: Sequence[Volume], organ: str) -> Shown:
         """What the supports show of the organ. ``ValueError`` naming the organ and a support that holds none of it."""
@@ -202,7 +206,7 @@ class OneShot:
         voxel_ml = spacing[0] * spacing[1] * spacing[2] / 1000
         segmentation = self.find(segmenter, shown, query)
         # with the query's true range (``dice``); below with the estimated one (``dice_whole``)
-        prediction = predicted(segmentation.margins, first, last)
+        prediction = segmentation.mask(first, last)
         reference_ml = int(truth.sum()) * voxel_ml
         case: Case = {
             "slices": last - first + 1,
@@ -221,6 +225,10 @@ class OneShot:
                 "dice_whole": protocol.overlap(whole_prediction, truth).dice,
                 **volume("_whole", whole_prediction, voxel_ml, reference_ml),
             }
+        if self.whole and segmenter.tidy:
+            assert query.centre is not None
+            signs = reliability.signs(segmenter, shown, segmentation, query.maps, spacing, query.centre)
+            case["reliability"] = 0.0 if signs is None else signs.figure
         if self.surface:
             case["hd95_mm"] = surfaces.hausdorff95(prediction, truth, spacing)
             case["surface_dice"] = surfaces.surface_dice(prediction, truth, spacing, self.tolerance_mm)

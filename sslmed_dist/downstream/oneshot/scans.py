@@ -7,7 +7,8 @@ from torch import Tensor
 
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.downstream.oneshot.quadrants import body_centre
-from sslmed_dist.downstream.oneshot.segmenter import Centre, Segmenter, Spacing
+from sslmed_dist.downstream.oneshot.segmenter import Segmenter
+from sslmed_dist.downstream.oneshot.tidy import Centre, Spacing
 
 FACTS = ("slice", "spacing_mm", "oriented")
 

@@ -13,18 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sslmed_dist.downstream.features import evaluating
-from sslmed_dist.downstream.oneshot import quadrants, slice_range
+from sslmed_dist.downstream.oneshot import quadrants, slice_range, tidy
 from sslmed_dist.downstream.oneshot.protocol import PARTS, parts_of, support_slices, true_range
 from sslmed_dist.downstream.oneshot.slice_range import Estimate, Level, Stack
+from sslmed_dist.downstream.oneshot.tidy import REMOVED, Centre, Place, Spacing
 from sslmed_dist.models.prototype_heads import Prototypes
 
 CHUNK = 16  # slices that go through the encoder, or the head, at once
-# The margin where nothing may be found: the lowest that a cosine head of temperature 1/20 gives.
-REMOVED = -40.0
 COPY_MASK = "copy_mask"  # the arm of the floor below
-
-Spacing = tuple[float, float, float]  # mm between rows, columns and slices
-Centre = tuple[float, float]  # (row, column), see ``quadrants.body_centre``
 
 
 class CopyMask(nn.Module):
@@ -62,6 +58,9 @@ class Shown:
     stack: Stack  # the organ's range in the scan
     level: Level  # of evidence within and beyond that range
     quadrants: Tensor | None  # (2, 2) bool, those that it occupies; None: not asked for
+    place: Place | None  # of the organ in the body; None: the body's centre was not given
+    maps: Tensor  # (U, D, h, w) feature maps of the support slices
+    masks: Tensor  # (U, H, W) bool, theirs
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,22 @@ class Found:
 
     margins: Tensor  # (U, S, H, W) float32, by the support slice of each part
     estimate: Estimate  # of the range of slices that hold it
+    one_piece: bool = False  # of the voxels of a range only the largest piece counts
+
+    def within(self, first: int, last: int) -> Tensor:
+        """The margins (n, H, W) of the n slices ``first`` ... ``last`` (inclusive), if these are the organ's range."""
+        margins = by_part(self.margins, first, last)
+        return tidy.in_one_piece(margins) if self.one_piece else margins
+
+    def mask(self, first: int, last: int) -> Tensor:
+        """The mask bool (S, H, W), if slices ``first`` ... ``last`` (inclusive) are the organ's range."""
+        mask = torch.zeros(self.margins.shape[1:], dtype=torch.bool, device=self.margins.device)
+        mask[first : last + 1] = self.within(first, last) > 0
+        return mask
 
     def prediction(self) -> Tensor:
         """The mask bool (S, H, W) with the estimated range of slices, so without any knowledge of the query."""
-        return predicted(self.margins, self.estimate.first, self.estimate.last)
+        return self.mask(self.estimate.first, self.estimate.last)
 
 
 class Segmenter:
@@ -84,9 +95,20 @@ class Segmenter:
     Nothing here is random.
     """
 
-    def __init__(self, encoder: nn.Module, head: Any, device: torch.device | str, chunk: int = CHUNK) -> None:
-        """``encoder`` has ``maps``: images (N, C, H, W) -> (N, D, h, w), and lies on ``device``. ``ValueError`` for an
-        encoder without it, or ``chunk`` (slices at once) below 1."""
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: Any,
+        device: torch.device | str,
+        chunk: int = CHUNK,
+        *,
+        quadrants: bool = False,
+        tidy: bool = False,
+    ) -> None:
+        """``encoder`` has ``maps``: images (N, C, H, W) -> (N, D, h, w), and lies on ``device``. With ``quadrants``
+        nothing is found in quarters of the body that the support's organ leaves empty, with ``tidy`` masks are made
+        plausible (``oneshot.tidy``); both need the centre of each body, and the floor is not tidied. ``ValueError`` for
+        an encoder without maps, or ``chunk`` (slices at once) below 1."""
         if not callable(getattr(encoder, "maps", None)):
             raise ValueError(f"encoder: segmentation needs feature maps, {type(encoder).__name__} has none (`maps`)")
         if chunk < 1:
@@ -94,6 +116,7 @@ class Segmenter:
         self.encoder: Any = encoder
         self.head: Any = CopiedMask() if isinstance(encoder, CopyMask) else head
         self.device, self.chunk = torch.device(device), chunk
+        self.quadrants, self.tidy = quadrants, tidy and not isinstance(encoder, CopyMask)
 
     @torch.inference_mode()
     def maps(self, images: Tensor) -> Tensor:
@@ -143,8 +166,8 @@ class Segmenter:
     def learn(self, maps: Tensor, mask: Tensor, spacing: Spacing, centre: Centre | None = None) -> Shown:
         """The organ with the ``mask`` bool (S, H, W) on a support scan with the ``maps`` (S, D, h, w).
 
-        With ``centre``, that of the body in the scan, the organ's quadrants are learnt too. ``ValueError`` for an empty
-        mask.
+        With ``centre``, that of the body in the scan, its place in the body is learnt too, and where they are asked for
+        its quadrants. ``ValueError`` for an empty mask.
         """
         mask = mask.to(self.device).bool()
         organ_range = true_range(mask)
@@ -163,7 +186,10 @@ class Segmenter:
             areas=tuple(count * spacing[0] * spacing[1] for count in pixel_counts),
             stack=stack,
             level=slice_range.calibrate(self_evidence, stack, slices),
-            quadrants=None if centre is None else quadrants.occupied(mask, centre),
+            quadrants=quadrants.occupied(mask, centre) if self.quadrants and centre is not None else None,
+            place=None if centre is None else tidy.place_of(mask, centre, spacing, PARTS),
+            maps=maps[slices],
+            masks=mask[slices],
         )
 
     @torch.inference_mode()
@@ -172,8 +198,8 @@ class Segmenter:
         ``masks``.
 
         For each part the head gets the K support slices at once; it keeps the local prototypes of all and averages the
-        global ones. Areas are means. A quadrant is occupied where one support occupies it. Range and level are those of
-        the last support.
+        global ones. Areas are means. A quadrant is occupied where one support occupies it. Range, level and place are
+        those of the last support.
         """
         slices_by_part = list(zip(*(shown.slices for shown in each), strict=True))
         # for each part the K support slices: maps (K, D, h, w) and masks (K, H, W)
@@ -194,9 +220,12 @@ class Segmenter:
         self, shown: Shown, maps: Tensor, size: tuple[int, int], spacing: Spacing, centre: Centre | None = None
     ) -> Found:
         """The organ on a query scan with the ``maps`` (S, D, h, w); ``size`` (H, W) and ``spacing`` are those of its
-        slices. An organ that was learnt with quadrants needs the ``centre`` of the query's body; outside its quadrants
-        margins are ``REMOVED``."""
+        slices. Tidy masks, and an organ that was learnt with quadrants, need the ``centre`` of the query's body;
+        outside the quadrants margins are ``REMOVED``."""
         margins = self.margins(shown.prototypes, maps, size)
+        if self.tidy:
+            assert shown.place is not None and centre is not None, "tidy masks need the centres of both bodies"
+            margins = tidy.tidied(margins, shown.place, centre, spacing)
         inside = None
         if shown.quadrants is not None:
             assert centre is not None, "an organ learnt with quadrants is found with the query's own centre"
@@ -205,7 +234,7 @@ class Segmenter:
         # the support's areas in pixels of the query, whose pixels may have another size
         areas = [area / (spacing[0] * spacing[1]) for area in shown.areas]
         evidence = slice_range.evidence(margins, areas, inside)
-        return Found(margins, slice_range.estimate(evidence, shown.level, shown.stack, spacing[2]))
+        return Found(margins, slice_range.estimate(evidence, shown.level, shown.stack, spacing[2]), self.tidy)
 
 
 def valid_only(of: Prototypes) -> Prototypes:
@@ -216,14 +245,6 @@ def valid_only(of: Prototypes) -> Prototypes:
         return (vectors[:, valid[0]], valid[:, valid[0]]) if valid.any() else (vectors, valid)
 
     return Prototypes(*only_valid(of.foreground, of.foreground_valid), *only_valid(of.background, of.background_valid))
-
-
-def predicted(margins: Tensor, first: int, last: int) -> Tensor:
-    """The mask bool (S, H, W) of an organ that is in slices ``first`` ... ``last`` (inclusive), by margins (U, S, H,
-    W). Each of these slices takes the margins of the part that it belongs to; all other slices are empty."""
-    mask = torch.zeros(margins.shape[1:], dtype=torch.bool, device=margins.device)
-    mask[first : last + 1] = by_part(margins, first, last) > 0
-    return mask
 
 
 def by_part(margins: Tensor, first: int, last: int) -> Tensor:

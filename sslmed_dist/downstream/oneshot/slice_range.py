@@ -51,11 +51,13 @@ class Level:
 @dataclass(frozen=True)
 class Estimate:
     """The estimated range ``first`` ... ``last`` (inclusive). ``seen`` is False where the organ's slices do not stand
-    out in the support scan itself; then evidence was not used, and the position in the stack alone decided."""
+    out in the support scan itself; then evidence was not used, and the position in the stack alone decided.
+    ``given``: a person said the range, and nothing was estimated."""
 
     first: int
     last: int
     seen: bool
+    given: bool = False
 
 
 def evidence(margins: Tensor, areas: Sequence[float], allowed: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from sslmed_dist.downstream.oneshot.segmenter import Spacing
+from sslmed_dist.downstream.oneshot.tidy import Spacing
 
 
 def hausdorff95(prediction: Tensor, truth: Tensor, spacing: Spacing) -> float | None:

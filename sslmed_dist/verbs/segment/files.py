@@ -17,6 +17,7 @@ from sslmed_dist.verbs.segment.naming import RECORD, WRITER, files_of, is_output
 from sslmed_dist.verbs.segment.record import VOLUMES, is_volumes
 
 SEGMENT = WRITER  # the mark of ``run.json``
+PAGE = "overlay.html"
 LABELS, PROBABILITY, OVERLAY = "_labels.nii.gz", "_probability.nii.gz", "_overlay.png"
 COLOURS, DICOM_SEG = ".ctbl", "_seg.dcm"
 
@@ -89,7 +90,7 @@ def targets(
     """Every file that is written for queries of these names; a DICOM-SEG file for those in ``dicom_seg`` only."""
     endings = (LABELS, *((PROBABILITY,) if probabilities else ()), OVERLAY, COLOURS)
     per_query = [out / f"{name}{ending}" for name in names for ending in endings]
-    return [*per_query, *(out / f"{name}{DICOM_SEG}" for name in dicom_seg), out / VOLUMES, out / RECORD]
+    return [*per_query, *(out / f"{name}{DICOM_SEG}" for name in dicom_seg), out / VOLUMES, out / PAGE, out / RECORD]
 
 
 def require_writable(files: Sequence[Path], *, force: bool) -> None:
@@ -103,6 +104,8 @@ def is_ours(path: Path) -> bool:
     record = outputs.read_mapping(path.with_name(RECORD))
     if record.get(outputs.MARK) != SEGMENT:
         return False
+    if path.name == PAGE:
+        return outputs.is_page(path)
     if path.name in (RECORD, VOLUMES):
         return path.name == RECORD or is_volumes(path)
     return files_of(record).get(path.name) == sha256(path)

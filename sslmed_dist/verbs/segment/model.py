@@ -1,30 +1,24 @@
-"""From one annotated scan (the support) to margins on another (the query): the run's encoder, the organs that the
-support shows it, and what it finds. A *margin* is the logit of the foreground less that of the background.
-"""
+"""The run's encoder with its head, and scans as it sees them. A *margin* is the logit of the foreground less that of
+the background."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sslmed_dist import config, registry
 from sslmed_dist.data.scans.grid import PixelAxis, Placement, place, to_model, upright
-from sslmed_dist.data.scans.masks import Masks, to_slices
 from sslmed_dist.data.scans.scan import StoredScan
 from sslmed_dist.downstream.oneshot.evaluator import at_test, head_over
-from sslmed_dist.downstream.oneshot.quadrants import body_centre
-from sslmed_dist.downstream.oneshot.segmenter import Segmenter, Shown, by_part
-from sslmed_dist.downstream.oneshot.slice_range import Estimate
+from sslmed_dist.downstream.oneshot.segmenter import Segmenter
 from sslmed_dist.models import PROTOTYPE_HEADS
 from sslmed_dist.training import build, pretrained
 
 PERCENTILE = 99.5  # of a volume's voxels: MR is clipped above it
 SATURATED = 5e-4  # of the voxels at the maximum: such a volume is clipped already (prepared ones have 2e-3 and more)
-OUTSIDE = -1e4  # margin where a label is not looked for: its probability is 0
 Intensity = Literal["auto", "clip", "keep"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -37,33 +31,11 @@ class Model:
     segmenter: Segmenter
     size: int
     pixel: float
+    pixel_from: str  # in words, where ``pixel`` comes from
     head: dict[str, Any]
     method: Mapping[str, Any]  # the run's own settings
     file: Path
     sha256: str
-
-
-@dataclass(frozen=True)
-class Organ:
-    """One label of the support: its U support slices, standardised float32 (U, size, size), their masks bool (U, size,
-    size), and what the segmenter learnt from them. Support slice u stands for part u of the organ."""
-
-    label: int
-    images: Tensor
-    masks: Tensor
-    shown: Shown
-
-
-@dataclass(frozen=True)
-class Found:
-    """One label on a query of S slices: the estimated range of slices that hold the organ (``estimate``), and margins
-    float32 (S, size, size). A slice in the range has the margins by the support slice of its part; a slice outside it
-    has ``OUTSIDE`` everywhere."""
-
-    label: int
-    margins: Tensor
-    estimate: Estimate
-    placement: Placement
 
 
 def load_model(
@@ -73,13 +45,18 @@ def load_model(
     part: pretrained.Part = "encoder",
     head: Mapping[str, Any] | None = None,
     pixel_mm: float | None = None,
+    field_mm: float | None = None,
     device: Device = "auto",
+    quadrants: bool = False,
+    tidy: bool = True,
 ) -> Model:
     """The encoder of a run folder or checkpoint file, with the head that reads it.
 
     ``head``: entries that replace those of the run's own head (``cowpro`` where the run has no head of prototypes) with
     a window of 2; a ``head`` that names another one starts from that one's defaults. ``pixel_mm``: default is the pixel
-    size that the run recorded of its training slices (``views.pixel_mm``). ``device`` stands in for the run's own.
+    size that the run recorded of its training slices (``views.pixel_mm``). Where it recorded none (sizes differed or
+    were not known) the slices are taken to have shown as much as the support does, ``field_mm``. ``device`` stands in
+    for the run's own. ``quadrants``, ``tidy``: see ``Segmenter``.
 
     ``ValueError``: the encoder has no feature maps or does not take one channel, an entry of the head or a pixel size
     that is not allowed, or no pixel size at all.
@@ -97,14 +74,33 @@ def load_model(
         raise ValueError(f"{trained.file}: trained on {method['channels']} channels, but a scan has 1")
     leaf = head_leaf(method.get("head"), head or {})
     torch_device = build.choose_device(config.replace(trained.settings, run={"device": device}))
-    segmenter = Segmenter(trained.encoder.to(torch_device), registry.build(PROTOTYPE_HEADS, leaf, "head"), torch_device)
-    pixel = trained.settings.views.get("pixel_mm") if pixel_mm is None else pixel_mm
-    if pixel is None:
-        raise ValueError(
-            f"{trained.file}: does not say how large the pixels of its training slices were; give --pixel-mm "
-            f"({1.25 * 256 / size:g} for sets prepared as published)"
-        )
-    return Model(segmenter, size, float(pixel), leaf, method, trained.file, trained.sha256)
+    encoder, built = trained.encoder.to(torch_device), registry.build(PROTOTYPE_HEADS, leaf, "head")
+    segmenter = Segmenter(encoder, built, torch_device, quadrants=quadrants, tidy=tidy)
+    pixel, source = pixel_of(trained.file, trained.settings.views.get("pixel_mm"), pixel_mm, field_mm, size)
+    return Model(segmenter, size, pixel, source, leaf, method, trained.file, trained.sha256)
+
+
+def pixel_of(
+    file: Path, recorded: float | None, given: float | None, field: float | None, size: int
+) -> tuple[float, str]:
+    """(mm of a side of the model's pixels, in words where that is from): ``given``, or what the run ``recorded``, or
+    the ``field`` of view of the support in mm over ``size``. ``ValueError`` without any of them."""
+    if given is not None:
+        return float(given), "given"
+    if recorded is not None:
+        return float(recorded), "recorded at training"
+    if field is None:
+        raise ValueError(f"{file}: does not say how large the pixels of its training slices were; give --pixel-mm")
+    return round(field / size, 4), (
+        f"a guess: the run does not say; the support shows {field:g} mm, which makes {field / size:g} mm for each of "
+        f"{size} pixels. If training slices showed more or less of a body than that, give --pixel-mm"
+    )
+
+
+def field_of_view(scan: StoredScan) -> float:
+    """The longer side of a scan's axial slices in mm."""
+    placement = place(scan.voxels.shape, scan.affine, pixel=1.0, size=1)
+    return max(axis.count / axis.step for axis in (placement.rows, placement.columns))
 
 
 def head_leaf(run_head: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,51 +162,6 @@ def placed(model: Model, scan: StoredScan) -> Placement:
     if placement.slices < 2:
         raise ValueError(f"{scan.path}: 1 axial slice (shape {scan.voxels.shape}); a volume has at least 2")
     return placement
-
-
-def learn(
-    model: Model, scan: StoredScan, masks: Masks, labels: Sequence[int], stack: Tensor, quadrants: bool
-) -> tuple[list[Organ], dict[int, str]]:
-    """(the organs of a support, one for each of ``labels`` that can be looked for; of every other label, why not).
-    ``stack`` (S, 1, size, size) are its standardised slices, ``masks`` lie in its grid.
-
-    A pixel of the model's slices belongs to a label that covers at least half of it. A label that no such pixel belongs
-    to is left out. ``ValueError`` naming the mask where that leaves none.
-    """
-    organs: list[Organ] = []
-    left_out: dict[int, str] = {}
-    placement = place(masks.shape, masks.affine, pixel=model.pixel, size=model.size)
-    # The scan is encoded once for all labels: maps (S, D, h, w).
-    maps, centre = model.segmenter.maps(stack), body_centre(stack) if quadrants else None
-    for label in labels:
-        in_model = to_slices(masks.read(label), placement) >= 0.5  # (S, size, size)
-        if not in_model.any():
-            left_out[label] = (
-                f"label {label} fills no pixel of the {model.size} x {model.size} slices of {model.pixel:g} mm about "
-                f"the middle of the support; it is too small or lies outside them"
-            )
-            continue
-        shown = model.segmenter.learn(maps, in_model, spacing(placement), centre)
-        support_slices = list(shown.slices)  # U slice numbers
-        organs.append(Organ(label, stack[support_slices, 0], in_model[support_slices], shown))
-    if not organs:
-        raise ValueError(f"{masks.path}: {'; '.join(left_out.values())}")
-    return organs, left_out
-
-
-def search(
-    model: Model, organs: Sequence[Organ], stack: Tensor, placement: Placement, quadrants: bool
-) -> Iterator[Found]:
-    """Look for every organ in a query's standardised slices ``stack`` (S, 1, size, size), one after another. The range
-    of slices that hold an organ is estimated (``downstream.oneshot.slice_range``); each slice of the range is segmented
-    by the support slice of the part that it belongs to."""
-    maps, centre = model.segmenter.maps(stack), body_centre(stack) if quadrants else None
-    for organ in organs:
-        result = model.segmenter.find(organ.shown, maps, (model.size, model.size), spacing(placement), centre)
-        first, last = result.estimate.first, result.estimate.last
-        margins = torch.full(tuple(result.margins.shape[1:]), OUTSIDE)  # (S, size, size)
-        margins[first : last + 1] = by_part(result.margins, first, last).cpu()
-        yield Found(organ.label, margins, result.estimate, placement)
 
 
 def spacing(placement: Placement) -> tuple[float, float, float]:

@@ -15,7 +15,7 @@ import torch
 from sslmed_dist.data.scans.grid import Placement, from_model, slab
 from sslmed_dist.data.scans.nifti_writing import nifti_stream
 from sslmed_dist.data.scans.scan import StoredScan
-from sslmed_dist.verbs.segment.model import OUTSIDE, Found, Organ
+from sslmed_dist.verbs.segment.search import OUTSIDE, Found, Organ
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -74,9 +74,9 @@ class Drawing:
         ):
             self.draw(findings, write)
 
-    def rows(self, name: str, names: Mapping[str, str]) -> list[dict[str, Any]]:
+    def rows(self, name: str, names: Mapping[str, str], notes: Mapping[int, str]) -> list[dict[str, Any]]:
         """The rows of ``volumes.csv`` for the query ``name``: ``mean_margin`` is that of the label's voxels, "" where
-        there are none."""
+        there are none; ``notes`` are what is said of single labels."""
         axis, largest = self.placement.axes[2], int(max(finding.label for finding in self.findings))
         voxels, slices = np.zeros(largest + 1, np.int64), np.zeros(largest + 1, np.int64)
         sums = np.zeros(largest + 1)
@@ -96,7 +96,8 @@ class Drawing:
                 "volume_ml": round(int(voxels[label]) * millilitres, 4),
                 "mean_margin": round(float(sums[label] / voxels[label]), 4) if voxels[label] else "",
                 "name": names[str(label)],
-                "note": "",
+                "note": notes.get(label, ""),
+                "reliability": round(finding.reliability, 3),
             }
-            for label in (finding.label for finding in self.findings)
+            for label, finding in ((finding.label, finding) for finding in self.findings)
         ]

@@ -8,7 +8,7 @@ from sslmed_dist.downstream.oneshot.protocol import middle_of
 from sslmed_dist.printable import printable
 from sslmed_dist.report.outlines import Panel, sheet
 from sslmed_dist.verbs.segment.files import colour
-from sslmed_dist.verbs.segment.model import Found, Organ
+from sslmed_dist.verbs.segment.search import Found, Organ
 
 NOTE = "Research use only, not a medical device."
 SIDES = {True: "Left half: the patient's right.", False: "Which half is the patient's right is a guess."}
@@ -46,7 +46,9 @@ def montage(
             middle = middle_of(part, finding.estimate.first, finding.estimate.last)
             if middle is None:
                 continue
-            title = f"query, slice {middle}" + ("" if finding.estimate.seen else ", a guess")
+            title = f"query, slice {middle}, reliability {finding.reliability:.2f}"
+            title += " (do not trust)" if finding.doubted else ""
+            title += "" if finding.estimate.seen else ", a guess"
             title += "" if mask[middle].any() else ": nothing found"
             support_title = f"support, label {organ.label}, slice {z}"
             row.append(Panel(organ.images[part], {shade: organ.masks[part]}, support_title))

@@ -14,7 +14,7 @@ from sslmed_dist.run_folder import write_json
 from sslmed_dist.verbs.segment.naming import EARLIER, RECORD, calls_of, written_here
 
 VOLUMES = "volumes.csv"
-COLUMNS = ("query", "label", "slices", "voxels", "volume_ml", "mean_margin", "name", "note")
+COLUMNS = ("query", "label", "slices", "voxels", "volume_ml", "mean_margin", "name", "note", "reliability")
 OLDEST = COLUMNS[:6]  # of the first version, whose tables are still known as ours
 Rows = list[dict[str, Any]]  # lines of volumes.csv
 VARIES = ("queries", EARLIER, "environment")  # what two calls that did the same may differ in
@@ -31,6 +31,11 @@ class Report:
     queries: list[dict[str, Any]] = field(default_factory=list)
     rows: Rows = field(default_factory=list)
     written: list[str] = field(default_factory=list)
+
+    def elsewhere(self) -> list[str]:
+        """Queries of the folder that an earlier call has segmented and this one has not (so far)."""
+        names = {str(row["query"]): None for row in self.before if row["query"] not in self.written}
+        return list(names)
 
     def write(self, out: Path) -> None:
         """Both files, as a whole. A query that this call has written is no longer one of an earlier call; one that it

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from sslmed_dist.downstream.oneshot.protocol import part_of
-from sslmed_dist.downstream.oneshot.segmenter import REMOVED, CopiedMask, CopyMask, Segmenter, predicted, valid_only
+from sslmed_dist.downstream.oneshot.segmenter import REMOVED, CopiedMask, CopyMask, Found, Segmenter, valid_only
+from sslmed_dist.downstream.oneshot.slice_range import Estimate
 from sslmed_dist.models.prototype_heads import ALPNetHead, CoWProHead, PANetHead, Prototypes
 from tests.downstream.oneshot.fake_scans import SPACING, FakeScans, Tissues
 
@@ -76,7 +77,7 @@ def test_margins_are_differences_of_resized_logits() -> None:
 
 def test_quadrants_leave_nothing_outside() -> None:
     (shown, mask), (images, _) = scan(7), scan(2)
-    segmenter = Segmenter(Tissues(), HEADS[0], "cpu")
+    segmenter = Segmenter(Tissues(), HEADS[0], "cpu", quadrants=True)
     learnt = segmenter.learn(segmenter.maps(shown), mask, SPACING, (7.5, 7.5))
     assert learnt.quadrants is not None and learnt.quadrants.tolist() == [[True, False], [True, False]]
     found = segmenter.find(learnt, segmenter.maps(images), (16, 16), SPACING, (7.5, 9.5))
@@ -85,7 +86,7 @@ def test_quadrants_leave_nothing_outside() -> None:
 
 def test_each_slice_is_decided_by_its_part() -> None:
     margins = torch.randn(3, 9, 4, 4, generator=torch.Generator().manual_seed(0))
-    mask = predicted(margins, 2, 7)
+    mask = Found(margins, Estimate(0, 8, True)).mask(2, 7)
     for z in range(9):
         expected = margins[part_of(z, 2, 7), z] > 0 if 2 <= z <= 7 else torch.zeros(4, 4, dtype=torch.bool)
         assert torch.equal(mask[z], expected)

@@ -14,9 +14,10 @@ from sslmed_dist.data.scans.grid import from_model, place, slab, to_model
 from sslmed_dist.data.scans.masks import of_label_map
 from sslmed_dist.data.scans.nifti_writing import nifti_like, nifti_stream
 from sslmed_dist.data.scans.scan import read_scan
-from sslmed_dist.verbs.segment.model import OUTSIDE, learn, load_model, placed, search, standardised
-from sslmed_dist.verbs.segment.tool import Settings
-from tests.verbs.segment.test_tool import ENDINGS, given, load, made, save
+from sslmed_dist.verbs.segment.model import load_model, placed, standardised
+from sslmed_dist.verbs.segment.search import OUTSIDE, encode, example, kind_of, learn, search
+from sslmed_dist.verbs.segment.settings import Settings
+from tests.verbs.segment.test_tool import ENDINGS, ONCE, given, load, made, save
 
 __all__ = ["given"]  # a fixture
 
@@ -49,7 +50,7 @@ def test_without_probabilities_the_other_files_are_the_same(given: dict[str, Pat
     made(given, tmp_path / "with", labels=[1, 2])
     made(given, tmp_path / "without", labels=[1, 2], probabilities=False)
     left = {path.name for path in (tmp_path / "without").iterdir()}
-    assert left == {f"image_02{end}" for end in ENDINGS - {"_probability.nii.gz"}} | {"volumes.csv", "run.json"}
+    assert left == {f"image_02{end}" for end in ENDINGS - {"_probability.nii.gz"}} | ONCE
     for name in left - {"run.json"}:
         assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes(), name
     facts = json.loads((tmp_path / "without" / "run.json").read_text())
@@ -63,14 +64,12 @@ def test_label_by_label_is_as_all_at_once(given: dict[str, Path], tmp_path: Path
     model = load_model(given["run"], pixel_mm=1.25)
     settings = Settings("auto", None, False, False)
     stack, _ = standardised(scan, placed(model, scan), settings.intensity)
-    organs, _ = learn(model, scan, of_label_map(mask), [1, 2, 3, 4], stack, False)
-    query = read_scan(given["query"])
+    organs, _ = learn(model, [example(model, of_label_map(mask), stack)], [1, 2, 3, 4])
+    kind, query = kind_of(scan, stack), read_scan(given["query"])
     stack, _ = standardised(query, placed(model, query), settings.intensity)
+    encoded = encode(model, query, stack, placed(model, query), kind)
     margins = np.stack(
-        [
-            from_model(found.margins, found.placement, outside=OUTSIDE)
-            for found in search(model, organs, stack, placed(model, query), False)
-        ]
+        [from_model(found.margins, found.placement, outside=OUTSIDE) for found in search(model, organs, encoded)]
     )
     wanted = np.where(margins.max(0) > 0, margins.argmax(0) + 1, 0)
     assert np.array_equal(load(tmp_path / "out" / "image_02_labels.nii.gz")[0], wanted) and wanted.any()

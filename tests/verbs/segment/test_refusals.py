@@ -166,10 +166,6 @@ def test_models_and_settings(given: dict[str, Any], tmp_path: Path, monkeypatch:
         ({"run": write_run(tmp_path / "colour", channels=3)}, "/step_000000001.pt: trained on 3 channels, but a scan"),
         ({"head": {"windows": 2}}, "^head.windows: unknown key; allowed: window, "),
         ({"head": {"name": "unet"}}, "^head.name: 'unet' is unknown; allowed: alpnet, cowpro, panet"),
-        (
-            {"run": write_run(tmp_path / "mixed", pixel_mm=None)},
-            "does not say how large the pixels of its training slices were; give --pixel-mm",
-        ),
         ({"pixel_mm": 0.0}, "^pixel_mm: expected a number above 0, got 0.0"),
         ({"window": (5.0, 5.0)}, "^window: expected two numbers, the lower first, got 5 5"),
         ({"intensity": "none"}, "^intensity: expected one of auto, clip, keep, got 'none'"),

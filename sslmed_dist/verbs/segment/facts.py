@@ -1,0 +1,64 @@
+"""What ``run.json`` says of a call: what was read, how it was searched, and how far to trust what was found."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sslmed_dist import outputs
+from sslmed_dist.downstream.oneshot import reliability
+from sslmed_dist.printable import note
+from sslmed_dist.run_folder import environment
+from sslmed_dist.verbs.segment import files
+from sslmed_dist.verbs.segment.model import Model
+from sslmed_dist.verbs.segment.search import Found
+from sslmed_dist.verbs.segment.settings import Settings
+
+USE = "Research use only, not a medical device."
+
+
+def doubt(finding: Found, warnings: Sequence[str]) -> str:
+    """What ``volumes.csv`` says of how far to trust a label; empty where there is nothing to say."""
+    return "; ".join([*([reliability.DOUBT] if finding.doubted else []), *warnings])
+
+
+def say_doubts(name: str, findings: Sequence[Found]) -> None:
+    """A line on standard error about the labels of a query that are not to be trusted."""
+    doubted = [f"{finding.label} ({finding.reliability:.2f})" for finding in findings if finding.doubted]
+    if doubted:
+        note(f"{name}: do not trust the masks of labels {', '.join(doubted)}: reliability below the threshold")
+
+
+def trust_of(finding: Found) -> dict[str, Any]:
+    """What ``run.json`` says of how far to trust a label."""
+    signs = {} if finding.signs is None else {name: round(value, 4) for name, value in asdict(finding.signs).items()}
+    return {"figure": round(finding.reliability, 4), "trust": not finding.doubted, **signs}
+
+
+def facts(model: Model, support: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """``run.json``, without its queries."""
+    return {
+        outputs.MARK: files.SEGMENT,
+        "use": USE,
+        "model": {"file": model.file.name, "sha256": model.sha256, "method": model.method},
+        "head": model.head,
+        "grid": {"size": model.size, "pixel_mm": model.pixel, "pixel_from": model.pixel_from},
+        "protocol": {
+            "slices": "numbered from 0, inferior to superior",
+            "support_slices": "of the n that hold the label, those numbered floor(n / 6), floor(n / 2), floor(5 n / 6)",
+            "slice_range": "given by --range"
+            if settings.span is not None
+            else "estimated; seen false: the support's own slices do not stand out, so the range is a guess",
+            "overlap": "the label with the larger margin",
+            "quadrants": settings.quadrants,
+            "tidy": settings.tidy,
+        },
+        "reliability": reliability.MEANING,
+        "intensity": {"asked": settings.intensity, "window": settings.window},
+        "probability": "foreground softmax of the head, uncalibrated; 0 outside the estimated slices; the fourth axis "
+        "has the labels of support.labels in their order"
+        if settings.probabilities
+        else "not written (--no-probabilities)",
+        "mean_margin": "foreground less background logit, mean over the label's voxels, uncalibrated",
+        "support": support,
+        "environment": environment(),
+    }

@@ -1,0 +1,138 @@
+"""Calibrate and test the figure of ``downstream.oneshot.reliability``.
+
+    python -m tests.benchmarks.oneshot_reliability RUN RUN --data PATH [--keep FOLDER]
+
+Two runs, one for each label set of one fold. The regression is fitted to pairs of the fold's training patients (of each
+query four supports; the runs saw these patients' slices without organs, no masks), and printed as it stands in the
+module. It is tested on all ordered pairs of the fold's held-out patients x the organs, with the module's own constants:
+AUC for "Dice < 0.5" with a bootstrap over patients, and what the threshold does. For the training pairs the same with
+constants that are fitted anew without both patients of a pair.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sslmed_dist import randomness
+from sslmed_dist.downstream.oneshot.reliability import THRESHOLD, Signs
+from tests.benchmarks.oneshot_pairs import Pair, Patients
+
+GOOD = 0.5  # the Dice that a mask should have
+RIDGE = 1.0  # weight of the sum of squares of the coefficients
+DRAWS = 2000
+NAMES = [field.name for field in fields(Signs)]
+
+
+def table(pairs: Sequence[Pair]) -> Tensor:
+    """The signs (N, 5) of pairs with a mask."""
+    return torch.tensor([list(asdict(pair.signs).values()) for pair in pairs if pair.signs], dtype=torch.float64)
+
+
+def fit(signs: Tensor, good: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(means, deviations, coefficients with the constant last) of a logistic regression, by Newton's method."""
+    means, deviations = signs.mean(0), signs.std(0)
+    rows = torch.cat([(signs - means) / deviations, torch.ones(len(signs), 1, dtype=torch.float64)], 1)
+    penalty = RIDGE * torch.diag(torch.tensor([1.0] * signs.shape[1] + [0.0], dtype=torch.float64))
+    weights = torch.zeros(rows.shape[1], dtype=torch.float64)
+    for _ in range(50):
+        chance = (rows @ weights).sigmoid()
+        slope = rows.T @ (chance - good.double()) + penalty @ weights
+        curve = rows.T @ (rows * (chance * (1 - chance))[:, None]) + penalty
+        weights = weights - torch.linalg.solve(curve, slope)
+    return means, deviations, weights
+
+
+def apply(fitted: tuple[Tensor, Tensor, Tensor], signs: Tensor) -> Tensor:
+    """The figure of each row."""
+    means, deviations, weights = fitted
+    return (((signs - means) / deviations) @ weights[:-1] + weights[-1]).sigmoid()
+
+
+def auc(figure: Tensor, bad: Tensor, weights: Tensor) -> float:
+    """The weighted chance that a bad mask has the lower figure of two; nan without both kinds."""
+    low, high = figure[bad][:, None], figure[~bad][None]
+    both = weights[bad][:, None] * weights[~bad][None]
+    if not both.sum() > 0:
+        return float("nan")
+    return float((both * ((low < high).double() + 0.5 * (low == high).double())).sum() / both.sum())
+
+
+def interval(pairs: Sequence[Pair], measure: Callable[[Tensor], float]) -> str:
+    """Value and 5-95 % interval: patients are drawn anew, and a pair counts as often as both of its patients do."""
+    numbers = sorted({pair.query for pair in pairs} | {pair.support for pair in pairs})
+    place = {number: index for index, number in enumerate(numbers)}
+    ends = torch.tensor([(place[pair.support], place[pair.query]) for pair in pairs])
+    values = []
+    for draw in range(DRAWS):
+        picked = (randomness.uniform(draw, torch.arange(len(numbers))) * len(numbers)).long()
+        counts = torch.bincount(picked, minlength=len(numbers)).double()
+        values.append(measure(counts[ends[:, 0]] * counts[ends[:, 1]]))
+    drawn = torch.tensor(values)
+    drawn = drawn[~drawn.isnan()]
+    low, high = torch.quantile(drawn, torch.tensor([0.05, 0.95], dtype=drawn.dtype)).tolist()
+    undefined = f", undefined in {DRAWS - len(drawn)} of {DRAWS} draws" if len(drawn) < DRAWS else ""
+    return f"{measure(torch.ones(len(pairs), dtype=torch.float64)):.3f} [{low:.3f}, {high:.3f}]{undefined}"
+
+
+def show(title: str, pairs: Sequence[Pair], figure: Tensor) -> None:
+    """AUC, number of failures and what the threshold does."""
+    bad = torch.tensor([pair.dice < GOOD for pair in pairs])
+    doubted = figure < THRESHOLD
+    print(f"{title}: {len(pairs)} masks of {len({pair.query for pair in pairs})} patients, {int(bad.sum())} failures")
+    print("  AUC", interval(pairs, lambda weights: auc(figure, bad, weights)))
+    print(
+        f"  below {THRESHOLD}: {int(doubted.sum())}; failures among them {int((doubted & bad).sum())}, missed", end=" "
+    )
+    print(int((~doubted & bad).sum()))
+    dice = torch.tensor([pair.dice for pair in pairs])
+    oracle = torch.tensor([pair.oracle for pair in pairs])
+    print(f"  mean Dice {dice.mean():.3f}, with the true range {oracle.mean():.3f}", end="; ")
+    print(f"where trusted {dice[~doubted].mean():.3f}, where not {dice[doubted].mean():.3f}")
+    if len(bad.unique()) == 2:
+        one = torch.ones(len(pairs), dtype=torch.float64)
+        signs = table(pairs)
+        each = {name: auc(signs[:, i], bad, one) for i, name in enumerate(NAMES)}
+        print("  AUC of each sign:", ", ".join(f"{name} {max(value, 1 - value):.3f}" for name, value in each.items()))
+    for organ in dict.fromkeys(pair.organ for pair in pairs):
+        own = torch.tensor([pair.organ == organ for pair in pairs])
+        print(f"  {organ}: Dice {dice[own].mean():.3f}, failures {int((bad & own).sum())} of {int(own.sum())}")
+
+
+def left_out(pairs: Sequence[Pair]) -> Tensor:
+    """The figure of every pair, fitted to the pairs without both of its patients."""
+    signs, good = table(pairs), torch.tensor([pair.dice >= GOOD for pair in pairs])
+    figures = torch.empty(len(pairs), dtype=torch.float64)
+    for ends in {(pair.support, pair.query) for pair in pairs}:
+        own = torch.tensor([(pair.support, pair.query) == ends for pair in pairs])
+        others = torch.tensor([not {pair.support, pair.query} & set(ends) for pair in pairs])
+        figures[own] = apply(fit(signs[others], good[others]), signs[own])
+    return figures
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("runs", nargs="+", type=Path)
+    arguments.add_argument("--data", required=True)
+    arguments.add_argument("--keep", type=Path, help="a folder for feature maps, computed once")
+    arguments.add_argument("--only", choices=("train", "test"))
+    options = arguments.parse_args()
+    if options.only != "test":
+        pairs = [pair for pair in Patients(options.runs, options.data, "train", options.keep).pairs(4) if pair.signs]
+        means, deviations, weights = fit(table(pairs), torch.tensor([pair.dice >= GOOD for pair in pairs]))
+        for name, *values in zip(NAMES, means.tolist(), deviations.tolist(), weights.tolist(), strict=False):
+            print(f'    "{name}": ({", ".join(f"{value:.3f}" for value in values)}),')
+        print(f"CONSTANT = {float(weights[-1]):.3f}")
+        show("training patients, fitted without both", pairs, left_out(pairs))
+    if options.only != "train":
+        pairs = list(Patients(options.runs, options.data, "test", options.keep).pairs())
+        figure = torch.tensor([pair.signs.figure if pair.signs else 0.0 for pair in pairs], dtype=torch.float64)
+        show("held-out patients, constants as shipped", pairs, figure)
+
+
+if __name__ == "__main__":
+    main()
