@@ -71,7 +71,10 @@ class Nodes:
 
     def start(self, number: int, *options: str, env: Mapping[str, str] | None = None) -> Processes:
         """``ray start`` of the node 127.0.0.``number``."""
-        sizes = [f"--num-cpus={self.cpus}", "--object-store-memory=200000000", "--disable-usage-stats"]
+        # Jobs are submitted to a node's agent. Its own port, 52365, may be that of another cluster of this machine.
+        (agent,) = low_ports(1)
+        sizes = [f"--dashboard-agent-listen-port={agent}", f"--num-cpus={self.cpus}"]
+        sizes += ["--object-store-memory=200000000", "--disable-usage-stats"]
         command = [RAY, "start", f"--node-ip-address=127.0.0.{number}", *options, *sizes]
         node = Processes(f"{os.getpid()}-{number}-{time.monotonic()}")
         own = environment(RAY_TMPDIR=str(self.temporary)) | dict(env or {})
