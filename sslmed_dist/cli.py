@@ -1,6 +1,5 @@
 """``sslmed VERB``: the command line is parsed first, then what the verb needs is imported. So ``sslmed --help`` imports
-neither torch nor ray.
-"""
+neither torch nor ray."""
 
 import argparse
 import importlib
@@ -152,8 +151,8 @@ def segment(arguments: argparse.Namespace) -> int:
         window=None if arguments.window is None else tuple(arguments.window),
         quadrants=arguments.quadrants,
         tidy=not arguments.no_tidy,
-        span=None if arguments.range is None else tuple(arguments.range),
-        supports=[tuple(pair) for pair in arguments.supports],
+        span=arguments.range,
+        supports=arguments.supports,
         dicom_seg=arguments.dicom_seg,
         names=arguments.names,
         probabilities=not arguments.no_probabilities,

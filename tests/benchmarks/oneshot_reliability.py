@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist import randomness
-from sslmed_dist.downstream.oneshot.reliability import THRESHOLD, Signs
+from sslmed_dist.downstream.oneshot.reliability import MOST, SPEAKS, THRESHOLD, Signs
 from tests.benchmarks.oneshot_pairs import Pair, Patients
 
 GOOD = 0.5  # the Dice that a mask should have
@@ -32,10 +32,16 @@ def table(pairs: Sequence[Pair]) -> Tensor:
     return torch.tensor([list(asdict(pair.signs).values()) for pair in pairs if pair.signs], dtype=torch.float64)
 
 
+def standard(signs: Tensor, means: Tensor, deviations: Tensor) -> Tensor:
+    """The signs (N, 5) as the figure counts them: in deviations in favour of the mask, at most ``MOST``."""
+    directions = torch.tensor([SPEAKS[name] for name in NAMES], dtype=torch.float64)
+    return (directions * (signs - means) / deviations).clamp_max(MOST)
+
+
 def fit(signs: Tensor, good: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(means, deviations, coefficients with the constant last) of a logistic regression, by Newton's method."""
     means, deviations = signs.mean(0), signs.std(0)
-    rows = torch.cat([(signs - means) / deviations, torch.ones(len(signs), 1, dtype=torch.float64)], 1)
+    rows = torch.cat([standard(signs, means, deviations), torch.ones(len(signs), 1, dtype=torch.float64)], 1)
     penalty = RIDGE * torch.diag(torch.tensor([1.0] * signs.shape[1] + [0.0], dtype=torch.float64))
     weights = torch.zeros(rows.shape[1], dtype=torch.float64)
     for _ in range(50):
@@ -49,7 +55,7 @@ def fit(signs: Tensor, good: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def apply(fitted: tuple[Tensor, Tensor, Tensor], signs: Tensor) -> Tensor:
     """The figure of each row."""
     means, deviations, weights = fitted
-    return (((signs - means) / deviations) @ weights[:-1] + weights[-1]).sigmoid()
+    return (standard(signs, means, deviations) @ weights[:-1] + weights[-1]).sigmoid()
 
 
 def auc(figure: Tensor, bad: Tensor, weights: Tensor) -> float:
@@ -97,6 +103,10 @@ def show(title: str, pairs: Sequence[Pair], figure: Tensor) -> None:
         signs = table(pairs)
         each = {name: auc(signs[:, i], bad, one) for i, name in enumerate(NAMES)}
         print("  AUC of each sign:", ", ".join(f"{name} {max(value, 1 - value):.3f}" for name, value in each.items()))
+    for pair, value in sorted(zip(pairs, figure.tolist(), strict=True), key=lambda entry: entry[1]):
+        if pair.dice < GOOD and len(pairs) < 100:
+            where = f"{pair.organ}, support {pair.support}, query {pair.query}"
+            print(f"  failure: {where}: Dice {pair.dice:.2f} (true range {pair.oracle:.2f}), figure {value:.2f}")
     for organ in dict.fromkeys(pair.organ for pair in pairs):
         own = torch.tensor([pair.organ == organ for pair in pairs])
         print(f"  {organ}: Dice {dice[own].mean():.3f}, failures {int((bad & own).sum())} of {int(own.sum())}")

@@ -18,13 +18,17 @@ from sslmed_dist.downstream.oneshot.protocol import overlap, parts_of
 from sslmed_dist.downstream.oneshot.segmenter import Found, Segmenter, Shown
 from sslmed_dist.downstream.oneshot.tidy import Centre, Spacing, centroid
 
+# Whether much of a sign speaks for a mask or against it.
+SPEAKS: Mapping[str, int] = {"agreement": 1, "confidence": 1, "cycle": 1, "height": -1, "away": -1}
+# How many standard deviations a sign counts in a mask's favour at most: no sign outvotes one that is very bad.
+MOST = 1.5
 # Of each sign: its mean and its standard deviation over the pairs that were fitted, and its weight. Then the constant.
 FITTED: Mapping[str, tuple[float, float, float]] = {
     "agreement": (0.679, 0.130, 0.511),
     "confidence": (0.843, 0.042, 1.196),
     "cycle": (0.775, 0.092, 0.509),
-    "height": (0.084, 0.073, -0.901),
-    "away": (14.569, 7.500, -0.057),
+    "height": (0.084, 0.073, 0.901),
+    "away": (14.569, 7.500, 0.057),
 }
 CONSTANT = 2.494
 THRESHOLD = 0.8  # a figure below it: do not trust the mask
@@ -58,7 +62,7 @@ class Signs:
         total = CONSTANT
         for name, value in asdict(self).items():
             mean, deviation, weight = FITTED[name]
-            total += weight * (value - mean) / deviation
+            total += weight * min(SPEAKS[name] * (value - mean) / deviation, MOST)
         return 1 / (1 + math.exp(-max(min(total, 500.0), -500.0)))
 
 

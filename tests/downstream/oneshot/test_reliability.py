@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist.downstream.oneshot import reliability
-from sslmed_dist.downstream.oneshot.reliability import FITTED, Signs, signs
+from sslmed_dist.downstream.oneshot.reliability import FITTED, SPEAKS, Signs, signs
 from sslmed_dist.downstream.oneshot.segmenter import Found, Segmenter, Shown
 from sslmed_dist.downstream.oneshot.slice_range import Estimate
 from sslmed_dist.models.prototype_heads import CoWProHead
@@ -66,7 +66,9 @@ def test_nothing_found_has_no_signs() -> None:
 @pytest.mark.parametrize("name", FITTED)
 def test_every_sign_moves_the_figure_the_right_way(name: str) -> None:
     middle = Signs(**{sign: mean for sign, (mean, _, _) in FITTED.items()})
-    better = {"agreement": 1, "confidence": 1, "cycle": 1, "height": -1, "away": -1}[name]
+    better = SPEAKS[name]
     moved = replace(middle, **{name: getattr(middle, name) + better * FITTED[name][1]})
     assert 0.5 < middle.figure < moved.figure < 1
+    far = replace(middle, **{name: getattr(middle, name) + 2 * better * FITTED[name][1]})
+    assert far.figure == replace(middle, **{name: getattr(middle, name) + 9 * better * FITTED[name][1]}).figure
     assert middle.figure == pytest.approx(1 / (1 + 2.718281828**-reliability.CONSTANT))
