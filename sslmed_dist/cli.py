@@ -73,7 +73,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """``sslmed evaluate``: the figures, then the paths of the files that hold them."""
     from sslmed_dist.atomic_files import refuse_links
     from sslmed_dist.report.plain import figure_lines
-    from sslmed_dist.verbs import evaluate, pictures
+    from sslmed_dist.verbs import evaluate
     from sslmed_dist.verbs.measurement import measurement
     from sslmed_dist.verbs.similarities import similarities
 
@@ -81,7 +81,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     asked = measurement(arguments.run, arguments.which, arguments.part, arguments.overrides)
     written = evaluate.evaluate(asked)
     show(*figure_lines(written, asked.settings))
-    pictures.of_evaluation(asked)
+    quarter_marks.of_evaluation(asked)
     show(written, *([similarities(asked)] if arguments.histogram else []))
     return 0
 

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torchvision.io import read_image
 
 from sslmed_dist import cli, config, plain_yaml
 from sslmed_dist.data.phantom import PHANTOMS
 from sslmed_dist.downstream import OneShot
 from sslmed_dist.training import build
+from sslmed_dist.verbs.quarter_marks import marks
 
 ORGANS = ["right kidney", "left kidney"]
 Capture = pytest.CaptureFixture[str]
@@ -66,8 +68,29 @@ def test_a_run_is_measured_beside_its_floors(root: Path, tmp_path: Path, capsys:
     own = [float(case["dice"]) for case in cases if (case["arm"], case["organ"]) == ("encoder", "left kidney")]
     assert mean["dice/left kidney"] == pytest.approx(sum(own) / 2)
     assert {path.name for path in (folder / "pictures").glob("*.png")} == {"episodes.png", "segmentation.png"}
+    assert "no checkpoint was kept at 25 %, 50 %, 75 % of the training; plan.keep_every=" in capsys.readouterr().err
     assert cli.main(["report", str(folder), "--pictures"]) == 0
     assert "Phantom data." in (folder / "report.html").read_text() and "one-shot" in (folder / "report.md").read_text()
+
+
+def test_predictions_at_quarter_marks(root: Path, tmp_path: Path, capsys: Capture) -> None:
+    plan = {"plan": {"epochs": 1, "steps_per_epoch": 4, "batch_size": 2, "checkpoint_every": 1, "keep_every": 1}}
+    recipe = write(tmp_path / "run.yaml", {**tree(root, tmp_path), **plan})
+    assert cli.main(["train", str(recipe)]) == 0
+    assert cli.main(["evaluate", str(tmp_path / "runs" / "run")]) == 0, capsys.readouterr().err
+    pictures = tmp_path / "runs" / "run" / "pictures"
+    height, width = read_image(str(pictures / "quarter_marks.png")).shape[1:]
+    assert 2 < width / height < 3.2, "two organs x five panels"
+    assert "quarter_marks.png" in json.loads((pictures / "captions.json").read_text())
+
+
+def test_quarter_marks_are_those_that_were_kept() -> None:
+    def kept(*steps: int) -> dict[int, int]:
+        return {quarter: step for quarter, (step, _) in marks({step: Path(str(step)) for step in steps}).items()}
+
+    assert kept(50, 100, 150, 200) == {1: 50, 2: 100, 3: 150, 4: 200}
+    assert kept(200) == {4: 200} and kept(100, 160, 200) == {2: 100, 3: 160, 4: 200}
+    assert kept(30, 62, 200) == {1: 62, 4: 200}
 
 
 def test_a_run_is_measured_with_its_own_head(root: Path, tmp_path: Path) -> None:

@@ -214,3 +214,18 @@ def test_an_encoder_gone_bad_is_named() -> None:
         encoder.norm.weight[0] = torch.nan
     with pytest.raises(ValueError, match="exam 5: encoder: non-finite features for 9 of 9 slices"):
         segment(FakeScans(), FakeScans().every(), encoder)
+
+
+def test_tidy_masks_come_with_their_reliability() -> None:
+    """Strays far from the organ vanish, and the range is not asked of the truth."""
+    data, encoder = FakeScans(noise=0.35), Tissues()
+    plain, tidy = (
+        OneShot(ORGANS, {"name": "cowpro", "score": "dot"}, window=1, tidy=tidy).segment(
+            encoder, data, data.every(), device="cpu", seed=0
+        )
+        for tidy in (False, True)
+    )
+    assert all("reliability" not in case for case in plain.cases)
+    assert all(0 <= case["reliability"] <= 1 for case in tidy.cases)
+    means = [sum(case["dice_whole"] for case in of.cases) / len(of.cases) for of in (plain, tidy)]
+    assert means[1] > means[0]
