@@ -73,7 +73,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """``sslmed evaluate``: the figures, then the paths of the files that hold them."""
     from sslmed_dist.atomic_files import refuse_links
     from sslmed_dist.report.plain import figure_lines
-    from sslmed_dist.verbs import evaluate
+    from sslmed_dist.verbs import evaluate, quarter_marks
     from sslmed_dist.verbs.measurement import measurement
     from sslmed_dist.verbs.similarities import similarities
 
