@@ -2,7 +2,7 @@
 the site that made them."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +22,17 @@ class Column:
     layers: Mapping[str, Mapping[int, Tensor]]
 
 
-def strip(columns: Sequence[Column], key: str) -> str:
-    """HTML of a row of slices that is scrolled sideways; layers stand below each other. ``key`` is a word that no other
-    strip of the page has. Grey values run from the 1st to the 99.5th percentile of all slices of the strip."""
-    stack = torch.stack([column.image for column in columns]).float()
-    sample = stack.flatten()[:: max(1, stack.numel() // 1_000_000)]
+def grey_range(stack: Tensor) -> tuple[float, float]:
+    """The values of black and white for slices of any shape: their 1st and their 99.5th percentile."""
+    sample = stack.flatten()[:: max(1, stack.numel() // 1_000_000)].float()
     low, high = torch.quantile(sample, torch.tensor([0.01, 0.995])).tolist()
+    return low, high
+
+
+def strip(columns: Iterable[Column], key: str, grey: tuple[float, float]) -> str:
+    """HTML of a row of slices that is scrolled sideways; layers stand below each other. ``key`` is a word that no other
+    strip of the page has, ``grey`` the values of black and white."""
+    low, high = grey
     return f"<div class='strip'>{''.join(html(c, f'{key}-{i}', low, high) for i, c in enumerate(columns))}</div>"
 
 

@@ -63,8 +63,13 @@ def centroid(mask: Tensor, centre: Centre, spacing: Spacing) -> tuple[tuple[floa
 
 def smoothed(margins: Tensor) -> Tensor:
     """Margins (..., S, H, W) averaged with those of the slices below and above, 1 : 2 : 1; the ends are repeated."""
-    padded = torch.cat([margins[..., :1, :, :], margins, margins[..., -1:, :, :]], dim=-3)
-    return (padded[..., :-2, :, :] + 2 * padded[..., 1:-1, :, :] + padded[..., 2:, :, :]) / 4
+    # In place on one copy: margins of a large scan are half a gigabyte.
+    mean = 2 * margins
+    mean[..., 1:, :, :] += margins[..., :-1, :, :]
+    mean[..., :-1, :, :] += margins[..., 1:, :, :]
+    mean[..., 0, :, :] += margins[..., 0, :, :]
+    mean[..., -1, :, :] += margins[..., -1, :, :]
+    return mean.div_(4)
 
 
 def moved(outside: Tensor, place: Place, centre: Centre, spacing: Spacing, size: tuple[int, int]) -> Tensor:
@@ -83,7 +88,7 @@ def tidied(margins: Tensor, place: Place, centre: Centre, spacing: Spacing) -> T
     """Margins (U, S, H, W) of a query by each part: averaged with their neighbours, and lower by ``PER_MM`` for every
     millimetre beyond ``FREE`` from where the support has the part."""
     far = moved(place.outside, place, centre, spacing, (margins.shape[2], margins.shape[3])) - FREE
-    return smoothed(margins) - PER_MM * far.clamp_min(0)[:, None]
+    return smoothed(margins).sub_(PER_MM * far.clamp_min(0)[:, None])
 
 
 def in_one_piece(margins: Tensor) -> Tensor:

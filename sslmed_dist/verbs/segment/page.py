@@ -1,7 +1,8 @@
 """The page of a set of queries: every slice that holds an organ, with what was found and what copying the support's
 mask would give; organs can be switched on and off. One file without script. It shows pixels of scans."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,12 +12,13 @@ from sslmed_dist.downstream.oneshot.protocol import part_of
 from sslmed_dist.downstream.oneshot.reliability import MEANING
 from sslmed_dist.printable import as_html
 from sslmed_dist.report.page import frame
-from sslmed_dist.report.slice_strips import Column, strip
+from sslmed_dist.report.slice_strips import Column, grey_range, strip
 from sslmed_dist.verbs.segment.files import colour
 from sslmed_dist.verbs.segment.search import Encoded, Found, Organ
 
 FOUND, COPIED = "found", "copied mask"
 BEYOND = 1  # slices below and above those with an organ, also shown
+MOST = 80  # slices of a query that are shown
 STYLE = """<style>
 .strip { display: flex; gap: .5rem; overflow-x: auto; padding: .25rem 0 .75rem; }
 .slice { flex: 0 0 auto; width: 15rem; } .slice figure { padding: .3rem; margin-bottom: .4rem; }
@@ -29,21 +31,34 @@ STYLE = """<style>
 """
 
 
-def copied(organs: Sequence[Organ], findings: Sequence[Found], encoded: Encoded, size: int) -> dict[int, Tensor]:
-    """The floor, by number of the label, bool (S, size, size): in every slice of the estimated range the outline that
-    the support has in that part of the organ, moved so that the middles of both bodies meet."""
-    masks = {}
+@dataclass(frozen=True)
+class Copied:
+    """The floor of one label: the masks ``laid`` bool (U, size, size) that the support has in each part of the organ,
+    moved so that the middles of both bodies meet; each slice of the estimated range gets that of its part."""
+
+    laid: Tensor
+    first: int
+    last: int
+
+    def slice(self, z: int) -> Tensor:
+        """Bool (size, size)."""
+        if not self.first <= z <= self.last:
+            return torch.zeros_like(self.laid[0])
+        return self.laid[part_of(z, self.first, self.last, len(self.laid))]
+
+    def pixels(self) -> int:
+        """Those of all slices together."""
+        return sum(int(self.slice(z).sum()) for z in range(self.first, self.last + 1))
+
+
+def copied(organ: Organ, finding: Found, encoded: Encoded, size: int) -> Copied:
+    """The floor of a label on a query."""
+    place = organ.shown.place
+    assert place is not None, "the tool learns every organ with the centre of the body"
     spacing = (encoded.placement.pixel, encoded.placement.pixel, encoded.placement.spacing[2])
-    for number, (organ, finding) in enumerate(zip(organs, findings, strict=True)):
-        place, first, last = organ.shown.place, finding.estimate.first, finding.estimate.last
-        assert place is not None, "the tool learns every organ with the centre of the body"
-        given = 1 - 2 * organ.masks.float()  # -1 in the mask and 1 beyond it, so that 0 is its outline once moved
-        laid = tidy.moved(given.to(place.outside.device), place, encoded.centre, spacing, (size, size)) < 0
-        mask = torch.zeros(encoded.placement.slices, size, size, dtype=torch.bool)
-        for z in range(first, last + 1):
-            mask[z] = laid[part_of(z, first, last, len(laid))].cpu()
-        masks[number] = mask
-    return masks
+    given = 1 - 2 * organ.masks.float()  # -1 in the mask and 1 beyond it, so that 0 is its outline once moved
+    laid = tidy.moved(given, place, encoded.centre, spacing, (size, size)) < 0
+    return Copied(laid, finding.estimate.first, finding.estimate.last)
 
 
 def section(
@@ -59,26 +74,29 @@ def section(
     """One query of the page: a table of its labels, whose ``rows`` are those of ``volumes.csv``, and its strip.
     ``winners`` (S, size, size) is the number of the label of each pixel, counted from 1, 0 for none. ``said`` are lines
     about the whole query."""
-    floor = copied(organs, findings, encoded, stack.shape[-1])
-    shown = torch.zeros(len(stack), dtype=torch.bool)
+    pairs = zip(organs, findings, strict=True)
+    floor = [copied(organ, finding, encoded, stack.shape[-1]) for organ, finding in pairs]
+    interesting = torch.zeros(len(stack), dtype=torch.bool)
     for finding in findings:
-        shown[max(finding.estimate.first - BEYOND, 0) : finding.estimate.last + 1 + BEYOND] = True
-    columns = []
-    for z in torch.nonzero(shown)[:, 0].tolist():
-        found = {number: winners[z] == number + 1 for number in range(len(findings))}
-        layers = {FOUND: found, COPIED: {number: mask[z] for number, mask in floor.items()}}
-        columns.append(Column(f"slice {z}", stack[z, 0], layers))
-    banners = "".join(f"<p class='banner'>{as_html(line)}</p>" for line in said)
+        interesting[max(finding.estimate.first - BEYOND, 0) : finding.estimate.last + 1 + BEYOND] = True
+    slices = torch.nonzero(interesting)[:, 0].tolist()
+    every = -(-len(slices) // MOST)
+    lines = [*said, *([f"Of {len(slices)} slices every {every}th is shown."] if every > 1 else [])]
+
+    def columns() -> Iterator[Column]:
+        for z in slices[::every]:
+            found = {number: winners[z] == number + 1 for number in range(len(findings))}
+            layers = {FOUND: found, COPIED: {number: each.slice(z) for number, each in enumerate(floor)}}
+            yield Column(f"slice {z}", stack[z, 0], layers)
+
+    banners = "".join(f"<p class='banner'>{as_html(line)}</p>" for line in lines)
     key = "q" + name.encode().hex()  # a word without blanks and quotes
-    body = table(findings, rows, floor, encoded) + strip(columns, key)
+    body = table(findings, rows, floor, encoded) + strip(columns(), key, grey_range(stack))
     return f"<section class='card'><h2>{as_html(name)}</h2>{banners}{body}</section>"
 
 
 def table(
-    findings: Sequence[Found],
-    rows: Sequence[Mapping[str, object]],
-    floor: Mapping[int, Tensor],
-    encoded: Encoded,
+    findings: Sequence[Found], rows: Sequence[Mapping[str, object]], floor: Sequence[Copied], encoded: Encoded
 ) -> str:
     """Volume and reliability of every label, and beside them the volume of the copied mask."""
     pixel_ml = encoded.placement.pixel**2 * encoded.placement.spacing[2] / 1000
@@ -86,10 +104,9 @@ def table(
     for number, (finding, row) in enumerate(zip(findings, rows, strict=False)):  # after them, those left out
         kind = " class='doubted'" if finding.doubted else ""
         verdict = "do not trust" if finding.doubted else "above the threshold"
-        figures = (f"{row['volume_ml']:.1f} ml", f"{int(floor[number].sum()) * pixel_ml:.1f} ml")
-        cells = "".join(
-            f"<td{kind}>{as_html(text)}</td>" for text in (*figures, f"{finding.reliability:.2f}: {verdict}")
-        )
+        figures = (f"{row['volume_ml']:.1f} ml", f"{floor[number].pixels() * pixel_ml:.1f} ml")
+        texts = (*figures, f"{finding.reliability:.2f}: {verdict}")
+        cells = "".join(f"<td{kind}>{as_html(text)}</td>" for text in texts)
         lines.append(f"<tr><th>{swatch(number)}{as_html(str(row['name']))}</th>{cells}</tr>")
     head = "<thead><tr><th>label</th><th>found</th><th>copied mask (floor)</th><th>reliability</th></tr></thead>"
     return f"<div class='scroll'><table>{head}<tbody>{''.join(lines)}</tbody></table></div>"

@@ -42,7 +42,7 @@ def test_outlines_run_along_the_edges_of_pixels() -> None:
 def test_a_slice_is_in_the_page_once() -> None:
     mask = torch.eye(8).bool()
     column = Column("slice 3", torch.rand(8, 8), {"found": {0: mask}, "copied mask": {0: mask, 1: ~mask}})
-    html = strip([column], "q1")
+    html = strip([column], "q1", (0.0, 1.0))
     assert html.count("data:image/png;base64,") == 1 and html.count("<use href='#q1-0'/>") == 1
     assert html.count("organ-0") == 2 and html.count("organ-1") == 1
     assert "slice 3, found" in html and "slice 3, copied mask" in html
