@@ -105,7 +105,10 @@ def test_training_takes_a_configuration_a_file_or_a_recipe(tmp_path: Path, run: 
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda bytes_: bytes_ / 255, r"values from .* to .*: they were scaled to \[0, 1\]; .*value_range=\(0, 1\)"),
+        (
+            lambda bytes_: bytes_ / 255,
+            r"values from .* to .*: they were scaled to \[0, 1\]; .*value_range=\(0, 1\) takes these",
+        ),
         (lambda bytes_: (bytes_ / 255 - 0.5) / 0.25, "they were normalised, or are of another scale"),
         (lambda bytes_: bytes_ * 257, "they were normalised, or are of another scale"),
         (lambda bytes_: bytes_ * torch.nan, "some are NaN or infinite"),
@@ -116,7 +119,7 @@ def test_images_of_another_scale_are_refused(run: Path, change: Any, line: str) 
     encoder = sd.load_encoder(run)
     images = torch.arange(2 * 144).view(2, 1, 12, 12).remainder(256).float()
     assert encoder(images.to(torch.uint8)).equal(encoder(images)), "the same values in another type"
-    with pytest.raises(ValueError, match=f"^images: .*{line}; expected \\(N, 1, H, W\\), 0 black to 255 white"):
+    with pytest.raises(ValueError, match=rf"^images: .*{line}; expected \(N, 1, H, W\), 0 black to 255 white"):
         encoder(change(images))
 
 

@@ -81,20 +81,23 @@ def column(values: Sequence[float]) -> Tensor:
 def require_range(images: Tensor, value_range: tuple[float, float], expects: str) -> None:
     """``ValueError`` for images (N, C, H, W) whose values cannot be of ``value_range``, black and white as stored.
 
-    Of bytes, 0 to 255, a real number below black or above white by more than a twentieth has been normalised, and real
-    numbers that end at 1 have been scaled. Another range may be a window of what was measured, which cuts; beyond ten
-    times its width it is that of other images. ``expects`` says what is expected, in words.
+    Where bytes are expected, 0 to 255, real numbers that end at 1 have been scaled; those that go below 0 and span less
+    than a tenth of it have been normalised; what lies beyond it by more than a twentieth, as no resizing makes it, is
+    of another scale. Another range may be a window of what was measured, which cuts: beyond ten times its width it is
+    that of other images. ``expects`` says what is expected, in words.
     """
     low, high = value_range
     if not images.numel():
         return
-    least, most = float(images.min()), float(images.max())
-    beyond = (high - low) * (0.05 if value_range == (0.0, 255.0) else 10.0)
+    least, most, width = float(images.min()), float(images.max()), high - low
+    bytes_expected = value_range == (0.0, 255.0)
+    beyond = width * (0.05 if bytes_expected else 10.0)
+    narrow = bytes_expected and least < 0 and most - least < width / 10
     if not (math.isfinite(least) and math.isfinite(most)):
         why = "some are NaN or infinite"
-    elif least < low - beyond or most > high + beyond:
+    elif least < low - beyond or most > high + beyond or narrow:
         why = "they were normalised, or are of another scale"
-    elif images.is_floating_point() and value_range == (0.0, 255.0) and 0 <= least < most <= 1:
+    elif bytes_expected and images.is_floating_point() and 0 <= least < most <= 1:
         why = "they were scaled to [0, 1]; load_encoder(..., value_range=(0, 1)) takes these"
     else:
         return

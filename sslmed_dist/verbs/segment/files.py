@@ -13,6 +13,7 @@ from sslmed_dist.data.exams.exam_files import files_below
 from sslmed_dist.data.exams.mask_files import is_volume_file
 from sslmed_dist.data.exams.studies import Source, one_source, studies_at
 from sslmed_dist.data.scans.dicom_file import begins_as_dicom
+from sslmed_dist.printable import note
 from sslmed_dist.verbs.segment.naming import RECORD, WRITER, files_of, is_output, without_outputs
 from sslmed_dist.verbs.segment.record import VOLUMES, is_volumes
 
@@ -64,7 +65,8 @@ def find_queries(query: Path, excluded: Sequence[Path]) -> list[Source]:
 
 
 def passed_over(query: Path, sources: Sequence[Source], excluded: Sequence[Path]) -> list[str]:
-    """Scans below the folder ``query`` that are not among the ``sources`` it means: a line that counts them, by kind.
+    """Scans below the folder ``query`` that are not among the ``sources`` it means: a line that counts them, by kind,
+    which is also said on standard error.
 
     A folder with NIfTI files means these files, so it lacks what is DICOM and what lies in folders below it. Masks and
     outputs are no scans (``find_queries``).
@@ -81,7 +83,9 @@ def passed_over(query: Path, sources: Sequence[Source], excluded: Sequence[Path]
     counted = [f"{len(found)} {kind}" for kind, found in (("DICOM", dicom), ("NIfTI", nifti)) if found]
     if not counted:
         return []
-    return [f"files of {' and '.join(counted)} beside or below its NIfTI files are passed over; they need a --query"]
+    line = f"files of {' and '.join(counted)} beside or below its NIfTI files are passed over; they need a --query"
+    note(f"{query}: {line}")
+    return [line]
 
 
 def targets(

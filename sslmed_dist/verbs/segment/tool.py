@@ -1,8 +1,8 @@
 """``sslmed segment``: one annotated scan in, masks for others out, each in its own voxels.
 
 Nothing is written before the model, the support and its mask are read and found good. A query's files appear together
-or not at all. Among several queries a bad one does not stop the others: they are written, ``run.json`` names the bad
-one, and at the end an error names it too.
+or not at all. Among several queries one that fails does not stop the others: they are written, ``run.json`` names it,
+and at the end an error names it too. One call at a time writes into a folder; what stands there stays known.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ from sslmed_dist.verbs.segment.model import (
     placed,
     standardised,
 )
-from sslmed_dist.verbs.segment.naming import RECORD, WRITER, Names, name_queries, require_apart
+from sslmed_dist.verbs.segment.naming import RECORD, WRITER, Names, Naming, name_queries, require_apart
 from sslmed_dist.verbs.segment.native import Drawing
 from sslmed_dist.verbs.segment.overlay import montage, require_matplotlib
 from sslmed_dist.verbs.segment.record import VOLUMES, opened
@@ -100,16 +100,10 @@ def segment(
     require_apart(out, (query, *read))
     sources = files.find_queries(query, read)
     notices = files.passed_over(query, sources, read)
-    for line in notices:
-        note(f"{query}: {line}")
     naming = name_queries(sources, names)
     settings = Settings(intensity, window, quadrants, dicom_seg, tidy, probabilities, naming, series, span)
-    if dicom_seg and naming.anonymous:
-        raise ValueError("names: anonymous, but a DICOM-SEG carries the patient's name; leave out one of the two")
-    for source in sources if dicom_seg else ():
-        require_highdicom()
-        if source.files is None:
-            raise ValueError(f"{source.path}: --dicom-seg refers to DICOM files; allowed: queries that are DICOM")
+    if dicom_seg:
+        require_dicom(naming)
     stems = list(naming.names.values())
     written = files.targets(out, stems, dicom_seg=stems if dicom_seg else (), probabilities=probabilities)
     outputs.require_folders(out)
@@ -134,6 +128,17 @@ def segment(
             note(f"{run}: pixel size {model.pixel:g} mm is {model.pixel_from}")
         organs, kind, support_record = read_support(model, annotations, labels, settings)
         return segment_all(model, organs, kind, support_record, out, settings, notices)
+
+
+def require_dicom(naming: Naming) -> None:
+    """``ValueError`` where no DICOM-SEG can be written of a query: highdicom is missing, names are to be hidden, or a
+    query is no DICOM."""
+    if naming.anonymous:
+        raise ValueError("names: anonymous, but a DICOM-SEG carries the patient's name; leave out one of the two")
+    require_highdicom()
+    for source in naming.names:
+        if source.files is None:
+            raise ValueError(f"{source.path}: --dicom-seg refers to DICOM files; allowed: queries that are DICOM")
 
 
 def segment_all(
@@ -169,21 +174,19 @@ def segment_all(
             labels = [support["labels"][str(organ.label)] for organ in organs]
             write_atomically(out / files.PAGE, page.page([each.section for each in done], labels, report.elsewhere()))
             report.write(out)
-    require_all_done(failed, len(report.queries))
+    if failed:
+        raise_failed(failed, len(report.queries))
     return [*(file for each in done for file in each.files), out / VOLUMES, out / files.PAGE, out / RECORD]
 
 
-def require_all_done(failed: Sequence[tuple[str, int]], count: int) -> None:
+def raise_failed(failed: Sequence[tuple[str, int]], count: int) -> None:
     """The error at the end of ``segment_all``, where any of ``count`` queries has failed: (line, exit code) of each.
     Several have a line of their own before it."""
-    if not failed:
-        return
     for line, _ in failed if len(failed) > 1 else ():
         say(f"not segmented: {line}")
-    all_known = all(code == USER_ERROR for _, code in failed)
-    kind: type[Exception] = ValueError if all_known else PartlyFailed
-    names = f": {failed[0][0]}" if len(failed) == 1 else ", each in a line above"
-    raise kind(f"{len(failed)} of {count} queries could not be segmented{names}")
+    kind: type[Exception] = ValueError if all(code == USER_ERROR for _, code in failed) else PartlyFailed
+    why = f": {failed[0][0]}" if len(failed) == 1 else ", each in a line above"
+    raise kind(f"{len(failed)} of {count} queries could not be segmented{why}")
 
 
 def segment_one(
