@@ -14,7 +14,7 @@ from sslmed_dist.data.joined import Joined
 from sslmed_dist.data.partition import hold_out
 from sslmed_dist.data.samples import Samples, describe
 from sslmed_dist.downstream.features import check
-from sslmed_dist.downstream.predictions import Demanding, Evaluator
+from sslmed_dist.downstream.predictions import Demanding, Evaluator, Masking
 from sslmed_dist.run_folder import differences
 from sslmed_dist.training import build
 
@@ -115,7 +115,7 @@ def check_evaluation(settings: Config) -> list[str]:
         return ["evaluate  nothing (evaluate.protocols is empty)"]
     dataset, parts = evaluation_splits(settings)
     if any(isinstance(evaluator, Evaluator) for evaluator in evaluators.values()):
-        check(dataset, parts)
+        check(dataset, parts, all(isinstance(evaluator, Masking) for evaluator in evaluators.values()))
     for title, evaluator in evaluators.items():
         if isinstance(evaluator, Demanding):
             try:

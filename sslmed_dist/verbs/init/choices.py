@@ -21,6 +21,7 @@ FEWEST = 8  # samples of a batch: fewer make no negatives to speak of
 FEW_PIXELS = 48  # up to this side the stem keeps the resolution, as usual for CIFAR
 MOST_DRAWS = 16  # slices of an exam in one pass
 ROUNDS = 10
+FEWEST_AT_SITE, MANY_AT_SITE = 3, 20  # patients of a site: below which it cannot take part, and is small
 CHAINS: Mapping[str, tuple[str, Tree]] = {
     "photographs": (
         "colour photographs: SimCLR's crops, flips and colours (Chen et al. 2020), crops of a fifth and more",
@@ -81,8 +82,6 @@ def sections(seen: Seen, dataset: Dataset, measured: Dataset, asked: Asked) -> S
     made["evaluate"] = evaluation(seen, measured, asked)
     if asked.ray:
         made["driver"], made["ray"] = ([], {}), workers(asked, made["plan"][1])
-    if asked.sites:
-        made["federated"] = federation(measured, asked)
     return made
 
 
@@ -178,19 +177,41 @@ def workers(asked: Asked, plan: Mapping[str, Any]) -> tuple[list[str], Tree]:
     return [f"one worker for each {'GPU' if asked.gpus else 'core'} of this machine that can share the batch"], keys
 
 
-def federation(dataset: Dataset, asked: Asked) -> tuple[list[str], Tree]:
-    """How the samples are dealt to simulated sites: by the data's own sites where there are as many, else by patient,
-    else at random."""
-    sites = 0 if dataset.sites is None else len(dataset.sites.unique())
+def federation(everything: Dataset, asked: Asked) -> tuple[list[str], Tree]:
+    """How all samples are dealt to simulated sites: by the data's own sites where there are as many, else by patient,
+    else at random. ``ValueError`` for too few patients."""
+    sites = 0 if everything.sites is None else len(everything.sites.unique())
+    patients = len(everything.groups.unique())
+    known = not bool((everything.groups == everything.ids).all())
     if sites == asked.sites:
         name, words = "by_site", "the sites are those of the data itself"
-    elif not bool((dataset.groups == dataset.ids).all()):
+    elif known:
         name, words = "by_group", "patients are dealt to the sites, none to two"
     else:
         name, words = "iid", "images are dealt to the sites at random, for no patients are known"
     if sites and sites != asked.sites:
         words += f" (the data has {sites} sites of its own: --federated {sites} takes these)"
-    remarks = [words, "real hospitals keep their data: each runs sslmed site init (docs/hospitals.md)"]
-    compare = ["random", "local", "pooled"] if has_labels(dataset) else []
     keys: Tree = {"rounds": ROUNDS, "partition": {"name": name, "count": asked.sites}, "pool": "all"}
+    remarks = [words, "real hospitals keep their data: each runs sslmed site init (docs/hospitals.md)"]
+    fewest = fewest_patients(everything, name, asked.sites)
+    if fewest < FEWEST_AT_SITE:
+        raise ValueError(
+            f"--federated {asked.sites}: {patients} patients or images leave a site with {fewest}; expected at least "
+            f"{FEWEST_AT_SITE} at each, to train, to choose and to test"
+        )
+    if fewest < MANY_AT_SITE:  # the usual shares of so few would be none
+        keys["held_out_groups"] = max(round(fewest / 4), 1)
+        keys["validation"] = round(max(0.15, 0.51 / (fewest - keys["held_out_groups"])), 2)
+        remarks.append(
+            f"a site may have {fewest} patients alone: {keys['held_out_groups']} of each are kept for the test"
+        )
+    compare = ["random", "local", "pooled"] if has_labels(everything) else []
     return remarks, {**keys, "runtime": "in_process", "compare": compare}
+
+
+def fewest_patients(everything: Dataset, name: str, sites: int) -> int:
+    """How many patients (images, where none are known) the site has that gets fewest."""
+    if name != "by_site":
+        return len(everything.groups.unique()) // sites
+    assert everything.sites is not None
+    return min(len(everything.groups[everything.sites == site].unique()) for site in everything.sites.unique())

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sslmed_dist import config
 from sslmed_dist.config import Config
+from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.printable import duration
 from sslmed_dist.training import check
 from sslmed_dist.training.rehearsal import Need
@@ -15,8 +16,7 @@ SHARE = 0.9  # of the time asked for: a machine is not always as fast as in the 
 
 @dataclass(frozen=True)
 class Length:
-    """``epochs`` of ``steps`` each, ``rate`` images a second, and the ``seconds`` of the whole. ``rounds``: of a
-    federation, whose ``steps`` are those of one round at one site."""
+    """``epochs`` of ``steps`` each, at ``rate`` images a second; ``seconds`` of the whole, from ``tried`` steps."""
 
     epochs: int
     steps: int
@@ -33,15 +33,16 @@ class Length:
         )
 
 
-def measure(settings: Config) -> tuple[Need, int]:
-    """What one process needs for ``settings``, from some real steps, and the steps of an epoch. Nothing is written."""
-    tried = check.try_out(config.replace(settings, driver="local"))
+def measure(settings: Config, dataset: Dataset) -> tuple[Need, int]:
+    """What one process needs to train on ``dataset``, from some real steps, and the steps of an epoch. Nothing is
+    written."""
+    tried = check.try_out(config.replace(settings, driver="local"), dataset)
     return check.expected(tried), tried.work.batches.steps
 
 
-def fit(settings: Config, minutes: float, arms: int = 1) -> Length:
+def fit(settings: Config, dataset: Dataset, minutes: float, arms: int = 1) -> Length:
     """The length of the run. ``arms``: how many trainings of that length are made one after another."""
-    need, steps = measure(settings)
+    need, steps = measure(settings, dataset)
     fixed = need.start + need.prepare + need.first + need.end
     epoch = arms * (steps * need.step + need.save)
     wanted = (SHARE * minutes * 60 - fixed) / epoch

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-from sslmed_dist import config, outputs
+from sslmed_dist import config, outputs, randomness
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.config import Config
+from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.data.partition import hold_out
 from sslmed_dist.plain_yaml import parse
 from sslmed_dist.printable import say
 from sslmed_dist.training import evaluation_data
@@ -18,7 +20,6 @@ from sslmed_dist.verbs import federate
 from sslmed_dist.verbs.init import choices, layout, length, text
 
 VALIDATION = (0.1, 0.25, 0.5)  # shares of the training split that choose hyper-parameters; the first that gives some
-ARMS = 3  # trainings of a federation's comparison: at the sites together, at each alone, on all data
 SITES = 64  # of a simulated federation on one machine
 MOST_MINUTES = 60 * 24 * 30
 
@@ -50,10 +51,14 @@ def init(
     seen = layout.look(path, choices.SIDE[asked.device])
     dataset = layout.build(seen.data, "train")
     say(f"looked at: {seen.title}, {len(dataset)} training samples; now some steps are tried")
-    measured = layout.build({**seen.data, **seen.measured}, "train") if seen.measured else dataset
+    slices = "unit" in seen.measured  # evaluation sees other samples, not only more of each
+    measured = layout.build({**seen.data, **seen.measured}, "train") if slices else dataset
     made = choices.sections(seen, dataset, measured, asked)
+    if asked.sites:
+        made["federated"] = choices.federation(layout.build({**seen.data, **seen.measured}, "all"), asked)
     name = plain_name(target.with_suffix(""))
-    tree, words = complete(made, asked, name)
+    choose_validation(made, measured)
+    tree, words = complete(made, dataset, asked, name)
     content = recipe(made, tree, words, target, asked)
     assert parse(content) == tree, "the recipe that is written is the one that was tried"
     write_atomically(target, content.encode())
@@ -79,14 +84,33 @@ def is_ours(path: Path) -> bool:
         return file.read(len(text.MARK)) == text.MARK.encode()
 
 
-def complete(made: choices.Sections, asked: choices.Asked, name: str) -> tuple[dict[str, Any], str]:
+def choose_validation(made: choices.Sections, measured: Dataset) -> None:
+    """Set ``evaluate.val_fraction`` to the first share that leaves some samples for validation. Where none does,
+    nothing is measured, and the recipe says why."""
+    remarks, keys = made["evaluate"]
+    reason = ""
+    for share in VALIDATION if keys["protocols"] else ():
+        seed = randomness.key(0, "validation")  # the recipe's seed; another one holds out as many
+        try:
+            hold_out(measured.labels, measured.groups, measured.ids, fraction=share, seed=seed)
+        except ValueError as error:
+            reason = str(error)
+            continue
+        keys["val_fraction"] = share
+        return
+    if keys["protocols"]:
+        keys["protocols"] = []
+        remarks[:] = [f"nothing is measured, since no samples can be kept to choose by: {reason}"]
+
+
+def complete(made: choices.Sections, dataset: Dataset, asked: choices.Asked, name: str) -> tuple[dict[str, Any], str]:
     """The recipe's tree with its length, tried in all that ``--check`` tries, and what is said of its length."""
     tree: dict[str, Any] = {"run": {"name": name, "seed": 0}} | {key: keys for key, (_, keys) in made.items()}
     if asked.ray:
         tree["driver"] = "ray"
-    choose_validation(made, tree, name)
-    arms = asked.sites + asked.sites + 1 if asked.sites else 1
-    found = length.fit(settings_of(tree, name), asked.minutes, arms)
+    check_measured(made, tree, name)
+    arms = 2 * asked.sites + 1 if asked.sites else 1  # at the sites together, at each alone, and on all data
+    found = length.fit(settings_of(tree, name), dataset, asked.minutes, arms)
     plan = made["plan"][1]
     if asked.sites:
         # the steps of all epochs are those of all rounds, of one local epoch each
@@ -99,27 +123,14 @@ def complete(made: choices.Sections, asked: choices.Asked, name: str) -> tuple[d
     return tree, found.line
 
 
-def choose_validation(made: choices.Sections, tree: dict[str, Any], name: str) -> None:
-    """Set ``evaluate.val_fraction`` to the first that leaves some samples for validation; where what is to be measured
-    cannot be, nothing is measured, and the recipe says why."""
+def check_measured(made: choices.Sections, tree: dict[str, Any], name: str) -> None:
+    """Try what the evaluation will need. Where that cannot be, nothing is measured, and the recipe says why."""
     remarks, keys = made["evaluate"]
-    reason = ""
-    for share in VALIDATION if keys["protocols"] else ():
-        keys["val_fraction"] = share
-        try:
-            evaluation_data.check_evaluation(resolved(settings_of(tree, name)))
-            return
-        except ValueError as error:
-            reason = str(error)
-    keys.pop("val_fraction", None)
-    if keys["protocols"]:
+    try:
+        evaluation_data.check_evaluation(settings_of(tree, name))
+    except ValueError as error:
         keys["protocols"] = []
-        remarks[:] = [f"nothing is measured, since this cannot be: {reason}"]
-
-
-def resolved(settings: Config) -> Config:
-    """The settings without what only a federation has."""
-    return config.replace(settings, federated=None) if settings.federated is not None else settings
+        remarks[:] = [f"nothing is measured, since this cannot be: {error}"]
 
 
 def settings_of(tree: dict[str, Any], name: str) -> Config:
