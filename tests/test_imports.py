@@ -49,8 +49,8 @@ CORE = {"torch", "torchvision", "numpy", "yaml"}
 LAZY = {"nibabel", "monai", "pydicom", "highdicom", "pandas", "matplotlib", "skimage", "scipy", "sklearn", "PIL"}
 LAZY |= {"rich", "tensorboard", "safetensors", "timm", "cryptography", "fsspec", "onnx", "onnxruntime"}
 NO_TORCH = (
-    "__init__ arguments atomic_files cli cli_analyse cli_answers cli_app cli_arguments cli_cluster cli_data "
-    "cli_encoders cli_hospitals cli_lookup cli_parser cli_report cli_server cli_site config endings "
+    "__init__ arguments atomic_files cli cli_analyse cli_answers cli_app cli_arguments cli_begin cli_cluster "
+    "cli_data cli_encoders cli_hospitals cli_lookup cli_parser cli_report cli_server cli_site config endings "
     "federated_section home_folder installation json_files log_files plain_yaml printable registry sections "
 )
 RAY = {"ray_train.py", "ray_tasks.py", "ray_cluster.py", "ray_autoscaler.py", "ray_watch.py", "ray_nodes.py"}

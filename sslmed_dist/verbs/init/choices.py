@@ -156,7 +156,7 @@ def evaluation(seen: Seen, dataset: Dataset, asked: Asked) -> tuple[list[str], T
     if "clip" in seen.measured:
         protocols: list[Tree] = [{"name": "exam_probe"}]
     else:
-        groups = len(dataset.groups.unique())
+        groups = len(torch.unique(dataset.groups))
         neighbours = 200 if groups >= 2000 and not asked.sites else 20 if groups >= 80 else 5
         neighbours = 10 if seen.exams else neighbours
         protocols = [{"name": "knn", "k": neighbours}, {"name": "linear"}]
@@ -180,8 +180,8 @@ def workers(asked: Asked, plan: Mapping[str, Any]) -> tuple[list[str], Tree]:
 def federation(everything: Dataset, asked: Asked) -> tuple[list[str], Tree]:
     """How all samples are dealt to simulated sites: by the data's own sites where there are as many, else by patient,
     else at random. ``ValueError`` for too few patients."""
-    sites = 0 if everything.sites is None else len(everything.sites.unique())
-    patients = len(everything.groups.unique())
+    sites = 0 if everything.sites is None else len(torch.unique(everything.sites))
+    patients = len(torch.unique(everything.groups))
     known = not bool((everything.groups == everything.ids).all())
     if sites == asked.sites:
         name, words = "by_site", "the sites are those of the data itself"
@@ -212,6 +212,8 @@ def federation(everything: Dataset, asked: Asked) -> tuple[list[str], Tree]:
 def fewest_patients(everything: Dataset, name: str, sites: int) -> int:
     """How many patients (images, where none are known) the site has that gets fewest."""
     if name != "by_site":
-        return len(everything.groups.unique()) // sites
+        return len(torch.unique(everything.groups)) // sites
     assert everything.sites is not None
-    return min(len(everything.groups[everything.sites == site].unique()) for site in everything.sites.unique())
+    return min(
+        len(torch.unique(everything.groups[everything.sites == site])) for site in torch.unique(everything.sites)
+    )

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sslmed_dist import registry
 from sslmed_dist.data import DATASETS
 from sslmed_dist.data.check import LAYOUTS, PLANES, recognise
@@ -14,6 +16,7 @@ from sslmed_dist.data.dataset import SPLITS, Dataset, unlabelled
 from sslmed_dist.data.exams.exam_archive import HEAD
 from sslmed_dist.data.exams.exam_store import TABLE
 from sslmed_dist.data.exams.exams import patients_of, rows_of, stored_exams
+from sslmed_dist.data.exams.kneemri import find_volumes
 from sslmed_dist.data.exams.mrnet import FOLDERS
 from sslmed_dist.data.images.files import ImageFiles
 from sslmed_dist.data.images.folder import read_trees, split_folders
@@ -57,10 +60,8 @@ def build(data: Mapping[str, Any], split: str) -> Dataset:
     return dataset
 
 
-def whole_number_of(dataset: Dataset) -> int:
+def short_side(dataset: Dataset) -> int:
     """The shorter side of a dataset's first image in pixels."""
-    import torch
-
     first = torch.tensor([0])
     images = dataset.fetch(first, seed=0, epoch=0, draw=torch.zeros_like(first))["images"]
     return int(min(images.shape[-2:]))
@@ -82,7 +83,7 @@ def published(name: str, medical: bool = False) -> Callable[[Path, str, int], Se
         data: Tree = {"name": name, "root": str(root)}
         accepted, _ = registry.schema(DATASETS[name])
         dataset = build(data, "train")
-        short = whole_number_of(dataset)
+        short = short_side(dataset)
         if "size" in accepted and side < short:
             data["size"] = side
         splits = splits_of(dataset)
@@ -172,8 +173,6 @@ def kneemri(root: Path, title: str, side: int) -> Seen:
     data: Tree = {"name": "kneemri", "root": str(root), "side": max(side, 8)}
     whole = build(data, "all")
     shape = min(min(record["shape"][1:]) for record in whole.records)
-    from sslmed_dist.data.exams.kneemri import find_volumes
-
     present = {split for split, _ in find_volumes(root).values()}
     splits = tuple(name for name in SPLITS if name in present)
     return Seen(title, data, splits, shape, tuple(whole.notices), True, True, {"clip": 16})
@@ -216,8 +215,8 @@ def has_labels(dataset: Dataset) -> bool:
     if not dataset.classes:
         return False
     if dataset.task == "multi":
-        return any(len(column[~column.isnan()].unique()) > 1 for column in dataset.labels.unbind(1))
-    return not bool(unlabelled(dataset.labels).any()) and len(dataset.labels.unique()) > 1
+        return any(len(torch.unique(column[~column.isnan()])) > 1 for column in dataset.labels.unbind(1))
+    return not bool(unlabelled(dataset.labels).any()) and len(torch.unique(dataset.labels)) > 1
 
 
 # Layout, as ``sslmed data check`` calls it -> how it is seen.

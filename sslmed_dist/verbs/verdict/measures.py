@@ -4,7 +4,7 @@ All are measured twice: of the run's encoder, and of the encoder that it began w
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,7 +198,7 @@ def pushes(method: Method, settings: Config, dataset: Dataset, positions: Tensor
         return pushes_apart(method, method.embed(batch))
 
 
-def curve(rows: list[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+def curve(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
     """Steps and values of one scalar of a run's metrics."""
     own = [row for row in rows if row.get("name") == name and row.get("value") is not None and row.get("site") is None]
     return [float(row.get("step") or 0) for row in own], [float(row["value"]) for row in own]
