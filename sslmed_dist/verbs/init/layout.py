@@ -26,6 +26,7 @@ from sslmed_dist.verbs.init import pixels
 
 TEST_SHARE, FEW_SHARE = 0.2, 0.3  # of a set without splits, and of one of few patients, whose intervals are wide
 FEWEST_PATIENTS, FEW_PATIENTS = 5, 40  # of which some can be kept for a test; below which they are few
+FEW_TESTED = 20  # patients of a test whose figures are descriptive
 Tree = dict[str, Any]
 
 
@@ -153,7 +154,9 @@ def shares(patients: int, word: str) -> tuple[tuple[str, ...], Tree, str]:
     if patients < FEWEST_PATIENTS:
         return ("train",), {}, f"{patients} {word}: too few to keep some for a test, so nothing is measured"
     share = FEW_SHARE if patients < FEW_PATIENTS else TEST_SHARE
-    words = f"{round(share * patients)} of {patients} {word} are kept for the test"
+    kept = round(share * patients)
+    words = f"{kept} of {patients} {word} are kept for the test"
+    words += ": intervals over so few are wide, and figures descriptive" if kept < FEW_TESTED else ""
     return ("train", "test"), {"test_fraction": share}, words
 
 

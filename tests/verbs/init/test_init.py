@@ -13,6 +13,8 @@ from sslmed_dist import config
 from sslmed_dist.cli import main
 from sslmed_dist.data.check import LAYOUTS
 from sslmed_dist.data.images.synthetic import Synthetic
+from sslmed_dist.plain_yaml import parse
+from sslmed_dist.training import build
 from sslmed_dist.training.rehearsal import Need
 from sslmed_dist.verbs.init import choices, layout, length, pixels, text, tool
 from tests.verbs.init import sets
@@ -192,3 +194,30 @@ def test_epochs_fill_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
         length.fit(settings, dataset, 0.01).epochs == 1
         and length.fit(settings, dataset, 1e5).epochs == length.MOST_EPOCHS
     )
+
+
+@pytest.mark.parametrize("name", ["name with spaces", "line\nbreak", "colon: hash # {brace}", "Grüße", "'quote\""])
+def test_any_name_of_a_folder_can_stand_in_a_recipe(name: str, tmp_path: Path) -> None:
+    tree: dict[str, Any] = {"root": str(tmp_path / name), "classes": [name, "b"], "k": {"name": name}}
+    lines = text.section("data", [f"of {name}"], tree)
+    assert parse("\n".join(lines)) == {"data": tree} and lines[0].isprintable() and lines[1] == "data:"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_choices_of_every_machine_build(device: str, channels: int) -> None:
+    dataset = Synthetic(images=4096, size=64, channels=channels, classes=3, distinct=4)
+    data = {"name": "synthetic", "images": 4096, "size": 64, "channels": channels, "classes": 3, "distinct": 4}
+    seen = layout.Seen("noise", data, ("train", "test"), 64)
+    asked = choices.Asked(20.0, False, 0, True, device, 8, 2 if device == "cuda" else 0)
+    made = choices.sections(seen, dataset, dataset, asked)
+    tree = {name: keys for name, (_, keys) in made.items() if name != "driver"} | {
+        "driver": "ray",
+        "run": {"name": "x"},
+    }
+    settings = config.from_tree(tree, "x")
+    method = build.build_method(build.resolve(settings, dataset))
+    assert sum(value.numel() for value in method.encoder.parameters()) > (1e7 if device == "cuda" else 1e5)
+    assert settings.plan.batch_size == choices.BATCH[device] and settings.ray.num_workers == (2 if asked.gpus else 8)
+    assert settings.views["jitter"][2] == (0.0 if channels == 1 else 0.4)
+    assert all(remarks for name, (remarks, _) in made.items() if name not in ("data", "driver"))
