@@ -36,6 +36,7 @@ def image_folder(
     seed: int = 0,
     workers: int = 2,
     duplicates: Duplicates | None = None,
+    patient: str | None = None,
 ) -> ImageFiles:
     """Images in ``root/{train,val,test}/CLASS/*`` or ``root/CLASS/*``, or the same without class folders (labels -1).
 
@@ -45,12 +46,14 @@ def image_folder(
     positions in the list of all files sorted by path; with split folders those of train, then val, then test.
     ``duplicates``: training images whose bytes are also in val or test are said and kept (``keep``; null does so unless
     more than 20 GiB would have to be read), left out of training, ids unchanged (``drop``), or an error (``refuse``).
-    ``ValueError``: no image, a class without one, a bad fraction, a first image that cannot be decoded, or folders that
-    look like splits where classes are expected (``require_classes``).
+    ``patient``: a regular expression that finds the patient in a path below ``root`` (its first group, where it has
+    one). Images of a patient are in one split, and one group; an image in whose path it finds nothing is a patient.
+    ``ValueError``: no image, a class without one, a bad fraction, a first image that cannot be decoded, no regular
+    expression, or folders that look like splits where classes are expected (``require_classes``).
     """
     if size < 1 or val_fraction < 0 or test_fraction < 0 or val_fraction + test_fraction >= 1:
         raise ValueError(f"{root}: size must be at least 1, val_fraction + test_fraction at least 0 and below 1")
-    listing = list_folder(Path(root), val_fraction, test_fraction, seed)
+    listing = list_folder(Path(root), val_fraction, test_fraction, seed, True, patient)
     if not split_folders(Path(root)):
         require_classes(Path(root))
     select_split(listing.splits, split, str(root), hint=above(Path(root)) or held_out(Path(root), split))
@@ -58,7 +61,12 @@ def image_folder(
 
 
 def list_folder(
-    root_folder: Path, val_fraction: float = 0.0, test_fraction: float = 0.0, seed: int = 0, labelled: bool = True
+    root_folder: Path,
+    val_fraction: float = 0.0,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    labelled: bool = True,
+    patient: str | None = None,
 ) -> Listing:
     """The images of ``image_folder`` before any is opened; arguments and ``ValueError`` are its own. Where they are not
     to be ``labelled``, folders are no classes: one may be empty, and images may lie beside folders."""
@@ -70,12 +78,33 @@ def list_folder(
     trees, aside = read_trees(root_folder, split_names)
     files, classes = list_files(root_folder, trees, labelled)
     names = [path.relative_to(root_folder).as_posix() for _, _, path in files]
-    splits = [split for split, _, _ in files] if split_names else keyed_parts(names, val_fraction, test_fraction, seed)
+    patients = names if patient is None else patients_in(names, patient)
+    if split_names:
+        splits = [split for split, _, _ in files]
+    else:
+        splits = keyed_parts(patients, val_fraction, test_fraction, seed)
     # a listing has class numbers; -1 for the images outside of any class folder
     codes = {kind: code for code, kind in enumerate(classes)} | {"": -1}
     labels = [codes[kind] for _, kind, _ in files]
     notices = [f"left aside: {said(aside)}"] if aside else []
-    return Listing(root_folder.name, root_folder, names, labels, splits, classes, notices=notices)
+    number = {name: position for position, name in enumerate(sorted(set(patients)))}
+    groups = None if patient is None else [number[name] for name in patients]
+    return Listing(root_folder.name, root_folder, names, labels, splits, classes, groups, notices=notices)
+
+
+def patients_in(names: Sequence[str], pattern: str) -> list[str]:
+    """The patient of each path by the regular expression ``pattern``; the path itself where that finds nothing.
+    ``ValueError`` where it is none."""
+    try:
+        finds = re.compile(pattern).search
+    except re.error as error:
+        raise ValueError(f"data.patient: {pattern!r:.80} is no regular expression: {error}") from None
+    found = [finds(name) for name in names]
+    # a patient that is called like a path is another one
+    return [
+        f"patient {of[1 if of.re.groups else 0]}" if of else f"path {name}"
+        for of, name in zip(found, names, strict=True)
+    ]
 
 
 def split_folders(root: Path) -> dict[str, str]:
@@ -199,7 +228,7 @@ def read_tree(folder: Path) -> tuple[Tree, Counter[str]]:
 
 
 def keyed_parts(names: Sequence[str], val_fraction: float, test_fraction: float, seed: int) -> list[str]:
-    """The split of each file by a hash of (seed, path): a uniform draw below ``test_fraction`` is test, and so on."""
+    """The split of each name by a hash of (seed, name): a uniform draw below ``test_fraction`` is test, and so on."""
     draws = randomness.uniform(seed, "split", torch.tensor([randomness.word(name) for name in names])).tolist()
     limits = (test_fraction, test_fraction + val_fraction)
     return ["test" if draw < limits[0] else "val" if draw < limits[1] else "train" for draw in draws]

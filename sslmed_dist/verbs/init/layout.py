@@ -1,6 +1,7 @@
 """From a path to the section ``data`` of a recipe: which dataset reads it, its splits, its patients, its pixels."""
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +20,14 @@ from sslmed_dist.data.exams.exams import patients_of, rows_of, stored_exams
 from sslmed_dist.data.exams.kneemri import find_volumes
 from sslmed_dist.data.exams.mrnet import FOLDERS
 from sslmed_dist.data.images.files import ImageFiles
-from sslmed_dist.data.images.folder import read_trees, split_folders
+from sslmed_dist.data.images.folder import patients_in, read_trees, split_folders
 from sslmed_dist.data.images.packed import Packed
 from sslmed_dist.data.npz import archive_names, find_archive
 from sslmed_dist.verbs.init import pixels
 
 TEST_SHARE, FEW_SHARE = 0.2, 0.3  # of a set without splits, and of one of few patients, whose intervals are wide
 FEWEST_PATIENTS, FEW_PATIENTS = 5, 40  # of which some can be kept for a test; below which they are few
+PATIENT = r"([^/]+)[-_]\d+\.[^./]+$"  # NAME_1.png, NAME_2.png
 FEW_TESTED = 20  # patients of a test whose figures are descriptive
 Tree = dict[str, Any]
 
@@ -129,13 +131,30 @@ def folder(root: Path, title: str, side: int) -> Seen:
         remarks.append(
             f"no folders train and test: {TEST_SHARE:.0%} of the images, drawn by their paths, are for testing"
         )
-    remarks = [*seen.lines, *remarks]
-    remarks.append(
-        "no patients are known to this layout: where one has several images, give train/ and test/ folders of their "
-        "own with no patient in both, else the figures are too good"
-    )
+    keys, words = patients_of_files({split: list(tree.values()) for split, tree in trees.items()})
+    remarks = [*seen.lines, *remarks, words]
+    data |= keys
     remarks += [f"left aside: {sum(aside.values())} files"] if aside else []
     return Seen(title, data, tuple(known) or ("train", "test"), seen.short, tuple(remarks))
+
+
+def patients_of_files(trees: Mapping[str, list[list[Path]]]) -> tuple[Tree, str]:
+    """(the key ``patient``, where names of files look like several images of each of several patients; what is said of
+    it). ``trees``: the files of each split by class."""
+    of = {split: patients_in([p.name for files in tree for p in files], PATIENT) for split, tree in trees.items()}
+    sizes = Counter(name for names in of.values() for name in names)
+    several = len(sizes) >= FEWEST_PATIENTS and sizes.total() >= 1.5 * len(sizes)
+    if not several or max(sizes.values()) > 0.3 * sizes.total():
+        return {}, (
+            "no patients are known: where one has several images, say by data.patient, a regular expression, how to "
+            "find the patient in a path, else the figures are too good"
+        )
+    said = f"names of files look like NAME_1, NAME_2 of {len(sizes)} patients with {sizes.total()} images"
+    seen_in = Counter(name for names in of.values() for name in set(names))
+    both = sum(count > 1 for count in seen_in.values())
+    if both:
+        return {}, f"{said}, of whom {both} lie in more than one split: if they are patients, the figures are too good"
+    return {"patient": PATIENT}, f"{said}: kept together in one split by data.patient (null, if they are no patients)"
 
 
 def volumes(root: Path, title: str, side: int) -> Seen:

@@ -159,3 +159,29 @@ def test_transparent_pixels_are_said_once(tmp_path, capsys):
         Image.new(mode, (4, 4)).save(tmp_path / f"{name}.png")
         decode.read_picture(tmp_path / f"{name}.png", 4, 3)
     assert capsys.readouterr().err.count("some images have transparent pixels") == 1
+
+
+def test_images_of_a_patient_are_in_one_split_and_one_group(tmp_path):
+    for kind in "ab":
+        for number in range(60):
+            save(tmp_path / kind / f"p{number // 3:02d}_{number % 3}.png", number)
+    save(tmp_path / "a" / "alone.png", 1)
+    options = {"size": 8, "patient": r"([^/]+)_\d+\.png$", "test_fraction": 0.3}
+    parts = {split: folder(tmp_path, split=split, **options) for split in ("train", "test", "all")}
+    assert len(parts["train"]) + len(parts["test"]) == len(parts["all"]) == 121
+    assert len(torch.unique(parts["all"].groups)) == 21  # 20 patients, each in both classes, and one path of its own
+    groups = [set(parts[split].groups.tolist()) for split in ("train", "test")]
+    assert not groups[0] & groups[1] and all(groups)
+    names = {}
+    for record, group in zip(parts["all"].records, parts["all"].groups.tolist(), strict=True):
+        names.setdefault(group, set()).add(record["file"].rpartition("/")[2].partition("_")[0])
+    assert all(len(each) == 1 for each in names.values())
+    with pytest.raises(ValueError, match="data.patient: '\\(' is no regular expression"):
+        folder(tmp_path, size=8, patient="(")
+
+
+def test_without_patients_the_split_is_by_path(tmp_path):
+    for number in range(40):
+        save(tmp_path / f"{number}_0.png", number)
+    without, by_path = (folder(tmp_path, size=8, test_fraction=0.3, patient=p) for p in (None, "nothing"))
+    assert torch.equal(without.groups, without.ids) and len(torch.unique(by_path.groups)) == len(by_path)

@@ -41,6 +41,12 @@ SETS: dict[Callable[[Path], Path], tuple[list[str], dict[str, Any], dict[str, An
         GREY,
         "16-bit values up to",
     ),
+    sets.patients: (
+        [],
+        {"name": "image_folder", "patient": layout.PATIENT},
+        GREY,
+        "of 12 patients with 48 images: kept together",
+    ),
     sets.only_train: ([], {"name": "image_folder", "test_fraction": 0.2}, GREY, "only a folder of training"),
     sets.medmnist: ([], {"name": "medmnist"}, GREY, "on the split test, beside a random encoder"),
     sets.several_labels: ([], {"name": "medmnist"}, GREY, "on the split test, beside a random encoder"),
@@ -179,6 +185,24 @@ def test_colours_of_a_compressed_grey_image_are_none(tmp_path: Path) -> None:
     Image.fromarray(tinted).save(tmp_path / "tinted.jpg")
     assert pixels.look([tmp_path / "grey.jpg"]).channels == 1
     assert pixels.look([tmp_path / "grey.jpg", tmp_path / "tinted.jpg"]).channels == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "key", "words"),
+    [
+        ({"all": [f"img_{n}.png" for n in range(40)]}, False, "no patients are known"),
+        ({"all": [f"{n}.png" for n in range(40)]}, False, "no patients are known"),
+        ({"all": [f"p{n // 2}-{n % 2}.png" for n in range(40)]}, True, "20 patients with 40 images"),
+        (
+            {split: [f"p{n // 2}_{n % 2}.png" for n in range(9)] for split in ("train", "test")},
+            False,
+            "of whom 5 lie in",
+        ),
+    ],
+)
+def test_patients_are_guessed_from_names_of_files(names: dict[str, list[str]], key: bool, words: str) -> None:
+    keys, said = layout.patients_of_files({split: [[Path(name) for name in of]] for split, of in names.items()})
+    assert keys == ({"patient": layout.PATIENT} if key else {}) and words in said
 
 
 def test_epochs_fill_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
