@@ -107,7 +107,7 @@ def read_run(folder: Path, *, pictures: bool = False) -> Run:
         missing.append("metrics.jsonl or evaluate/*.json")
     if missing:
         raise ValueError(f"{folder}: not a run folder: it has no {' and no '.join(missing)}{runs_inside(folder)}")
-    remarks = read_notices(folder / "notices.txt")
+    remarks = read_notices(folder / "notices.txt") + read_verdicts(folder)
     drawn = sorted(folder.glob("pictures/*.png"))
     environment = folder / "environment.json"
     results = {path: read_object(path) for path in evaluations}
@@ -178,6 +178,16 @@ def read_notices(path: Path) -> list[str]:
         return []
     require_ordinary(path, LARGEST_NOTICES)
     return [f"data: {line}" for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+
+
+def read_verdicts(folder: Path) -> list[str]:
+    """What ``sslmed verdict`` found of the run, and after how many steps. ``ValueError`` names the file and the
+    field."""
+    found = []
+    for path in sorted(folder.glob("verdict/*.json")):
+        tree = checked(read_object(path), str(path), {"words": str, "steps": int})
+        found.append(f"verdict after {tree['steps']} steps: {tree['words']}")
+    return found
 
 
 def read_config(path: Path) -> Tree:

@@ -83,7 +83,9 @@ def verdict(folder: Path, which: str = "last", overrides: Sequence[str] = ()) ->
     lines = words(folder, trained, facts, found)
     out = folder / FOLDER
     picture = draw(out / f"{which}.png", now, begun)
-    write_json(out / f"{which}.json", {"verdict": found.name, "words": found.words, "facts": tree(facts)})
+    encoder = {"file": trained.file.name, "sha256": trained.sha256}
+    answer = {"verdict": found.name, "words": found.words, "steps": facts.steps, "encoder": encoder}
+    write_json(out / f"{which}.json", answer | {"facts": tree(facts)})
     return Verdict(found.name, found.name in ("healthy", "too early"), (*lines, *picture, str(out / f"{which}.json")))
 
 

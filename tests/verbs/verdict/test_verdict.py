@@ -1,6 +1,7 @@
 """Runs made to fail on purpose are named for what ails them, healthy ones are named healthy."""
 
 import dataclasses
+import html
 import math
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.nn import functional
 from sslmed_dist import checkpoint
 from sslmed_dist.cli import main
 from sslmed_dist.json_files import read_object
+from sslmed_dist.report import write_report
 from sslmed_dist.verbs.verdict import measures, reading, tool
 from tests.verbs.verdict import runs
 
@@ -117,11 +119,15 @@ def test_what_cannot_be_judged_is_one_line(tmp_path: Path, capsys: pytest.Captur
     assert re.fullmatch(r"sslmed.*: no run folder with checkpoints.*\n", capsys.readouterr().err)
 
 
-def test_the_run_is_left_as_it_was(archive: Path, tmp_path: Path) -> None:
+def test_the_run_is_left_as_it_was_and_its_report_says_the_verdict(archive: Path, tmp_path: Path) -> None:
     folder = runs.train(archive, tmp_path, "kept", {}, epochs=1)
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     tool.verdict(folder)
     assert {file: file.read_bytes() for file in before} == before
     new = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     assert new - {file.relative_to(folder).as_posix() for file in before} == {"verdict/last.json", "verdict/last.png"}
+    page, _ = write_report([folder])
+    assert f"verdict after 4 steps: {read_object(folder / 'verdict' / 'last.json')['words']}" in html.unescape(
+        page.read_text()
+    )
     assert checkpoint.load(next((folder / "checkpoints").glob("*.pt")))["kind"] == "training"
