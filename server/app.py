@@ -18,7 +18,7 @@ from server.brisk_grid import brisk
 from server.guarded import Guarded
 from server.roll_call import Sites
 from server.sealed import Sealed
-from sslmed_dist import __version__
+from sslmed_dist import __version__, config
 from sslmed_dist.atomic_files import appending, refuse_links
 from sslmed_dist.federation import app_signature
 from sslmed_dist.federation.messages import ENDING, LAUNCHER, Ending, RunSettings
@@ -27,11 +27,19 @@ from sslmed_dist.federation.round_files import last_round
 from sslmed_dist.federation.sites import expected_sites, federated_section
 from sslmed_dist.locks import held
 from sslmed_dist.run_folder import Metrics, write_json
+from sslmed_dist.trackers import followers
 from sslmed_dist.training.stopping import started_at
 
 log = logging.getLogger("sslmed.server")
 
 app = ServerApp()
+
+
+def own_settings(folder: Path, sent: config.Config) -> config.Config:
+    """The settings as they stand in the run folder, with what does not travel to the sites: trackers. ``sent`` where
+    nothing stands there."""
+    file = folder / "config.yaml"
+    return config.load(file) if file.is_file() else sent
 
 
 @app.main()  # type: ignore[untyped-decorator]
@@ -115,7 +123,7 @@ def serve(grid: Grid, run_settings: RunSettings, folder: Path) -> tuple[int, int
         raise ValueError(
             "the run folder has no first weights (checkpoints/round_00000.pt); start with `sslmed federate`"
         )
-    metrics = Metrics(folder / "metrics.jsonl", live=settings.run.tensorboard)
+    metrics = Metrics(folder / "metrics.jsonl", followers(own_settings(folder, settings), folder))
     # A round that was interrupted is run again, so what it has written goes.
     metrics.cut(last.number * fed.local_epochs * (settings.plan.steps_per_epoch or 0))
     listed = registered(folder, fed)

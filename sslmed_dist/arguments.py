@@ -2,6 +2,7 @@
 
 import math
 import re
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -79,3 +80,13 @@ def require_fields_least(section: str, values: Any, least: int, *names: str) -> 
         value = getattr(values, name)
         if value is not None and value < least:
             raise ValueError(f"{section}.{name}: expected {kinds[name]} >= {least}, got {value}")
+
+
+def in_full(value: Any, hint: Any) -> Any:
+    """A value of a configuration for a key of type ``hint``, in which each leaf that stands there in short, as its name
+    alone, is a mapping: ``loss: mio_v3`` and ``track: [mlflow]``."""
+    if hint == Leaf and isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, list) and tuple[Leaf, ...] in (hint, *typing.get_args(hint)):
+        return [{"name": item} if isinstance(item, str) else item for item in value]
+    return value

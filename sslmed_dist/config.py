@@ -16,7 +16,7 @@ from typing import Any
 
 from sslmed_dist import plain_yaml, registry, sections
 from sslmed_dist.addresses import is_address, require_plain
-from sslmed_dist.arguments import Leaf
+from sslmed_dist.arguments import in_full
 from sslmed_dist.federated_section import Federated
 from sslmed_dist.home_folder import at_home, require_homes
 from sslmed_dist.sections import PATHS, PRETRAINED, Config, Diagnosis, Plan, Ray, Run
@@ -67,7 +67,7 @@ FREEDOM: Mapping[str, Freedom] = {
     **dict.fromkeys(("run.seed", "run.start_from", "run.continue_from"), SEEDS),
     **dict.fromkeys(("data.root", "data.cache", "data.cache_gib", "data.workers"), SAME),
     **dict.fromkeys(("plan.log_every", "plan.checkpoint_every", "plan.keep_last", "plan.keep_every"), SAME),
-    **dict.fromkeys(("plan.loader_threads", "plan.resident"), SAME),
+    **dict.fromkeys(("plan.loader_threads", "plan.resident", "run.track"), SAME),
     **dict.fromkeys(("federated.runtime", "federated.timeout_s", "federated.quorum"), SAME),
     **dict.fromkeys(("evaluate", "federated.compare", "federated.evaluate", "federated.health", "diagnose"), LOOK),
     **dict.fromkeys(("evaluate.pictures", "evaluate.every"), SAME),
@@ -228,8 +228,7 @@ def section(kind: type, tree: Any, where: str, path: str) -> Any:
         if nested and not (value is None and registry.matches(None, hints[key])):
             values[key] = section(typing.cast(type, nested[0]), value, where, dotted)
             continue
-        if typing.get_args(hints[key]) and hints[key] == Leaf and isinstance(value, str):
-            value = {"name": value}  # a leaf in short
+        value = in_full(value, hints[key])
         registry.require_match(f"{where}: {dotted}", value, hints[key])
         values[key] = tuple(value) if isinstance(value, list) else value
     for item in dataclasses.fields(kind):

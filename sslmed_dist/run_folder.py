@@ -7,16 +7,17 @@ import os
 import platform
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from sslmed_dist import __version__, config
 from sslmed_dist.atomic_files import appending, open_itself, refuse_links, write_atomically, writing
 from sslmed_dist.checkpoint import Checkpoints
-from sslmed_dist.curve_events import LiveCurves
 from sslmed_dist.json_files import METRIC_KEYS, Lines, read_object
 from sslmed_dist.printable import say
+from sslmed_dist.trackers import followers
+from sslmed_dist.trackers.tracker import IDS, Follower
 from sslmed_dist.zip_files import open_zip
 
 STARTED = {
@@ -25,6 +26,7 @@ STARTED = {
     "samples.jsonl",
     "notices.txt",
     ".lock",
+    IDS,
     "logs",
 }  # what a start writes down
 # After a kill of its driver Ray takes some seconds to end the workers; the first of them holds the folder's lock.
@@ -45,7 +47,7 @@ class RunFolder:
         self.path, self.config = path, settings
         plan = settings.plan
         self.checkpoints = Checkpoints(path / "checkpoints", plan.keep_last, plan.keep_every)
-        self.metrics = Metrics(path / "metrics.jsonl", live=settings.run.tensorboard)
+        self.metrics = Metrics(path / "metrics.jsonl", followers(settings, path))
         self.lock: int | None = None  # the descriptor of the locked file
 
     def open(self, resume: str) -> None:
@@ -156,13 +158,12 @@ def phantoms_at(root: Path) -> bool:
 
 class Metrics:
     """``metrics.jsonl``: one scalar a line. Lines are appended; when a run goes on, those after the step of its
-    checkpoint are deleted first. ``live``: TensorBoard events beside it (``tensorboard/``) follow it.
-    ``ValueError`` where tensorboard is then not installed."""
+    checkpoint are deleted first. ``followers`` get every row as well (``trackers.followers``)."""
 
-    def __init__(self, path: Path, live: bool = False) -> None:
+    def __init__(self, path: Path, followers: Sequence[Follower] = ()) -> None:
         self.path = path
         self.file: IO[str] | None = None
-        self.curves = LiveCurves(path.with_name("tensorboard")) if live else None
+        self.followers = tuple(followers)
 
     def write(self, values: Mapping[str, float], **keys: Any) -> None:
         """Append the scalars, one line each; ``keys`` (step, epoch, round, site, split) are the same in all lines."""
@@ -170,8 +171,8 @@ class Metrics:
             self.file = appending(self.path)
         now = round(time.time(), 3)
         rows = [{"time": now, **keys, "name": name, "value": value} for name, value in values.items()]
-        if self.curves is not None:
-            self.curves.write(rows, before=self.read())
+        for follower in self.followers:
+            follower.write(rows, before=self.read())
         try:
             self.file.write("".join(json.dumps(row) + "\n" for row in rows))
             self.file.flush()
@@ -200,8 +201,8 @@ class Metrics:
         if self.file is not None:
             self.file.close()
             self.file = None
-        if self.curves is not None:
-            self.curves.close()
+        for follower in self.followers:
+            follower.close()
 
 
 def read_metrics(path: Path) -> Lines:

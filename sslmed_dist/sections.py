@@ -15,7 +15,7 @@ DATA_PATHS = ("root", "cache", "subset.file")
 PATHS = (*(f"{section}.{key}" for section in ("data", "evaluate.data") for key in DATA_PATHS), "method.encoder.weights")
 PRETRAINED = "pretrained"  # in place of a file of weights: to be downloaded
 # Keys that were added later: where they are null, a run is the one that it was before they were there.
-ADDED = (("run", "continue_from"), ("federated", "privacy"), ("federated", "secure"))
+ADDED = (("run", "continue_from"), ("run", "track"), ("federated", "privacy"), ("federated", "secure"))
 MOST_SLICES = 10_000  # of an exam in one visit: no examination has as many
 MOST_THREADS = 1024  # no machine has so many cores to spare, and a process with a million threads is killed
 
@@ -36,7 +36,8 @@ class Run:
     encoder are the first weights of this run's.
     ``continue_from``: a run folder or checkpoint of which the whole state is taken over (method, optimiser, queues);
     the schedule and the epochs are this run's own, from the start.
-    ``tensorboard``: the scalars are also written as TensorBoard events, to ``tensorboard/`` in the run folder."""
+    ``tensorboard``: the scalars are also written as TensorBoard events, to ``tensorboard/`` in the run folder.
+    ``track``: the trackers that follow the scalars (``trackers.TRACKERS``): ``[tensorboard, mlflow, wandb]``."""
 
     name: str | None = None
     dir: str = "runs"
@@ -46,6 +47,7 @@ class Run:
     start_from: str | None = None
     continue_from: str | None = None
     tensorboard: bool = False
+    track: tuple[Leaf, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.start_from is not None and self.continue_from is not None:

@@ -36,12 +36,12 @@ def of_metrics(file: Path) -> dict[str, list[tuple[int, float]]]:
 def test_events_follow_the_metrics_and_go_on_after_a_kill(tmp_path: Path) -> None:
     file, events = tmp_path / "metrics.jsonl", tmp_path / "tensorboard"
     Metrics(file).write({"loss": 9.0}, step=1, split="train")  # before it was asked for
-    killed = Metrics(file, live=True)
+    killed = Metrics(file, [curve_events.LiveCurves(events)])
     for step in (2, 3, 4, 5):
         killed.write({"loss": 9.0 - step, "lr": 0.1}, step=step, split="train")
         assert shown(events) == of_metrics(file)  # at once, before the file is closed
     # killed without a close; the newest checkpoint is of step 3
-    again = Metrics(file, live=True)
+    again = Metrics(file, [curve_events.LiveCurves(events)])
     again.cut(3)
     again.write({"loss": 0.5, "lr": 0.2}, step=4, split="train")
     again.write({"accuracy": 0.7}, step=4, round=2, site="north", split="train")
@@ -83,7 +83,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "tensorboard").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="tensorboard: is a link"):
-        Metrics(tmp_path / "metrics.jsonl", live=True)
+        Metrics(tmp_path / "metrics.jsonl", [curve_events.LiveCurves(tmp_path / "tensorboard")])
 
 
 def foreign(folder: Path) -> dict[Path, bytes]:
@@ -104,7 +104,7 @@ def foreign(folder: Path) -> dict[Path, bytes]:
 def test_events_that_others_wrote_stay(tmp_path: Path) -> None:
     before = foreign(tmp_path / "tensorboard")
     for start in range(3):
-        live = Metrics(tmp_path / "metrics.jsonl", live=True)
+        live = Metrics(tmp_path / "metrics.jsonl", [curve_events.LiveCurves(tmp_path / "tensorboard")])
         live.write({"loss": 1.0}, step=start, split="train")
         live.close()
     assert {path: path.read_bytes() for path in before} == before

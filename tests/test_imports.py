@@ -17,7 +17,7 @@ FOUNDATION = (
     "__init__ addresses arguments atomic_files checkpoint cli_arguments cli_hospitals cli_parser config "
     "curve_events distributed endings federated_section home_folder installation json_files links locks "
     "log_files outputs plain_yaml printable randomness registry run_folder sections state_dicts strips "
-    "user_cache weights zip_files "
+    "trackers user_cache weights zip_files "
 )
 # From the ground up: a part may import those below it, and of its own floor only itself; in the foundation the test
 # for circles is what keeps order. A new part has to be put on its floor here.
@@ -47,7 +47,18 @@ ALLOWED: dict[str, set[str]] = {
 
 CORE = {"torch", "torchvision", "numpy", "yaml"}
 LAZY = {"nibabel", "monai", "pydicom", "highdicom", "pandas", "matplotlib", "skimage", "scipy", "sklearn", "PIL"}
-LAZY |= {"rich", "tensorboard", "safetensors", "timm", "cryptography", "fsspec", "onnx", "onnxruntime"}
+LAZY |= {
+    "rich",
+    "tensorboard",
+    "safetensors",
+    "timm",
+    "cryptography",
+    "fsspec",
+    "onnx",
+    "onnxruntime",
+    "mlflow",
+    "wandb",
+}
 NO_TORCH = (
     "__init__ arguments atomic_files cli cli_analyse cli_answers cli_app cli_arguments cli_begin cli_cluster "
     "cli_data cli_encoders cli_hospitals cli_lookup cli_parser cli_report cli_server cli_site config endings "

@@ -60,10 +60,10 @@ def only(record: Mapping[str, Any], names: Collection[str], what: str) -> None:
 
 def encode(settings: Config) -> str:
     """The settings as the one base64 value that travels to the sites. Paths of this machine are left out: where runs
-    are written, and all ``PATHS`` (of data, its cache, the list of a subset, files of first weights). A site's own
-    stand in its ``Node``."""
+    are written, and all ``PATHS`` (of data, its cache, the list of a subset, files of first weights), and so are
+    trackers. A site's own paths stand in its ``Node``."""
     tree = to_tree(settings)
-    for dotted in ("run.dir", "run.start_from", "run.continue_from", *PATHS):
+    for dotted in ("run.dir", "run.start_from", "run.continue_from", "run.track", *PATHS):
         *above, key = dotted.split(".")
         leaf = below(tree, above)
         if isinstance(leaf, dict):

@@ -78,6 +78,7 @@ policy:
     run.device: unused       # resources.device decides
     run.threads: {from: 1, to: 64, or_null: true}
     run.tensorboard: unused
+    run.track: unused        # trackers follow the server's figures; this site has none
     run.start_from: [null]   # first weights travel as tensors and are compared with policy.model.first_weights
     run.continue_from: [null]
     driver: [local]

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslmed_dist import curve_events, distributed
+from sslmed_dist import distributed
 from sslmed_dist.config import Config, fingerprint, replace
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.printable import duration
+from sslmed_dist.trackers import followers
 from sslmed_dist.training import build, job
 from sslmed_dist.training.monitor import Monitor
 from sslmed_dist.training.precision import deterministic_kernels
@@ -78,8 +79,7 @@ def try_out(settings: Config, dataset: Dataset | None = None) -> Tried:
     if settings.driver == "ray":
         require_even(settings)
     build.build_evaluators(settings)
-    if settings.run.tensorboard:
-        curve_events.require("run.tensorboard")
+    followers(settings, settings.folder)
     # Compiling and starting threads would take longer than all the rest.
     left_out = {"compile": settings.plan.compile, "loader_threads": settings.plan.loader_threads}
     work = job.assemble(replace(settings, plan={"compile": False, "loader_threads": 0}), dataset)
