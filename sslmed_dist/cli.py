@@ -133,6 +133,27 @@ def names(words: Sequence[str] | None) -> list[str] | None:
     return None if words is None else [word for word in words if "=" not in word]
 
 
+def sweep(arguments: argparse.Namespace) -> int:
+    """``sslmed sweep``: the table; exit code 1 where a trial failed or is not done."""
+    from sslmed_dist.verbs.sweep import tool
+
+    asked = tool.request(
+        arguments.config,
+        arguments.overrides,
+        trials=arguments.trials,
+        metric=arguments.metric,
+        lower=arguments.lower,
+        workers=arguments.workers,
+        minutes=arguments.minutes,
+    )
+    if arguments.dry_run:
+        show(*tool.budget(asked), *(" ".join(one.choices) for one in asked.trials))
+        return 0
+    lines, complete = tool.run(asked)
+    show(*lines, asked.folder / "sweep.md")
+    return 0 if complete else 1
+
+
 def segment(arguments: argparse.Namespace) -> int:
     """``sslmed segment``."""
     from sslmed_dist.verbs.segment import tool
@@ -203,6 +224,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "probe": probe,
     "analyse": act,
     "reproduce": reproduce,
+    "sweep": sweep,
     "report": report,
     "export": export,
     "embed": embed,

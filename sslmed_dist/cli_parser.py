@@ -139,6 +139,16 @@ def measuring(verbs: Verbs) -> None:
     reproduce.add_argument("--root", action="append", default=[], metavar="DATASET=PATH", help="where a dataset is")
     reproduce.add_argument("--dry-run", action="store_true", help="print the cells and what is there, run nothing")
 
+    sweep = verbs.add_parser("sweep", help="train a recipe with several values of some keys, print what each is worth")
+    sweep.add_argument("config", type=recipe, metavar="CONFIG", help="a recipe that `sslmed train` trains")
+    overriding(sweep, "keys with several values, optim.lr=0.03,0.06; with one value: of every trial", "KEY=A,B,C")
+    sweep.add_argument("--trials", type=int, metavar="N", help="so many of the grid, drawn at random; default: all")
+    sweep.add_argument("--metric", help="EVALUATOR/MEASURE such as knn/accuracy, or a scalar of the training: loss")
+    sweep.add_argument("--lower", action="store_true", help="lower is better")
+    sweep.add_argument("--workers", type=int, default=1, metavar="N", help="trials at a time, a process each (1)")
+    sweep.add_argument("--minutes", type=float, metavar="M", help="no trial begins later")
+    sweep.add_argument("--dry-run", action="store_true", help="state the budget and the trials, run nothing")
+
     report = verbs.add_parser("report", help="one HTML page and Markdown from one or several runs (seeds)")
     report.add_argument("runs", type=path, nargs="*", metavar="RUN", help="run folders; seeds of one run become a mean")
     report.add_argument("--all", type=path, metavar="FOLDER", help="one page over all runs below this folder")

@@ -1,0 +1,122 @@
+"""A sweep: its grid, what it states before it begins, and that it goes on where it stopped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sslmed_dist import cli, plain_yaml
+from sslmed_dist.verbs.sweep import grid, tool, trial
+from sslmed_dist.verbs.sweep.trial import Worth
+from tests import tiny
+
+Capture = pytest.CaptureFixture[str]
+
+
+def recipe(folder: Path, **sections: Any) -> Path:
+    """The file of a tiny run."""
+    plan = {"epochs": 1, "steps_per_epoch": 1}
+    path = folder / "tiny.yaml"
+    path.write_text(plain_yaml.write(tiny.tree(folder, plan=plan, **sections)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("0.1,0.2", ["0.1", "0.2"]),
+        ("[a, b],[c]", ["[a, b]", "[c]"]),
+        ("{name: x, k: 1},null", ["{name: x, k: 1}", "null"]),
+        ("'a,b',c", ["'a,b'", "c"]),
+        ("3", ["3"]),
+        ("[1, 2]", ["[1, 2]"]),
+    ],
+)
+def test_a_comma_in_brackets_or_quotes_parts_nothing(text: str, values: list[str]) -> None:
+    assert grid.values_of(text) == values
+
+
+def test_the_grid_is_a_product_and_a_draw_is_some_of_it() -> None:
+    swept, fixed = grid.parted(["optim.lr=1,2,3", "plan.epochs=4", "run.seed=0,1"])
+    assert fixed == ["plan.epochs=4"] and list(swept) == ["optim.lr", "run.seed"]
+    whole = grid.trials_of(swept, None, 0)
+    assert [one.choices for one in whole[:3]] == [
+        ("optim.lr=1", "run.seed=0"),
+        ("optim.lr=1", "run.seed=1"),
+        ("optim.lr=2", "run.seed=0"),
+    ]
+    assert len({one.name for one in whole}) == 6
+    four = grid.trials_of(swept, 4, 0)
+    assert four[:2] == grid.trials_of(swept, 2, 0) and len(set(four)) == 4 and set(four) <= set(whole)
+    assert any(grid.trials_of(swept, 4, seed) != four for seed in (1, 2, 3))
+    other_order = grid.parted(["run.seed=0,1", "optim.lr=1,2,3"])[0]
+    assert {one.name for one in grid.trials_of(other_order, None, 0)} == {one.name for one in whole}
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["optim.lr=0.1"], "sweep: no key has several values; expected KEY=A,B,C"),
+        (["optim.lr=0.1,0.1"], "optim.lr: expected values that differ"),
+        (["optim.lr=0.1,"], "optim.lr: expected values that differ"),
+        (["optim.lr=1,2", "optim.lr=3,4"], "optim.lr: stands on the command line twice"),
+        (["optim.lr=1,2", "--trials", "3"], "--trials: expected 1 to 2, the size of the grid, got 3"),
+        (["plan.epochs=1,two"], "plan.epochs: expected int"),
+        (["optim.lr=1,2", "evaluate.test=test"], "evaluate.test: a sweep chooses, and what chooses may not be what ju"),
+        (["optim.lr=1,2", "evaluate.protocols=[]"], "evaluate.protocols: is empty"),
+        (["optim.lr=1,2", "--workers", "0"], "sweep: expected --workers >= 1"),
+        (["optim.lr=1,2", "federated={}"], "this recipe is for federate or diagnose"),
+    ],
+)
+def test_a_wrong_sweep_is_one_line_and_runs_nothing(
+    tmp_path: Path, capsys: Capture, words: list[str], line: str
+) -> None:
+    path = recipe(tmp_path)
+    assert cli.main(["sweep", str(path), *words]) == 2
+    said = capsys.readouterr().err
+    assert line in said and len(said.splitlines()) == 1 and not list(tmp_path.glob("runs/*"))
+
+
+def test_the_table_is_sorted_and_says_what_it_cannot_tell(tmp_path: Path) -> None:
+    asked = tool.request(recipe(tmp_path), ["optim.lr=0.1,0.2,0.3"], metric="knn/accuracy")
+    worths = [Worth(0.5, 0.4, 0.6, 12, 61.0), Worth(None, trouble="sslmed train: a | b"), Worth(0.55, 0.45, 0.65, 12)]
+    lines = tool.table(asked, worths)
+    assert lines[0] == "| optim.lr | knn/accuracy | n | time | run |"
+    assert lines[2].startswith("| 0.3 | 0.55 [0.45, 0.65] | 12 |") and lines[3].startswith(
+        "| 0.1 | 0.5 [0.4, 0.6] | 12 |"
+    )
+    assert lines[4].startswith("| 0.2 | sslmed train: a \\| b |")
+    text = "\n".join(lines)
+    assert "does not tell them apart" in text and "1 of 3 trials are not done" in text and "validation split" in text
+    apart = [Worth(0.5, 0.49, 0.51), Worth(0.9, 0.89, 0.91), Worth(0.1, 0.0, 0.2)]
+    assert "does not tell them apart" not in "\n".join(tool.table(asked, apart))
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_states_its_budget_and_goes_on_with_what_is_missing(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe(tmp_path)
+    words = ["sweep", str(path), "optim.lr=0.06,0.1"]
+    assert cli.main([*words, "--dry-run"]) == 0
+    planned = capsys.readouterr().out.splitlines()
+    assert planned[0] == "2 trials of optim.lr (2), 0 done, 1 at a time" and planned[1].startswith("about ")
+    assert planned[2:] == ["optim.lr=0.06", "optim.lr=0.1"] and not list(tmp_path.glob("runs/*/trial-*"))
+    assert cli.main([*words, "--workers", "2", "--metric", "knn/accuracy"]) == 0
+    sweep = tmp_path / "runs" / "tiny-sweep"
+    facts = json.loads((sweep / "sweep.json").read_text())
+    assert len(facts["trials"]) == 2 and all(0 <= one["value"] <= 1 and one["seconds"] > 0 for one in facts["trials"])
+    assert all(one["count"] == 12 for one in facts["trials"]), "the validation split"
+    assert (sweep / "sweep.md").read_text().count("| trial-") == 2
+    capsys.readouterr()
+
+    called = []
+    monkeypatch.setattr(trial, "call", lambda command, log, threads: called.append(command) or 0)
+    assert cli.main([*words[:2], "optim.lr=0.06,0.1,0.2", "--metric", "loss", "--lower"]) == 1
+    out, err = capsys.readouterr()
+    assert "3 trials of optim.lr (3), 2 done, 1 at a time" in err and "1 of 3 trials are not done" in out
+    assert {command[0] for command in called} == {"train", "evaluate"} and "optim.lr=0.2" in called[0]
+    assert "| 0.2 | not run |" in out
+    with pytest.raises(ValueError, match=r"--metric: mae: unknown; allowed: knn/accuracy"):
+        trial.worth(sweep, grid.Trial(("optim.lr=0.1",)), "mae")
