@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sslmed_dist.cli_answers import options, show
 from sslmed_dist.cli_begin import BEGIN
 from sslmed_dist.cli_cluster import doctor, watch
-from sslmed_dist.cli_encoders import embed, export
+from sslmed_dist.cli_encoders import bundle, embed, export
 from sslmed_dist.cli_parser import parse
 from sslmed_dist.cli_report import report
 from sslmed_dist.endings import ending_of
@@ -228,6 +228,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "report": report,
     "export": export,
     "embed": embed,
+    "bundle": bundle,
     "segment": segment,
     "diagnose": diagnose,
     "data": act,

@@ -1,4 +1,4 @@
-"""``sslmed export`` and ``embed``: an encoder, or its features, for others."""
+"""``sslmed export``, ``embed`` and ``bundle``: an encoder, its features, or the whole program, for others."""
 
 import argparse
 
@@ -41,4 +41,13 @@ def embed(arguments: argparse.Namespace) -> int:
     )
     left_out = f", {done.skipped} left out that cannot be read" if done.skipped else ""
     show(f"{arguments.out}: {done.images} images{left_out}")
+    return 0
+
+
+def bundle(arguments: argparse.Namespace) -> int:
+    """``sslmed bundle``."""
+    from sslmed_dist.verbs import bundle
+
+    extras = [extra for word in arguments.extras for extra in word.split(",") if extra]
+    show(bundle.bundle(arguments.out, model=arguments.model, which=arguments.which, extras=extras))
     return 0

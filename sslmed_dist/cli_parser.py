@@ -18,6 +18,7 @@ from sslmed_dist.cli_arguments import (
     recipe,
     resuming,
 )
+from sslmed_dist.cli_completion import answer
 from sslmed_dist.cli_hospitals import federation_server, flower_app, hospital_site
 
 ANALYSES = ("hessian", "landscape", "temperature", "similarity", "gradcam")  # of verbs/analyse/tool.py
@@ -27,6 +28,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The parsed arguments. Overrides may also stand after an option; argparse does not recognise them there, so they
     are added here."""
     top = parser()
+    answer(top)
     arguments, unrecognised = top.parse_known_args(argv)
     for text in unrecognised:
         if text.startswith("-") or "=" not in text or not hasattr(arguments, "overrides"):
@@ -166,7 +168,7 @@ def measuring(verbs: Verbs) -> None:
 
 
 def giving_away(verbs: Verbs) -> None:
-    """``export`` and ``embed``."""
+    """``export``, ``embed`` and ``bundle``."""
     export = verbs.add_parser("export", help="write the encoder for other programs, with a model card")
     export.add_argument("run", type=path, metavar="RUN", help="run folder or checkpoint")
     output(export, "the files' name without its suffix, or the folder that is made")
@@ -187,6 +189,12 @@ def giving_away(verbs: Verbs) -> None:
     )
     embed.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and count them")
     forcing(embed, "features")
+    bundle = verbs.add_parser("bundle", help="wheels, encoder, docs and hashes for a machine without a network")
+    output(bundle, "the folder that is made")
+    bundle.add_argument("--model", type=path, metavar="RUN", help="run folder or checkpoint whose encoder goes with it")
+    bundle.add_argument("--which", default="last", help=WHICH)
+    extras = "of pyproject.toml, as they are installed here; default: report. torch is never in it"
+    bundle.add_argument("--extras", nargs="*", default=["report"], metavar="EXTRA", help=extras)
 
 
 def segmenting(verbs: Verbs) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("sslmed_dist", "clients", "server")
 
 FOUNDATION = (
-    "__init__ addresses arguments atomic_files checkpoint cli_arguments cli_hospitals cli_parser config "
+    "__init__ addresses arguments atomic_files checkpoint cli_arguments cli_completion cli_hospitals cli_parser config "
     "curve_events distributed endings federated_section home_folder installation json_files links locks "
     "log_files outputs plain_yaml printable randomness registry run_folder sections state_dicts strips "
     "trackers user_cache weights zip_files "
@@ -49,6 +49,8 @@ CORE = {"torch", "torchvision", "numpy", "yaml"}
 LAZY = {"nibabel", "monai", "pydicom", "highdicom", "pandas", "matplotlib", "skimage", "scipy", "sklearn", "PIL"}
 LAZY |= {
     "rich",
+    "packaging",
+    "argcomplete",
     "tensorboard",
     "safetensors",
     "timm",
@@ -61,8 +63,8 @@ LAZY |= {
 }
 NO_TORCH = (
     "__init__ arguments atomic_files cli cli_analyse cli_answers cli_app cli_arguments cli_begin cli_cluster "
-    "cli_data cli_encoders cli_hospitals cli_lookup cli_parser cli_report cli_server cli_site config endings "
-    "federated_section home_folder installation json_files log_files plain_yaml printable registry sections "
+    "cli_completion cli_data cli_encoders cli_hospitals cli_lookup cli_parser cli_report cli_server cli_site config "
+    "endings federated_section home_folder installation json_files log_files plain_yaml printable registry sections "
 )
 RAY = {"ray_train.py", "ray_tasks.py", "ray_cluster.py", "ray_autoscaler.py", "ray_watch.py", "ray_nodes.py"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
