@@ -127,3 +127,13 @@ def test_an_installed_wheel_trains_and_federates_in_a_bare_folder(installed: Pat
     words = [*sslmed, "federate", "demo_federated", *small, *few, "evaluate.protocols=[{name: knn, k: 5}]"]
     bare(installed, tmp_path, *words, "run.start_from=null")
     assert list(tmp_path.glob("runs/*/checkpoints/round_00001.pt"))
+
+
+@pytest.mark.slow
+def test_demo_and_the_arms_of_a_federation_work_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    sslmed = ("-m", "sslmed_dist.cli")
+    page = bare(installed, tmp_path, *sslmed, "demo", "--quick", "--out", "runs").stdout.split()[-1]
+    assert Path(page).suffix == ".html" and (tmp_path / page).stat().st_size > 10_000
+    phantom = next((tmp_path / "runs").rglob("shapes.npz"))
+    words = ["demo_federated", f"data.root={phantom}", "run.device=cpu", "run.start_from=null", "--check"]
+    assert "site" in bare(installed, tmp_path, *sslmed, "federate", *words).stdout
