@@ -40,8 +40,9 @@ class Spectrum:
 
     @property
     def negative_weight(self) -> float:
-        """Estimated share of all eigenvalues that are negative, in [0, 1]."""
-        return float(self.weights[self.values < -self.zero].sum())
+        """Estimated share of all eigenvalues that are surely negative, in [0, 1]: of Ritz values whose error is smaller
+        than they are. Most eigenvalues lie close to 0, and there the sign of a Ritz value says nothing."""
+        return float(self.weights[(self.values < -self.zero) & (self.values.abs() > self.errors)].sum())
 
 
 def gradient(loss: Tensor, parameters: Sequence[Tensor], *, again: bool = False) -> Tensor:

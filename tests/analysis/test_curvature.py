@@ -1,5 +1,6 @@
 """Spectra against matrices that are known whole: a quadratic, and a network whose exact Hessian is made row by row."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 from sslmed_dist import registry
 from sslmed_dist.analysis import curvature, landscape
 from sslmed_dist.analysis.curvature import Spectrum
+from sslmed_dist.analysis.twice import FastTwice
 from sslmed_dist.losses import LOSSES
 
 EIGENVALUES = torch.tensor([-2.0, -0.5, 0.0, 0.1, 1.0, 4.0, 9.0], dtype=torch.float64)
@@ -107,6 +109,27 @@ def test_every_loss_of_a_small_network_has_its_exact_spectrum(leaf: Any) -> None
     double = spectrum(small, 12)
     assert float((single.values - double.values).abs().max()) < 1e-4 * scale
     assert float(single.values.max()) == pytest.approx(float(expected.max()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"stride": 2, "padding": 1, "bias": False}, {"groups": 2, "dilation": 2}, {"padding": "same"}]
+)
+def test_convolutions_that_are_quick_twice_are_the_same(arguments: Any) -> None:
+    layer = torch.nn.Conv2d(4, 6, 3, **arguments).double()
+    images = torch.randn(3, 4, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    images.requires_grad_()
+    inputs = [images, *layer.parameters()]
+    products = []
+    for mode in (contextlib.nullcontext(), FastTwice()):
+        with mode:
+            loss = (layer(images).sin() * layer(images.cos())).sum()
+        slope = curvature.gradient(loss, inputs)
+        way = torch.linspace(-1, 1, len(slope), dtype=torch.float64)
+        products.append((loss.detach(), slope, curvature.hessian_product(loss, inputs)(way)))
+    for plain, quick in zip(*products, strict=True):
+        assert torch.allclose(plain, quick, rtol=1e-11, atol=1e-11)
+    with FastTwice():
+        assert torch.autograd.gradgradcheck(lambda *_: layer(images).tanh(), inputs, atol=1e-5)
 
 
 def test_what_a_linear_loss_and_bad_input_give() -> None:
