@@ -17,6 +17,7 @@ from sslmed_dist.cli_cluster import doctor, watch
 from sslmed_dist.cli_encoders import bundle, embed, export
 from sslmed_dist.cli_parser import parse
 from sslmed_dist.cli_report import report
+from sslmed_dist.cli_reproduce import reproduce
 from sslmed_dist.endings import ending_of
 from sslmed_dist.printable import say
 
@@ -100,37 +101,6 @@ def probe(arguments: argparse.Namespace) -> int:
         show(*figure_lines(file, settings))
     show(*written)
     return 0
-
-
-def reproduce(arguments: argparse.Namespace) -> int:
-    """``sslmed reproduce``."""
-    from sslmed_dist.verbs.reproduce import published, run
-
-    # An override behind an option that takes several words was read as one of them: it is taken out of these.
-    rows, columns, folds = arguments.rows, arguments.columns, arguments.folds
-    overrides = [
-        *arguments.overrides,
-        *(word for words in (rows, columns, folds) for word in words or () if "=" in word),
-    ]
-    asked = run.request(
-        arguments.table,
-        rows=names(rows),
-        columns=names(columns),
-        seeds=arguments.seeds,
-        roots=arguments.root,
-        overrides=overrides,
-        folds=names(folds),
-    )
-    if arguments.dry_run or not run.possible(asked):
-        show(*run.plan(asked))
-    else:
-        print(published.text(run.run(asked)), end="")
-    return 0
-
-
-def names(words: Sequence[str] | None) -> list[str] | None:
-    """The words of an option that are no overrides; None where the option is not there."""
-    return None if words is None else [word for word in words if "=" not in word]
 
 
 def sweep(arguments: argparse.Namespace) -> int:

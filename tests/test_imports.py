@@ -32,7 +32,7 @@ FLOORS: tuple[set[str], ...] = (
     {"verbs", "interface"},
     {"cli_answers"},
     {"cli_data", "cli_site", "cli_server", "cli_app", "cli_lookup", "cli_cluster", "cli_encoders"},
-    {"cli_analyse", "cli_report", "cli_begin"},
+    {"cli_analyse", "cli_report", "cli_begin", "cli_reproduce"},
     {"cli"},
 )
 # Parts that may not import all that is below them: they know no configuration, no run and no file but their own.
@@ -63,8 +63,9 @@ LAZY |= {
 }
 NO_TORCH = (
     "__init__ arguments atomic_files cli cli_analyse cli_answers cli_app cli_arguments cli_begin cli_cluster "
-    "cli_completion cli_data cli_encoders cli_hospitals cli_lookup cli_parser cli_report cli_server cli_site config "
-    "endings federated_section home_folder installation json_files log_files plain_yaml printable registry sections "
+    "cli_completion cli_data cli_encoders cli_hospitals cli_lookup cli_parser cli_report cli_reproduce cli_server "
+    "cli_site config endings federated_section home_folder installation json_files log_files plain_yaml printable "
+    "registry sections "
 )
 RAY = {"ray_train.py", "ray_tasks.py", "ray_cluster.py", "ray_autoscaler.py", "ray_watch.py", "ray_nodes.py"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

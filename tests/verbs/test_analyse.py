@@ -1,6 +1,7 @@
 """``sslmed analyse`` on a tiny run: every analysis against a number that is known another way."""
 
 import csv
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sslmed_dist.report.panels import Panel, curve, svg
 from sslmed_dist.training import build, job
 from sslmed_dist.verbs.analyse import tool
 from sslmed_dist.verbs.analyse.subject import subjects
+from sslmed_dist.verbs.reproduce.closed_form import FIGURES
 from tests import tiny
 
 Row = dict[str, str]
@@ -171,6 +173,25 @@ def test_too_large_for_the_memory_is_refused_before_it_starts(
     monkeypatch.setattr(hessian, "free_memory", lambda: 1000)
     assert cli.main(["analyse", str(run), "hessian", "samples=10", "ritz=3"]) == 2
     assert "10 samples and 3 Ritz values need" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_that_are_closed_forms(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["reproduce", name, f"run.dir={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    assert "published: " in said and "ours: " in said
+    with (tmp_path / name / "figure.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    if name == "figure-6.2":  # every point solves tau = c / ln(delta K c - k')
+        for row in found[::37]:
+            strength, constant = float(row["panel"].split("= ")[1]), float(row["curve"].split()[1])
+            c, tau = float(row["c"]), float(row["tau"])
+            assert math.exp(c / tau) == pytest.approx(strength * c - constant, rel=0.02, abs=0.01 * abs(constant))
+    else:
+        ends = [row for row in found if row["panel"] == "temperature" and abs(float(row["c"])) == 1]
+        assert len(ends) == 2 * len({row["curve"] for row in found}) and all(float(row["tau(c)"]) > 0 for row in ends)
+    assert cli.main(["reproduce", name, "--seeds", "3"]) == 2
+    assert "a closed form, no run is behind it; allowed: run.dir=PATH" in capsys.readouterr().err
 
 
 def test_labels_tell_runs_apart(tmp_path: Path) -> None:
