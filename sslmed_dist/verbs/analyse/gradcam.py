@@ -9,14 +9,14 @@ from sslmed_dist.verbs import heat_maps
 from sslmed_dist.verbs.analyse.subject import Answer, Subject
 
 
-def gradcam(subjects: Sequence[Subject], *, which: str = "last", layer: str | None = None) -> Answer:
+def gradcam(asked: Sequence[Subject], *, which: str = "last", layer: str | None = None) -> Answer:
     """Grad-CAM of the method at the checkpoint ``which``, over a few keyed training samples, as a contact sheet.
     ``layer`` is a submodule of the method. ``ValueError`` for several runs or checkpoints: a sheet is of one.
     """
-    files = subjects[0].files(which)
-    if len(subjects) > 1 or len(files) > 1:
+    files = asked[0].files(which)
+    if len(asked) > 1 or len(files) > 1:
         raise ValueError("gradcam: draws one run at one checkpoint; allowed: no --beside, and which=last or step_N")
-    subject, (file,) = subjects[0], files
+    subject, (file,) = asked[0], files
     method, _ = pretrained.load_method(file)
     order = randomness.order(subject.dataset.ids, subject.settings.run.seed, "analysis")
     chosen = order[: heat_maps.SHOWN]

@@ -1,6 +1,7 @@
 """``sslmed analyse RUN hessian``: the spectrum of the loss over all parameters at chosen checkpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from sslmed_dist.printable import note
 from sslmed_dist.report.panels import Panel
 from sslmed_dist.report.plots import Curve
 from sslmed_dist.training.allocation import keep_freed_memory
-from sslmed_dist.verbs.analyse.subject import DTYPES, Answer, Point, Precision, Subject, free_memory
+from sslmed_dist.verbs.analyse.subject import DTYPES, Answer, Point, Precision, Subject, free_memory, subjects
 
 # What a product makes and drops again, and what the allocator keeps of it, as a multiple of what the graph keeps. The
 # peaks of 64, 128 and 512 samples of a ResNet-9 were 4.1, 3.9 and 2.4 times the graph.
@@ -25,7 +26,7 @@ PASSING = 3.2
 
 
 def hessian(
-    subjects: Sequence[Subject],
+    asked: Sequence[Subject],
     *,
     which: str = "last",
     samples: int = 512,
@@ -40,13 +41,11 @@ def hessian(
     require_least("ritz", ritz, 1)
     rows: list[dict[str, Any]] = []
     panels, lines = [], []
-    for subject in subjects:
+    for subject in asked:
         curves = []
         for file in subject.files(which):
             answer = kept(subject, file, samples, ritz, precision)
-            spectrum = Spectrum(
-                *(torch.tensor(answer[key], dtype=torch.float64) for key in ("values", "weights", "errors"))
-            )
+            spectrum = spectrum_of(answer)
             lines.append(said(f"{subject.label} {file.stem}", spectrum, answer["lr"]))
             place = list(range(len(spectrum.values)))
             curves.append(Curve(f"step {answer['step']}", ((place, spectrum.values.tolist()),)))
@@ -59,6 +58,25 @@ def kept(subject: Subject, file: Path, samples: int, ritz: int, precision: Preci
     """The spectrum of one checkpoint in plain data, computed where it was not before."""
     question = {"samples": samples, "ritz": ritz, "precision": precision}
     return subject.kept("hessian", file, question, lambda: answered(subject, file, samples, ritz, precision))
+
+
+def summary(
+    folder: Path, root: str | None, *, samples: int = 512, ritz: int = 100, precision: Precision = "float32"
+) -> dict[str, float]:
+    """Figures of the spectrum at the run's last checkpoint: the ``largest`` and ``smallest`` Ritz value and the
+    ``negative_share`` of them. ``root``: where the data is now, None for where it was."""
+    subject = replace(subjects([folder])[0], root=root)
+    answer = kept(subject, subject.files("last")[0], samples, ritz, precision)
+    spectrum = spectrum_of(answer)
+    values = spectrum.values
+    return {"largest": float(values.max()), "smallest": float(values.min())} | {
+        "negative_share": spectrum.negative_share
+    }
+
+
+def spectrum_of(answer: Mapping[str, Any]) -> Spectrum:
+    """The spectrum from plain data."""
+    return Spectrum(*(torch.tensor(answer[key], dtype=torch.float64) for key in ("values", "weights", "errors")))
 
 
 def answered(subject: Subject, file: Path, samples: int, ritz: int, precision: Precision) -> dict[str, Any]:

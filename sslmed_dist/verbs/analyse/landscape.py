@@ -18,7 +18,7 @@ REACH = 4.0  # learning rates along the negative gradient, and as far against it
 
 
 def landscape(
-    subjects: Sequence[Subject],
+    asked: Sequence[Subject],
     *,
     which: str = "all",
     samples: int = 512,
@@ -33,7 +33,7 @@ def landscape(
     """
     require_least("points", points, 2)
     rows, panels, lines = [], [], []
-    for subject in subjects:
+    for subject in asked:
         files = subject.files(which)
         at = [kept(subject, file, after, samples, points, precision) for file, after in pairs(files)]
         lowest = min(it["loss"] for it in at)
@@ -83,7 +83,7 @@ def computed(
     return {
         "step": point.step,
         "lr": point.lr,
-        "loss": float(loss),
+        "loss": float(loss.detach()),
         "squared_gradient": float(slope.double().square().sum()),
         "floor": cuts.lowest_value(objective, samples) if isinstance(objective, torch.nn.Module) else None,
         "along_gradient": [list(pair) for pair in zip(steps, down, strict=False)],

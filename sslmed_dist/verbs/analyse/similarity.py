@@ -21,7 +21,7 @@ WORDS = {"true_positive": "views of one image", "false_negative": "of one class"
 CHUNK = 256  # images at a time
 
 
-def similarity(subjects: Sequence[Subject], *, which: str = "last", samples: int = 1000, bins: int = 100) -> Answer:
+def similarity(asked: Sequence[Subject], *, which: str = "last", samples: int = 1000, bins: int = 100) -> Answer:
     """Histograms of the cosine similarity of the encoder's features (thesis Figure 6.1) at the run's own initial
     weights and at the checkpoints ``which``: views of one image, of one class, of two classes, on a keyed batch of
     ``samples`` training images. ``ValueError`` for data without one class for each sample.
@@ -29,7 +29,7 @@ def similarity(subjects: Sequence[Subject], *, which: str = "last", samples: int
     require_least("bins", bins, 1)
     rows: list[dict[str, Any]] = []
     panels, lines = [], []
-    for subject in subjects:
+    for subject in asked:
         batch = subject.batch(min(samples, len(subject.dataset)))
         if subject.dataset.task != "single" or bool(unlabelled(batch["labels"]).any()):
             raise ValueError(f"{subject.dataset.name}: similarities by class need one class per sample")

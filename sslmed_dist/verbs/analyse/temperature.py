@@ -19,7 +19,7 @@ GRID = 201  # cosines of a curve, from -1 to 1
 KINDS = ("positive", "negative of its class", "negative of another class")
 
 
-def temperature(subjects: Sequence[Subject], *, which: str = "last", samples: int = 512, bins: int = 40) -> Answer:
+def temperature(asked: Sequence[Subject], *, which: str = "last", samples: int = 512, bins: int = 40) -> Answer:
     """tau(c) and c / tau(c) of every temperature in the loss (thesis Figures 6.3 and 6.6), and on a keyed batch of
     ``samples`` the mean derivative of the loss by the cosine of a pair (Eq. 6.2, 6.3, 6.6 and 6.7), over the pairs of
     each of ``bins`` bins of the cosine. Positive pairs, negatives of one class and others apart, where there are
@@ -29,7 +29,7 @@ def temperature(subjects: Sequence[Subject], *, which: str = "last", samples: in
     rows: list[dict[str, Any]] = []
     curves: dict[str, list[Curve]] = {"tau(c)": [], "c / tau(c)": []}
     pulls, lines = [], []
-    for subject in subjects:
+    for subject in asked:
         for file in subject.files(which):
             point = subject.point(file, samples, "float32")
             name = f"{subject.label} step {point.step}"

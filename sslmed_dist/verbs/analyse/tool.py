@@ -38,7 +38,7 @@ def analyse(name: str, folders: Sequence[Path], options: Mapping[str, Any]) -> t
     data = arguments.pop("data", {})
     if not isinstance(data, Mapping) or set(data) - {"root"}:
         raise ValueError(f"data: allowed here: data.root, got {data!r}")
-    registry.check_arguments(function, arguments, name, ("subjects",), ("data.root",))
+    registry.check_arguments(function, arguments, name, ("asked",), ("data.root",))
     asked = [moved(subject, data) for subject in subjects(folders)]
     answer = function(asked, **arguments)
     phantoms = any(phantom_data(subject.settings) for subject in asked)

@@ -22,6 +22,7 @@ from sslmed_dist.training.build import AUTO
 from sslmed_dist.training.measuring import arm_predictions
 from sslmed_dist.training.stopping import finish
 from sslmed_dist.verbs import federate
+from sslmed_dist.verbs.analyse.hessian import summary
 from sslmed_dist.verbs.diagnose import run as diagnosis
 from sslmed_dist.verbs.diagnose.run import MODEL, RESULTS
 from sslmed_dist.verbs.diagnose.scoring import ENSEMBLE
@@ -31,7 +32,7 @@ from sslmed_dist.verbs.reproduce import read_table, table
 from sslmed_dist.verbs.reproduce.table import Metric
 from sslmed_dist.verbs.similarities import similarities
 
-METRICS = "metrics.jsonl"
+METRICS, HESSIAN = "metrics.jsonl", "hessian.json"
 FINISHED, BEGUN, MISSING = "finished", "begun, not finished", "not run"
 
 
@@ -90,8 +91,8 @@ def file_of(cell: Cell, metric: Metric) -> Path:
         return cell.settings.folder / METRICS
     if cell.settings.federated is not None:
         return federate.results(cell.settings.folder)
-    name = {"similarity": SIMILARITY, "diagnosis": Path(RESULTS).name}.get(metric.evaluator["name"], "last.json")
-    return cell.settings.folder / "evaluate" / name
+    names = {"similarity": SIMILARITY, "diagnosis": Path(RESULTS).name, "hessian": HESSIAN}
+    return cell.settings.folder / "evaluate" / names.get(metric.evaluator["name"], "last.json")
 
 
 def changes(before: Config, now: Config) -> list[str]:
@@ -182,6 +183,9 @@ def evaluate(cell: Cell) -> None:
     source = {"file": trained.file.name, "sha256": trained.sha256, "part": "encoder"}
     if any(metric.evaluator["name"] == "similarity" for metric in cell.metrics.values()):
         similarities(asked, SIMILARITY)
+    for leaf in (metric.evaluator for metric in cell.metrics.values() if metric.evaluator["name"] == "hessian"):
+        options = {key: value for key, value in leaf.items() if key != "name"}
+        run_folder.write_json(folder / "evaluate" / HESSIAN, summary(folder, settings.data.get("root"), **options))
     write_rows(folder / "evaluate" / "last.json", rows, encoder=source, complete=True)
 
 
@@ -194,7 +198,7 @@ def measured(cell: Cell, metric: Metric) -> float | None:
     if file.name == METRICS:  # the last line that says it
         values = [line["value"] for line in run_folder.Metrics(file).read() if line["name"] == metric.name]
         value = values[-1] if values else None
-    elif file.name == SIMILARITY:  # the figure stands at the top of the file; all else is a row
+    elif file.name in (SIMILARITY, HESSIAN):  # the figure stands at the top of the file; all else is a row
         value = read_object(file, optional={metric.name: float | None}).get(metric.name)
     else:
         asked = (arm_of(cell, metric), ALL_SITES, title_of(cell, metric), metric.name)

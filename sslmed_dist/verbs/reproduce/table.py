@@ -20,8 +20,9 @@ Tree = dict[str, Any]
 
 DECIDED = ("run.name", "evaluate.protocols", "run.start_from")  # keys that the table decides, never an override
 # What a metric may name beside EVALUATORS: a fine-tuned classifier's own predictions, the alignment of two views, what
-# sslmed diagnose measured (of the arm ``arm``: ensemble by default), what a pretext's validation said in training.
-BESIDE = ("classifier", "similarity", "diagnosis", "pretext")
+# sslmed diagnose measured (of the arm ``arm``: ensemble by default), what a pretext's validation said in training,
+# and the spectrum of the loss, with the arguments of sslmed analyse RUN hessian.
+BESIDE = ("classifier", "similarity", "diagnosis", "pretext", "hessian")
 PLANE = "{plane}"  # in ``start_from``: the plane of each part of a diagnosis
 
 
