@@ -145,7 +145,12 @@ def run(works: Mapping[str, Work], settings: config.Config, verb: str) -> dict[s
     options = config.replace(settings, ray={"num_workers": number, "placement": "pack"}).ray
     if settings.ray.placement != "pack":
         say(f"ray.placement: {settings.ray.placement}: not for these tasks; each goes where there is room")
-    tasks = RayTasks(options, verb)
-    with apart(settings, lambda: tasks.kept), Stop.anew(settings.folder) as stop, cluster(options, stop):
+    begun: list[RayTasks] = []  # empty until Ray may be imported: its log goes where it finds stderr then
+    with (
+        apart(settings, lambda: any(tasks.kept for tasks in begun)),
+        Stop.anew(settings.folder) as stop,
+        cluster(options, stop),
+    ):
         require_room(options, stop)
-        return run_all(works, tasks, options.most, stop)
+        begun.append(RayTasks(options, verb))
+        return run_all(works, begun[0], options.most, stop)
