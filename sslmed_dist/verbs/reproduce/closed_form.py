@@ -21,19 +21,22 @@ def figure_6_2() -> tuple[list[Panel], list[str]]:
 
     The thesis prints neither delta nor K; only their product enters.
     """
-    panels, rising, every = [], 0, 0
+    panels: list[Panel] = []
+    fits, every = [0, 0], [0, 0]  # left and right of 0: solutions that slope as published, and all
     for strength in (0.1, 1.0, 10.0, 100.0):
         curves = []
         for constant, tau in solutions(C, strength, HIGH, CONSTANTS):
             there = tau.isfinite()
             curves.append(curve(f"k' {constant:.3g}", zip(C[there].tolist(), tau[there].tolist(), strict=True)))
-            right = tau[(C > 0) & there]
-            every += len(right) > 1
-            rising += len(right) > 1 and bool((right.diff() >= 0).all())
+            for side, (half, sign) in enumerate(((C < 0, -1.0), (C > 0, 1.0))):
+                slopes = tau[half & there].diff() * sign
+                every[side] += len(slopes) > 0
+                fits[side] += len(slopes) > 0 and bool((slopes >= 0).all())
         panels.append(Panel(f"delta K = {strength:g}", "cosine c", "tau", [it for it in curves if it.runs[0][0]]))
     lines = [
         "published: the solutions fall with c left of 0 and rise with it right of 0",
-        f"ours: {rising} of {every} solutions that exist right of 0 rise all the way there",
+        f"ours: left of 0 {fits[0]} of {every[0]} solutions that exist there fall all the way, right of 0 "
+        f"{fits[1]} of {every[1]} rise",
     ]
     return panels, lines
 
