@@ -24,6 +24,7 @@ MOST_MEASURES = 3  # that have a column: those that most runs have
 INSIDE = {"arms", "sites", "checkpoints", "evaluate", "pictures", "ray", "logs"}  # folders of a run that hold no run
 OWN_ARMS = ("federated", "encoder")  # the arm that a run is about, whichever it has
 FLOORS = ("random", "raw_pixels")
+Relations = list[tuple[str, str]]  # (what another run is to this one, its name)
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def write_overview(folder: Path, out: Path | None = None, *, force: bool = False
         why = "".join(f"; {path.name}: {reason}" for path, reason in list(found.unread.items())[:1])
         raise ValueError(f"{folder}: holds no run (a folder with config.yaml and metrics.jsonl or evaluate/){why}")
     measures = common_measures(found.runs)
-    lines = [line_of(run, found.runs, measures, folder, target.parent) for run in found.runs]
+    relations = related(found.runs, folder)
+    lines = [line_of(run, measures, relations[run.folder], folder, target.parent) for run in found.runs]
     unread = {str(path.relative_to(folder)): reason for path, reason in found.unread.items()}
     title = f"Runs in {folder.resolve().name}"
     write_atomically(target, html(title, [wording.column_name(c) for c in measures], lines, unread).encode())
@@ -93,7 +95,7 @@ def common_measures(runs: Sequence[Run]) -> list[Column]:
     return [column for column, _ in counts.most_common(MOST_MEASURES)]
 
 
-def line_of(run: Run, runs: Sequence[Run], measures: Sequence[Column], folder: Path, page: Path) -> Line:
+def line_of(run: Run, measures: Sequence[Column], relations: Relations, folder: Path, page: Path) -> Line:
     """What the page says of a run; links are relative to the folder of the ``page``."""
     experiment = Experiment(run.name, (run,), (run.folder.name,))
     said = dict(facts.facts(experiment))
@@ -112,7 +114,7 @@ def line_of(run: Run, runs: Sequence[Run], measures: Sequence[Column], folder: P
         loss=loss[0].runs[0][1] if loss else [],
         figures=[figure_of(table, column) for column in measures],
         arms=[wording.arm_name(arm) for arm in table.arms] if table is not None else [],
-        related=related(run, runs, folder),
+        related=relations,
     )
 
 
@@ -131,16 +133,20 @@ def figure_of(table: Table | None, column: Column) -> Figure | None:
     return Figure(cell.value, value, spread, floors)
 
 
-def related(run: Run, runs: Sequence[Run], folder: Path) -> list[tuple[str, str]]:
-    """(what it is to this one, name) of other runs: other seeds of it, and the run that it started from or goes on."""
-    names = {other.folder: str(other.folder.relative_to(folder)) for other in runs}
-    mine = next(experiment for experiment in group(runs) if run in experiment.runs)
-    others = [("other seeds", names[other.folder]) for other in mine.runs if other.folder != run.folder]
-    settings = run.config.get("run") or {}
-    for key, words in (("start_from", "starts from"), ("continue_from", "goes on from")):
-        source = Path(str(settings.get(key) or ""))
-        others += [(words, names[other.folder]) for other in runs if settings.get(key) and same_run(other, source)]
-    return others
+def related(runs: Sequence[Run], folder: Path) -> dict[Path, Relations]:
+    """Of each run's folder: its other seeds, and the run that it started from or goes on."""
+    names = {run.folder: str(run.folder.relative_to(folder)) for run in runs}
+    found: dict[Path, Relations] = {run.folder: [] for run in runs}
+    for experiment in group(runs):
+        for run in experiment.runs:
+            found[run.folder] += [("other seeds", names[it.folder]) for it in experiment.runs if it is not run]
+    for run in runs:
+        settings = run.config.get("run") or {}
+        for key, words in (("start_from", "starts from"), ("continue_from", "goes on from")):
+            source = Path(str(settings.get(key) or ""))
+            others = [other for other in runs if settings.get(key) and same_run(other, source)]
+            found[run.folder] += [(words, names[other.folder]) for other in others]
+    return found
 
 
 def same_run(run: Run, named: Path) -> bool:
