@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("sslmed_dist", "clients", "server")
 
 FOUNDATION = (
-    "__init__ addresses arguments atomic_files checkpoint cli_arguments cli_completion cli_hospitals cli_parser config "
-    "curve_events distributed endings federated_section home_folder installation json_files links locks "
-    "log_files outputs plain_yaml printable randomness registry run_folder sections state_dicts strips "
+    "__init__ addresses arguments atomic_files checkpoint cli_arguments cli_completion cli_hospitals cli_parser "
+    "cli_patients config curve_events distributed endings federated_section home_folder installation json_files links "
+    "locks log_files outputs plain_yaml printable randomness registry run_folder sections state_dicts strips "
     "trackers user_cache weights zip_files "
 )
 # From the ground up: a part may import those below it, and of its own floor only itself; in the foundation the test
