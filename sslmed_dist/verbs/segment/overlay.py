@@ -47,7 +47,7 @@ def montage(
             if middle is None:
                 continue
             title = f"query, slice {middle}, reliability {finding.reliability:.2f}"
-            title += " (do not trust)" if finding.doubted else ""
+            title += ", doubt" if finding.doubted else ""
             title += "" if finding.estimate.seen else ", a guess"
             title += "" if mask[middle].any() else ": nothing found"
             support_title = f"support, label {organ.label}, slice {z}"
