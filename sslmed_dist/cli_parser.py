@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=path, default=Path("runs"), help="where runs and phantom data go")
     demo.add_argument("--quick", action="store_true", help="fewer steps, no Ray cluster and no Flower runtime")
     older = verbs.add_parser("recipes", help="older name of `list recipes`")
-    older.add_argument("names", nargs="*", metavar="NAME")
+    older.add_argument("names", nargs="*", metavar="NAME", help="of a recipe, as after `list recipes`")
     catalogue = verbs.add_parser("list", help="every loss, view, method, encoder, dataset, strategy, recipe and table")
     catalogue.add_argument("family", nargs="?", metavar="FAMILY", help="losses, views, ...; without one: the families")
     catalogue.add_argument("entry", nargs="?", metavar="NAME", help="this entry whole: arguments, equation, recipes")

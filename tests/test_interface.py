@@ -107,7 +107,7 @@ def test_training_takes_a_configuration_a_file_or_a_recipe(tmp_path: Path, run: 
     [
         (
             lambda bytes_: bytes_ / 255,
-            r"values from .* to .*: they were scaled to \[0, 1\]; .*value_range=\(0, 1\) takes these",
+            r"values from .* to .*: they were scaled to \[0, 1\]; .*value_range=\(0, 1\)\) takes these",
         ),
         (lambda bytes_: (bytes_ / 255 - 0.5) / 0.25, "they were normalised, or are of another scale"),
         (lambda bytes_: bytes_ * 257, "they were normalised, or are of another scale"),
