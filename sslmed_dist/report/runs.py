@@ -181,12 +181,11 @@ def read_notices(path: Path) -> list[str]:
 
 
 def read_verdicts(folder: Path) -> list[str]:
-    """What ``sslmed verdict`` found of the run, and after how many steps. ``ValueError`` names the file and the
-    field."""
+    """What ``sslmed verdict`` found of the run, and how far it was. ``ValueError`` names the file and the field."""
     found = []
     for path in sorted(folder.glob("verdict/*.json")):
-        tree = checked(read_object(path), str(path), {"words": str, "steps": int})
-        found.append(f"verdict after {tree['steps']} steps: {tree['words']}")
+        tree = checked(read_object(path), str(path), {"words": str, "done": str})
+        found.append(f"verdict after {tree['done']}: {tree['words']}")
     return found
 
 

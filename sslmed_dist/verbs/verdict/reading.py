@@ -13,17 +13,18 @@ FAR, GUESSED = 0.5, 0.65  # views that far apart, and told apart no surer than t
 NEAR = 0.02  # views no further apart than this
 GAIN = 0.1  # part of the mistakes in telling views apart that is gone where something is learned; healthy runs: 0.18
 LOWER = 0.02  # part by which the loss has to be lower than at the start
-EARLY = 20  # steps before which nothing is said
+EARLY = 30  # steps before which batch norm has not settled, and little is said
 
 
 @dataclass(frozen=True)
 class Facts:
     """All that is known of a run. ``now`` and ``first`` are ``measures.look``'s numbers of its encoder and of the one
     that it began with; ``embedding`` are the run's own last logged collapse measures; ``losses`` its logged losses;
-    ``images`` how many were looked at. ``pushes`` is None where the method is none of pairs."""
+    ``images`` how many were looked at; ``steps`` is None where a
+    checkpoint counts none. ``pushes`` is None where the method is none of pairs."""
 
     method: str
-    steps: int
+    steps: int | None
     images: int
     now: Mapping[str, float]
     first: Mapping[str, float]
@@ -87,12 +88,12 @@ def repelled_by_nothing(facts: Facts) -> Finding | None:
 
 def collapsed(facts: Facts) -> Finding | None:
     """All images at one point."""
-    spread = facts.embedding.get("embedding_std")
-    lost = facts.now["embedding_std"] < min(LOST * facts.first["embedding_std"], COLLAPSED)
-    if not lost and (spread is None or spread >= COLLAPSED):
+    spread, own = facts.embedding.get("embedding_std", 1.0), facts.now["embedding_std"]
+    lost = own < min(LOST * facts.first["embedding_std"], COLLAPSED)
+    if not lost and spread >= COLLAPSED:
         return None
-    value = facts.now["embedding_std"] if spread is None else spread
-    words = f"has collapsed: all images lie near one point (spread {value:.3f}; 1 is even, 0 is one point)"
+    value, what = (spread, "embeddings") if spread < COLLAPSED else (own, "features")
+    words = f"has collapsed: all images lie near one point (spread of {what} {value:.3f}; 1 is even, 0 is one point)"
     mends = ["a lower optim.lr", "batch norm in the head (method.head.batch_norm: true)"]
     if facts.method in ("byol", "simsiam"):
         mends.insert(0, "a predictor of two layers with batch norm, and for BYOL method.momentum of 0.99 and more")
@@ -148,7 +149,7 @@ def not_learning(facts: Facts) -> Finding | None:
 
 def early(facts: Facts) -> Finding | None:
     """Too few steps."""
-    if facts.steps >= EARLY:
+    if facts.steps is None or facts.steps >= EARLY:
         return None
     return Finding("too early", f"too early to say: {facts.steps} steps are done; ask again after {EARLY}")
 
@@ -158,10 +159,10 @@ STATES: tuple[Callable[[Facts], Finding | None], ...] = (
     copied,
     blown_up,
     repelled_by_nothing,
+    early,
     collapsed,
     too_strong,
     too_weak,
-    early,
     not_learning,
 )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sslmed_dist import checkpoint
+from sslmed_dist import checkpoint, config
 from sslmed_dist.atomic_files import refuse_links, write_atomically
 from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import Dataset, unlabelled
@@ -52,7 +52,7 @@ def verdict(folder: Path, which: str = "last", overrides: Sequence[str] = ()) ->
         raise ValueError(f"{folder}: no run folder with checkpoints{runs_inside(folder)}")
     refuse_links(folder)
     trained = pretrained.load(folder, which)
-    settings = overridden(trained.settings, overrides)
+    settings = with_places(overridden(trained.settings, overrides), folder)
     if settings.method["name"] == "cowpro":
         raise ValueError(f"{folder}: cowpro is trained on episodes, not on views of images; allowed: sslmed evaluate")
     dataset = build.load_data(settings, "train")
@@ -64,11 +64,12 @@ def verdict(folder: Path, which: str = "last", overrides: Sequence[str] = ()) ->
     measures.settle(first.to(device).encoder, settings, dataset, positions)
     now = measures.look(method.to(device).encoder, settings, dataset, positions, pair)
     begun = measures.look(first.encoder, settings, dataset, positions, pair)
-    rows = list(Metrics(folder / "metrics.jsonl").read())
+    steps = steps_of(trained.file)
+    rows = [row for row in Metrics(folder / "metrics.jsonl").read() if steps is None or (row.get("step") or 0) <= steps]
     logged = {name: measures.curve(rows, name)[1] for name in LOGGED}
     facts = reading.Facts(
         method=settings.method["name"],
-        steps=steps_of(trained.file),
+        steps=steps,
         images=len(positions),
         now=now.numbers | knn(settings, dataset, method),
         first=begun.numbers | knn(settings, dataset, first),
@@ -84,9 +85,20 @@ def verdict(folder: Path, which: str = "last", overrides: Sequence[str] = ()) ->
     out = folder / FOLDER
     picture = draw(out / f"{which}.png", now, begun)
     encoder = {"file": trained.file.name, "sha256": trained.sha256}
-    answer = {"verdict": found.name, "words": found.words, "steps": facts.steps, "encoder": encoder}
+    answer = {"verdict": found.name, "words": found.words, "done": done(trained.file, steps), "encoder": encoder}
     write_json(out / f"{which}.json", answer | {"facts": tree(facts)})
     return Verdict(found.name, found.name in ("healthy", "too early"), (*lines, *picture, str(out / f"{which}.json")))
+
+
+def with_places(settings: Config, folder: Path) -> Config:
+    """The settings with the data of the run folder's own file where the checkpoint names none: a federation's rounds
+    hold no path of a site. ``ValueError`` where the file has none either."""
+    if not settings.federated or settings.data.get("root") is not None:
+        return settings
+    data = config.load(folder / "config.yaml").data
+    if data.get("root") is None:
+        raise ValueError(f"{folder}: a round of a federation names no data; allowed: sslmed verdict RUN data.root=PATH")
+    return config.replace(settings, data=data)
 
 
 def method_of(trained: pretrained.Pretrained) -> tuple[Method, bool]:
@@ -102,10 +114,16 @@ def method_of(trained: pretrained.Pretrained) -> tuple[Method, bool]:
     return method.eval(), whole
 
 
-def steps_of(file: Path) -> int:
-    """Steps that were done at a checkpoint; of a federation, which counts none there, enough to be judged."""
-    state: Mapping[str, Any] = checkpoint.load(file).get("state") or {}
-    return int(state.get("step", reading.EARLY))
+def steps_of(file: Path) -> int | None:
+    """Steps that were done at a checkpoint; None for one of a federation, which counts none."""
+    step = (checkpoint.load(file).get("state") or {}).get("step")
+    return None if step is None else int(step)
+
+
+def done(file: Path, steps: int | None) -> str:
+    """How far a checkpoint is, in words."""
+    word, _, number = file.stem.partition("_")
+    return f"{word} {number.lstrip('0') or 0}" if steps is None else f"{steps} steps"
 
 
 def begins_elsewhere(settings: Config) -> bool:

@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sslmed_dist import checkpoint
+from sslmed_dist import checkpoint, config
 from sslmed_dist.cli import main
 from sslmed_dist.json_files import read_object
 from sslmed_dist.report import write_report
+from sslmed_dist.run_folder import Metrics
 from sslmed_dist.verbs.verdict import measures, reading, tool
+from tests.federation import tiny as small
 from tests.verbs.verdict import runs
 
 HEALTHY = reading.Facts(
@@ -79,6 +81,8 @@ def test_a_run_is_named_for_what_it_is(
         ({"views": {"view_distance": 0.001}}, "views too weak"),
         ({"now": HEALTHY.first}, "not learning"),
         ({"now": HEALTHY.first, "steps": 3}, "too early"),
+        ({"now": HEALTHY.first, "steps": None}, "not learning"),
+        ({"embedding": {"embedding_std": 0.01}, "steps": 3}, "too early"),
         ({"now": {"embedding_std": 0.5}, "views": {}}, "healthy"),
         ({"now": {"embedding_std": 0.5}, "views": {}, "losses": (3.0, 3.0)}, "not learning"),
     ],
@@ -131,3 +135,25 @@ def test_the_run_is_left_as_it_was_and_its_report_says_the_verdict(archive: Path
         page.read_text()
     )
     assert checkpoint.load(next((folder / "checkpoints").glob("*.pt")))["kind"] == "training"
+
+
+def test_an_earlier_checkpoint_is_judged_by_what_was_logged_until_then(archive: Path, tmp_path: Path) -> None:
+    folder = runs.train(archive, tmp_path, "two", {"plan": {"keep_every": 4}}, epochs=2)
+    tool.verdict(folder, "step_4")
+    early = read_object(folder / "verdict" / "step_4.json")
+    losses = {row["step"]: row["value"] for row in Metrics(folder / "metrics.jsonl").read() if row["name"] == "loss"}
+    assert max(losses) == 8 and early["done"] == "4 steps"
+    assert early["facts"]["losses"] == [losses[4]]
+
+
+def test_a_round_of_a_federation_is_judged_by_its_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = small.settings(tmp_path)
+    folder = small.federate(chosen, monkeypatch)
+    tool.verdict(folder)  # the run folder's own file says where the data is
+    written = read_object(folder / "verdict" / "last.json")
+    assert written["done"] == "round 2" and written["facts"]["steps"] is None
+    assert written["facts"]["pushes"] is None  # heads stay at the sites
+    (folder / "config.yaml").write_text(config.dump(config.replace(chosen, data={"root": None})))
+    with pytest.raises(ValueError, match="a round of a federation names no data; allowed: .* data.root=PATH"):
+        tool.verdict(folder)
+    assert tool.verdict(folder, overrides=[f"data.root={chosen.data['root']}"]).name == written["verdict"]
