@@ -41,8 +41,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def parameters() -> list[Any]:
-    """Every case; those that only add another method are slow."""
-    more = {"SimCLR", "BYOL", "jigsaw"}
+    """Every case; another method and the rarest fault are slow."""
+    more = {"SimCLR", "BYOL", "jigsaw", "views that are the image itself"}
     return [
         pytest.param(*key, id="-".join(key), marks=[pytest.mark.slow] if key[1] in more else []) for key in runs.CASES
     ]
@@ -146,6 +146,7 @@ def test_an_earlier_checkpoint_is_judged_by_what_was_logged_until_then(archive: 
     assert early["facts"]["losses"] == [losses[4]]
 
 
+@pytest.mark.slow
 def test_a_round_of_a_federation_is_judged_by_its_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = small.settings(tmp_path)
     folder = small.federate(chosen, monkeypatch)
