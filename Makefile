@@ -48,7 +48,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[ray,flower,medical,dicom,report,timm,onnx,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[ray,flower,medical,dicom,report,timm,onnx,mlflow,wandb,dev]'
 	touch $@
 
 clean:

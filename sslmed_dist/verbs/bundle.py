@@ -21,7 +21,9 @@ from sslmed_dist.printable import note
 from sslmed_dist.verbs.export.tool import export_encoder, require_new
 
 OWN = "sslmed-dist"
+SETUPTOOLS = 77  # the first that reads this pyproject.toml
 OF_THE_MACHINE = ("torch", "torchvision")
+READER = "safetensors"  # of an exported encoder
 SCRIPT = """#!/bin/sh
 # Checks every file of this folder, then installs from it alone. PYTHON: of an environment that has torch {torch} and
 # torchvision {torchvision}; made with Python {python}.
@@ -69,10 +71,14 @@ def closure(name: str, extras: Collection[str] = (), without: Collection[str] = 
     return found - {canonical(name)}
 
 
-def third_party(extras: Sequence[str]) -> list[str]:
-    """``NAME==VERSION`` of the wheels that a machine with torch still needs."""
-    of_torch = set().union(*({name} | closure(name) for name in OF_THE_MACHINE)) - {"numpy", "pillow"}
-    names = closure(OWN, extras, without=of_torch)
+def of_the_machine() -> set[str]:
+    """torch, torchvision and what they need, but for numpy, which this program needs itself."""
+    return set().union(*({name} | closure(name) for name in OF_THE_MACHINE)) - {"numpy"}
+
+
+def third_party(extras: Sequence[str], also: Sequence[str] = ()) -> list[str]:
+    """``NAME==VERSION`` of the wheels that a machine with torch still needs, and of the packages ``also``."""
+    names = closure(OWN, extras, without=of_the_machine()) | set(also)
     return [f"{name}=={metadata.version(name)}" for name in sorted(names)]
 
 
@@ -85,6 +91,8 @@ def bundle(out: Path, *, model: Path | None = None, which: str = "last", extras:
     """
     if importlib.util.find_spec("packaging") is None:
         raise ValueError("bundle needs packaging: pip install packaging")
+    if int(metadata.version("setuptools").split(".")[0]) < SETUPTOOLS:
+        raise ValueError(f"bundle needs setuptools >= {SETUPTOOLS} here: pip install 'sslmed-dist[dev]'")
     root = installation.root()
     if not (root / "setup.py").is_file():
         raise ValueError("bundle: builds its own wheel from a checkout of the project; call it from one")
@@ -92,7 +100,8 @@ def bundle(out: Path, *, model: Path | None = None, which: str = "last", extras:
     if unknown:
         raise ValueError(f"--extras: {unknown[0]}: unknown; allowed: those of pyproject.toml")
     require_new(out)
-    packages = third_party(extras)
+    also = [] if model is None else [READER]
+    packages = third_party(extras, also)
     with appearing(out) as folder:
         wheels = folder / "wheels"
         own_wheel(root, wheels)
@@ -104,7 +113,7 @@ def bundle(out: Path, *, model: Path | None = None, which: str = "last", extras:
             target = folder / page.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(page, target)
-        (folder / "install.sh").write_text(script(extras))
+        (folder / "install.sh").write_text(script(extras, also))
         (folder / "install.sh").chmod(0o755)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         sums = "".join(f"{sha256(path)}  {path.relative_to(folder)}\n" for path in files)
@@ -116,11 +125,12 @@ def bundle(out: Path, *, model: Path | None = None, which: str = "last", extras:
     return out / "install.sh"
 
 
-def script(extras: Sequence[str]) -> str:
+def script(extras: Sequence[str], also: Sequence[str]) -> str:
     """``install.sh``."""
     versions = {name: metadata.version(name) for name in OF_THE_MACHINE}
     asked = f"[{','.join(extras)}]" if extras else ""
-    return SCRIPT.format(**versions, python="{}.{}".format(*sys.version_info[:2]), requirements=f"'{OWN}{asked}'")
+    requirements = " ".join([f"'{OWN}{asked}'", *also])
+    return SCRIPT.format(**versions, python="{}.{}".format(*sys.version_info[:2]), requirements=requirements)
 
 
 def own_wheel(root: Path, wheels: Path) -> None:
@@ -138,5 +148,6 @@ def pip(words: Sequence[str]) -> None:
     command = [sys.executable, "-m", "pip", words[0], "--quiet", "--disable-pip-version-check", *words[1:]]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-        raise ValueError(f"bundle: pip {words[0]} failed: {lines[-1][:200]}")
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+        telling = [line for line in lines if "error:" in line.lower()] or lines
+        raise ValueError(f"bundle: pip {words[0]} failed: {telling[0][:200]}")
