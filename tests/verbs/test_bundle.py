@@ -112,7 +112,7 @@ def test_a_bundle_is_installed_and_runs_in_an_empty_network_namespace(tmp_path: 
     few = ["run.device=cpu", "plan.batch_size=16", "plan.epochs=1", "plan.steps_per_epoch=1", "driver=local"]
     flat = ["data.root=tiny.npz", "optim.schedule.warmup_epochs=0"]
     alone(str(python), "-m", "sslmed_dist.cli", "train", "simsiam", *flat, *few)
-    assert list(tmp_path.glob("runs/simsiam/checkpoints/step_*.pt"))
+    assert list(tmp_path.glob("runs/smoke-simsiam/checkpoints/step_*.pt"))
 
     page = tmp_path / "bundle" / "README.md"
     page.write_text(page.read_text() + "changed")
