@@ -27,7 +27,7 @@ from tests.verbs.reproduce import test_knee_tables
 FOLDER = Path(__file__).parents[3] / "configs" / "thesis"
 NAMES = [f"table-5.{number}" for number in range(2, 12)] + [f"table-6.{number}" for number in range(1, 16)]
 NAMES += [f"table-7.{number}" for number in range(1, 5)]
-NAMES += [f"figure-{number}" for number in ("5.1", "6.4", "6.5", "6.7", "6.8")]
+NAMES += [f"figure-{number}" for number in ("5.1", "5.3", "5.4", "5.5", "6.1", "6.4", "6.5", "6.7", "6.8")]
 SUBSET_GIVEN = ("labels", "groups", "ids", "names", "seed")
 VIEWS_GIVEN = {"channels": 3, "value_range": (0.0, 255.0)}
 
