@@ -44,4 +44,5 @@ def test_an_interrupt_ends_workers_in_the_middle_of_their_jobs(tmp_path: Path, w
             assert line, started.stderr.read()
             seen.append(line.strip())
         (os.killpg if whole_group else os.kill)(started.pid, signal.SIGINT)
-        assert started.stderr.read() == "interrupted\n" and started.wait() == 130
+        said = started.communicate(timeout=120)[1]
+        assert said == "interrupted\n" and started.returncode == 130
