@@ -15,10 +15,12 @@ from sslmed_dist.data.scans.scan import StoredScan
 from sslmed_dist.downstream.oneshot.evaluator import at_test, head_over
 from sslmed_dist.downstream.oneshot.segmenter import Segmenter
 from sslmed_dist.models import PROTOTYPE_HEADS
+from sslmed_dist.printable import note
 from sslmed_dist.training import build, pretrained
 
 PERCENTILE = 99.5  # of a volume's voxels: MR is clipped above it
 SATURATED = 5e-4  # of the voxels at the maximum: such a volume is clipped already (prepared ones have 2e-3 and more)
+GUESS = "a guess"  # begins the words about a pixel size that nobody said
 Intensity = Literal["auto", "clip", "keep"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -77,6 +79,8 @@ def load_model(
     encoder, built = trained.encoder.to(torch_device), registry.build(PROTOTYPE_HEADS, leaf, "head")
     segmenter = Segmenter(encoder, built, torch_device, quadrants=quadrants, tidy=tidy)
     pixel, source = pixel_of(trained.file, trained.settings.views.get("pixel_mm"), pixel_mm, field_mm, size)
+    if source.startswith(GUESS):
+        note(f"{run}: pixel size {pixel:g} mm is {source}")
     return Model(segmenter, size, pixel, source, leaf, method, trained.file, trained.sha256)
 
 
@@ -92,7 +96,7 @@ def pixel_of(
     if field is None:
         raise ValueError(f"{file}: does not say how large the pixels of its training slices were; give --pixel-mm")
     return round(field / size, 4), (
-        f"a guess: the run does not say; the support shows {field:g} mm, which makes {field / size:g} mm for each of "
+        f"{GUESS}: the run does not say; the support shows {field:g} mm, which makes {field / size:g} mm for each of "
         f"{size} pixels. If training slices showed more or less of a body than that, give --pixel-mm"
     )
 

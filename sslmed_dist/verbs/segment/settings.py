@@ -24,6 +24,12 @@ class Settings:
     span: tuple[int, int] | None = None
 
 
+def check(intensity: str, window: tuple[float, float] | None, span: tuple[int, int] | None) -> None:
+    """``check_intensity`` and ``check_span``."""
+    check_intensity(intensity, window)
+    check_span(span)
+
+
 def check_intensity(intensity: str, window: tuple[float, float] | None) -> None:
     """``ValueError`` unless the way of clipping is known and the window is two finite numbers, the lower first."""
     if intensity not in ("auto", "clip", "keep"):

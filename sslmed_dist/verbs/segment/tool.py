@@ -3,6 +3,12 @@
 Nothing is written before the model, the support and its mask are read and found good. A query's files appear together
 or not at all. Among several queries one that fails does not stop the others: they are written, ``run.json`` names it,
 and at the end an error names it too. One call at a time writes into a folder; what stands there stays known.
+
+Writes for each query NAME into ``out`` (``force``: ``files.require_writable``) ``NAME_labels.nii.gz`` (ids of the
+mask), with ``probabilities`` ``NAME_probability.nii.gz`` (foreground softmax, uncalibrated, float32, a fourth axis for
+several labels; 0 outside the slices where the organ is taken to be), ``NAME_overlay.png``, ``NAME.ctbl``, with
+``dicom_seg`` ``NAME_seg.dcm``; and once ``volumes.csv``, ``overlay.html`` and ``run.json``. A label too small to be
+learnt is left out, and they say so.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,12 +36,12 @@ from sslmed_dist.verbs.segment.model import (
     placed,
     standardised,
 )
-from sslmed_dist.verbs.segment.naming import RECORD, WRITER, Names, Naming, name_queries, require_apart
+from sslmed_dist.verbs.segment.naming import RECORD, WRITER, Names, name_queries, require_apart
 from sslmed_dist.verbs.segment.native import Drawing
 from sslmed_dist.verbs.segment.overlay import montage, require_matplotlib
 from sslmed_dist.verbs.segment.record import VOLUMES, opened
 from sslmed_dist.verbs.segment.search import Kind, Organ, encode, search
-from sslmed_dist.verbs.segment.settings import Settings, check_intensity, check_span, require_in_stack
+from sslmed_dist.verbs.segment.settings import Settings, check, require_in_stack
 from sslmed_dist.verbs.segment.support import Annotated, read_said, read_support, require_oriented
 
 
@@ -77,35 +83,23 @@ def segment(
 ) -> list[Path]:
     """Segment the scans that ``query`` means (``files.find_queries``) by one annotated support. Returns the files.
 
-    ``run``: run folder or checkpoint. ``head``, ``pixel_mm``, ``device``: see ``load_model``. ``intensity``,
-    ``window``: see ``standardised``. ``support``: a NIfTI file or DICOM folder. ``support_mask``: its masks
-    (``mask_files.read_masks``). ``labels``: the ids to look for (default: all). ``quadrants``: nothing is found in a
-    quarter of the body that the support's organ leaves empty; refused where a file does not say how the patient lay.
-    ``tidy``: see ``Segmenter``. ``span``: the organs' first and last slice in every query, for who knows it, numbered
-    from 0, inferior to superior; default: estimated. ``supports``: more annotated scans, (image, mask) each, of the
-    same label ids. ``names``: see ``naming.name_queries``; anonymous ones are refused with ``dicom_seg``, which names
-    the patient.
-    ``series``, ``support_series``: which series of a study is meant, where there are several (``read_one``).
-
-    Writes for each query NAME into ``out`` (``force``: ``files.require_writable``) ``NAME_labels.nii.gz`` (ids of the
-    mask), with ``probabilities`` ``NAME_probability.nii.gz`` (foreground softmax, uncalibrated, float32, a fourth axis
-    for several labels; 0 outside the slices where the organ is taken to be), ``NAME_overlay.png``, ``NAME.ctbl``, with
-    ``dicom_seg`` ``NAME_seg.dcm``; and once ``volumes.csv``, ``overlay.html`` and ``run.json``. A label too small to be
-    learnt is left out, and they say so. ``ValueError``: one line that names what is wrong.
+    ``run``: run folder or checkpoint. ``head``, ``pixel_mm``, ``device``: ``load_model``. ``intensity``, ``window``:
+    ``standardised``. ``support_mask``: ``mask_files.read_masks``. ``labels``: the ids to look for (default: all).
+    ``quadrants``: nothing is found in a quarter of the body that the support's organ leaves empty. ``tidy``:
+    ``Segmenter``. ``span``: first and last slice of the organs in every query, from 0, inferior to superior (default:
+    estimated). ``supports``: more annotated scans, (image, mask) each, of the same label ids. ``names``:
+    ``naming.name_queries``; anonymous ones are refused with ``dicom_seg``, which names the patient. ``series``,
+    ``support_series``: which series of a study is meant. ``ValueError``: one line that names what is wrong.
     """
     require_matplotlib()
-    check_intensity(intensity, window)
-    check_span(span)
+    check(intensity, window, span)
     read = (support, support_mask, *(path for pair in supports for path in pair))
     require_apart(out, (query, *read))
     sources = files.find_queries(query, read)
     notices = files.passed_over(query, sources, read)
     naming = name_queries(sources, names)
     settings = Settings(intensity, window, quadrants, dicom_seg, tidy, probabilities, naming, series, span)
-    if dicom_seg:
-        require_dicom(naming)
-    stems = list(naming.names.values())
-    written = files.targets(out, stems, dicom_seg=stems if dicom_seg else (), probabilities=probabilities)
+    written = claimed(out, settings)
     outputs.require_folders(out)
     with alone_in_output(out, WRITER):
         files.require_writable(written, force=force)
@@ -124,21 +118,24 @@ def segment(
             quadrants=quadrants,
             tidy=tidy,
         )
-        if model.pixel_from not in ("given", "recorded at training"):
-            note(f"{run}: pixel size {model.pixel:g} mm is {model.pixel_from}")
         organs, kind, support_record = read_support(model, annotations, labels, settings)
         return segment_all(model, organs, kind, support_record, out, settings, notices)
 
 
-def require_dicom(naming: Naming) -> None:
-    """``ValueError`` where no DICOM-SEG can be written of a query: highdicom is missing, names are to be hidden, or a
-    query is no DICOM."""
-    if naming.anonymous:
-        raise ValueError("names: anonymous, but a DICOM-SEG carries the patient's name; leave out one of the two")
-    require_highdicom()
-    for source in naming.names:
+def claimed(out: Path, settings: Settings) -> list[Path]:
+    """The files that will be written. ``ValueError`` where no DICOM-SEG can be written as asked: highdicom is missing,
+    names are to be hidden, or a query is no DICOM."""
+    naming = settings.naming
+    if settings.dicom_seg:
+        if naming.anonymous:
+            raise ValueError("names: anonymous, but a DICOM-SEG carries the patient's name; leave out one of the two")
+        require_highdicom()
+    for source in naming.names if settings.dicom_seg else ():
         if source.files is None:
             raise ValueError(f"{source.path}: --dicom-seg refers to DICOM files; allowed: queries that are DICOM")
+    stems = list(naming.names.values())
+    with_seg = stems if settings.dicom_seg else ()
+    return files.targets(out, stems, dicom_seg=with_seg, probabilities=settings.probabilities)
 
 
 def segment_all(

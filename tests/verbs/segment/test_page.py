@@ -76,7 +76,7 @@ def test_a_browser_shows_it(page: Path, tmp_path: Path, hidden: int | None) -> N
     if hidden is not None:
         text = text.replace(f"id='show-{hidden}' checked", f"id='show-{hidden}'")
     # the swatches have the colours too
-    (tmp_path / "page.html").write_text(text.replace("<span class='swatch'", "<span hidden class='swatch'"))
+    (tmp_path / "page.html").write_text(text.replace("style='background:rgb", "style='outline-color:rgb"))
     words = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,1600"]
     words += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'page.png'}"]
     assert CHROMIUM is not None
