@@ -28,6 +28,7 @@ FOLDER = Path(__file__).parents[3] / "configs" / "thesis"
 NAMES = [f"table-5.{number}" for number in range(2, 12)] + [f"table-6.{number}" for number in range(1, 16)]
 NAMES += [f"table-7.{number}" for number in range(1, 5)]
 NAMES += [f"figure-{number}" for number in ("5.1", "5.3", "5.4", "5.5", "6.1", "6.4", "6.5", "6.7", "6.8")]
+PICTURES = ("figure-5.3", "figure-5.4", "figure-5.5", "figure-6.1")  # the thesis prints no number of theirs
 SUBSET_GIVEN = ("labels", "groups", "ids", "names", "seed")
 VIEWS_GIVEN = {"channels": 3, "value_range": (0.0, 255.0)}
 
@@ -66,9 +67,10 @@ def test_a_table_loads_and_its_cells_resolve(name: str) -> None:
         folders.add(settings.folder)
         fold = "" if found.folds is None else f"fold-{found.folds.values[0]}"
         assert settings.folder == Path("runs").resolve() / name / row / column / fold / "seed-0"
-        assert "root" in settings.data and settings.plan.epochs >= 50
+        assert "root" in settings.data and settings.plan.epochs >= (10 if name in PICTURES else 50)
     assert len(folders) == len(found.rows) * len(found.columns)
-    assert any(found.published.values()) and found.tolerance == (2.0 if name.startswith("table-7") else 1.0)
+    assert any(found.published.values()) == (name not in PICTURES)
+    assert found.tolerance == (2.0 if name.startswith("table-7") else 1.0)
     keys = {(row, column, metric) for row in (*found.rows, *found.not_ours) for column in found.columns
             for metric in found.columns[column].metrics}  # fmt: skip
     assert set(found.published) == keys
