@@ -28,6 +28,11 @@ class Annotated:
     notices: Sequence[str]
 
 
+def read_annotated(pairs: Sequence[tuple[Path, Path]], series: str) -> list[Annotated]:
+    """The images of (image, mask) pairs, read; what reading them left aside is said."""
+    return [Annotated(image, mask, *read_said(image, series)) for image, mask in pairs]
+
+
 def read_support(
     model: Model, supports: Sequence[Annotated], labels: Sequence[int], settings: Settings
 ) -> tuple[list[Organ], Kind, dict[str, Any]]:

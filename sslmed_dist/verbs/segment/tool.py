@@ -42,7 +42,7 @@ from sslmed_dist.verbs.segment.overlay import montage, require_matplotlib
 from sslmed_dist.verbs.segment.record import VOLUMES, opened
 from sslmed_dist.verbs.segment.search import Kind, Organ, encode, search
 from sslmed_dist.verbs.segment.settings import Settings, check, require_in_stack
-from sslmed_dist.verbs.segment.support import Annotated, read_said, read_support, require_oriented
+from sslmed_dist.verbs.segment.support import read_annotated, read_said, read_support, require_oriented
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,7 @@ def segment(
     outputs.require_folders(out)
     with alone_in_output(out, WRITER):
         files.require_writable(written, force=force)
-        annotations = [
-            Annotated(image, mask, *read_said(image, support_series))
-            for image, mask in (*supports, (support, support_mask))
-        ]
+        annotations = read_annotated([*supports, (support, support_mask)], support_series)
         model = load_model(
             run,
             which=which,
