@@ -58,26 +58,41 @@ class Pair:
 
 
 class Patients:
-    """The patients of a part (``train`` or ``test``) of the runs' data, and a segmenter of their maps."""
+    """The patients of a part (``train``, ``test``, or ``both``) of the runs' data, and a segmenter of their maps.
+    ``held_out``: the numbers of those that the runs were not trained on."""
 
     def __init__(self, runs: Sequence[Path], data: str, part: str, keep: Path | None, *, tidy: bool = True) -> None:
         torch.set_num_threads(1)
         self.values: dict[str, int] = {}
+        self.held_out: set[int] = set()
         found: dict[int, Patient] = {}
         for run in runs:
             start = pretrained.load(run)
-            dataset = load_data(start.settings, part, {"masks": "organs", "root": data})
-            organs = [str(organ) for organ in start.settings.data["exclude"]]
-            self.values |= {organ: dataset.classes.index(organ) + 1 for organ in organs}
-            segmenter = Segmenter(start.encoder, None, "cpu")
-            for scan in scans_of(dataset, torch.arange(len(dataset))):
-                images, values = fetch(dataset, scan, seed=0)
-                maps = kept(keep, f"{run.name}-{scan.number}", lambda: segmenter.maps(images))  # noqa: B023
-                new = Patient(scan.number, scan.spacing, body_centre(images), values, {})
-                found.setdefault(scan.number, new).maps.update(dict.fromkeys(organs, maps))
+            for each in ("train", "test") if part == "both" else (part,):
+                self.read(start, each, data, found, lambda number, maps: kept(keep, f"{run.name}-{number}", maps))  # noqa: B023
         self.all = list(found.values())
         self.segmenter = reader(tidy)
         self.learnt: dict[tuple[int, str], Shown] = {}
+
+    def read(
+        self,
+        start: pretrained.Pretrained,
+        part: str,
+        data: str,
+        found: dict[int, Patient],
+        keep: Callable[[int, Callable[[], Tensor]], Tensor],
+    ) -> None:
+        """Add the patients of one part of a run's data to those ``found``."""
+        dataset = load_data(start.settings, part, {"masks": "organs", "root": data})
+        organs = [str(organ) for organ in start.settings.data["exclude"]]
+        self.values |= {organ: dataset.classes.index(organ) + 1 for organ in organs}
+        segmenter = Segmenter(start.encoder, None, "cpu")
+        for scan in scans_of(dataset, torch.arange(len(dataset))):
+            images, values = fetch(dataset, scan, seed=0)
+            maps = keep(scan.number, lambda: segmenter.maps(images))  # noqa: B023
+            new = Patient(scan.number, scan.spacing, body_centre(images), values, {})
+            found.setdefault(scan.number, new).maps.update(dict.fromkeys(organs, maps))
+            self.held_out |= {scan.number} if part == "test" else set()
 
     def mask(self, patient: Patient, organ: str) -> Tensor:
         """Bool (S, H, W)."""
@@ -99,8 +114,9 @@ class Patients:
         return self.segmenter.find(shown, query.maps[organ], size, query.spacing, query.centre)
 
     def pairs(self, supports: int | None = None, *, surface: bool = False) -> Iterator[Pair]:
-        """Every ordered pair of patients with every organ, or of each query ``supports`` keyed supports."""
-        for query in self.all:
+        """Every ordered pair of patients with every organ, or of each query ``supports`` keyed supports. Where any
+        patients are held out, these alone are queries."""
+        for query in [one for one in self.all if not self.held_out or one.number in self.held_out]:
             others = [patient for patient in self.all if patient is not query]
             keys = randomness.uniform(query.number, torch.arange(len(others)))
             for support in [others[i] for i in keys.argsort().tolist()[:supports]]:

@@ -1,12 +1,13 @@
 """Calibrate and test the figure of ``downstream.oneshot.reliability``.
 
-    python -m tests.benchmarks.oneshot_reliability RUN RUN --data PATH [--keep FOLDER]
+    python -m tests.benchmarks.oneshot_reliability RUN RUN --fit RUN RUN --data PATH [--keep FOLDER]
 
-Two runs, one for each label set of one fold. The regression is fitted to pairs of the fold's training patients (of each
-query four supports; the runs saw these patients' slices without organs, no masks), and printed as it stands in the
-module. It is tested on all ordered pairs of the fold's held-out patients x the organs, with the module's own constants:
-AUC for "Dice < 0.5" with a bootstrap over patients, and what the threshold does. For the training pairs the same with
-constants that are fitted anew without both patients of a pair.
+Two runs, one for each label set of one fold, and two of an inner split of its training patients (``data.inner``). The
+regression is fitted to pairs whose query the inner runs were not trained on, with every other training patient as the
+support, and printed as it stands in the module: on patients that an encoder has seen its head is surer of itself. It is
+tested on all ordered pairs of the fold's held-out patients x the organs, with the module's own constants: AUC for
+"Dice < 0.5" with a bootstrap over patients, and what the threshold does. For the fitted pairs the same with constants
+that are fitted anew without both patients of a pair.
 """
 
 import argparse
@@ -39,17 +40,30 @@ def standard(signs: Tensor, means: Tensor, deviations: Tensor) -> Tensor:
 
 
 def fit(signs: Tensor, good: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(means, deviations, coefficients with the constant last) of a logistic regression, by Newton's method."""
+    """(means, deviations, coefficients with the constant last) of a logistic regression, by Newton's method. A sign
+    that would count against what it speaks for, for want of data, has no say: it is left out and the rest fitted
+    anew."""
     means, deviations = signs.mean(0), signs.std(0)
     rows = torch.cat([standard(signs, means, deviations), torch.ones(len(signs), 1, dtype=torch.float64)], 1)
-    penalty = RIDGE * torch.diag(torch.tensor([1.0] * signs.shape[1] + [0.0], dtype=torch.float64))
+    heard = torch.ones(rows.shape[1], dtype=torch.bool)
+    while True:
+        weights = torch.zeros(rows.shape[1], dtype=torch.float64)
+        weights[heard] = newton(rows[:, heard], good)
+        if not (weights[:-1] < 0).any():
+            return means, deviations, weights
+        heard[:-1] &= weights[:-1] >= 0
+
+
+def newton(rows: Tensor, good: Tensor) -> Tensor:
+    """The coefficients of a logistic regression; the last column is the constant's, which is not held small."""
+    penalty = RIDGE * torch.diag(torch.tensor([1.0] * (rows.shape[1] - 1) + [0.0], dtype=torch.float64))
     weights = torch.zeros(rows.shape[1], dtype=torch.float64)
     for _ in range(50):
         chance = (rows @ weights).sigmoid()
         slope = rows.T @ (chance - good.double()) + penalty @ weights
         curve = rows.T @ (rows * (chance * (1 - chance))[:, None]) + penalty
         weights = weights - torch.linalg.solve(curve, slope)
-    return means, deviations, weights
+    return weights
 
 
 def apply(fitted: tuple[Tensor, Tensor, Tensor], signs: Tensor) -> Tensor:
@@ -126,19 +140,19 @@ def left_out(pairs: Sequence[Pair]) -> Tensor:
 def main() -> None:
     """Measure and print."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("runs", nargs="+", type=Path)
+    arguments.add_argument("runs", nargs="*", type=Path)
     arguments.add_argument("--data", required=True)
     arguments.add_argument("--keep", type=Path, help="a folder for feature maps, computed once")
-    arguments.add_argument("--only", choices=("train", "test"))
+    arguments.add_argument("--fit", nargs="+", type=Path, help="runs of an inner split (data.inner) to fit to")
     options = arguments.parse_args()
-    if options.only != "test":
-        pairs = [pair for pair in Patients(options.runs, options.data, "train", options.keep).pairs(4) if pair.signs]
+    if options.fit:
+        pairs = [pair for pair in Patients(options.fit, options.data, "both", options.keep).pairs() if pair.signs]
         means, deviations, weights = fit(table(pairs), torch.tensor([pair.dice >= GOOD for pair in pairs]))
         for name, *values in zip(NAMES, means.tolist(), deviations.tolist(), weights.tolist(), strict=False):
             print(f'    "{name}": ({", ".join(f"{value:.3f}" for value in values)}),')
         print(f"CONSTANT = {float(weights[-1]):.3f}")
-        show("training patients, fitted without both", pairs, left_out(pairs))
-    if options.only != "train":
+        show("inner held-out patients, fitted without both", pairs, left_out(pairs))
+    if options.runs:
         pairs = list(Patients(options.runs, options.data, "test", options.keep).pairs())
         figure = torch.tensor([pair.signs.figure if pair.signs else 0.0 for pair in pairs], dtype=torch.float64)
         show("held-out patients, constants as shipped", pairs, figure)
