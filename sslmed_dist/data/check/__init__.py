@@ -96,8 +96,6 @@ def inspect(path: str | Path, series: Mapping[str, str] | None = None) -> tuple[
     ``series`` with another layout.
     """
     root = Path(path)
-    if not root.exists():
-        raise ValueError(f"{root}: no such file or folder")
     findings = Findings()
     inspection = recognise(root)
     if series is not None and not (root.is_dir() and inspection in (inspect_examinations, inspect_scans)):
@@ -111,7 +109,14 @@ def inspect(path: str | Path, series: Mapping[str, str] | None = None) -> tuple[
 
 
 def recognise(root: Path) -> Inspection:
-    """The function that inspects the layout of ``root``. ``ValueError`` when it is none of ``LAYOUTS``."""
+    """The function that inspects the layout of ``root``. ``ValueError`` when it is none of ``LAYOUTS``, is not there
+    or is empty."""
+    if not root.exists():
+        raise ValueError(f"{root}: no such file or folder")
+    if root.is_dir() and not any(root.iterdir()):
+        raise ValueError(f"{root}: an empty folder")
+    if root.is_file() and root.suffix.lower() in SUFFIXES:
+        raise ValueError(f"{root}: one image; give the folder that it lies in")
     if root.is_file() and root.suffix == ".npz":
         return inspect_archive
     if root.is_file() and holds_scans(root):

@@ -19,6 +19,7 @@ from sslmed_dist.data.exams.exam_store import TABLE
 from sslmed_dist.data.exams.exams import patients_of, rows_of, stored_exams
 from sslmed_dist.data.exams.kneemri import find_volumes
 from sslmed_dist.data.exams.mrnet import FOLDERS
+from sslmed_dist.data.images import walk
 from sslmed_dist.data.images.files import ImageFiles
 from sslmed_dist.data.images.folder import patients_in, read_trees, split_folders
 from sslmed_dist.data.images.packed import Packed
@@ -28,6 +29,7 @@ from sslmed_dist.verbs.init import pixels
 TEST_SHARE, FEW_SHARE = 0.2, 0.3  # of a set without splits, and of one of few patients, whose intervals are wide
 FEWEST_PATIENTS, FEW_PATIENTS = 5, 40  # of which some can be kept for a test; below which they are few
 PATIENT = r"([^/]+)[-_]\d+\.[^./]+$"  # NAME_1.png, NAME_2.png
+TABLES = (".csv", ".tsv", ".xlsx")  # in which people keep labels of images
 FEW_TESTED = 20  # patients of a test whose figures are descriptive
 Tree = dict[str, Any]
 
@@ -134,7 +136,9 @@ def folder(root: Path, title: str, side: int) -> Seen:
     keys, words = patients_of_files({split: list(tree.values()) for split, tree in trees.items()})
     remarks = [*seen.lines, *remarks, words]
     data |= keys
-    remarks += [f"left aside: {sum(aside.values())} files"] if aside else []
+    remarks += [f"left aside: {walk.said(aside)}"] if aside else []
+    if any(reason.split(" ")[0] in TABLES for reason in aside):
+        remarks.append("a table beside images is not read: labels are the folders of classes, FOLDER/CLASS/IMAGE")
     return Seen(title, data, tuple(known) or ("train", "test"), seen.short, tuple(remarks))
 
 
@@ -200,6 +204,15 @@ def kneemri(root: Path, title: str, side: int) -> Seen:
     return Seen(title, data, splits, shape, tuple(whole.notices), True, True, {"clip": 16})
 
 
+def scans(root: Path, title: str, side: int) -> Seen:
+    """Never a section: nothing tells which of the scans are of one patient, so splits could not be trusted.
+    ``ValueError`` says in which order files can be pretrained on."""
+    raise ValueError(
+        f"{root}: {'a scan' if root.is_file() else 'scans'} without an examination around it; allowed: a folder of "
+        "folders, one for each examination: FOLDER/EXAM/SCAN.nii.gz or FOLDER/EXAM/SERIES/*.dcm"
+    )
+
+
 def examinations(root: Path, title: str, side: int) -> Seen:
     """DICOM or NIfTI examinations: one slot, the plane that most exams have."""
     store = stored_exams(root, TABLE, {})
@@ -256,6 +269,7 @@ SIGHTS: Mapping[str, Callable[[Path, str, int], Seen]] = {
     "exams with masks (prepared, Decathlon, nnU-Net, TotalSegmentator, BTCV, FLARE22, MOGaMBO)": volumes,
     "MRNet": mrnet,
     "KneeMRI": kneemri,
+    "scans (NIfTI files, or one DICOM series)": scans,
     "examinations": examinations,
     "packed JPEG or MedMNIST .npz": archive,
     "image folder": folder,

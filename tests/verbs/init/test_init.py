@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -164,6 +165,41 @@ def test_data_that_cannot_be_read_writes_nothing(
     assert main(["init", "data"]) == 2
     assert "none of 1 images that were looked at can be read" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [tmp_path / "data"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent", "absent: no such file or folder"),
+        ("empty", "empty: an empty folder"),
+        ("images/a.png", "a.png: one image; give the folder that it lies in"),
+        ("scans", "scans without an examination around it; allowed: a folder of folders"),
+        ("scans/DOE.nii", "a scan without an examination around it; allowed: a folder of folders"),
+    ],
+)
+def test_what_is_no_set_says_what_it_is(
+    name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("empty", "images", "scans"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(sets.pixels(0, 8, 8)).save("images/a.png")
+    for patient in ("DOE", "ROE"):
+        volume = np.random.default_rng(0).integers(0, 9, (8, 8, 3)).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), f"scans/{patient}.nii")
+    assert main(["init", name, *SHORT]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not list(tmp_path.glob("*.yaml"))
+
+
+@pytest.mark.parametrize(("name", "table"), [("labels.csv", True), ("notes.txt", False)])
+def test_a_table_beside_images_is_said_not_to_be_read(name: str, table: bool, tmp_path: Path) -> None:
+    for number in range(8):
+        Image.fromarray(sets.pixels(number, 12, 12)).save(tmp_path / f"{number}.png")
+    (tmp_path / name).write_text("file,label\n0.png,1\n")
+    remarks = layout.look(tmp_path, 96).remarks
+    assert f"left aside: 1 {Path(name).suffix} files" in remarks
+    assert any("a table beside images is not read" in remark for remark in remarks) == table
 
 
 def test_only_an_own_recipe_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
