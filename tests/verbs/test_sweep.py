@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sslmed_dist import cli, plain_yaml
 from sslmed_dist.verbs.sweep import grid, tool, trial
@@ -76,6 +78,21 @@ def test_a_wrong_sweep_is_one_line_and_runs_nothing(
     assert cli.main(["sweep", str(path), *words]) == 2
     said = capsys.readouterr().err
     assert line in said and len(said.splitlines()) == 1 and not list(tmp_path.glob("runs/*"))
+
+
+def test_data_without_a_validation_split_is_refused_before_anything_trains(tmp_path: Path, capsys: Capture) -> None:
+    for number in range(12):
+        folder = tmp_path / "images" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 255, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    data = {"name": "image_folder", "root": str(tmp_path / "images"), "size": 8, "test_fraction": 0.2}
+    path = recipe(tmp_path, data=data)
+    assert cli.main(["sweep", str(path), "optim.lr=0.1,0.2"]) == 2
+    said = capsys.readouterr().err
+    assert "no split 'val'; allowed: train, test, all; data.val_fraction=0.2 would hold" in said
+    assert len(said.splitlines()) == 1 and not list(tmp_path.glob("runs/*"))
+    assert len(tool.request(path, ["optim.lr=0.1,0.2", "data.val_fraction=0.2"]).trials) == 2
 
 
 def test_the_table_is_sorted_and_says_what_it_cannot_tell(tmp_path: Path) -> None:

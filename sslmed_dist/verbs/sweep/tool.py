@@ -13,7 +13,7 @@ from sslmed_dist.config import Config
 from sslmed_dist.locks import alone
 from sslmed_dist.printable import as_markdown, duration, say
 from sslmed_dist.run_folder import write_json
-from sslmed_dist.training import check
+from sslmed_dist.training import check, evaluation_data
 from sslmed_dist.verbs.sweep import grid, trial
 from sslmed_dist.verbs.sweep.grid import Trial
 from sslmed_dist.verbs.sweep.trial import Worth
@@ -48,7 +48,7 @@ def request(
 ) -> Sweep:  # fmt: skip
     """A sweep whose every trial has a valid configuration. Trials are scored on the validation split: what chooses may
     not be what judges. ``ValueError`` for keys without several values, a recipe that ``sslmed train`` does not train
-    alone, or a trial whose configuration is wrong."""
+    alone, or a trial whose configuration is wrong or whose data have no validation split."""
     swept, fixed = grid.parted(words)
     if workers < 1 or (minutes is not None and not minutes > 0):
         raise ValueError(f"sweep: expected --workers >= 1 and --minutes > 0, got {workers} and {minutes}")
@@ -66,9 +66,20 @@ def request(
         recipe.absolute(), swept, [word for word in fixed if word.partition("=")[0] not in OURS],
         grid.trials_of(swept, trials, plain.run.seed), folder, metric, lower, workers, minutes,
     )  # fmt: skip
-    for one in asked.trials:
-        asked.settings(one)
+    require_measurable(asked)
     return asked
+
+
+def require_measurable(asked: Sweep) -> None:
+    """``ValueError`` where a trial's configuration is wrong, or where one that is missing could be trained and not
+    measured, as on data without a validation split. Each set of data is read once."""
+    read: list[tuple[object, object]] = []
+    for one in asked.trials:
+        settings = asked.settings(one)
+        facts = (settings.data, settings.evaluate)
+        if facts not in read and not trial.done(asked.folder / one.name):
+            read.append(facts)
+            evaluation_data.check_evaluation(settings)
 
 
 def budget(asked: Sweep) -> list[str]:
