@@ -15,6 +15,7 @@ from sslmed_dist.report.tables import Table
 from sslmed_dist.report.wording import Column
 
 RESEARCH = "Research use only, not a medical device."
+CAUTION = f"<p class='banner caution'><strong>{RESEARCH}</strong></p>"  # where a page shows single patients
 PHANTOM = (
     "<p class='banner phantom'><strong>Phantom data.</strong> Generated pictures, no patients. "
     "The numbers show that the software works, nothing more.</p>"

@@ -9,6 +9,7 @@ signs mean the same, but the probability is not calibrated.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from decimal import ROUND_FLOOR, Decimal
 from itertools import pairwise
 
 import torch
@@ -64,6 +65,12 @@ class Signs:
             mean, deviation, weight = FITTED[name]
             total += weight * min(SPEAKS[name] * (value - mean) / deviation, MOST)
         return 1 / (1 + math.exp(-max(min(total, 500.0), -500.0)))
+
+
+def rounded_down(figure: float, digits: int) -> float:
+    """The figure with so many digits, rounded down: one below the threshold never reads as the threshold, and no
+    estimate reads as 1."""
+    return float(Decimal(repr(figure)).quantize(Decimal(1).scaleb(-digits), ROUND_FLOOR))
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from sslmed_dist.downstream.diagnosis import calibration, measures
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.printable import as_html
 from sslmed_dist.report import plots
-from sslmed_dist.report.page import PHANTOM, RESEARCH, figure, frame
+from sslmed_dist.report.page import CAUTION, PHANTOM, figure, frame
 from sslmed_dist.report.plots import Curve
 from sslmed_dist.report.table_html import table_html
 from sslmed_dist.report.tables import Table, summarise
@@ -27,8 +27,7 @@ INTERVALS = (
 
 def document(title: str, body: Sequence[str], phantom: bool) -> str:
     """A whole page, with a caution at its top."""
-    caution = f"<p class='banner caution'><strong>{RESEARCH}</strong></p>"
-    return frame(title, "diagnosis", [caution, *([PHANTOM] if phantom else [])], body)
+    return frame(title, "diagnosis", [CAUTION, *([PHANTOM] if phantom else [])], body)
 
 
 def html(

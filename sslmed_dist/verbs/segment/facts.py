@@ -6,7 +6,7 @@ from typing import Any
 
 from sslmed_dist import outputs
 from sslmed_dist.downstream.oneshot import reliability
-from sslmed_dist.printable import note
+from sslmed_dist.printable import note, without_folders
 from sslmed_dist.run_folder import environment
 from sslmed_dist.verbs.segment import files
 from sslmed_dist.verbs.segment.model import Model
@@ -23,7 +23,11 @@ def doubt(finding: Found, warnings: Sequence[str]) -> str:
 
 def say_doubts(name: str, findings: Sequence[Found]) -> None:
     """A line on standard error about the labels of a query that are not to be trusted."""
-    doubted = [f"{finding.label} ({finding.reliability:.2f})" for finding in findings if finding.doubted]
+    doubted = [
+        f"{finding.label} ({reliability.rounded_down(finding.reliability, 2):.2f})"
+        for finding in findings
+        if finding.doubted
+    ]
     if doubted:
         note(f"{name}: do not trust the masks of labels {', '.join(doubted)}: reliability below the threshold")
 
@@ -31,15 +35,15 @@ def say_doubts(name: str, findings: Sequence[Found]) -> None:
 def trust_of(finding: Found) -> dict[str, Any]:
     """What ``run.json`` says of how far to trust a label."""
     signs = {} if finding.signs is None else {name: round(value, 4) for name, value in asdict(finding.signs).items()}
-    return {"figure": round(finding.reliability, 4), "trust": not finding.doubted, **signs}
+    return {"figure": reliability.rounded_down(finding.reliability, 4), "trust": not finding.doubted, **signs}
 
 
 def facts(model: Model, support: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """``run.json``, without its queries."""
+    """``run.json``, without its queries. Of a file of first weights only its name is in it, as in an export."""
     return {
         outputs.MARK: files.SEGMENT,
         "use": USE,
-        "model": {"file": model.file.name, "sha256": model.sha256, "method": model.method},
+        "model": {"file": model.file.name, "sha256": model.sha256, "method": without_folders(model.method)},
         "head": model.head,
         "grid": {"size": model.size, "pixel_mm": model.pixel, "pixel_from": model.pixel_from},
         "protocol": {

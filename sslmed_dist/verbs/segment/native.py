@@ -15,6 +15,7 @@ import torch
 from sslmed_dist.data.scans.grid import Placement, from_model, slab
 from sslmed_dist.data.scans.nifti_writing import nifti_stream
 from sslmed_dist.data.scans.scan import StoredScan
+from sslmed_dist.downstream.oneshot.reliability import rounded_down
 from sslmed_dist.verbs.segment.search import OUTSIDE, Found, Organ
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -97,7 +98,7 @@ class Drawing:
                 "mean_margin": round(float(sums[label] / voxels[label]), 4) if voxels[label] else "",
                 "name": names[str(label)],
                 "note": notes.get(label, ""),
-                "reliability": round(finding.reliability, 3),
+                "reliability": rounded_down(finding.reliability, 3),
             }
             for label, finding in ((finding.label, finding) for finding in self.findings)
         ]

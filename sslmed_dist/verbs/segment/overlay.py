@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from sslmed_dist.downstream.oneshot.protocol import middle_of
+from sslmed_dist.downstream.oneshot.reliability import rounded_down
 from sslmed_dist.printable import printable
 from sslmed_dist.report.outlines import Panel, sheet
 from sslmed_dist.verbs.segment.files import colour
@@ -46,7 +47,7 @@ def montage(
             middle = middle_of(part, finding.estimate.first, finding.estimate.last)
             if middle is None:
                 continue
-            title = f"query, slice {middle}, reliability {finding.reliability:.2f}"
+            title = f"query, slice {middle}, reliability {rounded_down(finding.reliability, 2):.2f}"
             title += ", doubt" if finding.doubted else ""
             title += "" if finding.estimate.seen else ", a guess"
             title += "" if mask[middle].any() else ": nothing found"

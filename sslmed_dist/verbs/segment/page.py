@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sslmed_dist.downstream.oneshot import tidy
 from sslmed_dist.downstream.oneshot.protocol import part_of
-from sslmed_dist.downstream.oneshot.reliability import MEANING
+from sslmed_dist.downstream.oneshot.reliability import MEANING, rounded_down
 from sslmed_dist.printable import as_html
-from sslmed_dist.report.page import frame
+from sslmed_dist.report.page import CAUTION, frame
 from sslmed_dist.report.slice_strips import Column, grey_range, strip
 from sslmed_dist.verbs.segment.files import colour
 from sslmed_dist.verbs.segment.search import Encoded, Found, Organ
@@ -105,7 +105,7 @@ def table(
         kind = " class='doubted'" if finding.doubted else ""
         verdict = "do not trust" if finding.doubted else "above the threshold"
         figures = (f"{row['volume_ml']:.1f} ml", f"{floor[number].pixels() * pixel_ml:.1f} ml")
-        texts = (*figures, f"{finding.reliability:.2f}: {verdict}")
+        texts = (*figures, f"{rounded_down(finding.reliability, 2):.2f}: {verdict}")
         cells = "".join(f"<td{kind}>{as_html(text)}</td>" for text in texts)
         lines.append(f"<tr><th>{swatch(number)}{as_html(str(row['name']))}</th>{cells}</tr>")
     head = "<thead><tr><th>label</th><th>found</th><th>copied mask (floor)</th><th>reliability</th></tr></thead>"
@@ -138,5 +138,5 @@ def page(sections: Sequence[str], names: Sequence[str], elsewhere: Sequence[str]
             "<p class='banner'>Segmented by earlier calls, and not shown here (their masks and overlays are in the "
             f"folder): {as_html(', '.join(elsewhere))}</p>"
         )
-    top = [STYLE, "\n".join(rules), "</style>", hint]
+    top = [STYLE, "\n".join(rules), "</style>", CAUTION, hint]
     return frame("One-shot masks", "overlay", top, [f"<div class='switches'>{switches}</div>", *sections]).encode()

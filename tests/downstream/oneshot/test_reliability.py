@@ -72,3 +72,12 @@ def test_every_sign_moves_the_figure_the_right_way(name: str) -> None:
     far = replace(middle, **{name: getattr(middle, name) + 2 * better * FITTED[name][1]})
     assert far.figure == replace(middle, **{name: getattr(middle, name) + 9 * better * FITTED[name][1]}).figure
     assert middle.figure == pytest.approx(1 / (1 + 2.718281828**-reliability.CONSTANT))
+
+
+@pytest.mark.parametrize(
+    ("figure", "digits", "said"),
+    [(0.7996, 2, 0.79), (0.7996, 3, 0.799), (0.8, 2, 0.8), (0.9961, 2, 0.99), (0.29, 2, 0.29)],
+)
+def test_no_figure_is_said_higher_than_it_is(figure: float, digits: int, said: float) -> None:
+    """Below the threshold it never reads as the threshold, and it never reads as 1."""
+    assert reliability.rounded_down(figure, digits) == said

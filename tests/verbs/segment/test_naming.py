@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 
 from sslmed_dist.data.phantom.chaos import write_series
+from sslmed_dist.verbs.segment.facts import facts
 from sslmed_dist.verbs.segment.files import find_queries
+from sslmed_dist.verbs.segment.model import load_model
 from sslmed_dist.verbs.segment.naming import Naming, is_output
+from sslmed_dist.verbs.segment.settings import Settings
 from tests.verbs.segment.test_tool import ENDINGS, ONCE, given, load, made, save
 
 __all__ = ["given"]  # a fixture
@@ -144,6 +148,16 @@ def test_lines_about_a_folder_lose_the_names_of_its_files(tmp_path: Path) -> Non
         "query_01: (name not written) lies elsewhere; query_01 has two"
     )
     assert Naming({}, False).clean(folder, line, "DOE^JANE") == line.replace(str(folder), "DOE^JANE")
+
+
+def test_the_record_names_no_folder_of_first_weights(given: dict[str, Path]) -> None:
+    """Where the run took its first weights from is often below a person's own folder."""
+    model = load_model(given["run"], pixel_mm=1.25)
+    encoder = {**model.method["encoder"], "weights": "/home/DOE/private/lite0.safetensors"}
+    model = replace(model, method={**model.method, "encoder": encoder})
+    record = facts(model, {}, Settings("auto", None, False, False))
+    assert record["model"]["method"]["encoder"]["weights"] == "\N{HORIZONTAL ELLIPSIS}/lite0.safetensors"
+    assert "DOE" not in json.dumps(record) and "private" not in json.dumps(record)
 
 
 def test_what_cannot_be_anonymous_or_named(given: dict[str, Path], tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ def test_a_page_of_two_queries(page: Path) -> None:
     assert len(re.findall(r"<figure>.*?slice \d+, found", text)) == len(
         re.findall(r"slice \d+, copied mask</fig", text)
     )
-    assert text.count("do not trust") >= 2 and "id='show-1' checked" in text and "Research use only" in text
+    assert text.count("do not trust") >= 2 and "id='show-1' checked" in text
+    assert "Research use only" in text.split("<section")[0], "said before any mask is seen"
     names = re.findall(r"<image id='([\w-]+)'", text)
     assert len(names) == len(set(names)) == len(re.findall(r"<use href=", text))
     assert str(page.parent) not in text
