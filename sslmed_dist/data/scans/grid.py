@@ -203,16 +203,28 @@ def slab(placement: Placement, first: int, last: int) -> tuple[tuple[slice, slic
     return (index[0], index[1], index[2]), replace(placement, shape=(shape[0], shape[1], shape[2]), affine=affine)
 
 
+def to_model_weights(placement: Placement) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """``weights`` of the model's rows and of its columns among the volume's pixels."""
+    steps = torch.arange(placement.size, dtype=torch.float64)
+    rows, columns = (
+        weights(a.start + a.step * steps, a.count, a.step) for a in (placement.rows, placement.columns)
+    )  # where the model's pixels lie, counted in the volume's pixels
+    return rows, columns
+
+
+def in_view(placement: Placement) -> Tensor:
+    """Bool (size, size): the model's pixels that lie in the volume. The others are padding."""
+    (_, rows), (_, columns) = to_model_weights(placement)
+    return rows[:, None] & columns[None, :]
+
+
 def to_model(volume: Array, placement: Placement, *, outside: float | None = None) -> Tensor:
     """(I, J, K) -> float32 (S, 1, size, size): the stack that an encoder sees. Pixels outside the volume hold
     ``outside``, by default its minimum. ``ValueError`` for a volume whose shape is not the placement's."""
     if volume.shape != placement.shape:
         raise ValueError(f"volume: expected the shape {placement.shape} of its placement, got {volume.shape}")
     stack = torch.from_numpy(np.ascontiguousarray(upright(volume, placement), dtype=np.float32))
-    # where the model's pixels lie, counted in the volume's pixels
-    steps = torch.arange(placement.size, dtype=torch.float64)
-    axes = (placement.rows, placement.columns)
-    rows, columns = (weights(a.start + a.step * steps, a.count, a.step) for a in axes)
+    rows, columns = to_model_weights(placement)
     return resample(stack, rows, columns, float(stack.min()) if outside is None else outside)[:, None]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sslmed_dist.data.scans.grid import in_view
 from sslmed_dist.downstream.oneshot import tidy
 from sslmed_dist.downstream.oneshot.protocol import part_of
 from sslmed_dist.downstream.oneshot.reliability import MEANING, rounded_down
@@ -34,7 +35,8 @@ STYLE = """<style>
 @dataclass(frozen=True)
 class Copied:
     """The floor of one label: the masks ``laid`` bool (U, size, size) that the support has in each part of the organ,
-    moved so that the middles of both bodies meet; each slice of the estimated range gets that of its part."""
+    moved so that the middles of both bodies meet; each slice of the estimated range gets that of its part. What would
+    lie beyond the query's image is cut off, since a mask that is found cannot lie there."""
 
     laid: Tensor
     first: int
@@ -58,6 +60,7 @@ def copied(organ: Organ, finding: Found, encoded: Encoded, size: int) -> Copied:
     spacing = (encoded.placement.pixel, encoded.placement.pixel, encoded.placement.spacing[2])
     given = 1 - 2 * organ.masks.float()  # -1 in the mask and 1 beyond it, so that 0 is its outline once moved
     laid = tidy.moved(given, place, encoded.centre, spacing, (size, size)) < 0
+    laid &= in_view(encoded.placement).to(laid.device)
     return Copied(laid, finding.estimate.first, finding.estimate.last)
 
 

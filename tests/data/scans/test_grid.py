@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslmed_dist.data.scans.grid import from_model, pixel_axis, place, restored, same_grid, to_model, upright
+from sslmed_dist.data.scans.grid import from_model, in_view, pixel_axis, place, restored, same_grid, to_model, upright
 from sslmed_dist.data.scans.nifti import read_canonical
 
 nibabel = pytest.importorskip("nibabel")
@@ -169,3 +169,12 @@ def test_other_shapes_are_refused():
         to_model(np.zeros((4, 5, 7), np.float32), placement)
     with pytest.raises(ValueError, match=r"^maps: expected \(6, 4, 4\), got \(6, 4, 5\)$"):
         from_model(torch.zeros(6, 4, 5), placement)
+
+
+@pytest.mark.parametrize(("shape", "spacing"), [((20, 30, 3), 1.0), ((20, 90, 3), 1.0), ((41, 30, 3), 0.7)])
+def test_what_lies_in_view_is_no_padding(shape, spacing):
+    placement = place(shape, np.diag([spacing, spacing, 3.0, 1.0]), pixel=1.0, size=48)
+    filled = to_model(np.ones(shape, np.float32), placement, outside=0.0)[0, 0]
+    torch.testing.assert_close(in_view(placement), filled > 0.5)
+    height, width = min(round(shape[1] * spacing), 48), min(round(shape[0] * spacing), 48)
+    assert abs(int(in_view(placement).sum()) - height * width) <= height + width

@@ -4,14 +4,21 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, read_image
 
+from sslmed_dist.data.scans.grid import place
+from sslmed_dist.downstream.oneshot import tidy
 from sslmed_dist.report.slice_strips import Column, outline, strip
 from sslmed_dist.verbs.segment.files import colour
+from sslmed_dist.verbs.segment.page import copied
+from sslmed_dist.verbs.segment.search import Encoded
 from tests.verbs.segment.test_tool import given, made
 
 __all__ = ["given"]
@@ -53,6 +60,19 @@ def page(given: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
     out = tmp_path_factory.mktemp("page") / "out"
     made(given, out, labels=[1, 2], query=given["support"].parent)
     return out / "overlay.html"
+
+
+def test_a_copied_mask_ends_where_the_image_ends() -> None:
+    """A floor's volume counts no voxel that the query does not have: the mask of all 32 x 32 pixels on 20 x 10 ones."""
+    everywhere = torch.zeros(3, 32, 32)
+    at = tidy.Place(everywhere, (16.0, 16.0), (1.0, 1.0, 3.0), (0.0, 0.0), 0.5, 1.0)
+    masks = torch.ones(3, 32, 32, dtype=torch.bool)
+    organ = cast(Any, SimpleNamespace(shown=SimpleNamespace(place=at), masks=masks))
+    placement = place((10, 20, 6), np.diag([1.0, 1.0, 3.0, 1.0]), pixel=1.0, size=32)
+    encoded = Encoded(torch.zeros(6, 1, 4, 4), (16.0, 16.0), placement, [])
+    finding = cast(Any, SimpleNamespace(estimate=SimpleNamespace(first=1, last=4)))
+    floor = copied(organ, finding, encoded, 32)
+    assert floor.pixels() == 4 * 20 * 10 and int(floor.slice(0).sum()) == 0
 
 
 def test_a_page_of_two_queries(page: Path) -> None:
