@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -98,6 +99,21 @@ def test_landscape(run: Path) -> None:
             assert row["ratio_lowest"] == ""
         else:
             assert float(row["ratio_lowest"]) >= float(row["ratio_floor"])
+
+
+def test_a_kept_answer_is_of_its_data(run: Path, tmp_path: Path) -> None:
+    """Data elsewhere that hold other images are asked anew; a copy of the same ones gives the same figures."""
+    asked = ["analyse", str(run), "landscape", "samples=12", "points=2"]
+    assert cli.main(asked) == 0
+    own, (subject,) = rows(run, "landscape"), subjects([run])
+    with np.load(str(subject.settings.data["root"])) as stored:
+        arrays = dict(stored)
+    copy, other = tmp_path / "copy.npz", tmp_path / "other.npz"
+    np.savez(copy, **arrays)
+    np.savez(other, **{name: it[::-1] if "images" in name else it for name, it in arrays.items()})
+    for root, same in ((other, False), (copy, True)):
+        assert cli.main([*asked, f"data.root={root}"]) == 0
+        assert (rows(run, "landscape") == own) == same
 
 
 def test_temperature(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """What an analysis looks at: a run, one of its checkpoints, and a keyed batch of its training views."""
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch import Tensor
 from sslmed_dist import checkpoint, config, distributed, randomness
 from sslmed_dist.atomic_files import refuse_links, sha256
 from sslmed_dist.config import Config
-from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.data.dataset import Dataset, content_hash
 from sslmed_dist.json_files import read_object
 from sslmed_dist.methods import Method
 from sslmed_dist.report.panels import Panel
@@ -103,6 +104,17 @@ class Subject:
         shown: dict[str, Tensor] = views({name: it.to(device) for name, it in stored.items()}, seed=seed, epoch=0)
         return shown
 
+    def batch_digest(self, samples: int) -> str:
+        """What tells the ``batch`` of ``samples`` from another, in hexadecimal digits."""
+        batch = self.shared_batch(samples)
+        return hashlib.sha256(b"".join(name.encode() + content_hash(batch[name]) for name in sorted(batch))).hexdigest()
+
+    def shared_batch(self, samples: int) -> dict[str, Tensor]:
+        """``batch``, which is drawn once for all checkpoints."""
+        if str(samples) not in self.read:
+            self.read[str(samples)] = self.batch(samples)
+        return self.read[str(samples)]
+
     def point(self, file: Path, samples: int, precision: Precision) -> Point:
         """The run at the checkpoint ``file``, with a batch of ``samples``."""
         method, settings = pretrained.load_method(file)
@@ -111,9 +123,8 @@ class Subject:
         dtype, device = DTYPES[precision], build.choose_device(settings)
         method = method.to(device, dtype).train()
         method.step_begin(step / per_epoch, step / (per_epoch * settings.plan.epochs))
-        if str(samples) not in self.read:
-            self.read[str(samples)] = self.batch(samples)
-        batch = {n: it.to(dtype) if it.is_floating_point() else it for n, it in self.read[str(samples)].items()}
+        drawn = self.shared_batch(samples)
+        batch = {n: it.to(dtype) if it.is_floating_point() else it for n, it in drawn.items()}
         return Point(step, method, batch, settings.run.seed, self.rate(step))
 
     def rate(self, step: int) -> float | None:
@@ -126,9 +137,12 @@ class Subject:
         self, analysis: str, file: Path, question: Mapping[str, Any], compute: Callable[[], Any]
     ) -> dict[str, Any]:
         """The answer to ``question`` about the checkpoint ``file``: from ``analysis/ANALYSIS/FILE.json`` where it was
-        answered before, else computed now and kept there. So an analysis that was stopped goes on where it was."""
+        answered before, else computed now and kept there. So an analysis that was stopped goes on where it was. Of
+        data that lie elsewhere the answer is another one, unless the batch of ``samples`` is the same."""
         place = self.folder / FOLDER / analysis / f"{file.stem}.json"
         asked = {**question, "checkpoint": sha256(file)}
+        if self.root is not None:
+            asked["batch"] = self.batch_digest(int(question["samples"]))
         if place.is_file():
             before = read_object(place)
             if before.get("question") == asked and isinstance(before.get("answer"), dict):
