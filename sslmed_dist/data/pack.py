@@ -1,5 +1,6 @@
 """``pack``: write a set of image files as shards that are read by memory map."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ from sslmed_dist.data.samples import by_readers
 from sslmed_dist.data.workers import in_processes
 from sslmed_dist.printable import without_folders
 
+LOOKED_AT = 100  # images whose size is looked at before packing
 # Sets of exams, which become no shards of images: name of the set -> the function that packs it.
 WHOLE: Mapping[str, Callable[..., Path]] = {"episodes": pack_episodes, "exams": pack_exams}
 
@@ -94,6 +96,8 @@ def pack(
     shards = list(cut(source, folder, summary))
     if (folder / SUMMARY).exists() and is_packed(folder, summary, shards, note=note, force=force, verify=verify):
         return folder
+    for line in enlarged(source, short):
+        note(f"note: data: {line}")
     entries: list[dict[str, Any]] = []
     try:
         for entry in in_processes(write_shard, shards, workers):
@@ -122,6 +126,21 @@ def open_source(leaf: Mapping[str, Any], short: int) -> ImageFiles:
     if not isinstance(source, ImageFiles) or source.bits != 8:
         raise ValueError(f"pack: {leaf['name']} is not a set of 8-bit image files; it is read as it is")
     return source
+
+
+def enlarged(source: ImageFiles, short: int) -> list[str]:
+    """A line where some of the first ``LOOKED_AT`` images have a shorter side below ``short``: they are stored larger
+    than they are. An image that cannot be read is left to the packing, which names it."""
+    from PIL import Image
+
+    sides = []
+    for name in source.files[:LOOKED_AT]:
+        with contextlib.suppress(Exception), Image.open(source.listing.root / name) as picture:
+            sides.append(min(picture.size))
+    small = [side for side in sides if side < short]
+    if not small:
+        return []
+    return [f"{len(small)} of the first {len(sides)} images are smaller than --short {short} and are stored enlarged"]
 
 
 def describe(source: ImageFiles, leaf: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from sslmed_dist import cli
 from sslmed_dist.data import pack as packing
@@ -86,3 +87,16 @@ def test_links_that_lead_nowhere_are_not_left_out_without_a_word(source: Path, t
 def test_data_that_is_made_is_not_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "pack", "synthetic", str(tmp_path), str(tmp_path / "out")]) == 2
     assert "pack: synthetic is made and not read, so there is nothing to pack" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("short", "told"), [(16, False), (24, False), (25, True)])
+def test_images_that_are_stored_enlarged_are_told_of(short: int, told: bool, tmp_path: Path) -> None:
+    for number, size in enumerate([(24, 30), (60, 40), (50, 24)]):
+        path = tmp_path / "images" / "a" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size).save(path)
+    lines: list[str] = []
+    images = {"name": "image_folder", "root": str(tmp_path / "images")}
+    packing.pack(images, tmp_path / "out", short=short, note=lines.append)
+    line = f"note: data: 2 of the first 3 images are smaller than --short {short} and are stored enlarged"
+    assert (line in lines) == told and any("enlarged" in it for it in lines) == told
