@@ -51,12 +51,17 @@ def read_one(source: Path | Source, rule: str = "") -> tuple[StoredScan, list[st
     return scan, [*notes, *scan.notices]
 
 
-def choose(source: Source, rule: str) -> tuple[Examination, Series]:
-    """The examination of a source, and the one series that the ``rule`` fits. ``ValueError`` as ``read_one``."""
+def pattern_of(rule: str) -> re.Pattern[str]:
+    """What finds the ``rule`` in a line. ``ValueError`` for what is no regular expression."""
     try:
-        pattern = re.compile(rule, re.IGNORECASE)
+        return re.compile(rule, re.IGNORECASE)
     except re.error as error:
         raise ValueError(f"{OPTION} {rule!r}: not a regular expression: {error}") from None
+
+
+def choose(source: Source, rule: str) -> tuple[Examination, Series]:
+    """The examination of a source, and the one series that the ``rule`` fits. ``ValueError`` as ``read_one``."""
+    pattern = pattern_of(rule)
     files = source.files or ()
     found = read_examination(files)
     fitting = [series for series in found.series if pattern.search(series.line)]

@@ -1,10 +1,12 @@
 """How the scans of a call of ``sslmed segment`` are read, searched and written."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from sslmed_dist.data.exams.one_series import pattern_of
 from sslmed_dist.verbs.segment.model import Intensity
 from sslmed_dist.verbs.segment.naming import Naming
 
@@ -24,10 +26,15 @@ class Settings:
     span: tuple[int, int] | None = None
 
 
-def check(intensity: str, window: tuple[float, float] | None, span: tuple[int, int] | None) -> None:
-    """``check_intensity`` and ``check_span``."""
+def check(
+    intensity: str, window: tuple[float, float] | None, span: tuple[int, int] | None, rules: Sequence[str] = ()
+) -> None:
+    """``check_intensity``, ``check_span``, and that each of the ``rules`` for a series is a regular expression, also
+    where no scan has several series."""
     check_intensity(intensity, window)
     check_span(span)
+    for rule in rules:
+        pattern_of(rule)
 
 
 def check_intensity(intensity: str, window: tuple[float, float] | None) -> None:

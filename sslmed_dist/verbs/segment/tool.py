@@ -91,8 +91,7 @@ def segment(
     ``naming.name_queries``; anonymous ones are refused with ``dicom_seg``, which names the patient. ``series``,
     ``support_series``: which series of a study is meant. ``ValueError``: one line that names what is wrong.
     """
-    require_matplotlib()
-    check(intensity, window, span)
+    check(intensity, window, span, (series, support_series))
     read = (support, support_mask, *(path for pair in supports for path in pair))
     require_apart(out, (query, *read))
     sources = files.find_queries(query, read)
@@ -100,7 +99,6 @@ def segment(
     naming = name_queries(sources, names)
     settings = Settings(intensity, window, quadrants, dicom_seg, tidy, probabilities, naming, series, span)
     written = claimed(out, settings)
-    outputs.require_folders(out)
     with alone_in_output(out, WRITER):
         files.require_writable(written, force=force)
         annotations = read_annotated([*supports, (support, support_mask)], support_series)
@@ -120,8 +118,11 @@ def segment(
 
 
 def claimed(out: Path, settings: Settings) -> list[Path]:
-    """The files that will be written. ``ValueError`` where no DICOM-SEG can be written as asked: highdicom is missing,
-    names are to be hidden, or a query is no DICOM."""
+    """The files that will be written. ``ValueError`` where no picture can be drawn (matplotlib is missing), the folder
+    cannot be one, or no DICOM-SEG can be written as asked: highdicom is missing, names are to be hidden, or a query is
+    no DICOM."""
+    require_matplotlib()
+    outputs.require_folders(out)
     naming = settings.naming
     if settings.dicom_seg:
         if naming.anonymous:
