@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist import randomness
-from sslmed_dist.downstream.oneshot.reliability import MOST, SPEAKS, THRESHOLD, Signs
+from sslmed_dist.downstream.oneshot.reliability import MOST, RETURNS, SPEAKS, THRESHOLD, Signs
 from tests.benchmarks.oneshot_pairs import Pair, Patients
 
 GOOD = 0.5  # the Dice that a mask should have
@@ -69,7 +69,9 @@ def newton(rows: Tensor, good: Tensor) -> Tensor:
 def apply(fitted: tuple[Tensor, Tensor, Tensor], signs: Tensor) -> Tensor:
     """The figure of each row."""
     means, deviations, weights = fitted
-    return (standard(signs, means, deviations) @ weights[:-1] + weights[-1]).sigmoid()
+    chance = (standard(signs, means, deviations) @ weights[:-1] + weights[-1]).sigmoid()
+    cycle = signs[:, NAMES.index("cycle")]
+    return torch.where(cycle < RETURNS, torch.minimum(chance, cycle), chance)
 
 
 def auc(figure: Tensor, bad: Tensor, weights: Tensor) -> float:

@@ -65,13 +65,14 @@ def test_nothing_found_has_no_signs() -> None:
 
 @pytest.mark.parametrize("name", FITTED)
 def test_every_sign_moves_the_figure_the_right_way(name: str) -> None:
-    middle = Signs(**{sign: mean for sign, (mean, _, _) in FITTED.items()})
+    middle = Signs(cycle=0.9, **{sign: mean for sign, (mean, _, _) in FITTED.items()})
     better = SPEAKS[name]
     moved = replace(middle, **{name: getattr(middle, name) + better * FITTED[name][1]})
     assert 0.5 < middle.figure < moved.figure < 1
     far = replace(middle, **{name: getattr(middle, name) + 2 * better * FITTED[name][1]})
     assert far.figure == replace(middle, **{name: getattr(middle, name) + 9 * better * FITTED[name][1]}).figure
     assert middle.figure == pytest.approx(1 / (1 + 2.718281828**-reliability.CONSTANT))
+    assert replace(middle, cycle=0.3).figure == 0.3 < replace(middle, cycle=reliability.RETURNS).figure
 
 
 @pytest.mark.parametrize(
