@@ -10,7 +10,7 @@ import pytest
 
 from sslmed_dist import randomness
 from sslmed_dist.data.compact import BLOCK, Chained, FileRecords, Lines, Picked, Texts, Words
-from sslmed_dist.data.images import shards
+from sslmed_dist.data.images import shard_writing, shards
 
 IMAGENET, MOST = 1_281_167, 50  # images; MB that a set of as many may take beyond one of a thousand
 CHILD = """
@@ -70,7 +70,7 @@ def write_pack(folder: Path, images: int, rows: int = 8192) -> Path:
         names = "\0".join(f"train/n{i % 1000:08d}/n{i % 1000:08d}_{i}.JPEG" for i in ids.tolist()).encode()
         texts = {"sha256": np.array("0" * 64), "fingerprint": np.array("0" * 64)}
         np.savez(index, names=np.frombuffer(names, np.uint8), **arrays, **texts)  # type: ignore[arg-type]
-        entries.append(shards.entry(blob.stem, blob, index, {**arrays, **texts}))
+        entries.append(shard_writing.entry(blob.stem, blob, index, {**arrays, **texts}))
     head |= {"classes": [str(i) for i in range(10)], "channels": 1, "format": "raw", "short": 16, "quality": 90}
     head |= {"rows": rows, "images": images, "source": {"name": "imagenet"}, "shards": entries}
     (folder / shards.SUMMARY).write_text(json.dumps(head))

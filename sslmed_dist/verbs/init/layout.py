@@ -108,7 +108,9 @@ def archive(root: Path, title: str, side: int) -> Seen:
     path = find_archive(root)
     names = archive_names(path)
     if HEAD in names:
-        raise ValueError(f"{path}: packed episodes are for one-shot segmentation; allowed: sslmed recipes chaos_cowpro")
+        raise ValueError(
+            f"{path}: packed episodes are for one-shot segmentation; allowed: sslmed list recipes chaos_cowpro"
+        )
     if "jpeg" in names:
         return published("cifar10_jpeg")(path, "packed JPEG .npz", side)
     return published("medmnist", medical=True)(path, "MedMNIST .npz", side)

@@ -123,6 +123,6 @@ def test_five_hundred_damaged_scans(given: dict[str, Path], templates: Path, tmp
         except ValueError as error:
             assert "\n" not in str(error) and not (out.exists() and list(out.iterdir())), name
         else:
-            assert sorted(written) == sorted(out.iterdir()) and len(written) == 6, name
+            assert sorted(written) == sorted(out.iterdir()) and len(written) == 7, name
             (labels,) = (load(path)[0] for path in written if path.name.endswith("_labels.nii.gz"))
             assert labels.shape[2] == 10, name

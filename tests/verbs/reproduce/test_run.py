@@ -74,9 +74,9 @@ def test_a_table_is_run_and_printed_and_nothing_is_run_twice(
     trained: list[str] = []
     train = local.train
 
-    def note(settings: Any) -> Any:
+    def note(settings: Any, resume: str) -> Any:
         trained.append(str(settings.folder))
-        return train(settings)
+        return train(settings, resume)
 
     monkeypatch.setattr(local, "train", note)
     before = {file: file.stat().st_mtime_ns for file in folder_of(path, "SimCLR").rglob("*")}
@@ -105,10 +105,10 @@ def test_an_interrupted_cell_goes_on(path: Path, capsys: Capture, monkeypatch: p
     settings.folder.mkdir(parents=True)
     train = local.train
 
-    def stop_early(settings: Any) -> Any:
+    def stop_early(settings: Any, resume: str) -> Any:
         (settings.folder / "stop").touch()
         monkeypatch.setattr("sslmed_dist.training.stopping.Stop.__call__", lambda self: True)
-        return train(settings)
+        return train(settings, resume)
 
     monkeypatch.setattr(local, "train", stop_early)
     assert reproduce(path, "--rows", "SimCLR") == 0  # a stop is no failure
@@ -184,7 +184,7 @@ def test_a_cell_that_cannot_be_run_says_so(path: Path, capsys: Capture, monkeypa
     write(path.parent, start_from={"MIOv3": "table-9.0/SimCLR/tiny"})
     train = local.train
 
-    def diverge(settings: Any) -> Any:
+    def diverge(settings: Any, resume: str) -> Any:
         raise NonFinite("loss is not finite at step 3")
 
     monkeypatch.setattr(local, "train", diverge)
