@@ -113,6 +113,8 @@ def recognise(root: Path) -> Inspection:
     or is empty."""
     if not root.exists():
         raise ValueError(f"{root}: no such file or folder")
+    if root.is_file() and root.stat().st_size == 0:
+        raise ValueError(f"{root}: an empty file")
     if root.is_dir() and not any(root.iterdir()):
         raise ValueError(f"{root}: an empty folder")
     if root.is_file() and root.suffix.lower() in SUFFIXES:

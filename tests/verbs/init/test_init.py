@@ -172,6 +172,7 @@ def test_data_that_cannot_be_read_writes_nothing(
     [
         ("absent", "absent: no such file or folder"),
         ("empty", "empty: an empty folder"),
+        ("nothing.dcm", "nothing.dcm: an empty file"),
         ("images/a.png", "a.png: one image; give the folder that it lies in"),
         ("scans", "scans without an examination around it; allowed: a folder of folders"),
         ("scans/DOE.nii", "a scan without an examination around it; allowed: a folder of folders"),
@@ -184,6 +185,7 @@ def test_what_is_no_set_says_what_it_is(
     for folder in ("empty", "images", "scans"):
         (tmp_path / folder).mkdir()
     Image.fromarray(sets.pixels(0, 8, 8)).save("images/a.png")
+    (tmp_path / "nothing.dcm").touch()
     for patient in ("DOE", "ROE"):
         volume = np.random.default_rng(0).integers(0, 9, (8, 8, 3)).astype(np.int16)
         nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), f"scans/{patient}.nii")
