@@ -32,8 +32,8 @@ def train(arguments: argparse.Namespace) -> int:
         from sslmed_dist.drivers.rehearsal import check_lines
         from sslmed_dist.training.evaluation_data import check_evaluation
 
-        evaluation = check_evaluation(settings)  # before the trial steps: what it refuses is said at once
-        show(*check_lines(settings), *evaluation)
+        evaluation: list[str] = []
+        show(*check_lines(settings, lambda: evaluation.extend(check_evaluation(settings))), *evaluation)
         return 0
     from sslmed_dist.drivers import choice
 

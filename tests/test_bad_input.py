@@ -52,7 +52,7 @@ def refused(capsys: Capture, *arguments: str | Path) -> str:
         ),
         ({"method": {"loss": {"name": "infonce", "t": 1}}}, "method.loss.name: 'infonce' is unknown; allowed: "),
         ({"method": {"loss": {"temperature": "0.2"}}}, "method.loss.temperature: expected float or mapping, got '0.2'"),
-        ({"method": {"channels": 3}}, "data: tiny has images of 1 channel(s), the encoder takes 3"),
+        ({"method": {"channels": 3}}, "method.channels: 3, but tiny has 1"),
         ({"method": {"encoder": {"weights": "gone.pth"}}}, "method.encoder.weights: gone.pth: no such file"),
         ({"optim": {"lr": -1}}, "optim.lr: expected a number > 0, got -1"),
         ({"plan": {"batch_size": 64}}, "batches: tiny has 48 samples x 1 draws, fewer than one batch of 64; allowed: "),

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,9 +30,10 @@ PATIENCE_S = 300.0  # the workers of a rehearsal import torch at the same time
 SERVE = "from sslmed_dist.drivers.rehearsal import serve; serve()"
 
 
-def check_lines(settings: Config) -> list[str]:
-    """The lines of ``check.describe`` for the run of ``settings`` under its driver."""
-    tried = check.try_out(settings)
+def check_lines(settings: Config, before_steps: Callable[[], object] = lambda: None) -> list[str]:
+    """The lines of ``check.describe`` for the run of ``settings`` under its driver. ``before_steps``: see
+    ``check.try_out``."""
+    tried = check.try_out(settings, before_steps=before_steps)
     resolved = tried.settings
     if settings.driver == "ray" and settings.ray.most > 0:
         obstacle = hindrance(resolved)

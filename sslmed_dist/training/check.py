@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,11 @@ def check_lines(settings: Config, dataset: Dataset | None = None) -> list[str]:
     return describe(tried, *need_lines(tried.settings, expected(tried)))
 
 
-def try_out(settings: Config, dataset: Dataset | None = None) -> Tried:
-    """What ``check_training`` does, with what it built and the time that it took."""
+def try_out(
+    settings: Config, dataset: Dataset | None = None, before_steps: Callable[[], object] = lambda: None
+) -> Tried:
+    """What ``check_training`` does, with what it built and the time that it took. ``before_steps`` is called when all
+    is built and no step is taken yet: what it refuses is said sooner, and after the training's own mistakes."""
     start, begun = process_age(), time.perf_counter()
     if settings.driver == "ray":
         require_even(settings)
@@ -88,6 +91,9 @@ def try_out(settings: Config, dataset: Dataset | None = None) -> Tried:
     if settings.evaluate.every is not None:
         Monitor(work.settings, work.dataset)
     assembled = time.perf_counter()
+    before_steps()
+    waited = time.perf_counter() - assembled
+    begun, assembled = begun + waited, assembled + waited
     parts = seconds_per_step(work)
     first = time.perf_counter() - assembled - sum(parts.values())
     return Tried(work, replace(work.settings, plan=left_out), start, assembled - begun, first, parts)
