@@ -11,6 +11,7 @@ import pytest
 from sslmed_dist.verbs.catalogue import FAMILIES
 
 pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'sslmed-dist[docs]'")
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 
 

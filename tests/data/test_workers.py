@@ -29,7 +29,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("whole_group", [True, False])
+@pytest.mark.parametrize("whole_group", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_interrupt_ends_workers_in_the_middle_of_their_jobs(tmp_path: Path, whole_group: bool) -> None:
     """Ctrl-C reaches every process of the terminal's group; a signal to the command reaches that one alone."""
     program = tmp_path / "program.py"
