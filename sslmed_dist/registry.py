@@ -163,7 +163,7 @@ def readable(hint: Any) -> str:
     if hint is str:
         return "text"
     if origin is tuple:
-        return f"tuple[{', '.join('...' if argument is Ellipsis else readable(argument) for argument in arguments)}]"
+        return f"[{', '.join('...' if argument is Ellipsis else readable(argument) for argument in arguments)}]"
     if origin in (dict, Mapping):
         return "mapping"
     return getattr(hint, "__name__", str(hint)) if origin is None else str(hint).replace("typing.", "")

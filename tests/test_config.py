@@ -187,7 +187,7 @@ def refused(path: Path, message: str) -> None:
             "evaluate.protocols[0]: expected a mapping with a 'name', such as {name: knn}, got {'name': None}",
         ),
         ({"optim": 3}, "optim: expected mapping, got 3"),
-        ({"evaluate": {"protocols": "knn"}}, "evaluate.protocols: expected tuple[mapping, ...], got 'knn'"),
+        ({"evaluate": {"protocols": "knn"}}, "evaluate.protocols: expected [mapping, ...], got 'knn'"),
         ({"federated": {"quorum": 0}}, "federated.quorum: expected an integer >= 1, got 0"),
         ({"federated": {"pool": "test"}}, "federated.pool: expected one of 'train', 'all', got 'test'"),
         ({"driver": "slurm"}, "driver: expected one of 'local', 'ray', got 'slurm'"),
