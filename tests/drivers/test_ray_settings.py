@@ -109,7 +109,7 @@ def test_room_of_elastic_and_spread_workers(
         (["ray.num_workers=3"], "plan.batch_size: 16 is not a multiple of 3 workers"),
         (["ray.num_workers=[0, 2]"], "ray.num_workers: expected a whole number, or [fewest, most] with 1 <= fewest"),
         (["ray.num_workers=[3, 2]"], "with 1 <= fewest <= most, got [3, 2]"),
-        (["ray.num_workers=[1, 2, 3]"], "ray.num_workers: expected int or tuple[int, int], got [1, 2, 3]"),
+        (["ray.num_workers=[1, 2, 3]"], "ray.num_workers: expected int or [int, int], got [1, 2, 3]"),
         (
             ["ray.num_workers=[1, 2]", "ray.placement=strict_spread"],
             "ray.placement: strict_spread needs one ray.num_workers; allowed with two: pack, spread",
