@@ -36,7 +36,7 @@ def in_processes(work: Callable[[Job], Result], jobs: Sequence[Job], workers: in
             with interrupts_held():  # the workers are started here, and inherit that they hear none
                 results = pool.map(work, jobs)
             yield from results
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, GeneratorExit):  # the second: it came while the caller was at a result
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
             raise

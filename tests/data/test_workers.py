@@ -44,5 +44,9 @@ def test_an_interrupt_ends_workers_in_the_middle_of_their_jobs(tmp_path: Path, w
             assert line, started.stderr.read()
             seen.append(line.strip())
         (os.killpg if whole_group else os.kill)(started.pid, signal.SIGINT)
-        said = started.communicate(timeout=120)[1]
+        try:
+            said = started.communicate(timeout=120)[1]
+        except subprocess.TimeoutExpired:
+            os.killpg(started.pid, signal.SIGKILL)  # else leaving the block would wait for it
+            raise
         assert said == "interrupted\n" and started.returncode == 130
