@@ -8,18 +8,20 @@ Files that grow (metrics, logs) and locks are opened here too, never through a l
 elsewhere, and a link in it would make us write to, empty or delete what lies outside. A hard link is one, too.
 """
 
+import csv
 import hashlib
+import io
 import itertools
 import os
 import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedRandom, TextIOWrapper
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 LINK = "is a link; in a run folder nothing is written or deleted through one"
 HARD_LINK = "is a hard link: what is appended to it would stand elsewhere, too; put a copy in its place"
@@ -33,6 +35,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file, and the folders above it where they are missing. ``ValueError`` naming it when that fails."""
     with writing(path) as file:
         file.write(content)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Write ``rows`` as CSV under their column names, as a whole; what a row lacks, or does not know, is empty.
+    ``columns``: which, in what order; default: all keys that occur, in the order of their first use."""
+    stream = io.StringIO()
+    names = list(dict.fromkeys(key for row in rows for key in row)) if columns is None else columns
+    writer = csv.DictWriter(stream, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, stream.getvalue().encode())
 
 
 def write_private(path: Path, content: bytes) -> None:

@@ -19,9 +19,10 @@ from sslmed_dist.zip_files import open_zip
 # What the marks are called and say: a key of JSON and of a safetensors header, a member of an .npz.
 MARK, EXPORT, FEATURES = "written_by", "sslmed export", "sslmed embed"
 WEIGHTS = "weights_sha256"  # in a description: the hash of the weights beside it, where these have no room for a mark
+RESEARCH = "Research use only, not a medical device."  # stands on whatever is handed on
 # How a report begins and ends.
 PAGE_BEGIN = "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-TEXT_END = "Research use only, not a medical device.\n"
+TEXT_END = f"{RESEARCH}\n"
 LARGEST_HEADER = 2**24  # bytes of a safetensors file's header: 100,000 tensors; in Python they take 20 times as much
 
 Recogniser = Callable[[Path], bool]

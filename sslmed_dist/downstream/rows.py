@@ -1,8 +1,6 @@
 """From a frozen encoder to rows of results: features are computed once, every evaluator predicts from them, the
 predictions are scored, and the scores become rows of one JSON file."""
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslmed_dist.atomic_files import write_atomically
+from sslmed_dist.atomic_files import write_atomically, write_csv
 from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.downstream.coverage import remarks_in
 from sslmed_dist.downstream.features import SplitFeatures, check, extract_splits
@@ -139,9 +137,4 @@ def write_cases(path: Path, arms: Mapping[str, Mapping[str, Predictions]]) -> No
     ]
     if not cases:
         return
-    stream = io.StringIO()
-    # the columns are all keys that occur, in the order of their first use
-    writer = csv.DictWriter(stream, list(dict.fromkeys(key for case in cases for key in case)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(cases)
-    write_atomically(path, stream.getvalue().encode())
+    write_csv(path, cases)

@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Sequence
 
-from sslmed_dist.outputs import PAGE_BEGIN
+from sslmed_dist.outputs import PAGE_BEGIN, RESEARCH
 from sslmed_dist.printable import as_html
 from sslmed_dist.report import facts, plots, tables, wording
 from sslmed_dist.report.plots import Dot
@@ -14,7 +14,6 @@ from sslmed_dist.report.table_html import scrolling, table_html
 from sslmed_dist.report.tables import Table
 from sslmed_dist.report.wording import Column
 
-RESEARCH = "Research use only, not a medical device."
 CAUTION = f"<p class='banner caution'><strong>{RESEARCH}</strong></p>"  # where a page shows single patients
 PHANTOM = (
     "<p class='banner phantom'><strong>Phantom data.</strong> Generated pictures, no patients. "

@@ -1,14 +1,12 @@
 """``sslmed analyse``: one table of analyses. Each is a function of runs, and gives rows, panels and words."""
 
-import csv
 import dataclasses
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sslmed_dist import registry
-from sslmed_dist.atomic_files import write_atomically
+from sslmed_dist.atomic_files import write_atomically, write_csv
 from sslmed_dist.report.panels import svg
 from sslmed_dist.run_folder import phantom_data
 from sslmed_dist.verbs.analyse.gradcam import gradcam
@@ -47,20 +45,10 @@ def analyse(name: str, folders: Sequence[Path], options: Mapping[str, Any]) -> t
     ending, picture = (".svg", None) if answer.picture is None else (".png", answer.picture)
     files = [place.with_suffix(ending), place.with_suffix(".csv")]
     write_atomically(files[0], svg(answer.panels, heading) if picture is None else picture)
-    write_atomically(files[1], as_csv(answer.rows))
+    write_csv(files[1], answer.rows)
     return [f"{heading}.", *answer.lines], files
 
 
 def moved(subject: Subject, data: Mapping[str, Any]) -> Subject:
     """The run with its data elsewhere, where ``data`` says so."""
     return dataclasses.replace(subject, root=str(data["root"])) if data else subject
-
-
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """The rows under the names of all their columns; what a row lacks, or does not know, is empty."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue().encode()

@@ -18,7 +18,6 @@ from sslmed_dist.run_folder import phantom_data
 from sslmed_dist.sections import is_phantom
 from sslmed_dist.training.pretrained import SCALE, Part, Pretrained
 
-USE = "Research use only, not a medical device."
 NOT_STATED = "not stated; ask whoever holds the rights before you pass this on"
 LIMITS = (
     "The figures hold for the data that they were measured on, as named above, and for no other scanner, hospital, "
@@ -58,7 +57,7 @@ def description(trained: Pretrained, part: Part, licence: str | None, data_licen
             "licence": data_licence,
         },
         "figures": figure_rows(trained),
-        "use": USE,
+        "use": outputs.RESEARCH,
     }
 
 
@@ -105,7 +104,7 @@ def card_text(name: str, facts: Mapping[str, Any], trained: Pretrained, loading:
         "",
         f"# {as_markdown(name)}",
     ]
-    lines += ["", f"**{USE}**"]
+    lines += ["", f"**{outputs.RESEARCH}**"]
     lines += ["", f"**{PHANTOM}**"] if data["phantoms"] else []
     lines += ["", f"**Not finished: {trained.unfinished}.**"] if trained.unfinished else []
     lines += ["", "## What it is", ""]

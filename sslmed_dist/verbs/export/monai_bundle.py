@@ -10,7 +10,6 @@ from typing import Any
 
 from sslmed_dist import __version__, outputs
 from sslmed_dist.training.pretrained import Pretrained
-from sslmed_dist.verbs.export.card import USE
 from sslmed_dist.verbs.export.format import Exported, Format, Json, require_library
 from sslmed_dist.verbs.export.weight_files import as_json, packed
 
@@ -89,10 +88,10 @@ def metadata(what: Exported) -> Json:
         "numpy_version": found.pop("numpy", "unknown"),
         "required_packages_version": {"sslmed-dist": __version__, **found},
         "task": "one-shot segmentation: an organ shown on one scan is found on others",
-        "description": f"A frozen encoder with a head of prototypes. {USE}",
+        "description": f"A frozen encoder with a head of prototypes. {outputs.RESEARCH}",
         "authors": "not stated",
         "copyright": what.facts["licence"] or "not stated",
-        "intended_use": USE,
+        "intended_use": outputs.RESEARCH,
         "network_data_format": {
             "inputs": {"image": {**image, "dtype": "float32", "value_range": [], "is_patch_data": False,
                                  "channel_def": {"0": "slice, mean 0 and deviation 1 over the volume"}}},

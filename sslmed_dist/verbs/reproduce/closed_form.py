@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 
 from sslmed_dist.analysis.temperature_curves import profile, solutions
-from sslmed_dist.atomic_files import write_atomically
+from sslmed_dist.atomic_files import write_atomically, write_csv
 from sslmed_dist.losses.temperature import Dystress, DystressShifted, Temperature
 from sslmed_dist.report.panels import Panel, curve, svg
 from sslmed_dist.report.plots import Curve
-from sslmed_dist.verbs.analyse.tool import as_csv
 
 C = torch.linspace(-1.0, 1.0, 201, dtype=torch.float64)
 HIGH, CONSTANTS = 0.2, 6  # of Figure 6.2: the temperature at the ends, and curves a panel
@@ -81,7 +80,7 @@ def draw(name: str, folder: Path) -> tuple[list[str], list[Path]]:
     panels, lines = FIGURES[name]()
     files = [folder / name / "figure.svg", folder / name / "figure.csv"]
     write_atomically(files[0], svg(panels, f"{name}, a closed form: no run is behind it", columns=2))
-    write_atomically(files[1], as_csv([row for panel in panels for it in panel.curves for row in rows(panel, it)]))
+    write_csv(files[1], [row for panel in panels for it in panel.curves for row in rows(panel, it)])
     return [f"{name}: a closed form, no run is behind it", *lines], files
 
 

@@ -13,8 +13,6 @@ from sslmed_dist.verbs.segment.model import Model
 from sslmed_dist.verbs.segment.search import Found
 from sslmed_dist.verbs.segment.settings import Settings
 
-USE = "Research use only, not a medical device."
-
 
 def doubt(finding: Found, warnings: Sequence[str]) -> str:
     """What ``volumes.csv`` says of how far to trust a label; empty where there is nothing to say."""
@@ -42,7 +40,7 @@ def facts(model: Model, support: Mapping[str, Any], settings: Settings) -> dict[
     """``run.json``, without its queries. Of a file of first weights only its name is in it, as in an export."""
     return {
         outputs.MARK: files.SEGMENT,
-        "use": USE,
+        "use": outputs.RESEARCH,
         "model": {"file": model.file.name, "sha256": model.sha256, "method": without_folders(model.method)},
         "head": model.head,
         "grid": {"size": model.size, "pixel_mm": model.pixel, "pixel_from": model.pixel_from},

@@ -6,12 +6,12 @@ from torch import Tensor
 
 from sslmed_dist.downstream.oneshot.protocol import middle_of
 from sslmed_dist.downstream.oneshot.reliability import rounded_down
+from sslmed_dist.outputs import RESEARCH
 from sslmed_dist.printable import printable
 from sslmed_dist.report.outlines import Panel, sheet
 from sslmed_dist.verbs.segment.files import colour
 from sslmed_dist.verbs.segment.search import Found, Organ
 
-NOTE = "Research use only, not a medical device."
 SIDES = {True: "Left half: the patient's right.", False: "Which half is the patient's right is a guess."}
 
 
@@ -56,5 +56,6 @@ def montage(
             row.append(Panel(stack[middle, 0], {shade: mask[middle]}, title))
         rows.append(row)
     return sheet(
-        rows, f"{printable(name)}: support and query in turn. {NOTE} {SIDES[oriented]}" + (f"\n{note}" if note else "")
+        rows,
+        f"{printable(name)}: support and query in turn. {RESEARCH} {SIDES[oriented]}" + (f"\n{note}" if note else ""),
     )

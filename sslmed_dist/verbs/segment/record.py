@@ -1,7 +1,6 @@
 """``run.json`` and ``volumes.csv`` of an output folder: what was written there, by this call and by those before it."""
 
 import csv
-import io
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sslmed_dist import outputs
-from sslmed_dist.atomic_files import write_atomically
+from sslmed_dist.atomic_files import write_csv
 from sslmed_dist.run_folder import write_json
 from sslmed_dist.verbs.segment.naming import EARLIER, RECORD, calls_of, written_here
 
@@ -45,7 +44,7 @@ class Report:
         queries = [query for call in same for query in call["queries"]] + self.queries
         others = [call for call in calls if call not in same and call["queries"]]
         rows = [row for row in self.before if row["query"] not in self.written] + self.rows
-        write_atomically(out / VOLUMES, volume_table(rows))
+        write_csv(out / VOLUMES, rows, COLUMNS)
         write_json(out / RECORD, {**self.facts, "queries": queries, **({EARLIER: others} if others else {})})
 
 
@@ -84,12 +83,3 @@ def read_volumes(path: Path) -> Rows:
 def is_volumes(path: Path) -> bool:
     """A table that this command wrote."""
     return path.read_text(encoding="utf-8").startswith(",".join(OLDEST))
-
-
-def volume_table(rows: Sequence[Mapping[str, object]]) -> bytes:
-    """``volumes.csv``: ``COLUMNS``, a row per query and label."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue().encode()
