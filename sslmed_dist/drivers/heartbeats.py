@@ -26,6 +26,7 @@ class Beat:
     calls: int
     phase: str
     median_s: float
+    asked: bool
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,14 @@ class Ledger:
     def handle(self, rank: int) -> Any:
         """What ends the worker of this rank; None where there is none."""
         return self.handles.get(rank)
+
+
+def idle(workers: Sequence[Seen]) -> bool:
+    """Whether workers are known that speak, and every one of them knows of the stop and is still at its start: nothing
+    was trained that has to be saved. What one said before it knew is no answer: between two of its words it may have
+    begun to train, and saved."""
+    speaking = [worker.beat for worker in workers if worker.silent_s <= SILENT_S]
+    return bool(speaking) and all(beat.asked and beat.phase == STARTING for beat in speaking)
 
 
 def hung(workers: Sequence[Seen]) -> Seen | None:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from sslmed_dist import distributed
-from sslmed_dist.drivers.heartbeats import SILENT_S, Beat, Ledger, Seen, hung, line_of
+from sslmed_dist.drivers.heartbeats import SILENT_S, Beat, Ledger, Seen, hung, idle, line_of
 from sslmed_dist.printable import say
 from sslmed_dist.training.phases import STARTING
 from sslmed_dist.training.pulse import Pulse
@@ -61,10 +61,10 @@ class Watch:
         self.ledger = actor.options(name=name, namespace=NAMESPACE, scheduling_strategy=here).remote()
         self.asked: Any = None  # the answer that is waited for
         self.looked = self.heard = time.monotonic()
-        self.answered = 0.0  # when the last look that was answered had been asked for
         self.ended: set[str] = set()  # attempts of which a worker was ended
         self.stopping = self.first_stop = -LOOK_S  # when the ledger was last told of a stop, and first
         self.workers = 0  # as many as there are now, or were before they failed
+        self.waits = False  # whether they are there, know of a stop, and have not begun to train
         self.working = False  # whether one of them is there and past its start
 
     def look(self) -> bool:
@@ -85,7 +85,7 @@ class Watch:
         except ray.exceptions.RayError:  # the ledger was lost
             return False
         speaking = [worker.beat for worker in seen if worker.silent_s <= SILENT_S]
-        self.working, self.answered = any(beat.phase != STARTING for beat in speaking), self.looked
+        self.waits, self.working = idle(seen), any(beat.phase != STARTING for beat in speaking)
         if speaking:
             self.heard, self.workers = now, speaking[0].world
         self.end(hung(seen))
@@ -108,10 +108,9 @@ class Watch:
             self.ledger.ask_stop.remote()
 
     def idle(self) -> bool:
-        """After a stop was asked for: whether no worker is past its start, as far as is known. A look from before the
-        stop does not count, unless there is no later one for some seconds."""
-        late = time.monotonic() - self.first_stop > SILENT_S
-        return not self.working and (late or self.answered > self.first_stop)
+        """After a stop was asked for: whether no worker is past its start, by their own words, or by their silence for
+        some seconds after the stop."""
+        return self.waits or (not self.working and time.monotonic() - self.first_stop > SILENT_S)
 
     def require_workers(self, patience_s: float) -> None:
         """``RuntimeError`` where no worker was heard of for ``patience_s`` seconds: Ray itself waits for ever."""

@@ -21,7 +21,7 @@ class Pulse:
     because kernels are compiled and chosen in it. ``asked``: whoever watches sets it to ask for a stop."""
 
     def __init__(self) -> None:
-        self.phase, self.asked = STARTING, False
+        self.phase, self.asked, self.averaged = STARTING, False, False
         self.state: TrainState | None = None
         self.begun: float | None = None  # when the step before this one was averaged
         self.durations: deque[float] = deque(maxlen=REMEMBERED)
@@ -31,8 +31,9 @@ class Pulse:
         now = time.monotonic()
         if self.begun is not None:
             self.durations.append(now - self.begun)
+        if self.averaged:  # a step before this one is done, be it the last one of an epoch
             self.phase = TRAINING
-        self.begun = now
+        self.begun, self.averaged = now, True
         return distributed.average_gradients(parameters, extras)
 
     @contextmanager
@@ -58,12 +59,13 @@ class Pulse:
         return lambda: self.asked or stop()
 
     def look(self) -> dict[str, Any]:
-        """Where training stands: ``step`` (done), ``calls`` (``distributed.calls``), ``phase`` and ``median_s``, the
-        median duration of the last steps in seconds, 0 before there were any."""
+        """Where training stands: ``step`` (done), ``calls`` (``distributed.calls``), ``phase``, ``median_s``, the
+        median duration of the last steps in seconds, 0 before there were any, and ``asked``."""
         durations = list(self.durations)
         return {
             "step": 0 if self.state is None else self.state.step,
             "calls": distributed.calls(),
             "phase": self.phase,
             "median_s": statistics.median(durations) if durations else 0.0,
+            "asked": self.asked,
         }

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sslmed_dist.drivers.heartbeats import Beat, Ledger, hung, line_of
+from sslmed_dist.drivers.heartbeats import Beat, Ledger, hung, idle, line_of
 from sslmed_dist.training.phases import MEASURING, SAVING, STARTING, TRAINING
 from sslmed_dist.training.pulse import Pulse
 
@@ -24,7 +24,7 @@ class Clock:
 
 def beat(rank: int, **changes: Any) -> Beat:
     """A beat of one of two workers in the middle of training."""
-    whole = Beat("a:1", rank, 2, 100 + rank, "10.0.0.7", step=12, calls=40, phase=TRAINING, median_s=0.1)
+    whole = Beat("a:1", rank, 2, 100 + rank, "10.0.0.7", step=12, calls=40, phase=TRAINING, median_s=0.1, asked=False)
     return dataclasses.replace(whole, **changes)
 
 
@@ -112,6 +112,29 @@ def test_a_stop_is_the_answer_to_the_next_beat() -> None:
     assert ledger.beat(beat(1))
 
 
+@pytest.mark.parametrize(
+    ("asked", "phases", "silent_s", "idles"),
+    [
+        ((True, True), (STARTING, STARTING), 0, True),
+        ((True, True), (STARTING, TRAINING), 0, False),
+        ((True, True), (SAVING, STARTING), 0, False),
+        ((False, True), (STARTING, STARTING), 0, False),  # its word is older than the stop: it may train since
+        ((True, True), (STARTING, STARTING), 6, False),  # nobody speaks
+    ],
+)
+def test_a_worker_is_idle_by_its_own_word_from_after_the_stop(
+    asked: tuple[bool, bool], phases: tuple[str, str], silent_s: float, idles: bool
+) -> None:
+    """Seen on a fast machine: the last word before a stop said "starting", and 25 steps were saved since."""
+    clock = Clock()
+    ledger = Ledger(clock)
+    for rank in (0, 1):
+        ledger.beat(beat(rank, phase=phases[rank], asked=asked[rank]))
+    clock.now = silent_s
+    assert idle(ledger.look()) is idles
+    assert not idle([])
+
+
 def test_the_ledger_needs_no_torch() -> None:
     code = "import sys, sslmed_dist.drivers.heartbeats; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -128,6 +151,15 @@ def test_a_pulse_is_in_its_start_until_the_second_step() -> None:
     pulse.average([])  # what came between was no step: its duration is not counted
     assert told == [STARTING, TRAINING, TRAINING, SAVING] and pulse.look()["phase"] == TRAINING
     assert len(pulse.durations) == 2 and pulse.look()["median_s"] == pytest.approx(sum(pulse.durations) / 2)
-    assert not pulse.stops(lambda: False)()
+    assert not pulse.stops(lambda: False)() and not pulse.look()["asked"]
     pulse.asked = True
-    assert pulse.stops(lambda: False)()
+    assert pulse.stops(lambda: False)() and pulse.look()["asked"]
+
+
+def test_epochs_of_one_step_are_past_the_start_too() -> None:
+    """What comes after an epoch takes the beginning of its last step away, and with it the duration of the next."""
+    pulse = Pulse()
+    for _ in range(2):
+        pulse.average([])
+        pulse.during(MEASURING, lambda state: None)(None)  # type: ignore[arg-type]
+    assert pulse.look()["phase"] == TRAINING and not pulse.durations
