@@ -8,16 +8,22 @@ STAMP := $(VENV)/.installed
 DATA ?= data
 PACK ?= gpu-pack
 
+# How many processes test at once, each with one thread; those that start clusters and nodes have the machine alone.
+TESTERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := -n $(TESTERS) --dist loadfile
+
 .PHONY: demo test test-all check bench browser docs gpu-pack clean
 
 demo: $(STAMP)
 	$(BIN)/sslmed demo --out runs
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not ray and not flower and not gpu"
+	$(PYTEST) $(PARALLEL) -m "not slow and not ray and not flower and not gpu"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) $(PARALLEL) -m "not ray and not flower and not gpu"
+	$(PYTEST) -m "(ray or flower) and not gpu"
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from sslmed_dist.json_files import Lines
 from sslmed_dist.training import job
 from tests import tiny
 from tests.drivers.ray_nodes import Nodes, environment, started_nodes
+from tests.drivers.steps import steps_of, wait_for_step
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STEPS = 180
@@ -52,20 +53,6 @@ def finish(process: "subprocess.Popen[str]", path: Path, seconds: float = 400.0)
     said = (path.parent / "said.txt").read_text()
     assert code == 0, said[-4000:]
     return said
-
-
-def steps_of(folder: Path) -> list[int]:
-    """Steps with a checkpoint."""
-    return checkpoint.Checkpoints(folder / "checkpoints").steps()
-
-
-def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[str]", seconds: float = 240.0) -> None:
-    """Until the run has saved ``step`` or a later one."""
-    deadline = time.monotonic() + seconds
-    while max(steps_of(folder), default=0) < step:
-        assert time.monotonic() < deadline, f"no step {step} after {seconds} s"
-        assert process.poll() is None, "it has ended"
-        time.sleep(0.02)
 
 
 def wait_for_workers(path: Path, numbers: list[int], process: "subprocess.Popen[str]", seconds: float = 240.0) -> None:

@@ -3,15 +3,15 @@
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.drivers.ray_nodes import RAY, ROOT, Nodes, environment, started_nodes
-from tests.drivers.test_cluster import require_bits, steps_of, trained, write
+from tests.drivers.steps import steps_of, wait_for_step
+from tests.drivers.test_cluster import require_bits, trained, write
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 IGNORED = shutil.ignore_patterns("__pycache__")
@@ -32,14 +32,6 @@ def submit(nodes: Nodes, name: str, folder: Path, *options: str) -> "subprocess.
     return nodes.submit(*command, folder=folder)
 
 
-def wait_for_step(folder: Path, step: int, ended: Callable[[], bool] = lambda: False) -> None:
-    """Until the run has saved ``step`` or a later one."""
-    deadline = time.monotonic() + 240
-    while max(steps_of(folder), default=0) < step:
-        assert time.monotonic() < deadline and not ended()
-        time.sleep(0.02)
-
-
 def test_a_stopped_job_goes_on_from_another_folder_with_an_edited_package(tmp_path: Path, head: Nodes) -> None:
     """``ray job stop`` ends the driver; the same command from another working directory, whose package was edited, goes
     on, until a file asks it to stop: the run folder is an absolute path."""
@@ -56,7 +48,7 @@ def test_a_stopped_job_goes_on_from_another_folder_with_an_edited_package(tmp_pa
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(submit, head, "second", tmp_path / "second")
         try:
-            wait_for_step(folder, steps_of(folder)[-1] + 6, second.done)
+            wait_for_step(folder, steps_of(folder)[-1] + 6, second)
         finally:
             (folder / "stop").touch()
         done = second.result()

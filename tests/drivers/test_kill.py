@@ -16,6 +16,7 @@ from sslmed_dist import checkpoint, cli, plain_yaml
 from sslmed_dist.drivers import local
 from tests import tiny
 from tests.drivers import family
+from tests.drivers.steps import wait_for_step
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,17 +31,6 @@ def start(config: Path, *overrides: str, world: int = 1) -> "subprocess.Popen[st
     command = [*launcher, "train", str(config), *overrides]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env=environment, text=True, start_new_session=True, cwd=config.parent, **pipes)  # type: ignore[call-overload, no-any-return]
-
-
-def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[str]", seconds: float = 90.0) -> None:
-    """Until the run has a checkpoint of at least ``step``."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if max(checkpoint.Checkpoints(folder / "checkpoints").steps(), default=0) >= step:
-            return
-        assert process.poll() is None, process.communicate()[1][-2000:]
-        time.sleep(0.02)
-    raise AssertionError(f"no checkpoint of step {step} after {seconds} s")
 
 
 def final(folder: Path) -> dict[str, torch.Tensor]:

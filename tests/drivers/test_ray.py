@@ -14,6 +14,7 @@ from sslmed_dist import checkpoint, config, plain_yaml
 from sslmed_dist.training import job
 from tests import tiny
 from tests.drivers.ray_nodes import START_S, Nodes, environment, started_nodes
+from tests.drivers.steps import steps_of, wait_for_step
 from tests.methods import test_jigsaw as jigsaw
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -180,17 +181,3 @@ def test_a_run_folder_in_the_jobs_temporary_package_is_refused(tmp_path: Path, n
     said = submitted.stdout + submitted.stderr
     assert "run.dir: 'runs' lies in the temporary folder of this Ray job" in said, said[-3000:]
     assert "allowed: run.dir=/absolute/path" in said
-
-
-def steps_of(folder: Path) -> list[int]:
-    """Steps with a checkpoint."""
-    return checkpoint.Checkpoints(folder / "checkpoints").steps()
-
-
-def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[str]", seconds: float = 240.0) -> None:
-    """Until the run has saved ``step`` or a later one."""
-    deadline = time.monotonic() + seconds
-    while max(steps_of(folder), default=0) < step:
-        assert time.monotonic() < deadline, f"no step {step} after {seconds} s"
-        assert process.poll() is None, process.communicate()[0][-3000:]
-        time.sleep(0.05)
