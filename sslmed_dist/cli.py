@@ -115,12 +115,13 @@ def sweep(arguments: argparse.Namespace) -> int:
         lower=arguments.lower,
         workers=arguments.workers,
         minutes=arguments.minutes,
+        ray=arguments.ray,
     )
     if arguments.dry_run:
-        show(*tool.budget(asked), *(" ".join(one.choices) for one in asked.trials))
+        show(*tool.budget(asked), *asked.trials)
         return 0
     lines, complete = tool.run(asked)
-    show(*lines, asked.folder / "sweep.md")
+    show(*lines)
     return 0 if complete else 1
 
 

@@ -148,7 +148,8 @@ def measuring(verbs: Verbs) -> None:
     sweep.add_argument("--trials", type=int, metavar="N", help="so many of the grid, drawn at random; default: all")
     sweep.add_argument("--metric", help="EVALUATOR/MEASURE such as knn/accuracy, or a scalar of the training: loss")
     sweep.add_argument("--lower", action="store_true", help="lower is better")
-    sweep.add_argument("--workers", type=int, default=1, metavar="N", help="trials at a time, a process each (1)")
+    sweep.add_argument("--ray", action="store_true", help="trials by Ray Tune, on the cluster of ray.address or here")
+    sweep.add_argument("--workers", type=int, metavar="N", help="trials at a time (1; with --ray: what has room)")
     sweep.add_argument("--minutes", type=float, metavar="M", help="no trial begins later")
     sweep.add_argument("--dry-run", action="store_true", help="state the budget and the trials, run nothing")
 

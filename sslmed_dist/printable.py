@@ -76,3 +76,8 @@ def duration(seconds: float) -> str:
     if seconds < 120 * 60:
         return f"{seconds / 60:.1f} min" if seconds < 600 else f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def plural(count: int, thing: str, things: str | None = None) -> str:
+    """``1 step``, ``2 steps``, ``1,000 steps``: a number and what it counts. ``things``: of a word that takes no s."""
+    return f"{count:,} {thing if count == 1 else things or f'{thing}s'}"

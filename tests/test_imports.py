@@ -68,6 +68,7 @@ NO_TORCH = (
     "registry sections "
 )
 RAY = {"ray_train.py", "ray_tasks.py", "ray_cluster.py", "ray_autoscaler.py", "ray_watch.py", "ray_nodes.py"}
+RAY |= {"ray_tune.py"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 EMPTY_WORDS = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager", "handler"}
 

@@ -79,24 +79,30 @@ def try_out(
     """What ``check_training`` does, with what it built and the time that it took. ``before_steps`` is called when all
     is built and no step is taken yet: what it refuses is said sooner, and after the training's own mistakes."""
     start, begun = process_age(), time.perf_counter()
+    work = assembled(settings, dataset)
+    built = time.perf_counter()
+    before_steps()
+    waited = time.perf_counter() - built
+    begun, built = begun + waited, built + waited
+    parts = seconds_per_step(work)
+    first = time.perf_counter() - built - sum(parts.values())
+    left_out = {"compile": settings.plan.compile, "loader_threads": settings.plan.loader_threads}
+    return Tried(work, replace(work.settings, plan=left_out), start, built - begun, first, parts)
+
+
+def assembled(settings: Config, dataset: Dataset | None = None) -> job.Job:
+    """Everything that the run needs before its first step. Nothing is compiled and no thread is started: that would
+    take longer than all the rest. ``ValueError`` for a setting that cannot be built."""
     if settings.driver == "ray":
         require_even(settings)
     build.build_evaluators(settings)
     followers(settings, settings.folder)
-    # Compiling and starting threads would take longer than all the rest.
-    left_out = {"compile": settings.plan.compile, "loader_threads": settings.plan.loader_threads}
     work = job.assemble(replace(settings, plan={"compile": False, "loader_threads": 0}), dataset)
     if settings.run.continue_from is not None:
         work.inherit(Path(settings.run.continue_from).expanduser())
     if settings.evaluate.every is not None:
         Monitor(work.settings, work.dataset)
-    assembled = time.perf_counter()
-    before_steps()
-    waited = time.perf_counter() - assembled
-    begun, assembled = begun + waited, assembled + waited
-    parts = seconds_per_step(work)
-    first = time.perf_counter() - assembled - sum(parts.values())
-    return Tried(work, replace(work.settings, plan=left_out), start, assembled - begun, first, parts)
+    return work
 
 
 def expected(tried: Tried) -> Need:

@@ -122,11 +122,14 @@ def load_method(source: Path, which: str = "last") -> tuple[Method, Config]:
 
 
 def stage(saved: Mapping[str, Any], settings: Config) -> str:
-    """Which step of how many the checkpoint of a run stands at; "" at its end, and where it does not say."""
+    """Which step of how many the checkpoint of a run stands at; "" at its end, which may have come early by the
+    validation loss, and where it does not say."""
     state = saved["state"] if saved["kind"] == "training" else {}
     per_epoch = state.get("steps_per_epoch") or settings.plan.steps_per_epoch
     total = (per_epoch or 0) * settings.plan.epochs
     step = state.get("step")  # what a federation's site keeps for itself counts no steps
+    if state.get("watch", {}).get("ended"):
+        return ""
     return f"step {step} of {total}: before the end of its run" if step is not None and step < total else ""
 
 

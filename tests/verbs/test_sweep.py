@@ -1,6 +1,10 @@
 """A sweep: its grid, what it states before it begins, and that it goes on where it stopped."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ from PIL import Image
 
 from sslmed_dist import cli, plain_yaml
 from sslmed_dist.verbs.sweep import grid, tool, trial
+from sslmed_dist.verbs.sweep.table import Row, table_of
 from sslmed_dist.verbs.sweep.trial import Worth
 from tests import tiny
 
@@ -18,7 +23,7 @@ Capture = pytest.CaptureFixture[str]
 
 def recipe(folder: Path, **sections: Any) -> Path:
     """The file of a tiny run."""
-    plan = {"epochs": 1, "steps_per_epoch": 1}
+    plan = {"epochs": 1, "steps_per_epoch": 1} | sections.pop("plan", {})
     path = folder / "tiny.yaml"
     path.write_text(plain_yaml.write(tiny.tree(folder, plan=plan, **sections)))
     return path
@@ -92,22 +97,67 @@ def test_data_without_a_validation_split_is_refused_before_anything_trains(tmp_p
     said = capsys.readouterr().err
     assert "no split 'val'; allowed: train, test, all; data.val_fraction=0.2 would hold" in said
     assert len(said.splitlines()) == 1 and not list(tmp_path.glob("runs/*"))
-    assert len(tool.request(path, ["optim.lr=0.1,0.2", "data.val_fraction=0.2"]).trials) == 2
+    assert len(tool.request(path, ["optim.lr=0.1,0.2", "data.val_fraction=0.2", "plan.batch_size=4"]).trials) == 2
 
 
-def test_the_table_is_sorted_and_says_what_it_cannot_tell(tmp_path: Path) -> None:
-    asked = tool.request(recipe(tmp_path), ["optim.lr=0.1,0.2,0.3"], metric="knn/accuracy")
-    worths = [Worth(0.5, 0.4, 0.6, 12, 61.0), Worth(None, trouble="sslmed train: a | b"), Worth(0.55, 0.45, 0.65, 12)]
-    lines = tool.table(asked, worths)
-    assert lines[0] == "| optim.lr | knn/accuracy | n | time | run |"
-    assert lines[2].startswith("| 0.3 | 0.55 [0.45, 0.65] | 12 |") and lines[3].startswith(
-        "| 0.1 | 0.5 [0.4, 0.6] | 12 |"
-    )
-    assert lines[4].startswith("| 0.2 | sslmed train: a \\| b |")
-    text = "\n".join(lines)
-    assert "does not tell them apart" in text and "1 of 3 trials are not done" in text and "validation split" in text
-    apart = [Worth(0.5, 0.49, 0.51), Worth(0.9, 0.89, 0.91), Worth(0.1, 0.0, 0.2)]
-    assert "does not tell them apart" not in "\n".join(tool.table(asked, apart))
+def test_every_value_is_built_before_the_first_trial_begins(tmp_path: Path, capsys: Capture) -> None:
+    path = recipe(tmp_path)
+    assert cli.main(["sweep", str(path), "method.loss.temperature=0.2,-1", "run.seed=0,1"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("sslmed sweep: method.loss.temperature=-1 run.seed=0: ") and len(said.splitlines()) == 1
+    assert cli.main(["sweep", str(path), "optim.name=sgd,nope"]) == 2
+    assert "sweep: optim.name=nope: optim" in capsys.readouterr().err and not list(tmp_path.glob("runs/*"))
+
+
+def test_a_scalar_of_the_training_needs_no_evaluation(tmp_path: Path) -> None:
+    path = recipe(tmp_path, evaluate={"protocols": []})
+    assert tool.request(path, ["optim.lr=0.1,0.2"], metric="loss").trials
+    with pytest.raises(ValueError, match="protocols: is empty"):
+        tool.request(path, ["optim.lr=0.1,0.2"], metric="knn/accuracy")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["optim.lr=1,2", "driver=ray"], "driver: ray: with --ray each trial trains in one process"),
+        (["ray.cpus_per_worker=1,2"], "ray.cpus_per_worker: is that of all trials with --ray"),
+        (["driver=local,ray"], "driver: is that of all trials with --ray"),
+    ],
+)
+def test_trials_of_ray_are_single_processes(tmp_path: Path, words: list[str], line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        tool.request(recipe(tmp_path), words, ray=True)
+
+
+WORTHS = {
+    "0.1": Worth(0.5, 0.4, 0.6, 12, 61.0, metric="knn/accuracy"),
+    "a_b|c": Worth(None, trouble="sslmed train: a | b"),
+    "0.3": Worth(0.55, 0.45, 0.65, 12, metric="knn/accuracy"),
+}
+
+
+def rows(worths: dict[str, Worth]) -> list[Row]:
+    """The rows of a sweep of optim.lr."""
+    return [(f"trial-{value}", [value], worth) for value, worth in worths.items()]
+
+
+def test_the_table_is_sorted_and_says_what_it_cannot_tell() -> None:
+    table = table_of(Path("s"), ["optim.lr"], rows(WORTHS), None, False)
+    written, shown = table.markdown(), table.plain()
+    assert written[0] == "| optim.lr | knn/accuracy | n | time | run |"
+    assert written[2].startswith("| 0.3 | 0.55 \\[0.45, 0.65\\] | 12 |")
+    assert written[3].startswith("| 0.1 | 0.5 \\[0.4, 0.6\\] | 12 |")
+    assert written[4].startswith("| a_b\\|c | sslmed train: a \\| b |")
+    assert "\\" not in "\n".join(shown) and shown[1].split()[:4] == ["0.3", "0.55", "[0.45,", "0.65]"]
+    assert "sslmed train: a | b" in shown[3]
+    text = "\n".join(shown)
+    assert "does not tell them apart" in text and "1 of 3 trials is not done" in text and "validation split" in text
+    assert shown[-1] == "On the test split: sslmed evaluate s/trial-0.3 evaluate.test=test"
+    assert table_of(Path("s"), ["optim.lr"], rows(WORTHS), None, True).rows[1][0] == "0.1"
+    apart = {"1": Worth(0.5, 0.49, 0.51), "2": Worth(0.9, 0.89, 0.91), "3": Worth(0.1, 0.0, 0.2)}
+    assert "tell them apart" not in "\n".join(table_of(Path("s"), ["k"], rows(apart), None, False).notes)
+    scalar = table_of(Path("s"), ["k"], rows({"1": Worth(2.5, metric="loss")}), "loss", True)
+    assert scalar.rows[0][1] == "loss" and scalar.notes[0].startswith("loss: the training's own last value")
 
 
 @pytest.mark.slow
@@ -120,20 +170,41 @@ def test_a_sweep_runs_states_its_budget_and_goes_on_with_what_is_missing(
     planned = capsys.readouterr().out.splitlines()
     assert planned[0] == "2 trials of optim.lr (2), 0 done, 1 at a time" and planned[1].startswith("about ")
     assert planned[2:] == ["optim.lr=0.06", "optim.lr=0.1"] and not list(tmp_path.glob("runs/*/trial-*"))
-    assert cli.main([*words, "--workers", "2", "--metric", "knn/accuracy"]) == 0
+    assert cli.main([*words, "--workers", "2"]) == 0
+    assert capsys.readouterr().out.split()[:2] == ["optim.lr", "knn/accuracy"]
     sweep = tmp_path / "runs" / "tiny-sweep"
     facts = json.loads((sweep / "sweep.json").read_text())
     assert len(facts["trials"]) == 2 and all(0 <= one["value"] <= 1 and one["seconds"] > 0 for one in facts["trials"])
     assert all(one["count"] == 12 for one in facts["trials"]), "the validation split"
     assert (sweep / "sweep.md").read_text().count("| trial-") == 2
-    capsys.readouterr()
 
-    called = []
-    monkeypatch.setattr(trial, "call", lambda command, log, threads: called.append(command) or 0)
+    called: list[list[str]] = []
+    monkeypatch.setattr(trial, "call", lambda command, *_: called.append(command) or 0)
     assert cli.main([*words[:2], "optim.lr=0.06,0.1,0.2", "--metric", "loss", "--lower"]) == 1
     out, err = capsys.readouterr()
-    assert "3 trials of optim.lr (3), 2 done, 1 at a time" in err and "1 of 3 trials are not done" in out
-    assert {command[0] for command in called} == {"train", "evaluate"} and "optim.lr=0.2" in called[0]
-    assert "| 0.2 | not run |" in out
-    with pytest.raises(ValueError, match=r"--metric: mae: unknown; allowed: knn/accuracy"):
-        trial.worth(sweep, grid.Trial(("optim.lr=0.1",)), "mae")
+    assert "3 trials of optim.lr (3), 2 done, 1 at a time" in err and "1 of 3 trials is not done" in out
+    assert [command[0] for command in called] == ["train"] and "lr: 0.2" in Path(called[0][1]).read_text()
+    assert any(line.split()[:3] == ["0.2", "not", "run"] for line in out.splitlines())
+    with pytest.raises(ValueError, match=r"--metric: knn/mae: unknown; allowed: knn/accuracy"):
+        trial.worth(sweep, grid.Trial(("optim.lr=0.1",)), "knn/mae")
+    with pytest.raises(ValueError, match=r"holds another run than .*optim.lr=0.06.* \(different: plan.epochs\)"):
+        tool.request(path, ["optim.lr=0.06,0.1", "plan.epochs=3"])
+
+
+@pytest.mark.slow
+def test_a_stop_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    path = recipe(tmp_path, plan={"epochs": 400, "checkpoint_every": 100000})
+    command = [sys.executable, "-m", "sslmed_dist.cli", "sweep", str(path), "optim.lr=0.06,0.1", "--metric", "loss"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    sweep = tmp_path / "runs" / "tiny-sweep"
+    while not list(sweep.glob("trial-*/metrics.jsonl")):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 0 and "stopped; run the same command again" in said, said
+    assert "2 of 2 trials are not done" in said and "not run" in said
+    (saved,) = sweep.glob("trial-*/checkpoints/step_*.pt")
+    (log,) = sweep.glob("trial-*.log")
+    assert f"stopped at step {int(saved.stem.split('_')[1])}" in log.read_text()
+    assert not (sweep / "stop").exists()

@@ -25,6 +25,9 @@ class Trial:
         """``trial-`` and a hash of the choices, in any order."""
         return f"trial-{hashlib.sha256(repr(sorted(self.choices)).encode()).hexdigest()[:10]}"
 
+    def __str__(self) -> str:
+        return " ".join(self.choices)
+
 
 def values_of(text: str) -> list[str]:
     """The values of ``a,b,c``; a comma in brackets or quotes parts nothing."""

@@ -1,0 +1,78 @@
+"""What a sweep says at its end: a table, the best trial first, and what the figures do not tell."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from sslmed_dist.printable import as_markdown, duration, plural
+from sslmed_dist.report.plain import aligned
+from sslmed_dist.verbs.sweep.trial import Worth, is_scalar
+
+Row: TypeAlias = tuple[str, Sequence[str], Worth]  # a trial: its run's name, its values of the keys, its worth
+
+
+@dataclass(frozen=True)
+class SweepTable:
+    """``rows`` of equal length, the heads first, and ``notes``; both plain text."""
+
+    rows: list[list[str]]
+    notes: list[str]
+
+    def plain(self) -> list[str]:
+        """As lines of a terminal."""
+        return [*aligned(self.rows), "", *self.notes]
+
+    def markdown(self) -> list[str]:
+        """As lines of Markdown."""
+        heads, *rows = ["| " + " | ".join(map(as_markdown, row)) + " |" for row in self.rows]
+        return [heads, "|" + " --- |" * len(self.rows[0]), *rows, "", *self.notes]
+
+
+def table_of(folder: Path, keys: Sequence[str], trials: Sequence[Row], metric: str | None, lower: bool) -> SweepTable:
+    """The table of ``trials`` of the sweep in ``folder``. ``lower``: lower is better."""
+    sign = 1.0 if lower else -1.0
+    measured = [trial for trial in trials if trial[2].value is not None]
+    measured.sort(key=lambda trial: sign * (trial[2].value or 0.0))
+    rest = [trial for trial in trials if trial[2].value is None]
+    named = metric or next((worth.metric for _, _, worth in measured), "figure")
+    rows = [[*keys, named, "n", "time", "run"]]
+    for name, values, worth in [*measured, *rest]:
+        rows.append([*values, figure(worth), str(worth.count or ""), duration(worth.seconds), name])
+    told = notes(measured, len(rest), named if is_scalar(metric) else None)
+    if measured:
+        told.append(f"On the test split: sslmed evaluate {folder / measured[0][0]} evaluate.test=test")
+    return SweepTable(rows, told)
+
+
+def figure(worth: Worth) -> str:
+    """``0.55 [0.45, 0.65]``; of a trial that is not done, why."""
+    if worth.value is None:
+        return worth.trouble
+    interval = "" if worth.low is None or worth.high is None else f" [{worth.low:.4g}, {worth.high:.4g}]"
+    return f"{worth.value:.4g}{interval}"
+
+
+def notes(measured: Sequence[Row], rest: int, scalar: str | None) -> list[str]:
+    """What the figures are, and what they do not tell. ``measured``: the trials that are done, the best one first.
+    ``scalar``: the training's own that they were compared by."""
+    lines = ["Measured on the validation split, with 5-95 % intervals; one seed each."]
+    if scalar is not None:
+        lines = [
+            f"{scalar}: the training's own last value, of no held-out samples and without interval; one seed each."
+        ]
+    if len(measured) > 1 and overlap(measured[0][2], measured[1][2]):
+        lines.append("The intervals of the two best overlap: this sweep does not tell them apart.")
+    if rest:
+        lines.append(
+            f"{rest} of {plural(len(measured) + rest, 'trial')} {'is' if rest == 1 else 'are'} not done; "
+            "the same command goes on with them."
+        )
+    return lines
+
+
+def overlap(first: Worth, second: Worth) -> bool:
+    """Whether two intervals have a point in common; of figures without one nothing is known."""
+    if first.low is None or first.high is None or second.low is None or second.high is None:
+        return False
+    return first.low <= second.high and second.low <= first.high
