@@ -65,7 +65,7 @@ def test_trials_of_tune_have_the_table_and_the_bits_of_the_local_sweep(folder: P
     words = ["optim.lr=0.06,0.1", "run.threads=1"]
     said = ended(sweep(folder, *words, "--ray"), 0)
     log = folder / "runs/tiny-sweep/logs/ray.log"
-    assert "Started a local Ray instance" in log.read_text() and f"goes to {log.relative_to(folder)}" in said
+    assert log.is_file() and f"goes to {log}" in said
     assert "pid=" not in said and "Trial " not in said and "trial 2 of 2: optim.lr=0.1" in said, said
     ended(sweep(folder, *words, "run.dir=alone"), 0)
     assert facts(folder / "runs") == facts(folder / "alone") and bits(folder / "runs") == bits(folder / "alone")

@@ -12,12 +12,13 @@ from sslmed_dist import config, outputs, randomness
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.data.images import walk
 from sslmed_dist.data.partition import hold_out
 from sslmed_dist.plain_yaml import parse
 from sslmed_dist.printable import say
 from sslmed_dist.training import evaluation_data
 from sslmed_dist.verbs import federate
-from sslmed_dist.verbs.init import choices, layout, length, text
+from sslmed_dist.verbs.init import choices, layout, length, pixels, text
 
 VALIDATION = (0.1, 0.25, 0.5)  # shares of the training split that choose hyper-parameters; the first that gives some
 SITES = 64  # of a simulated federation on one machine
@@ -48,6 +49,18 @@ def init(
         raise ValueError(f"{target}: a recipe's name ends in .yaml")
     outputs.require_writable([(target, is_ours)], force=force)
     asked = machine(minutes, medical, sites, ray)
+    try:
+        return compose(path, target, asked)
+    except ValueError as error:
+        # The first of several damaged images, met in a step that was tried or on the way there: all are named.
+        line = pixels.damaged(walk.walk(path).files) if path.is_dir() else ""
+        if line:
+            raise ValueError(f"{path}: {line}") from error
+        raise
+
+
+def compose(path: Path, target: Path, asked: choices.Asked) -> tuple[Path, list[str]]:
+    """Look, choose, try, and write the recipe: what ``init`` returns."""
     seen = layout.look(path, choices.SIDE[asked.device])
     dataset = layout.build(seen.data, "train")
     say(f"looked at: {seen.title}, {len(dataset)} training samples; now some steps are tried")

@@ -163,7 +163,15 @@ def test_data_that_cannot_be_read_writes_nothing(
     assert "not a layout that can be read; allowed: packed set" in capsys.readouterr().err
     (tmp_path / "data" / "a.png").write_text("no image")
     assert main(["init", "data"]) == 2
-    assert "none of 1 images that were looked at can be read" in capsys.readouterr().err
+    assert "data: 1 of 1 image cannot be read; training would stop at the first" in capsys.readouterr().err
+    sets.radiographs(tmp_path / "data" / "more")
+    good = sum(path.suffix == ".jpg" or path.suffix == ".png" for path in (tmp_path / "data").rglob("*")) - 1
+    for number in range(7):
+        (tmp_path / "data" / f"broken{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert main(["init", "data"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"data: 8 of {good + 8} images cannot be read" in said and "and 3 more" in said, said
+    assert all(f"{name}.png is corrupt" in said for name in ("a", "broken0", "broken3"))
     assert list(tmp_path.iterdir()) == [tmp_path / "data"]
 
 
