@@ -30,6 +30,7 @@ METRIC_NAMES = {
     "inter_class_uniformity": "inter-class uniformity",
     "tolerance": "tolerance",
     "hd95": "HD95, mm",
+    "hd95_whole": "HD95 without the true slice range, mm",
     "surface_dice": "surface Dice, %",
     "sensitivity": "sensitivity, %",
     "specificity": "specificity, %",

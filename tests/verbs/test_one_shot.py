@@ -13,6 +13,7 @@ from sslmed_dist.data.phantom import PHANTOMS
 from sslmed_dist.downstream import OneShot
 from sslmed_dist.training import build
 from sslmed_dist.verbs.quarter_marks import marks
+from tests.benchmarks import oneshot_folds
 
 ORGANS = ["right kidney", "left kidney"]
 Capture = pytest.CaptureFixture[str]
@@ -132,3 +133,39 @@ def test_a_table_measures_a_row_in_its_own_way(root: Path, tmp_path: Path, capsy
         (protocol,) = config.load(folder / "config.yaml").evaluate.protocols
         assert protocol == leaf | ({"quadrants": True} if masked else {})
         assert (folder / "evaluate" / "last-cases.csv").is_file()
+
+
+@pytest.mark.slow
+def test_the_table_of_the_folds_goes_on_where_it_ended(
+    root: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["folds", str(tmp_path / "runs"), "--data", str(root), "--keep", str(tmp_path / "keep")]
+    monkeypatch.setattr("sys.argv", arguments)
+    for name, organs in (("kidneys", ORGANS), ("others", ["liver", "spleen"])):
+        recipe = tree(root, tmp_path)
+        recipe["data"]["exclude"] = organs
+        recipe["evaluate"]["protocols"][0]["organs"] = organs
+        assert cli.main(["train", str(write(tmp_path / f"{name}.yaml", recipe))]) == 0
+        capsys.readouterr()
+        if name == "kidneys":
+            with pytest.raises(SystemExit, match="2"):
+                oneshot_folds.main()
+            assert "no fold has all of its trainings" in capsys.readouterr().err
+    oneshot_folds.main()
+    first = capsys.readouterr().out
+    assert "scored: kidneys" not in first and "scored: others" in first
+    assert "Folds 1 of 5; 2 query patients" in first
+    rows = [line.split(" | ") for line in first.splitlines() if line.startswith("| ")]
+    by_fold = {cells[0][2:]: cells[1:6] for cells in rows if len(cells) == 7 and ":" in cells[0]}
+    assert len(by_fold) == 3 * 7 and all(cells.count("not run") == 4 for cells in by_fold.values())
+    means = means_of(first, "Dice, %, true range")
+    assert by_fold["Dice, %, true range: encoder, tidied"][1] == means["encoder, tidied"]
+    assert len(means) == 7 + 2 and "encoder, tidied less as they come, paired" in means
+    oneshot_folds.main()
+    assert capsys.readouterr().out == first.replace(next(x for x in first.splitlines() if "scored" in x) + "\n", "")
+
+
+def means_of(text: str, title: str) -> dict[str, str]:
+    """The last column of the table with this title, without its interval, by row."""
+    lines = text.split(f"| {title} | ")[1].split("\n\n")[0].splitlines()[2:]
+    return {line.split(" | ")[0][2:]: line.split(" | ")[-1].split(" ")[0] for line in lines}

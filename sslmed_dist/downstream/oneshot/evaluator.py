@@ -50,8 +50,8 @@ class OneShot:
     ``dice``: TP, FP and FN are summed over a volume; mean over queries, then over organs. ``dice_whole``: of all slices
     of the volume, the range being estimated without the query's mask (``slice_range``). ``surface`` asks for the 95th
     percentile Hausdorff distance (mm) and the surface Dice at ``tolerance_mm``, of the predictions that ``dice``
-    scores. ``quadrants``: before all that, predictions outside the quadrants of the body that the organ occupies in the
-    support are removed.
+    scores; ``hd95_whole`` is the distance of those that ``dice_whole`` scores. ``quadrants``: before all that,
+    predictions outside the quadrants of the body that the organ occupies in the support are removed.
 
     The test part's last exam is the support, all others are queries. With ``supports`` ``all`` each exam is the support
     in turn and every measure is a mean over all pairs; ``dice_last_support`` is then the protocol's number, and
@@ -59,7 +59,8 @@ class OneShot:
     support. ``head``: a leaf of ``PROTOTYPE_HEADS`` (in a run it is laid over the run's own head; else over CoWPro's).
     ``window`` replaces the head's own at test, where the head has one. ``tidy``, which is not the protocol's: margins
     are averaged over neighbouring slices, lowered far from the support's place, and only the largest piece is kept
-    (``oneshot.tidy``), as ``sslmed segment`` does; each case then has its ``reliability`` too.
+    (``oneshot.tidy``), as ``sslmed segment`` does; each case then has its ``reliability`` too. ``neighbours``: of all
+    that the average over neighbouring slices alone.
     """
 
     floor = COPY_MASK
@@ -76,9 +77,10 @@ class OneShot:
         surface: bool = False,
         tolerance_mm: float = 3.0,
         tidy: bool = False,
+        neighbours: bool = False,
     ) -> None:
         """``ValueError``: no organ or one twice, an unknown head, ``supports`` or ``shots`` that are not allowed, a
-        negative tolerance."""
+        negative tolerance, ``neighbours`` beside ``tidy``, which has them."""
         self.organs = tuple(organs)
         if not self.organs or len(set(self.organs)) < len(self.organs):
             raise ValueError(f"one_shot.organs: expected organs, none of them twice, got {list(organs)}")
@@ -91,7 +93,9 @@ class OneShot:
         self.head = at_test({"name": "cowpro", **(head or {})}, window, "one_shot.head")
         registry.check(PROTOTYPE_HEADS, self.head, "one_shot.head")
         self.supports, self.shots, self.quadrants, self.whole = supports, shots, quadrants, whole
-        self.surface, self.tolerance_mm, self.tidy = surface, float(tolerance_mm), tidy
+        if tidy and neighbours:
+            raise ValueError("one_shot.neighbours: tidy masks have their neighbours already; leave out one of the two")
+        self.surface, self.tolerance_mm, self.tidy, self.neighbours = surface, float(tolerance_mm), tidy, neighbours
 
     def segment(
         self, encoder: nn.Module, dataset: Dataset, positions: Tensor, *, device: torch.device | str, seed: int
@@ -173,7 +177,8 @@ class OneShot:
                     "allowed: quadrants: false"
                 )
         head = registry.build(PROTOTYPE_HEADS, self.head, "one_shot.head")
-        return scans, Segmenter(encoder, head, device, quadrants=self.quadrants, tidy=self.tidy)
+        ways = {"quadrants": self.quadrants, "tidy": self.tidy, "neighbours": self.neighbours}
+        return scans, Segmenter(encoder, head, device, **ways)
 
     def load(self, segmenter: Segmenter, dataset: Dataset, scan: ScanSlices, seed: int) -> Volume:
         """The scan with its feature maps, which serve it as support and as query."""
@@ -229,6 +234,8 @@ class OneShot:
             assert query.centre is not None
             signs = reliability.signs(segmenter, shown, segmentation, query.maps, spacing, query.centre)
             case["reliability"] = 0.0 if signs is None else signs.figure
+        if self.surface and self.whole:
+            case["hd95_whole_mm"] = surfaces.hausdorff95(whole_prediction, truth, spacing)
         if self.surface:
             case["hd95_mm"] = surfaces.hausdorff95(prediction, truth, spacing)
             case["surface_dice"] = surfaces.surface_dice(prediction, truth, spacing, self.tolerance_mm)

@@ -11,7 +11,13 @@ from sslmed_dist.downstream.metrics import Statistic
 from sslmed_dist.downstream.predictions import Measure, Predictions
 
 # The key of a case under which each family of measures has its number.
-ENTRIES = {"dice": "dice", "dice_whole": "dice_whole", "hd95": "hd95_mm", "surface_dice": "surface_dice"}
+ENTRIES = {
+    "dice": "dice",
+    "dice_whole": "dice_whole",
+    "hd95": "hd95_mm",
+    "surface_dice": "surface_dice",
+    "hd95_whole": "hd95_whole_mm",
+}
 
 
 @dataclass(frozen=True)
@@ -21,13 +27,16 @@ class Columns:
 
     organs: tuple[str, ...]
     whole: bool  # with ``dice_whole``
-    surface: bool  # with ``hd95`` and ``surface_dice``
+    surface: bool  # with ``hd95`` and ``surface_dice``; with ``whole`` also ``hd95_whole``
     every_support: bool  # each exam in turn is the support
 
     @property
     def families(self) -> list[str]:
-        """The families measured: ``dice`` and, where asked for, ``dice_whole``, ``hd95`` (mm) and ``surface_dice``."""
-        return ["dice", *(["dice_whole"] if self.whole else []), *(["hd95", "surface_dice"] if self.surface else [])]
+        """The families measured: ``dice`` and, where asked for, ``dice_whole``, ``hd95`` (mm), ``surface_dice`` and
+        ``hd95_whole`` (mm)."""
+        asked = {"dice_whole": self.whole, "hd95": self.surface, "surface_dice": self.surface}
+        asked["hd95_whole"] = self.surface and self.whole
+        return ["dice", *(family for family, wanted in asked.items() if wanted)]
 
     def row(self, cases: Sequence[Mapping[str, Any]], last: bool) -> list[float]:
         """The scores of one pair (M,): ``cases`` are those of its organs, in their order; NaN where a case has no

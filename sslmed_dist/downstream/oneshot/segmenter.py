@@ -104,11 +104,13 @@ class Segmenter:
         *,
         quadrants: bool = False,
         tidy: bool = False,
+        neighbours: bool = False,
     ) -> None:
         """``encoder`` has ``maps``: images (N, C, H, W) -> (N, D, h, w), and lies on ``device``. With ``quadrants``
         nothing is found in quarters of the body that the support's organ leaves empty, with ``tidy`` masks are made
-        plausible (``oneshot.tidy``); both need the centre of each body, and the floor is not tidied. ``ValueError`` for
-        an encoder without maps, or ``chunk`` (slices at once) below 1."""
+        plausible (``oneshot.tidy``); both need the centre of each body. With ``neighbours`` margins are averaged over
+        neighbouring slices and nothing else. The floor is neither tidied nor averaged. ``ValueError`` for an encoder
+        without maps, or ``chunk`` (slices at once) below 1."""
         if not callable(getattr(encoder, "maps", None)):
             raise ValueError(f"encoder: segmentation needs feature maps, {type(encoder).__name__} has none (`maps`)")
         if chunk < 1:
@@ -116,7 +118,8 @@ class Segmenter:
         self.encoder: Any = encoder
         self.head: Any = CopiedMask() if isinstance(encoder, CopyMask) else head
         self.device, self.chunk = torch.device(device), chunk
-        self.quadrants, self.tidy = quadrants, tidy and not isinstance(encoder, CopyMask)
+        floor = isinstance(encoder, CopyMask)
+        self.quadrants, self.tidy, self.neighbours = quadrants, tidy and not floor, neighbours and not floor
 
     @torch.inference_mode()
     def maps(self, images: Tensor) -> Tensor:
@@ -226,6 +229,8 @@ class Segmenter:
         if self.tidy:
             assert shown.place is not None and centre is not None, "tidy masks need the centres of both bodies"
             margins = tidy.tidied(margins, shown.place, centre, spacing)
+        elif self.neighbours:
+            margins = tidy.smoothed(margins)
         inside = None
         if shown.quadrants is not None:
             assert centre is not None, "an organ learnt with quadrants is found with the query's own centre"

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from sslmed_dist import registry
 from sslmed_dist.downstream import EVALUATORS, CopyMask, OneShot, Segmenting
+from sslmed_dist.downstream.oneshot.tidy import smoothed
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.models import PROTOTYPE_HEADS
 from tests.downstream.oneshot.fake_scans import EXAMS, ORGANS, SPACING, FakeScans, Tissues
@@ -79,7 +80,7 @@ def test_the_last_exam_is_the_support() -> None:
 
 def test_clear_tissues_are_found_without_an_oracle() -> None:
     found = made(data=FakeScans(), surface=True)
-    assert found.scores[:, :-1].tolist() == [[1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0]] * 2
+    assert found.scores[:, :-1].tolist() == [[1.0] * 4 + [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]] * 2
     for case in found.cases:
         assert (case["estimated_first"], case["estimated_last"]) == (case["true_first"], case["true_last"])
         assert case["range_seen"] and case["volume_error_whole"] == 0.0
@@ -124,7 +125,7 @@ def test_quadrants_remove_what_lies_elsewhere() -> None:
 def test_an_organ_that_is_not_there() -> None:
     data = FakeScans(EXAMS | {5: (9, EXAMS[5][1], None)})
     found = made(data=data, surface=True)
-    assert found.scores.isnan().tolist() == [[False, True] * 4 + [False], [False] * 9]
+    assert found.scores.isnan().tolist() == [[False, True] * 5 + [False], [False] * 11]
     assert found.note == "not there, so not scored: spleen of exam 5"
     missing = [case for case in found.cases if "dice" not in case]
     assert missing == [{"support": 7, "query": 5, "organ": "spleen", "slices": 0, "reference_ml": 0.0}]
@@ -167,6 +168,7 @@ def test_the_table_builds_it() -> None:
         ({"shots": 0}, "one_shot.shots: expected at least 1, and 1 with supports all, got 0"),
         ({"shots": 2, "supports": "all"}, "one_shot.shots: expected at least 1, and 1 with supports all, got 2"),
         ({"shots": 3}, "one_shot: the test part holds 3 exam.s.; it needs a query and a support, at least 4"),
+        ({"tidy": True, "neighbours": True}, "one_shot.neighbours: tidy masks have their neighbours already"),
         ({"supports": "first"}, "one_shot.supports: expected one of last, all, got 'first'"),
         ({"head": {"name": "cowpro", "windows": 2}}, "one_shot.head.windows: unknown key"),
         ({"head": {"name": "unet"}}, "one_shot.head.name: 'unet' is unknown; allowed: alpnet, cowpro, panet"),
@@ -230,3 +232,14 @@ def test_tidy_masks_come_with_their_reliability() -> None:
     assert all(0 < case["reliability"] < 1 for case in tidy)
     assert [case["dice_whole"] for case in plain] != [case["dice_whole"] for case in tidy]
     assert cases(CopyMask(), False) == cases(CopyMask(), True)
+
+
+def test_neighbours_alone_are_the_mean_of_margins_and_nothing_else() -> None:
+    data, seen = FakeScans(noise=0.35), {}
+    for neighbours in (False, True):
+        judge = OneShot(ORGANS, {"name": "cowpro", "score": "dot"}, window=1, neighbours=neighbours)
+        scans, segmenter = judge.prepare(Tissues(), data, data.every(), "cpu")
+        support, query = (judge.load(segmenter, data, scan, 0) for scan in (scans[-1], scans[0]))
+        seen[neighbours] = judge.find(segmenter, judge.show(segmenter, data, [support], "liver"), query)
+    assert torch.equal(smoothed(seen[False].margins), seen[True].margins) and not seen[True].one_piece
+    assert made(CopyMask(), data).cases == made(CopyMask(), data, neighbours=True).cases

@@ -32,7 +32,8 @@ def rows(predictions: Predictions) -> dict[str, Score]:
 def test_what_is_measured() -> None:
     names = ["dice", "dice/liver", "dice/spleen"]
     whole = ["dice_whole", "dice_whole/liver", "dice_whole/spleen"]
-    surface = [f"{family}{organ}" for family in ("hd95", "surface_dice") for organ in ("", "/liver", "/spleen")]
+    families = ("hd95", "surface_dice", "hd95_whole")
+    surface = [f"{family}{organ}" for family in families for organ in ("", "/liver", "/spleen")]
     assert list(rows(made(whole=False))) == names
     assert list(rows(made(surface=True))) == names + whole + surface
     assert list(rows(made(supports="all"))) == [*names, *whole, "dice_last_support", "dice_sd_supports"]
