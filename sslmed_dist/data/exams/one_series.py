@@ -36,7 +36,8 @@ def read_one(source: Path | Source, rule: str = "") -> tuple[StoredScan, list[st
     source = source if isinstance(source, Source) else one_source(source)
     if source.files is None:
         scan = read_scan(source.path)
-        return scan, list(scan.notices)
+        chosen = [f"a file of NIfTI is one series: the rule {rule!r} chose nothing"] if rule else []
+        return scan, [*chosen, *scan.notices]
     found, series = choose(source, rule)
     require_whole(found, series)
     notes = [f"left aside: {item.images} images, {item.reason}" for item in found.aside]

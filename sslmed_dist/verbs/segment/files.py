@@ -65,13 +65,27 @@ def find_queries(query: Path, excluded: Sequence[Path]) -> list[Source]:
 
 
 def passed_over(query: Path, sources: Sequence[Source], excluded: Sequence[Path]) -> list[str]:
-    """Scans below the folder ``query`` that are not among the ``sources`` it means: a line that counts them, by kind,
-    which is also said on standard error.
+    """What lies in the folder ``query`` and is not among the ``sources`` it means, in lines that are also said on
+    standard error: how many supports and masks (``excluded``), and how many scans of which kind."""
+    if not query.is_dir():
+        return []
+    lines, folder = [], query.resolve()
+    given = {path.resolve() for path in excluded if folder in path.resolve().parents}
+    if given:
+        lines.append(f"{len(given)} of its files or folders are a support or its mask: no queries")
+    lines += passed_over_scans(query, sources, excluded)
+    for line in lines:
+        note(f"{query}: {line}")
+    return lines
+
+
+def passed_over_scans(query: Path, sources: Sequence[Source], excluded: Sequence[Path]) -> list[str]:
+    """Scans below the folder ``query`` that are not among the ``sources`` it means: a line that counts them, by kind.
 
     A folder with NIfTI files means these files, so it lacks what is DICOM and what lies in folders below it. Masks and
     outputs are no scans (``find_queries``).
     """
-    if not query.is_dir() or any(source.files is not None for source in sources):
+    if any(source.files is not None for source in sources):
         return []  # everything below it has been looked at
     known = {source.path.resolve() for source in sources} | {path.resolve() for path in excluded}
     below = [path for path in files_below(query) if path.parent != query or not is_volume_file(path)]
@@ -83,9 +97,7 @@ def passed_over(query: Path, sources: Sequence[Source], excluded: Sequence[Path]
     counted = [f"{len(found)} {kind}" for kind, found in (("DICOM", dicom), ("NIfTI", nifti)) if found]
     if not counted:
         return []
-    line = f"files of {' and '.join(counted)} beside or below its NIfTI files are passed over; they need a --query"
-    note(f"{query}: {line}")
-    return [line]
+    return [f"files of {' and '.join(counted)} beside or below its NIfTI files are passed over; they need a --query"]
 
 
 def targets(

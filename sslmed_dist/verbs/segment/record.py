@@ -1,6 +1,7 @@
 """``run.json`` and ``volumes.csv`` of an output folder: what was written there, by this call and by those before it."""
 
 import csv
+import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,11 @@ from sslmed_dist.run_folder import write_json
 from sslmed_dist.verbs.segment.naming import EARLIER, RECORD, calls_of, written_here
 
 VOLUMES = "volumes.csv"
-COLUMNS = ("query", "label", "slices", "voxels", "volume_ml", "mean_margin", "name", "note", "reliability")
+COLUMNS = ("query", "label", "slices", "voxels", "volume_ml", "mean_margin", "name", "note", "reliability", "call")
 OLDEST = COLUMNS[:6]  # of the first version, whose tables are still known as ours
 Rows = list[dict[str, Any]]  # lines of volumes.csv
-VARIES = ("queries", EARLIER, "environment")  # what two calls that did the same may differ in
+CALL = "call"  # the mark of all that was done alike, in both files: model, support, options, program
+VARIES = ("queries", EARLIER, "environment", CALL)  # what two calls that did the same may differ in
 
 
 @dataclass
@@ -43,9 +45,11 @@ class Report:
         same = [call for call in calls if alike(call, self.facts)]
         queries = [query for call in same for query in call["queries"]] + self.queries
         others = [call for call in calls if call not in same and call["queries"]]
-        rows = [row for row in self.before if row["query"] not in self.written] + self.rows
+        mark = {CALL: mark_of(self.facts)}
+        rows = [row for row in self.before if row["query"] not in self.written] + [{**row, **mark} for row in self.rows]
         write_csv(out / VOLUMES, rows, COLUMNS)
-        write_json(out / RECORD, {**self.facts, "queries": queries, **({EARLIER: others} if others else {})})
+        earlier = {EARLIER: others} if others else {}
+        write_json(out / RECORD, {**self.facts, **mark, "queries": queries, **earlier})
 
 
 def opened(out: Path, facts: Mapping[str, Any]) -> Report:
@@ -64,6 +68,12 @@ def alike(call: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
     """Whether an earlier call did the same with other queries: its record differs in these and in the date alone."""
     first, second = ({key: value for key, value in one.items() if key not in VARIES} for one in (call, facts))
     return first == second and outcome(call) == outcome(facts)
+
+
+def mark_of(facts: Mapping[str, Any]) -> str:
+    """Eight characters that calls share where they did the same (``alike``), and only there."""
+    same = {key: value for key, value in facts.items() if key not in VARIES}
+    return hashlib.sha256(json.dumps([same, outcome(facts)], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def outcome(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,8 +51,13 @@ def test_without_probabilities_the_other_files_are_the_same(given: dict[str, Pat
     made(given, tmp_path / "without", labels=[1, 2], probabilities=False)
     left = {path.name for path in (tmp_path / "without").iterdir()}
     assert left == {f"image_02{end}" for end in ENDINGS - {"_probability.nii.gz"}} | ONCE
-    for name in left - {"run.json"}:
+    for name in left - {"run.json", "volumes.csv"}:
         assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes(), name
+    one, other = (
+        [{**row, "call": ""} for row in csv.DictReader((tmp_path / kind / "volumes.csv").open())]
+        for kind in ("with", "without")
+    )
+    assert one == other and one
     facts = json.loads((tmp_path / "without" / "run.json").read_text())
     assert facts["probability"] == "not written (--no-probabilities)"
 

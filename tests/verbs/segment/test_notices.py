@@ -1,6 +1,7 @@
 """``sslmed segment`` says what reading a scan changed or had to guess, and ``run.json`` keeps it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,20 @@ def test_padded_corners_change_no_mask(given: dict[str, Path], tmp_path: Path) -
     assert plain.any() and (plain != padded).mean() < 0.01
     record = json.loads((tmp_path / "padded" / "run.json").read_text())
     assert record["queries"][0]["notices"][0].startswith("padding, by values far below all others (-2000): 7.9 %")
+
+
+def test_a_rule_that_has_no_effect_and_a_support_among_the_queries_are_said(
+    given: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    for name, key in (("image_01", "support"), ("mask", "support_mask"), ("image_02", "query")):
+        shutil.copy(given[key], scans / f"{name}.nii.gz")
+    inside = {"support": scans / "image_01.nii.gz", "support_mask": scans / "mask.nii.gz", "query": scans}
+    made(given, out, labels=[1], probabilities=False, series="t2", support_series="t1", names="anonymous", **inside)
+    record, said = json.loads((out / "run.json").read_text()), capsys.readouterr().err
+    line = "2 of its files or folders are a support or its mask: no queries"
+    assert record["notices"] == [line] and f"note: {scans}: {line}" in said
+    (query,) = record["queries"]
+    assert query["notices"] == ["a file of NIfTI is one series: the rule 't2' chose nothing"]
+    assert record["support"]["notices"] == ["a file of NIfTI is one series: the rule 't1' chose nothing"]

@@ -47,8 +47,10 @@ def test_the_record_of_other_queries_stays(given: dict[str, Path], tmp_path: Pat
     assert facts(out)["queries"][0] == first
     made(given, out, query=third, labels=[3], probabilities=False, force=True)
     assert listed(out) == [("image_02", [1, 2]), ("image_03", [3])]
-    rows = [(row["query"], row["label"]) for row in csv.DictReader((out / "volumes.csv").open())]
-    assert rows == [("image_02", "1"), ("image_02", "2"), ("image_03", "3")]
+    rows = [(row["query"], row["label"], row["call"]) for row in csv.DictReader((out / "volumes.csv").open())]
+    before, now = facts(out)["earlier"][0]["call"], facts(out)["call"]
+    assert before != now and [len(before), len(now)] == [8, 8]
+    assert rows == [("image_02", "1", before), ("image_02", "2", before), ("image_03", "3", now)]
     for name in ("image_02_labels.nii.gz", "image_03_labels.nii.gz", "image_02_overlay.png"):
         assert is_ours(out / name) and is_output(out / name)
     made(given, out, labels=[3], probabilities=False, force=True)
