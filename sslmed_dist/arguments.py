@@ -84,9 +84,12 @@ def require_fields_least(section: str, values: Any, least: int, *names: str) -> 
 
 def in_full(value: Any, hint: Any) -> Any:
     """A value of a configuration for a key of type ``hint``, in which each leaf that stands there in short, as its name
-    alone, is a mapping: ``loss: mio_v3`` and ``track: [mlflow]``."""
+    alone, is a mapping: ``loss: mio_v3`` and ``track: [mlflow]``. A list of one may be its name alone: ``track:
+    mlflow``."""
     if hint == Leaf and isinstance(value, str):
         return {"name": value}
+    if isinstance(value, str) and tuple[Leaf, ...] in (hint, *typing.get_args(hint)):
+        value = [value]
     if isinstance(value, list) and tuple[Leaf, ...] in (hint, *typing.get_args(hint)):
         return [{"name": item} if isinstance(item, str) else item for item in value]
     return value

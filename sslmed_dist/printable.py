@@ -79,5 +79,5 @@ def duration(seconds: float) -> str:
 
 
 def plural(count: int, thing: str, things: str | None = None) -> str:
-    """``1 step``, ``2 steps``, ``1,000 steps``: a number and what it counts. ``things``: of a word that takes no s."""
-    return f"{count:,} {thing if count == 1 else things or f'{thing}s'}"
+    """``1 step``, ``2 steps``: a number and what it counts. ``things``: of a word that takes no s."""
+    return f"{count} {thing if count == 1 else things or f'{thing}s'}"

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sslmed_dist import config
+from sslmed_dist.printable import plural
 
 
 def bundle(options: config.Ray) -> dict[str, float]:
@@ -43,11 +44,12 @@ def too_little(options: config.Ray, nodes: Sequence[Mapping[str, Any]]) -> str |
     present = f"{cpus:g} CPUs and {gpus:g} GPUs" if cpus < math.inf else f"{gpus:g} GPUs"
     if options.placement == "strict_spread":
         each += " each, each on a node of its own (ray.placement)"
-        present += f" on {len(resources)} node{'s' * (len(resources) != 1)}"
+        present += f" on {plural(len(resources), 'node')}"
     else:
         each += " each"
     least = "at least " if options.elastic else ""
-    return f"ray.num_workers: {least}{options.fewest} workers of {each}; there are {present}, room for {workers:g}"
+    needed = plural(options.fewest, "worker")
+    return f"ray.num_workers: {least}{needed} of {each}; there are {present}, room for {workers:g}"
 
 
 def refuse_too_little(options: config.Ray, nodes: Sequence[Mapping[str, Any]]) -> None:

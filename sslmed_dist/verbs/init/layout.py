@@ -3,7 +3,7 @@
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,12 @@ def look(path: Path, side: int) -> Seen:
     that can be read, or one of which no encoder is pretrained by views."""
     inspection = recognise(path)
     title = next((title for title, (_, known) in LAYOUTS.items() if known is inspection))
-    return SIGHTS[title](path.absolute(), title, side)
+    seen = SIGHTS[title](path.absolute(), title, side)
+    if "test_fraction" not in seen.data:
+        return seen
+    # What a sweep needs, and any training that is stopped by a validation loss.
+    words = "data.val_fraction=0.1 takes a validation split out of the training part, as sslmed sweep needs; "
+    return replace(seen, remarks=(*seen.remarks, f"{words}the test stays the same"))
 
 
 def build(data: Mapping[str, Any], split: str) -> Dataset:
