@@ -1,4 +1,5 @@
-"""Flower's SuperNode, which looks for work more often than every three seconds, and leaves no answer lying.
+"""Flower's SuperNode, which looks for work more often than every three seconds, and leaves no answer lying; when its
+loop ends, the process ends.
 
 ``python -m clients.supernode ARGUMENTS`` takes Flower's own arguments. Two names of Flower's loop are replaced (checked
 with Flower 1.41; where they are not there, it is said and Flower's own ones hold):
@@ -14,7 +15,9 @@ with Flower 1.41; where they are not there, it is said and Flower's own ones hol
 import os
 import sys
 import time
-from typing import Any
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 
 class Clock:
@@ -52,6 +55,25 @@ def sending(pull: Any) -> Any:
     return pulled
 
 
+def to_its_end(program: Callable[[], object]) -> NoReturn:
+    """Run a program, and end this process when it ends. Flower's SuperNode has a thread that serves the app; where its
+    main loop ends by an error (the server answered 500 once), that thread alone would keep the process, which then asks
+    the server for nothing any more, and nobody would start another."""
+    code: Any = 0
+    try:
+        program()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
 def main() -> None:
     """The command line."""
     os.environ.pop("PYTHONPATH", None)  # the app that arrives must not be found beside this program
@@ -66,7 +88,7 @@ def main() -> None:
     else:
         print("this version of Flower works in another way; its own loop holds (3 s without work)", flush=True)
     sys.argv[0] = "flower-supernode"
-    flower_supernode()
+    to_its_end(flower_supernode)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class Sites:
         needed, and why the others are refused. Every site that is missing is named in every round.
         """
         self.refused.clear()  # what was wrong with a site may have been mended since the last round
-        end = time.monotonic() + self.timeout_s
+        end, waits = time.monotonic() + self.timeout_s, False
         while True:
             online = set(grid.get_node_ids())
             present = {node: greeting for node, greeting in self.known.items() if node in online}
@@ -81,6 +81,9 @@ class Sites:
             answered = len(present) + len(self.refused) >= self.expected
             if len(present) >= self.wanted or answered or time.monotonic() >= end:
                 break
+            if not waits:
+                self.say_who_is_waited_for(present)
+            waits = True
             time.sleep(0.5)
         self.report(present)
         if len(present) < self.quorum:
@@ -92,6 +95,13 @@ class Sites:
         self.wanted = self.quorum
         self.seen |= {greeting.site for greeting in present.values()}
         return dict(sorted(present.items(), key=lambda item: item[1].site))
+
+    def say_who_is_waited_for(self, present: Mapping[int, Greeting]) -> None:
+        """Before minutes without a line: which sites of the list are not there yet, or how many are."""
+        there = {greeting.site for greeting in present.values()}
+        absent = ", ".join(sorted(set(self.listed or ()) - there))
+        whom = f"; not there: {absent}" if absent else ""
+        log.info("waiting up to %.0f s: %d of %d sites are there%s", self.timeout_s, len(there), self.wanted, whom)
 
     def report(self, present: Mapping[int, Greeting]) -> None:
         """Say which nodes are refused and which sites are missing: one that took part before is dead, one that is on

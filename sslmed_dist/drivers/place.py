@@ -48,7 +48,7 @@ class Place:
     app: Path
     folder: Path
     processes: Processes
-    servers: list[Lasting] = field(default_factory=list)  # those that have to last as long as the federation
+    servers: dict[str, Lasting] = field(default_factory=dict)  # by name, those that have to last as long as it
 
     def home(self, name: str) -> Path:
         """The folder of the program ``name``: its working directory and its FLWR_HOME."""
@@ -56,9 +56,9 @@ class Place:
         home.mkdir(exist_ok=True, mode=0o700)
         return home
 
-    def failed(self) -> bool:
-        """Whether a program that has to last has ended."""
-        return any(server.poll() is not None for server in self.servers)
+    def failed(self) -> list[str]:
+        """The names of the programs that have to last and have ended; their logs are called so."""
+        return [name for name, server in self.servers.items() if server.poll() is not None]
 
     def start(self, name: str, command: list[str], extra: Mapping[str, str] | None = None) -> Popen[bytes]:
         """Start a program of this Python installation, ``extra`` added to its environment. Its output goes to

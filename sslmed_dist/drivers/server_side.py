@@ -98,8 +98,9 @@ def watch(server: Server, place: Place, stop: Stop) -> None:
     tidy = Every(MINUTE_S, partial(keep_all_small, server.place / "logs"))
     while not stop():
         tidy()
-        if place.failed():
-            raise RuntimeError(f"a program of the server has ended; see {server.place / 'logs'}; start it again")
+        for name in place.failed():
+            log = server.place / "logs" / f"{name}.log"
+            raise RuntimeError(f"a program of the server has ended: {name}; see {log}; start the server again")
         now = {name: str(node["status"]) for name, node in nodes(server).items()}
         for name in sorted(now.keys() | before.keys()):
             if now.get(name) != before.get(name):
@@ -142,7 +143,7 @@ def run(server: Server, settings: Config, resume: str) -> Path:
         )
 
     def on_server(workplace: Workplace) -> Popen[bytes]:
-        workplace.servers.append(Elsewhere(server))
+        workplace.servers["server"] = Elsewhere(server)
         return submit(workplace, known, [])
 
     launcher.run(settings, resume, folder, on_server)

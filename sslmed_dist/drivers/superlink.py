@@ -83,15 +83,14 @@ def start(
     isolated = ["--isolation", "process", "--superexec-auth-secret-file", str(hidden)]
     where = ["--host", listen, "--port", str(port), "--database", str(database(place))]
     env = dict(extra or {}) | ({LISTED: str(listed)} if listed is not None else {})
-    place.servers.append(
-        place.module("superlink", "server.superlink", [*own, *encrypted, *arguments, *isolated, *where], env)
-    )
+    command = [*own, *encrypted, *arguments, *isolated, *where]
+    place.servers["superlink"] = place.module("superlink", "server.superlink", command, env)
     end = time.monotonic() + START_S
     while not answers(access.address, access.root):
         if place.failed() or time.monotonic() > end:
             raise RuntimeError(f"Flower's SuperLink did not start; see {place.run / 'logs' / 'superlink.log'}")
         time.sleep(0.3)
-    place.servers.append(superexec(place, "superexec", access.address, hidden, access.root, env))
+    place.servers["superexec"] = superexec(place, "superexec", access.address, hidden, access.root, env)
     return access
 
 

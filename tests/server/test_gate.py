@@ -1,6 +1,8 @@
 """Who gets past the gate before Flower's SuperLink, which nodes it registers, and how often anybody asks."""
 
 import asyncio
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from flwr.superlink.federation import NoOpFederationManager
 from clients.supernode import Clock, sending
 from server.brisk_grid import BriskGrid, pause
 from server.owners import Owners
+from server.roll_call import Sites
 from server.superlink import Gate, Watch, seen
 from sslmed_dist.federation import node_key, registered
 from sslmed_dist.federation.registered import Registered
@@ -173,6 +176,40 @@ def test_an_answer_is_sent_though_no_message_came() -> None:
     assert pull(state=state, answer=None) == 0
     state.msg_store["one"].is_retrieved = True
     assert pull(state=state, answer=None) is None
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "said"),
+    [
+        ("pass", 0, ""),
+        ("raise SystemExit", 0, ""),
+        ("raise SystemExit(3)", 3, ""),
+        ("raise SystemExit('no key')", 1, "no key"),
+        ("raise OSError('500 Internal Server Error')", 1, "500 Internal Server Error"),
+    ],
+)
+def test_a_supernode_whose_loop_ends_does_not_stay_for_its_threads(ending: str, code: int, said: str) -> None:
+    """Else nobody would start another one, and the site would be away without a word."""
+    program = f"""
+import threading
+from clients.supernode import to_its_end
+def loop():
+    threading.Thread(target=threading.Event().wait).start()  # as Flower's, which serves the app
+    {ending}
+to_its_end(loop)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == code and said in done.stderr, done.stderr
+
+
+def test_whom_the_server_waits_for_is_said_before_it_waits(caplog: pytest.LogCaptureFixture) -> None:
+    grid: Any = SimpleNamespace(get_node_ids=list)
+    sites = Sites(2, 1, 0.6, 1, dict.fromkeys(("north", "east"), Registered(9)))
+    with caplog.at_level("INFO", "sslmed.server"), pytest.raises(RuntimeError, match="0 of 2 sites are online"):
+        sites.ready(grid)
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == "waiting up to 1 s: 0 of 2 sites are there; not there: east, north"
+    assert len([line for line in said if "waiting" in line]) == 1
 
 
 def test_replies_are_collected_until_all_are_there_or_time_is_over() -> None:

@@ -282,5 +282,5 @@ def test_a_run_that_lost_its_server_is_told_so(place: Path) -> None:
     workplace = flower_programs.Workplace(
         place, launcher.app_folder(), place, Processes("t"), settings=tiny.settings(place.parent)
     )
-    workplace.servers.append(gone)
-    assert workplace.failed()
+    workplace.servers["superexec"] = gone
+    assert workplace.failed() == ["superexec"]
