@@ -46,10 +46,14 @@ Draw = Callable[[Any, Theme], None]
 
 @dataclass(frozen=True)
 class Curve:
-    """One curve: ``x`` and ``y`` of each run (seed); runs are drawn thin, their mean thick where they share x."""
+    """One curve: ``x`` and ``y`` of each run (seed); runs are drawn thin, their mean thick where they share x.
+
+    ``spread`` of panels: at each of its ``x`` the lower and the upper end of an interval.
+    """
 
     label: str
     runs: tuple[tuple[Sequence[float], Sequence[float]], ...]
+    spread: tuple[Sequence[float], Sequence[float], Sequence[float]] | None = None
 
 
 @dataclass(frozen=True)

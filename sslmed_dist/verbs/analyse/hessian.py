@@ -62,15 +62,18 @@ def kept(subject: Subject, file: Path, samples: int, ritz: int, precision: Preci
 
 def summary(
     folder: Path, root: str | None, *, samples: int = 512, ritz: int = 100, precision: Precision = "float32"
-) -> dict[str, float]:
-    """Figures of the spectrum at the run's last checkpoint: the ``largest`` and ``smallest`` Ritz value and the
-    ``negative_share`` of them. ``root``: where the data is now, None for where it was."""
+) -> dict[str, Any]:
+    """Figures of the spectrum at the run's last checkpoint: the ``largest`` and ``smallest`` Ritz value, the
+    ``negative_share`` of them, and all ``values``. ``root``: where the data is now, None for where it was."""
     subject = replace(subjects([folder])[0], root=root)
     answer = kept(subject, subject.files("last")[0], samples, ritz, precision)
     spectrum = spectrum_of(answer)
     values = spectrum.values
-    return {"largest": float(values.max()), "smallest": float(values.min())} | {
-        "negative_share": spectrum.negative_share
+    return {
+        "largest": float(values.max()),
+        "smallest": float(values.min()),
+        "negative_share": spectrum.negative_share,
+        "values": values.tolist(),
     }
 
 

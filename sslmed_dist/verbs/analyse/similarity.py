@@ -66,11 +66,14 @@ def measured(encoder: Encoder, batch: dict[str, Tensor], bins: int) -> Histogram
 
 def outline(kind: str, found: Histogram) -> Curve:
     """The density of one kind of pair as a curve through the middles of the bins."""
-    counts, edges = found.counts[kind], found.edges
-    middles = [(left + right) / 2 for left, right in zip(edges, edges[1:], strict=False)]
-    total = max(found.pairs(kind), 1)
-    density = [n / total / (right - left) for n, left, right in zip(counts, edges, edges[1:], strict=False)]
-    return Curve(WORDS[kind], ((middles, density),))
+    return Curve(WORDS[kind], (density(found.edges, found.counts[kind]),))
+
+
+def density(edges: Sequence[float], counts: Sequence[int]) -> tuple[list[float], list[float]]:
+    """The middles of the bins between the ``edges``, and in each of them the share of all pairs by its width."""
+    bins = list(zip(edges, edges[1:], counts, strict=False))
+    total = max(sum(counts), 1)
+    return [(low + high) / 2 for low, high, _ in bins], [n / total / (high - low) for low, high, n in bins]
 
 
 def rows_of(name: str, kind: str, found: Histogram) -> list[dict[str, Any]]:

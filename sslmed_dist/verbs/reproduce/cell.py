@@ -33,6 +33,7 @@ from sslmed_dist.verbs.reproduce.table import Metric
 from sslmed_dist.verbs.similarities import similarities
 
 METRICS, HESSIAN = "metrics.jsonl", "hessian.json"
+INITIAL = "similarity-initial.json"  # as similarity.json, of the run's own initial weights
 FINISHED, BEGUN, MISSING = "finished", "begun, not finished", "not run"
 
 
@@ -183,6 +184,8 @@ def evaluate(cell: Cell) -> None:
     source = {"file": trained.file.name, "sha256": trained.sha256, "part": "encoder"}
     if any(metric.evaluator["name"] == "similarity" for metric in cell.metrics.values()):
         similarities(asked, SIMILARITY)
+        first = pretrained.first_method(trained.settings).encoder.float().eval()
+        similarities(dataclasses.replace(asked, trained=dataclasses.replace(trained, encoder=first)), INITIAL)
     for leaf in (metric.evaluator for metric in cell.metrics.values() if metric.evaluator["name"] == "hessian"):
         options = {key: value for key, value in leaf.items() if key != "name"}
         run_folder.write_json(folder / "evaluate" / HESSIAN, summary(folder, settings.data.get("root"), **options))

@@ -2,14 +2,12 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sslmed_dist.printable import as_markdown
+from sslmed_dist.verbs.reproduce.claims import RULE, SEEDS, Verdict, verdicts
 from sslmed_dist.verbs.reproduce.table import Table
-
-# With fewer seeds a difference is not called one.
-SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,11 @@ class Outcome:
     overrides: Sequence[str]
     changing: Sequence[str]
 
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Of a figure: whether ours shows what it says, by column and claim."""
+        return verdicts(self.table.claims, self.lines)
+
 
 def text(outcome: Outcome) -> str:
     """The whole document as Markdown."""
@@ -79,6 +82,8 @@ def text(outcome: Outcome) -> str:
         parts.append(f"Overrides that leave the figures as they are: {', '.join(harmless)}.")
     if table.note:
         parts.append(table.note)
+    if table.message:
+        parts += [f"**The published picture says:** {table.message}", *verdict_text(outcome)]
     parts.append(
         "Published: the figure of this table, then others that the thesis gives for the same setting. Difference: ours "
         f"minus this table's figure. Inside: within the published range widened by {table.tolerance:g} on both sides."
@@ -95,6 +100,21 @@ def text(outcome: Outcome) -> str:
     if any(line.partial for line in outcome.lines):
         parts.append("(f) not all folds: the published figure is the mean over all of them.")
     return "\n\n".join(parts) + "\n"
+
+
+def verdict_text(outcome: Outcome) -> list[str]:
+    """Of a figure: the verdicts with their differences, and by which rule; or that no run is there to draw."""
+    if not outcome.verdicts:
+        return ["**Ours:** not drawn, for no run of it is finished."]
+    lines = []
+    for it, line in zip(outcome.verdicts, verdict_lines(outcome), strict=True):
+        lines += [f"- {as_markdown(line)}", *(f"    - {as_markdown(words)}" for words in it.differences)]
+    return ["\n".join(lines), RULE]
+
+
+def verdict_lines(outcome: Outcome) -> list[str]:
+    """Of a figure: every verdict in a line."""
+    return [f"Ours, {it.column}: {it.claim}: {it.answer}" for it in outcome.verdicts]
 
 
 def words(line: CellFigure, tolerance: float) -> list[str]:
@@ -132,6 +152,7 @@ def tree(outcome: Outcome) -> dict[str, Any]:
         "published_setting": not outcome.changing,
         "seeds": outcome.seeds,
         "tolerance": table.tolerance,
+        **({"message": table.message, "verdicts": [asdict(it) for it in outcome.verdicts]} if table.message else {}),
         "cells": [
             {
                 "row": line.row,

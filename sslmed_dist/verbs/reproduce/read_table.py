@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from sslmed_dist import config, installation, plain_yaml, registry
+from sslmed_dist.verbs.reproduce import claims
 from sslmed_dist.verbs.reproduce.table import Column, Folds, Metric, Table, Tree
 
 # Names of rows and columns are folder names and words of a command line (where "=" makes an override).
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_@-]*")
 FOLDER = Path("configs") / "thesis"
+FIGURE = ("message", "claims", "draw")  # keys of a table that is a figure
 
 
 def find(text: str) -> Path:
@@ -49,7 +51,19 @@ def load(path: Path) -> Table:
     """Read the file of a table strictly. ``ValueError`` is one line: file, key, what is allowed."""
     tree = plain_yaml.read(path)
     keys = ("title", "base", "metric", "rows", "columns", "published", "tolerance")
-    allowed = (*keys, "note", "ours", "quoted", "not_ours", "start_from", "cells", "folds", "means", "measured")
+    allowed = (
+        *keys,
+        "note",
+        "ours",
+        "quoted",
+        "not_ours",
+        "start_from",
+        "cells",
+        "folds",
+        "means",
+        "measured",
+        *FIGURE,
+    )
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected the keys {', '.join(keys)}, got {type(tree).__name__}")
     for key in tree:
@@ -63,7 +77,7 @@ def load(path: Path) -> Table:
     tree.setdefault("tolerance", 1.0)
     expect(path, "title", tree["title"], str)
     expect(path, "tolerance", tree["tolerance"], float)
-    for key in ("note", "ours"):
+    for key in ("note", "ours", "message"):
         expect(path, key, tree.get(key, ""), str)
     if not tree["tolerance"] > 0:
         raise ValueError(f"{path}: tolerance: expected a number > 0, got {tree['tolerance']}")
@@ -95,7 +109,20 @@ def load(path: Path) -> Table:
         complete(path, "means", table.means, (*rows, *table.not_ours))
     quoted = {key: expect(path, "quoted", text, str) for key, text in by_cell(table, tree, "quoted").items()}
     cells = {key: nested(path, f"cells.{key[0]}", value) for key, value in by_cell(table, tree, "cells").items()}
-    return dataclasses.replace(table, published=published_of(table, tree.get("published")), quoted=quoted, cells=cells)
+    table = dataclasses.replace(table, quoted=quoted, cells=cells, **figure_of(table, tree))
+    return dataclasses.replace(table, published=published_of(table, tree.get("published")))
+
+
+def figure_of(table: Table, tree: Tree) -> Tree:
+    """The keys of a figure: its message, its claims and how it is drawn; nothing of a table that is none."""
+    if not any(key in tree for key in FIGURE):
+        return {}
+    metrics = {name: tuple(column.metrics) for name, column in table.columns.items()}
+    for key in ("message", "claims"):
+        if not tree.get(key):
+            raise ValueError(f"{table.path}: {key}: missing; a figure has {', '.join(FIGURE)} (draw may be left out)")
+    claimed = claims.read(table.path, tree["claims"], metrics, tuple(table.rows))
+    return {"message": " ".join(tree["message"].split()), "claims": claimed, "draw": tree.get("draw", table.draw)}
 
 
 def expect(path: Path, key: str, value: Any, kind: Any) -> Any:

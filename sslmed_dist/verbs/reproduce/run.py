@@ -12,7 +12,7 @@ from sslmed_dist import config, run_folder
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.training.precision import NonFinite
 from sslmed_dist.verbs.reproduce import cell as single
-from sslmed_dist.verbs.reproduce import published, read_table
+from sslmed_dist.verbs.reproduce import drawing, published, read_table, twin
 from sslmed_dist.verbs.reproduce.cell import FINISHED, Cell
 from sslmed_dist.verbs.reproduce.places import seen_from
 from sslmed_dist.verbs.reproduce.published import CellFigure, Outcome
@@ -46,6 +46,7 @@ def request(
     what would have been allowed."""
     config.overridden({}, overrides)  # refuses one that is none, and a key that comes twice
     table = read_table.load(read_table.find(text))
+    drawing.check(table)
     table_folds = () if table.folds is None else table.folds.values
     for fold in folds or ():
         if fold not in map(str, table_folds):
@@ -130,8 +131,8 @@ def possible(asked: Request) -> bool:
 
 
 def run(asked: Request) -> Outcome:
-    """Run what is missing, one cell after another, and write ``RUNS/TABLE/table.md`` and ``table.json``. No path of
-    this machine is in them.
+    """Run what is missing, one cell after another, and write ``RUNS/TABLE/table.md`` and ``table.json``, and of
+    a figure its picture (``drawing.draw``). No path of this machine is in them.
 
     A finished cell is left alone; an interrupted one goes on. A run whose loss is not finite counts as the result of
     its cell, and the others go on. ``Stopped`` when a stop was asked for. ``ValueError`` names table and cell.
@@ -146,7 +147,12 @@ def run(asked: Request) -> Outcome:
             continue
         print(f"{asked.table.name}: {cell} ({position} of {len(unfinished)})", file=sys.stderr)
         try:
-            single.train(cell)
+            trained_before = twin.find(cell)
+            if trained_before is None:
+                single.train(cell)
+            else:
+                print(f"{cell}: the same run as {trained_before}: copied, not trained again", file=sys.stderr)
+                twin.copy(cell, trained_before)
             single.evaluate(cell)
         except NonFinite as error:
             states[str(cell)] = f"failed: {error}"
@@ -159,6 +165,8 @@ def run(asked: Request) -> Outcome:
         folder = all_cells[0].settings.folder.parents[2 if asked.table.folds is None else 3]
         outcome = seen_from(folder, outcome, all_cells)
         write(outcome, folder)
+        if asked.table.message:
+            drawing.draw(outcome, [cell for cell in all_cells if states[str(cell)] == FINISHED], folder)
     return outcome
 
 

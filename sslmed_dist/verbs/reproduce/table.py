@@ -15,6 +15,7 @@ from typing import Any
 from sslmed_dist import config
 from sslmed_dist.arguments import Leaf
 from sslmed_dist.sections import Config
+from sslmed_dist.verbs.reproduce.claims import Claim
 
 Tree = dict[str, Any]
 
@@ -74,6 +75,9 @@ class Table:
     ``measured``     what a row changes of every metric's evaluator
     ``tolerance``    in the figures' unit (points of per cent)
     ``ours``         in words what we measured, and under which conditions
+    ``message``      of a figure: what the published picture says, in a sentence. A table without one is not drawn
+    ``claims``       the message as statements that figures decide
+    ``draw``         how the picture is drawn, a leaf of ``drawing.DRAWINGS``
     """
 
     path: Path
@@ -91,6 +95,9 @@ class Table:
     folds: Folds | None = None
     means: Mapping[str, float | None] = field(default_factory=dict)
     measured: Mapping[str, Leaf] = field(default_factory=dict)
+    message: str = ""
+    claims: tuple[Claim, ...] = ()
+    draw: Leaf = field(default_factory=lambda: {"name": "by_row"})
 
     @property
     def name(self) -> str:
