@@ -101,6 +101,11 @@ class Dataset(ABC):
     def value_range(self) -> tuple[float, float]:
         """The image values that black and white (0 and 1 after scaling) stand for: (0, 255) for uint8."""
 
+    def among(self, positions: Tensor) -> Self:
+        """The same samples for who may see those at ``positions`` (int64 (n,)) alone, such as a site of a federation.
+        It is this dataset, unless a sample shows something of another one."""
+        return self
+
     def stored(self, position: int) -> Stored:
         """What the sample at ``position`` is kept in, to know it again. ``ValueError`` for a file that is gone."""
         at = torch.tensor([position])
@@ -132,7 +137,7 @@ class Subset(Dataset):
         if isinstance(dataset, Subset):
             positions = dataset.positions[positions]
             dataset = dataset.dataset
-        self.dataset: Dataset = dataset
+        self.dataset: Dataset = dataset.among(positions)
         self.positions: Tensor = positions
         super().__init__(
             name=dataset.name,

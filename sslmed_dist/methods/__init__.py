@@ -14,6 +14,7 @@ from sslmed_dist.methods.jigsaw_pairs import ContrastiveJigsaw, MoCoJigsaw
 from sslmed_dist.methods.method import Method
 from sslmed_dist.methods.moco import MoCoV2
 from sslmed_dist.methods.pirl import PIRL
+from sslmed_dist.methods.se_net import SENetEpisodes
 
 METHODS: Mapping[str, type[Method]] = {
     "classify": Classify,
@@ -26,6 +27,7 @@ METHODS: Mapping[str, type[Method]] = {
     "simsiam": SimSiam,
     "dino": DINO,
     "cowpro": CoWPro,
+    "se_net": SENetEpisodes,
     "jigsaw": Jigsaw,
     "geometric": Geometric,
     "diagnose": Diagnose,

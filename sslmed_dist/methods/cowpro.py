@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sslmed_dist import registry
 from sslmed_dist.arguments import require_not_negative, require_positive
+from sslmed_dist.losses.overlap import edge_dice, soft_dice
 from sslmed_dist.methods.method import Method
 from sslmed_dist.models import ENCODERS, PROTOTYPE_HEADS, episode_norm
 from sslmed_dist.models.interfaces import DenseEncoder
@@ -21,14 +22,17 @@ PARTS = ("support", "support_mask", "query", "query_mask")
 class CoWPro(Method):
     """From a support image and its mask, find the mask of the query, which is another view of the same image.
 
-    loss = segmentation + ``cycle`` x cyclic consistency (Eq. 7.14). Both are means over episodes of a pixelwise cross
-    entropy at the mask's size.
+    loss = segmentation + ``cycle`` x cyclic consistency (Eq. 7.14) + ``overlap`` x spatial Dice term + ``edge`` x edge
+    Dice term. The first two are means over episodes of a pixelwise cross entropy at the mask's size.
 
     * Segmentation compares the prediction for the query with its mask. Background pixels weigh ``background_weight``,
       and an episode's sum is divided by its sum of weights (Eq. 7.12).
     * Cyclic consistency goes back: the query, with the mask that was predicted for it, has to find the support's mask
       (Eq. 7.13). It is not weighted. It takes the hard prediction on the feature grid, without gradient, and uses the
       features that were computed already. An episode in which no foreground was predicted has no such term (0).
+    * The Dice terms are those of FedCoWPro (Manna et al. 2025, arXiv 2503.23507), which adds both with weight 1; CoWPro
+      has neither. They are means over episodes of ``losses.overlap.soft_dice`` and ``edge_dice`` of the foreground's
+      probability in the query and its mask, at the mask's size. The way back has none.
 
     ``encoder`` is an entry of ENCODERS with ``maps``, ``head`` one of PROTOTYPE_HEADS. ``batch_norm`` says which
     statistics normalise: with ``episode`` those of one episode's images, so that E episodes at once compute what E
@@ -48,15 +52,19 @@ class CoWPro(Method):
         batch_norm: Literal["episode", "frozen", "batch"] = "episode",
         background_weight: float = 0.05,
         cycle: float = 1.0,
+        overlap: float = 0.0,
+        edge: float = 0.0,
         channels: int = 1,
         cache: Literal["stem", "off"] = "off",
         cache_gb: float = 4.0,
     ) -> None:
-        """``ValueError`` for a background weight that is not above 0, a negative ``cycle``, or an encoder without
-        frozen stages whose maps are to be kept."""
+        """``ValueError`` for a background weight that is not above 0, a negative ``cycle``, ``overlap`` or ``edge``, or
+        an encoder without frozen stages whose maps are to be kept."""
         super().__init__()
         self.background_weight = require_positive("method.background_weight", background_weight)
         self.cycle = require_not_negative("method.cycle", cycle)
+        self.overlap = require_not_negative("method.overlap", overlap)
+        self.edge = require_not_negative("method.edge", edge)
         self.cache, self.cache_gb = cache, require_positive("method.cache_gb", cache_gb)
         self.encoder_evaluates = batch_norm == "frozen"  # its weights still learn
         self.encoder = registry.build(ENCODERS, encoder, "method.encoder", channels=channels)
@@ -111,9 +119,9 @@ class CoWPro(Method):
         return maps
 
     def objective(self, embeddings: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """This rank's mean ``loss``, its terms ``segmentation`` and ``cycle``, the share of episodes with a cyclic term
-        (``cycled``) and the mean ``dice`` of the predicted query masks. Without cyclic consistency neither ``cycle``
-        nor ``cycled``."""
+        """This rank's mean ``loss``, its terms ``segmentation``, ``overlap``, ``edge`` and ``cycle``, the share of
+        episodes with a cyclic term (``cycled``) and the mean ``dice`` of the predicted query masks. Without cyclic
+        consistency neither ``cycle`` nor ``cycled``, and a Dice term of weight 0 is not there."""
         support, query = embeddings["support"], embeddings["query"]
         truth = embeddings["query_mask"]
         # Segmentation: prototypes of the support score the query's pixels.
@@ -121,14 +129,28 @@ class CoWPro(Method):
         margins = upsampled(scores, truth)  # (E, H, W)
         segmentation = cross_entropy(margins, truth, self.background_weight).mean()
         logged = {"segmentation": segmentation.detach(), "dice": dice(margins.detach() > 0, truth).mean()}
+        terms = self.dice_terms(margins, truth)
+        logged |= {name: term.detach() for name, (_, term) in terms.items()}
+        loss = segmentation
+        for weight, term in terms.values():
+            loss = loss + weight * term
         if self.cycle == 0:
-            return {"loss": segmentation, **logged}
+            return {"loss": loss, **logged}
         # The way back, where any foreground was predicted: 0 elsewhere, but counted in the mean.
         predicted = scores.detach().argmax(dim=1)  # (E, h, w), 1 is foreground
         has_foreground = predicted.flatten(1).any(dim=1).to(query)  # (E,), 0 or 1
         cyclic = (has_foreground * self.back(predicted, embeddings)).mean()
         logged |= {"cycle": cyclic.detach(), "cycled": has_foreground.mean()}
-        return {"loss": segmentation + self.cycle * cyclic, **logged}
+        return {"loss": loss + self.cycle * cyclic, **logged}
+
+    def dice_terms(self, margins: Tensor, truth: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """(weight, mean over episodes) of the Dice terms that count, by name, from ``margins`` and ``truth``
+        (E, H, W)."""
+        terms = {"overlap": (self.overlap, soft_dice), "edge": (self.edge, edge_dice)}
+        # float32 also under half precision: sums over a slice's pixels have more than eight bits
+        exact = margins if margins.dtype is torch.float64 else margins.float()
+        found = exact.sigmoid(), truth.to(exact)
+        return {name: (weight, term(*found).mean()) for name, (weight, term) in terms.items() if weight > 0}
 
     def back(self, predicted: Tensor, embeddings: dict[str, Tensor]) -> Tensor:
         """Cross entropy (E,) of the supports' masks, when the query with the mask ``predicted`` (E, h, w) serves as the

@@ -9,6 +9,7 @@ from sslmed_dist.models.heads import DinoHead, Identity, Projection
 from sslmed_dist.models.jigsaw_networks import SKID, SSLACL
 from sslmed_dist.models.prototype_heads import ALPNetHead, CoWProHead, PANetHead
 from sslmed_dist.models.resnet import ResNet
+from sslmed_dist.models.se_net import SENet
 from sslmed_dist.models.sequence import CNN3DHead, ConvLSTMHead, DivframHead, MaxHead, MeanHead, SliceHead
 from sslmed_dist.models.timm_encoder import TimmEncoder
 from sslmed_dist.models.vgg import VGG
@@ -21,6 +22,7 @@ ENCODERS: Mapping[str, Callable[..., Any]] = {
     "timm": TimmEncoder,
     "vgg": VGG,
     "alexnet": AlexNet,
+    "se_net": SENet,
 }
 HEADS: Mapping[str, Callable[..., Any]] = {"projection": Projection, "identity": Identity, "dino": DinoHead}
 # Heads without parameters that score a query's pixels by a support's prototypes.

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -46,6 +47,12 @@ class DenseEncoder(Encoder, ABC):
     @abstractmethod
     def maps(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) -> feature maps (N, D, h, w), D = ``maps_dim``."""
+
+    @property
+    def own_head(self) -> Any:
+        """What reads the maps in place of a recipe's head of prototypes (``prototype_heads.PrototypeHead``): a part of
+        the network that was trained with it. None: any head may read them."""
+        return None
 
     @property
     def maps_dim(self) -> int:

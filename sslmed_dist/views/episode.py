@@ -20,7 +20,7 @@ Parameters = tuple[Tensor, Tensor, Tensor]  # gamma float64 (B,), affine float32
 class EpisodeViews(nn.Module):
     """An episode of each slice: query = geometry(gamma(slice)), and its mask moved by the same geometry, 1 where the
     moved mask exceeds 0.5. The support is the slice and its mask unchanged or, with ``transform_support``, a draw of
-    its own.
+    its own. A batch that brings its supports (``masks: labelled``) has these in place of the slice.
 
     Every choice is keyed by (seed, "views", epoch, sample id, draw, view number, word), and on the CPU an episode has
     the same bits in a batch of any size and order (as ``ContrastiveViews``). Images are standardised and have no
@@ -82,9 +82,14 @@ class EpisodeViews(nn.Module):
         """ "images" float32 (B, C, size, size), "mask" (B, size, size) of 0 and 1, "index" and "draw" int64 (B,) ->
         "support" and "query" float32 (B, C, size, size), "support_mask" and "query_mask" float32 0 or 1 (B, size,
         size); with ``shots`` K > 1 "support" (B, K, C, size, size) and "support_mask" (B, K, size, size). "images" and
-        "mask" are left out, all other entries are kept. ``ValueError`` for images or masks of another shape or type."""
+        "mask" are left out, all other entries are kept. "support_images" and "support_mask", of the form of "images"
+        and "mask", are what the supports are made of where the batch has them. ``ValueError`` for images or masks of
+        another shape or type."""
         images, mask = batch["images"], batch["mask"]
-        self.check(images, mask)
+        own = (images, mask)
+        shown = own if "support_images" not in batch else (batch["support_images"], batch["support_mask"])
+        for source, source_mask in (own, shown):
+            self.check(source, source_mask)
         if self.intensity.mean.device != images.device:
             self.to(images.device)
         index, draws = (batch[name].to(images.device) for name in ("index", "draw"))
@@ -94,17 +99,17 @@ class EpisodeViews(nn.Module):
         views = images.new_empty(len(images), 1 + self.shots, *images.shape[1:])  # (B, 1 + K, C, size, size)
         masks = images.new_empty(len(images), 1 + self.shots, self.size, self.size)
         for part in self.chunks(images):
-            source, source_mask = images[part], mask[part].to(torch.float32)
             # View 0 is the query, the others are supports; views beyond the drawn ones stay as they are.
             for view in range(1 + self.shots):
-                view_images, view_masks = source, source_mask
+                source, source_mask = own if view == QUERY else shown
+                view_images, view_masks = source[part], source_mask[part].to(torch.float32)
                 if view < drawn:
-                    view_images, view_masks = self.move(
-                        source, source_mask, [value[part] for value in parameters[view]]
-                    )
+                    drawn_parameters = [value[part] for value in parameters[view]]
+                    view_images, view_masks = self.move(view_images, view_masks, drawn_parameters)
                 self.intensity.normalise(view_images, views[part, view])
                 masks[part, view] = view_masks
-        other_entries = {name: value for name, value in batch.items() if name not in ("images", "mask")}
+        used = ("images", "mask", "support_images", "support_mask")
+        other_entries = {name: value for name, value in batch.items() if name not in used}
         supports = (views[:, 1:], masks[:, 1:]) if self.shots > 1 else (views[:, 1], masks[:, 1])
         named = zip(
             ("support", "support_mask", "query", "query_mask"),

@@ -13,8 +13,9 @@ from sslmed_dist import checkpoint, distributed, randomness, registry
 from sslmed_dist.config import Plan
 from sslmed_dist.data.batches import Batches
 from sslmed_dist.data.dataset import ArrayDataset
+from sslmed_dist.losses.overlap import edge_dice, soft_dice
 from sslmed_dist.methods import METHODS
-from sslmed_dist.methods.cowpro import CoWPro, dice
+from sslmed_dist.methods.cowpro import CoWPro, dice, upsampled
 from sslmed_dist.models.normalization import synchronise
 from sslmed_dist.training import engine, job, optim, pretrained
 from sslmed_dist.training.state import begin
@@ -106,6 +107,34 @@ def test_the_loss_is_the_slow_one(head: str, shots: int | None) -> None:
     got = torch.autograd.grad(found["loss"], parameters, retain_graph=True)
     for one, other in zip(got, torch.autograd.grad(loss, parameters), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_the_dice_terms_are_added_with_their_weights() -> None:
+    """Values and gradients against the terms of each episode by itself; of weight 0 they are not there."""
+    method, batch = build(overlap=0.5, edge=2.0), batch_of(4)
+    batch["query_mask"][1] = 0
+    embeddings = method.embed(batch)
+    found = method.objective(embeddings, {})
+    plain = build().objective(embeddings, {})
+    margins = upsampled(
+        method.head.scores(
+            method.head.prototypes(embeddings["support"], batch["support_mask"][:, None]), embeddings["query"]
+        ),
+        batch["query_mask"],
+    )
+    terms = {}
+    for name, term in (("overlap", soft_dice), ("edge", edge_dice)):
+        each = [term(1 / (1 + torch.exp(-margins[e : e + 1])), batch["query_mask"][e : e + 1]) for e in range(4)]
+        terms[name] = torch.stack(each).mean()
+        assert found[name].item() == pytest.approx(terms[name].item(), rel=1e-10) and not found[name].requires_grad
+        assert 0 < found[name] < 1 and name not in plain
+    loss = plain["loss"] + 0.5 * terms["overlap"] + 2.0 * terms["edge"]
+    assert found["loss"].item() == pytest.approx(loss.item(), rel=1e-10)
+    parameters = list(method.parameters())
+    got = torch.autograd.grad(found["loss"], parameters, retain_graph=True)
+    for one, other in zip(got, torch.autograd.grad(loss, parameters), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    assert build(overlap=1.0, cycle=0.0)(batch).keys() == {"loss", "segmentation", "overlap", "dice"}
 
 
 @pytest.mark.parametrize("kind, exact", [("episode", True), ("frozen", True), ("batch", False)])
@@ -249,6 +278,8 @@ def test_batches_that_are_no_episodes(change: dict[str, Any], message: str) -> N
 def test_wrong_arguments_are_named() -> None:
     for arguments, message in (
         ({"background_weight": 0.0}, "method.background_weight: expected a finite number > 0, got 0.0"),
+        ({"overlap": -1.0}, "method.overlap: expected a finite number >= 0, got -1.0"),
+        ({"edge": -1.0}, "method.edge: expected a finite number >= 0, got -1.0"),
         ({"cycle": -1.0}, "method.cycle: expected a finite number >= 0, got -1.0"),
         ({"batch_norm": "group"}, "m.batch_norm: expected one of 'episode', 'frozen', 'batch', got 'group'"),
         ({"head": {"name": "cowpro", "grid": 1}}, "method.head.grid: unknown key; allowed: .*"),

@@ -110,6 +110,24 @@ def test_shapes_and_other_entries() -> None:
     assert empty["support"].shape == (0, 1, 16, 16) and empty["query_mask"].shape == (0, 16, 16)
 
 
+def test_supports_that_the_batch_brings() -> None:
+    """They are what supports are made of, by the support's own draw; the query is that of the batch without them."""
+    batch, other = batch_of(4, 16), batch_of(9, 16)
+    brought = {"support_images": other["images"][5:], "support_mask": other["mask"][5:]}
+    for moves in (False, True):
+        views = make(16, transform_support=moves)
+        made = views({**batch, **brought}, seed=2, epoch=1)
+        of_other = {**batch, "images": brought["support_images"], "mask": brought["support_mask"]}
+        for name, source in (("query", batch), ("support", of_other)):
+            expected = views(source, seed=2, epoch=1)
+            assert torch.equal(made[name], expected[name]) and torch.equal(
+                made[f"{name}_mask"], expected[f"{name}_mask"]
+            )
+        assert set(made) == {"labels", "index", "draw", *MADE}
+    with pytest.raises(ValueError, match="^mask: expected "):
+        views({**batch, **brought, "support_mask": other["mask"]}, seed=2, epoch=1)
+
+
 def test_mask_and_image_move_together() -> None:
     """A disc rendered as both: where the image of the disc is above its half, there is the mask."""
     size, count = 64, 24

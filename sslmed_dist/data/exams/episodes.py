@@ -1,27 +1,28 @@
-"""Slices with pseudo-masks to train one-shot segmentation on, and complete scans with organ masks to evaluate it on."""
+"""Slices with masks to train one-shot segmentation on, and complete scans with organ masks to evaluate it on."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sslmed_dist import randomness
 from sslmed_dist.arguments import located
 from sslmed_dist.data.dataset import Dataset, Item, Split, Stored, content_hash, select_split
 from sslmed_dist.data.exams.abdominal import ORGANS, SLICE_LIMIT
+from sslmed_dist.data.exams.episode_slices import organ_maps, presence, pseudo_masks, standardise, usable
 from sslmed_dist.data.exams.exam_archive import ExamArchive, is_archive
 from sslmed_dist.data.exams.exam_folder import ExamFolder, UprightExam
 from sslmed_dist.data.exams.exam_masks import OrganTable
 from sslmed_dist.data.exams.exam_set import split_exams
 from sslmed_dist.data.exams.folds import fold_exams
-from sslmed_dist.data.exams.superpixels import Maps, Recipe, relabel
+from sslmed_dist.data.exams.partners import Partners
+from sslmed_dist.data.exams.superpixels import Recipe
 from sslmed_dist.data.scans.padding import padding_notices
 
-Masks = Literal["superpixels", "organs"]
+Masks = Literal["superpixels", "labelled", "organs"]
 
 
 class Episodes(Dataset):
@@ -34,6 +35,12 @@ class Episodes(Dataset):
     left out ("setting 2" of Ouyang et al. 2020); this alone needs masks. ``fetch`` gives "images" (B, 1, H, W) and
     "mask" (B, H, W), uint8 0 or 1: one superpixel of the slice, drawn uniformly, keyed by (seed, "superpixel", epoch,
     id, draw). Labels are int64 -1.
+
+    masks "labelled", for training with labels: a sample is a slice that shows an organ which is not in ``exclude``, and
+    which another exam shows too. Slices with a voxel of an organ in ``exclude`` are left out as above. ``fetch`` gives
+    "images" and "mask" of one of these organs, drawn uniformly, and "support_images" (B, 1, H, W) and "support_mask"
+    (B, H, W) of another exam: one of all its and other exams' slices with that organ, drawn uniformly (``Partners``).
+    The draws are keyed as above. Labels are int64 -1.
 
     masks "organs", for evaluation: every slice is a sample, exam by exam, from the lowest slice upwards; ``exclude``
     has no effect. ``fetch`` gives "images" and "organs" (B, H, W) uint8, values 0 to L. Labels are float32 (N, L): 1
@@ -87,19 +94,19 @@ class Episodes(Dataset):
         self.hashes = {scan.number: content_hash(torch.from_numpy(scan.slices)).hex() for scan in scans}
         self.masks: Masks = masks
         # per scan: the label maps (S, H, W), and the numbers of the slices that become samples
-        if masks == "organs":
-            maps, used = organ_maps(scans, size), [torch.arange(len(scan.slices)) for scan in scans]
-        else:
+        if masks == "superpixels":
             maps = pseudo_masks(source.superpixels(scans, recipe, cache, workers), recipe, size)
-            values = [organs.index(organ) + 1 for organ in exclude]
-            used = [usable(scan_maps, scan, values) for scan_maps, scan in zip(maps, scans, strict=True)]
-        require_slices(used, exclude, root_path)
+        else:
+            maps = organ_maps(scans, size)
+        used = sampled(masks, scans, maps, organs, exclude)
+        require_slices(used, masks, exclude, root_path)
         self.images = torch.cat([standardise(scan, size)[use] for scan, use in zip(scans, used, strict=True)])
         self.maps = torch.cat([scan_maps[use] for scan_maps, use in zip(maps, used, strict=True)])  # (N, H, W)
         self.maps = self.maps.to(torch.uint8) if self.maps.amax() <= 255 else self.maps
         self.counts = self.maps.flatten(1).amax(1).to(torch.int64)  # (N,) superpixels of each slice: 1 ... count
         counts = torch.tensor([len(chosen) for chosen in used])  # samples per exam, (E,)
         groups = torch.tensor(numbers).repeat_interleave(counts)
+        self.partners = Partners(presence(self.maps, len(organs)) > 0, groups) if masks == "labelled" else None
         sites = source.sites(numbers)
         super().__init__(
             name=source.name,
@@ -120,11 +127,30 @@ class Episodes(Dataset):
         maps = self.maps.index_select(0, rows)
         if self.masks == "organs":
             return item | {"organs": maps.to(torch.uint8)}
+        if self.partners is not None:
+            return item | self.pair(maps, *self.partners.draw(positions, seed, epoch, self.ids, draw.cpu()))
         # one superpixel per sample, 1 ... its count; its mask is where the map has that value
         chosen = 1 + randomness.integers(
             self.counts[positions], seed, "superpixel", epoch, self.ids[positions], draw.cpu()
         )
         return item | {"mask": (maps == chosen.to(self.device)[:, None, None]).to(torch.uint8)}
+
+    def pair(self, maps: Tensor, organ: Tensor, support: Tensor) -> Item:
+        """What a labelled sample has beside its image: the mask of its ``organ``, and the slice at ``support``."""
+        value, rows = (1 + organ).to(self.device)[:, None, None], support.to(self.device)
+        return {
+            "mask": (maps == value).to(torch.uint8),
+            "support_images": self.images.index_select(0, rows),
+            "support_mask": (self.maps.index_select(0, rows) == value).to(torch.uint8),
+        }
+
+    def among(self, positions: Tensor) -> Self:
+        """Supports come from the slices at ``positions`` alone."""
+        if self.partners is None:
+            return self
+        clone = copy.copy(self)
+        clone.partners = self.partners.among(positions)
+        return clone
 
     def value_range(self) -> tuple[float, float]:
         """(0, 1): standardised images have no black and white. Nothing that clamps to this range may be used on them
@@ -149,8 +175,8 @@ class Episodes(Dataset):
 
 def require_choices(masks: str, exclude: Sequence[str], organs: Sequence[str], size: int | None) -> None:
     """``ValueError`` naming the argument of ``Episodes`` that is not one of its choices."""
-    if masks not in ("superpixels", "organs"):
-        raise ValueError(f"masks: expected one of superpixels, organs, got {masks!r}")
+    if masks not in ("superpixels", "labelled", "organs"):
+        raise ValueError(f"masks: expected one of superpixels, labelled, organs, got {masks!r}")
     for organ in exclude:
         if organ not in organs:
             raise ValueError(f"exclude: no organ {organ!r}; allowed: {', '.join(organs)}")
@@ -163,8 +189,8 @@ def opened(
 ) -> tuple[ExamArchive | ExamFolder, OrganTable]:
     """The exams of a folder, or of the file made of it, and the ``organs`` of a recipe in it. ``ValueError`` as both,
     and where masks are needed and missing."""
-    labelled = masks == "organs" or bool(exclude)
-    why = "masks: organs" if masks == "organs" else f"exclude: {', '.join(exclude)}"
+    labelled = masks != "superpixels" or bool(exclude)
+    why = f"masks: {masks}" if masks != "superpixels" else f"exclude: {', '.join(exclude)}"
     source: ExamArchive | ExamFolder = (ExamArchive if is_archive(root) else ExamFolder)(root, labelled, why)
     return source, source.table(organs)
 
@@ -207,77 +233,31 @@ def require_one_size(scans: Sequence[UprightExam], size: int | None, folder: Pat
         raise ValueError(f"{folder}: slices of {len(shapes)} sizes {sorted(shapes)}; set size to bring them to one")
 
 
-def require_slices(used: Sequence[Tensor], exclude: Sequence[str], folder: Path) -> None:
+def sampled(
+    masks: str, scans: Sequence[UprightExam], maps: Sequence[Tensor], organs: Sequence[str], exclude: Sequence[str]
+) -> list[Tensor]:
+    """The numbers of the slices of each scan that become samples, int64; see ``Episodes``."""
+    if masks == "organs":
+        return [torch.arange(len(scan.slices)) for scan in scans]
+    values = [organs.index(organ) + 1 for organ in exclude]
+    used = [usable(scan_maps, scan, values) for scan_maps, scan in zip(maps, scans, strict=True)]
+    return with_partner(maps, used, len(organs)) if masks == "labelled" else used
+
+
+def with_partner(maps: Sequence[Tensor], used: Sequence[Tensor], organs: int) -> list[Tensor]:
+    """Of the slices ``used`` of each scan those with an organ that another scan shows on its ``used`` slices."""
+    shown = torch.cat([presence(of[chosen], organs) for of, chosen in zip(maps, used, strict=True)]) > 0
+    scans = torch.arange(len(used)).repeat_interleave(torch.tensor([len(chosen) for chosen in used]))
+    kept = Partners(shown, scans).having()
+    return [chosen[kept[scans == scan]] for scan, chosen in enumerate(used)]
+
+
+def require_slices(used: Sequence[Tensor], masks: str, exclude: Sequence[str], folder: Path) -> None:
     """``ValueError`` when no scan has a slice that becomes a sample."""
     if not any(len(chosen) for chosen in used):
-        left = "has no superpixel" + (f" or holds one of exclude: {', '.join(exclude)}" if exclude else "")
+        lacks = "no organ that another exam shows too" if masks == "labelled" else "no superpixel"
+        left = f"has {lacks}" + (f" or holds one of exclude: {', '.join(exclude)}" if exclude else "")
         raise ValueError(f"{folder}: no slice is left: every one {left}")
-
-
-def standardise(scan: UprightExam, size: int | None) -> Tensor:
-    """The slices, float32 (S, 1, H, W): (x - mean) / sd over all voxels of the volume, then brought to ``size``.
-    ``ValueError`` for a constant volume."""
-    mean, deviation = scan.moments()  # float64, so the division is float64 too and is rounded once, to float32
-    images = torch.from_numpy(((scan.slices - mean) / deviation).astype(np.float32))[:, None]
-    if size is None:
-        return images
-    square = to_square(images, float(images.min()))
-    if square.shape[-1] == size:
-        return square
-    return F.interpolate(square, (size, size), mode="bilinear", antialias=True, align_corners=False)
-
-
-def to_square(images: Tensor, value: float) -> Tensor:
-    """Pad (..., H, W) with ``value`` to a square (..., max(H, W), max(H, W)) about its centre."""
-    height, width = images.shape[-2:]
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    return F.pad(images, (left, side - width - left, top, side - height - top), value=value)
-
-
-def to_size(labels: Tensor, size: int | None) -> Tensor:
-    """Label maps (S, H, W) padded with 0 to a square and brought to (S, size, size) by the nearest pixel."""
-    if size is None:
-        return labels
-    square = to_square(labels[:, None], 0)
-    return F.interpolate(square.to(torch.float32), (size, size), mode="nearest-exact")[:, 0].to(labels.dtype)
-
-
-def organ_maps(scans: Sequence[UprightExam], size: int | None) -> list[Tensor]:
-    """The organ values of every scan, uint8 (S, H, W), at ``size``."""
-    return [to_size(torch.from_numpy(scan.organs), size) for scan in scans if scan.organs is not None]
-
-
-def pseudo_masks(stored_maps: Sequence[Maps], recipe: Recipe, size: int | None) -> list[Tensor]:
-    """The superpixels of every scan at ``size``, int16 (S, H, W), 1 ... n in each slice.
-
-    The least size of a superpixel (see ``data.exams.superpixels``) shrinks with the slice's area. Superpixels that are
-    smaller after resizing are dropped, and the others numbered anew.
-    """
-    maps = [torch.from_numpy(scan_maps.astype(np.int16)) for scan_maps in stored_maps]
-    if size is None:
-        return maps
-    resized = []
-    for scan_maps in maps:
-        least = recipe.least(size / max(scan_maps.shape[1:]))
-        relabelled = np.stack([relabel(labels, least) for labels in to_size(scan_maps, size).numpy()])
-        resized.append(torch.from_numpy(relabelled.astype(np.int16)))
-    return resized
-
-
-def usable(maps: Tensor, scan: UprightExam, values: Sequence[int]) -> Tensor:
-    """Int64 (n,): the numbers of the slices with a superpixel and without a voxel of the organ ``values``. ``maps`` is
-    (S, H, W), of any size; organs are looked for in the slices as stored."""
-    is_usable = maps.flatten(1).amax(1) > 0  # (S,)
-    if values:
-        assert scan.organs is not None
-        is_usable &= torch.from_numpy(~np.isin(scan.organs, values).any(axis=(1, 2)))
-    return torch.nonzero(is_usable)[:, 0]
-
-
-def presence(maps: Tensor, count: int) -> Tensor:
-    """Float32 (N, count) of ``maps`` (N, H, W): 1 in column k where the map has a pixel of the value k + 1."""
-    return torch.stack([(maps == k + 1).flatten(1).any(1) for k in range(count)], 1).to(torch.float32)
 
 
 def facts(scan: UprightExam, slice_numbers: Tensor, size: int | None) -> list[dict[str, Any]]:

@@ -57,10 +57,10 @@ class OneShot:
     in turn and every measure is a mean over all pairs; ``dice_last_support`` is then the protocol's number, and
     ``dice_sd_supports`` the standard deviation (n - 1) over supports. ``shots`` K: the last K exams together are the
     support. ``head``: a leaf of ``PROTOTYPE_HEADS`` (in a run it is laid over the run's own head; else over CoWPro's).
-    ``window`` replaces the head's own at test, where the head has one. ``tidy``, which is not the protocol's: margins
-    are averaged over neighbouring slices, lowered far from the support's place, and stray pieces are dropped
-    (``oneshot.tidy``), as ``sslmed segment`` does; each case then has its ``reliability`` too. ``neighbours``: of all
-    that the average over neighbouring slices alone.
+    An encoder that is its own head (``se_net``) is measured with that. ``window`` replaces the head's own at test,
+    where the head has one. ``tidy``, which is not the protocol's: margins are averaged over neighbouring slices,
+    lowered far from the support's place, and stray pieces are dropped (``oneshot.tidy``), as ``sslmed segment`` does;
+    each case then has its ``reliability`` too. ``neighbours``: of all that the average over neighbouring slices alone.
     """
 
     floor = COPY_MASK

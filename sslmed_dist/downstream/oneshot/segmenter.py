@@ -27,8 +27,13 @@ class CopyMask(nn.Module):
     """The floor of one-shot segmentation: every query slice gets the mask of its support slice. Stands in an encoder's
     place.
 
-    It has no parameters and does not look at the images. ``Segmenter`` gives it the head ``CopiedMask``.
+    It has no parameters and does not look at the images. Its head is ``CopiedMask``.
     """
+
+    @property
+    def own_head(self) -> Any:
+        """``CopiedMask``."""
+        return CopiedMask()
 
     def maps(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 0, 1, 1)."""
@@ -88,7 +93,8 @@ class Found:
 
 
 class Segmenter:
-    """One-shot segmentation with a frozen encoder and a head of prototypes (``models.prototype_heads``).
+    """One-shot segmentation with a frozen encoder and a head of prototypes (``models.prototype_heads``), or the head
+    that the encoder brings (``own_head``).
 
     A scan is encoded once (``maps``) and serves as support and query of any organ: ``learn`` an organ on the support,
     then ``find`` it on queries. The encoder runs in evaluation mode, without gradients, and gets its modes back.
@@ -116,7 +122,8 @@ class Segmenter:
         if chunk < 1:
             raise ValueError(f"chunk: expected an integer >= 1, got {chunk}")
         self.encoder: Any = encoder
-        self.head: Any = CopiedMask() if isinstance(encoder, CopyMask) else head
+        own_head = getattr(encoder, "own_head", None)
+        self.head: Any = head if own_head is None else own_head
         self.device, self.chunk = torch.device(device), chunk
         floor = isinstance(encoder, CopyMask)
         self.quadrants, self.tidy, self.neighbours = quadrants, tidy and not floor, neighbours and not floor
@@ -141,7 +148,8 @@ class Segmenter:
     def prototypes(self, maps: Tensor, masks: Tensor) -> Any:
         """The head's valid prototypes of K support slices together: maps (K, D, h, w), masks 0/1 (K, H, W)."""
         # the head takes episodes: this is one (E = 1) of K shots
-        prototypes = self.head.prototypes(maps[None], masks[None].to(self.device, torch.float32))
+        with evaluating(self.encoder):
+            prototypes = self.head.prototypes(maps[None], masks[None].to(self.device, torch.float32))
         return valid_only(prototypes) if isinstance(prototypes, Prototypes) else prototypes
 
     @torch.inference_mode()
@@ -158,12 +166,13 @@ class Segmenter:
             difference = (logits[:, 1] - logits[:, 0])[:, None]  # (s, 1, h, w)
             return functional.interpolate(difference, tuple(size), mode="bilinear", align_corners=False)[:, 0]
 
-        return torch.stack(
-            [
-                torch.cat([margin(prototype_set, maps_chunk) for maps_chunk in torch.split(maps, self.chunk)])
-                for prototype_set in prototypes
-            ]
-        )
+        with evaluating(self.encoder):
+            return torch.stack(
+                [
+                    torch.cat([margin(prototype_set, maps_chunk) for maps_chunk in torch.split(maps, self.chunk)])
+                    for prototype_set in prototypes
+                ]
+            )
 
     @torch.inference_mode()
     def learn(self, maps: Tensor, mask: Tensor, spacing: Spacing, centre: Centre | None = None) -> Shown:

@@ -54,11 +54,12 @@ def load_model(
 ) -> Model:
     """The encoder of a run folder or checkpoint file, with the head that reads it.
 
-    ``head``: entries that replace those of the run's own head (``cowpro`` where the run has no head of prototypes) with
-    a window of 2; a ``head`` that names another one starts from that one's defaults. ``pixel_mm``: default is the pixel
-    size that the run recorded of its training slices (``views.pixel_mm``). Where it recorded none (sizes differed or
-    were not known) the slices are taken to have shown as much as the support does, ``field_mm``. ``device`` stands in
-    for the run's own. ``quadrants``, ``tidy``: see ``Segmenter``.
+    An encoder that is its own head (``se_net``) takes no ``head``. Else, ``head``: entries that replace those of the
+    run's own head (``cowpro`` where the run has no head of prototypes) with a window of 2; a ``head`` that names
+    another one starts from that one's defaults. ``pixel_mm``: default is the pixel size that the run recorded of its
+    training slices (``views.pixel_mm``). Where it recorded none (sizes differed or were not known) the slices are taken
+    to have shown as much as the support does, ``field_mm``. ``device`` stands in for the run's own. ``quadrants``,
+    ``tidy``: see ``Segmenter``.
 
     ``ValueError``: the encoder has no feature maps or does not take one channel, an entry of the head or a pixel size
     that is not allowed, or no pixel size at all.
@@ -74,9 +75,15 @@ def load_model(
         )
     if method["channels"] != 1:
         raise ValueError(f"{trained.file}: trained on {method['channels']} channels, but a scan has 1")
-    leaf = head_leaf(method.get("head"), head or {})
+    own_head = getattr(trained.encoder, "own_head", None) is not None
+    if own_head and head:
+        raise ValueError(f"head: {trained.file}: its encoder ({method['encoder']['name']}) is its own head")
+    leaf = {"name": method["encoder"]["name"]} if own_head else head_leaf(method.get("head"), head or {})
     torch_device = build.choose_device(config.replace(trained.settings, run={"device": device}))
-    encoder, built = trained.encoder.to(torch_device), registry.build(PROTOTYPE_HEADS, leaf, "head")
+    encoder, built = (
+        trained.encoder.to(torch_device),
+        None if own_head else registry.build(PROTOTYPE_HEADS, leaf, "head"),
+    )
     segmenter = Segmenter(encoder, built, torch_device, quadrants=quadrants, tidy=tidy)
     pixel, source = pixel_of(trained.file, trained.settings.views.get("pixel_mm"), pixel_mm, field_mm, size)
     if source.startswith(GUESS):

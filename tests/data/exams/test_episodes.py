@@ -215,7 +215,7 @@ def test_the_cache_is_the_users_unless_said(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"masks": "boxes"}, "data.masks: expected one of 'superpixels', 'organs'"),
+        ({"masks": "boxes"}, "data.masks: expected one of 'superpixels', 'labelled', 'organs'"),
         ({"exclude": ["heart"]}, "exclude: no organ 'heart'; allowed: liver, right kidney"),
         ({"size": 0}, "size: expected at least 1 pixel, got 0"),
         ({"min_size": 0}, "min_size: expected at least 1"),

@@ -128,8 +128,11 @@ def test_every_method_and_its_optimiser_can_be_built() -> None:
         with torch.device("cpu" if "terms" in settings.method.get("loss", {}) else "meta"):
             method = registry.build(METHODS, {**settings.method, **classes}, where)
         encoder = settings.method["encoder"]
-        features = 2048 if encoder["depth"] == 50 else 8 * encoder.get("width", 64)
-        assert method.encoder.feature_dim == encoder.get("out", features), where
+        if encoder["name"] == "se_net":
+            assert method.encoder.feature_dim == encoder["segmenter"], where
+        else:
+            features = 2048 if encoder["depth"] == 50 else 8 * encoder.get("width", 64)
+            assert method.encoder.feature_dim == encoder.get("out", features), where
         plan = settings.plan
         built = optim.build(settings.optim, method, batch_size=plan.batch_size, epochs=plan.epochs, per_epoch=10)
         assert built.learning_rate(10 * plan.epochs // 2) > 0, where
