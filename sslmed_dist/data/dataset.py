@@ -136,7 +136,9 @@ class Subset(Dataset):
         repeats = None if dataset.repeats is None else dataset.repeats[positions]
         if isinstance(dataset, Subset):
             positions = dataset.positions[positions]
-            dataset = dataset.dataset
+            dataset = dataset.whole
+        # ``whole`` is the full set, which others are subsets of too; ``dataset`` shows nothing beyond ``positions``
+        self.whole: Dataset = dataset
         self.dataset: Dataset = dataset.among(positions)
         self.positions: Tensor = positions
         super().__init__(
@@ -165,7 +167,7 @@ class Subset(Dataset):
         return self.dataset.stored(int(self.positions[position]))
 
     def to(self, device: str | torch.device) -> "Subset":
-        moved = Subset(self.dataset.to(device), self.positions)
+        moved = Subset(self.whole.to(device), self.positions)
         moved.repeats = self.repeats
         return moved
 

@@ -222,12 +222,12 @@ def dealt_sites(settings: Config) -> Dealt:
 def everything(sites: Sequence[Site]) -> Dataset:
     """What all simulated sites pretrain on, together: the pooled arm's data."""
     parts = [site.pretrain for site in sites]
-    if any(part.dataset is not parts[0].dataset for part in parts):  # each has data of its own
+    if any(part.whole is not parts[0].whole for part in parts):  # each has data of its own
         if any(part.repeats is not None for part in parts):
             raise ValueError("data.oversample: the data of sites that have their own are not put together")
         return Joined(parts)
     # Dealt sites are parts of one dataset, in which ``positions`` count.
-    dataset, positions = parts[0].dataset, torch.cat([part.positions for part in parts])
+    dataset, positions = parts[0].whole, torch.cat([part.positions for part in parts])
     return Subset(dataset, positions.sort().values)
 
 
@@ -274,7 +274,7 @@ def own_sites(settings: Config) -> "Dealt":
 def prefixed(dataset: Dataset, name: str) -> Dataset:
     """A copy of ``dataset`` whose int64 ids have 31 bits of the hash of ``name`` above their own 32 bits."""
     if isinstance(dataset, Subset):
-        return Subset(prefixed(dataset.dataset, name), dataset.positions)
+        return Subset(prefixed(dataset.whole, name), dataset.positions)
     assert int(dataset.ids.max()) < 1 << 32
     # 31 bits, so that the sum stays positive as an int64.
     renamed = copy.copy(dataset)

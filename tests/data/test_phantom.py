@@ -30,6 +30,8 @@ SMALL: dict[str, Knobs] = {
     "abdomen": {"exams": 3, "size": 48, "slices": 10},
     "chaos": {"exams": 2, "size": 48, "slices": 10},
     "btcv": {"exams": 2, "size": 112, "slices": 10},
+    "flare22": {"exams": 2, "size": 112, "slices": 10},
+    "mogambo": {"exams": 2, "size": 48, "slices": 10},
     **{kind: {} if kind == "stl10" else {"size": 16} for kind in LAYOUTS},
 }
 IMAGES = (".pck", ".npz", ".npy", ".nii.gz", ".dcm", "X.bin", ".png", ".jpg", ".JPG", ".JPEG")

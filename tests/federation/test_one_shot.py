@@ -16,10 +16,13 @@ SHORT = ("plan.steps_per_epoch=1", "federated.rounds=1", "federated.partition.co
 
 @pytest.mark.slow
 @pytest.mark.flower
-def test_sites_are_scored_on_their_own_scans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("terms", [(), ("method.overlap=1", "method.edge=1")])
+def test_sites_are_scored_on_their_own_scans(
+    terms: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = PHANTOMS["abdomen"](tmp_path / "data", exams=8, sites=2, size=48, slices=8)
     places = (f"data.root={root}", f"run.dir={tmp_path / 'runs'}", "method.encoder.width=4", "method.encoder.depth=9")
-    assert cli.main(["federate", str(RECIPE), *SMALL, *SHORT, *places]) == 0, capsys.readouterr().err
+    assert cli.main(["federate", str(RECIPE), *SMALL, *SHORT, *places, *terms]) == 0, capsys.readouterr().err
     folder = tmp_path / "runs" / "fed"
     rows = json.loads((folder / "evaluate" / "sites.json").read_text())["rows"]
     dice = {(row["arm"], row["site"]): row for row in rows if row["metric"] == "dice"}
@@ -33,4 +36,6 @@ def test_sites_are_scored_on_their_own_scans(tmp_path: Path, capsys: pytest.Capt
     assert len(cases) == len(arms) * 2 * 2 * 4  # arms, sites, pairs of a site, organs
     assert {case["arm"] for case in cases} == {f"{arm}, site-{n}" for arm in arms for n in (0, 1)}
     assert {path.name for path in (folder / "pictures").glob("*.png")} == {"episodes.png", "segmentation.png"}
+    logged = {json.loads(line)["name"] for line in (folder / "metrics.jsonl").read_text().splitlines()}
+    assert ({"overlap", "edge"} <= logged) == bool(terms)
     assert json.loads((folder / "environment.json").read_text())["phantom_data"] is True

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sslmed_dist.data.phantom.abdomen import write_abdomen
-from sslmed_dist.data.phantom.chaos import write_btcv, write_chaos
+from sslmed_dist.data.phantom.chaos import write_btcv, write_chaos, write_flare22
 from sslmed_dist.data.phantom.knee import write_knee
 from sslmed_dist.data.phantom.knee_exams import write_knee_exams
 from sslmed_dist.data.phantom.kneemri import write_kneemri
 from sslmed_dist.data.phantom.layouts import LAYOUTS, writer
+from sslmed_dist.data.phantom.pelvis import write_mogambo
 from sslmed_dist.data.phantom.shapes import write_shapes
 
 PHANTOMS: dict[str, Callable[..., Path]] = {
@@ -23,5 +24,7 @@ PHANTOMS: dict[str, Callable[..., Path]] = {
     "abdomen": write_abdomen,
     "chaos": write_chaos,
     "btcv": write_btcv,
+    "flare22": write_flare22,
+    "mogambo": write_mogambo,
     **{kind: writer(kind) for kind in LAYOUTS},
 }

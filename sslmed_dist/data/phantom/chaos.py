@@ -1,10 +1,10 @@
-"""Abdominal phantoms in the layouts two published sets are downloaded in: CHAOS (MR, DICOM with PNG masks; Kavur et
-al. 2021) and BTCV (CT, NIfTI; Landman et al. 2015). The drawings are those of ``abdomen``.
+"""Abdominal phantoms in the layouts three published sets are downloaded in: CHAOS (MR, DICOM with PNG masks; Kavur et
+al. 2021), BTCV and FLARE22 (CT, NIfTI; Landman et al. 2015, Ma et al. 2023). The drawings are those of ``abdomen``.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from sslmed_dist.data.scans.nifti_writing import nifti_bytes
 from sslmed_dist.randomness import key
 
 GREYS = (0, 63, 126, 189, 252)  # of background, liver, right kidney, left kidney, spleen in a mask of CHAOS
-CT_LABELS = (0, 6, 2, 3, 1)  # values of the same in a mask of BTCV
 AIR, FAINTEST, BRIGHTEST = -1000.0, -125.0, 275.0  # Hounsfield units of the border and of signals 0 and 1
 BORDER = 32  # pixels of air around a CT phantom, which the recipe of preparation cuts off
 Array = NDArray[Any]
@@ -166,22 +165,40 @@ def write_chaos(
     return publish(root, spec, fill)
 
 
-def write_btcv(root: str | Path, *, exams: int = 4, size: int = 192, slices: int = 24, seed: int = 0) -> Path:
-    """Write phantoms in the layout of BTCV into ``root`` and return it: imagesTr/img0001.nii.gz int16 in Hounsfield
-    units, labelsTr/label0001.nii.gz uint8, ..., axes left, anterior, superior; 32 of the ``size`` pixels on each side
-    are air. The contrasts are those of the MR phantom.
+@dataclass(frozen=True)
+class CTSet:
+    """How a published CT set is laid out: folders of images and masks, the names of an exam's files in them, and the
+    values of background, liver, right kidney, left kidney and spleen in a mask."""
+
+    folders: tuple[str, str]
+    names: tuple[str, str]
+    values: tuple[int, ...]
+
+
+CT_SETS = {
+    "btcv": CTSet(("imagesTr", "labelsTr"), ("img{:04d}.nii.gz", "label{:04d}.nii.gz"), (0, 6, 2, 3, 1)),
+    "flare22": CTSet(
+        ("images", "labels"), ("FLARE22_Tr_{:04d}_0000.nii.gz", "FLARE22_Tr_{:04d}.nii.gz"), (0, 1, 2, 13, 3)
+    ),
+}
+
+
+def write_ct(kind: str, root: str | Path, *, exams: int, size: int, slices: int, seed: int) -> Path:
+    """Write phantoms in the layout of one of ``CT_SETS`` into ``root`` and return it. Images are int16 in Hounsfield
+    units, masks uint8, axes left, anterior, superior; 32 of the ``size`` pixels on each side are air. The contrasts are
+    those of the MR phantom, and only the four organs of ``abdomen`` are drawn.
 
     ``ValueError`` for fewer than 96 pixels or 8 slices, or for a folder that holds something else.
     """
     require_counts(exams=exams)
     require_voxels(size - 2 * BORDER, slices)
-    spec = {"kind": "btcv", "version": 1, "exams": exams, "size": size, "slices": slices}
+    spec = {"kind": kind, "version": 1, "exams": exams, "size": size, "slices": slices}
     spec |= {"seed": seed, "scanner": asdict(scanner(0, seed))}
-    side = BREADTH / (size - 2 * BORDER)
+    side, ct_set = BREADTH / (size - 2 * BORDER), CT_SETS[kind]
     air = ((BORDER, BORDER), (BORDER, BORDER), (0, 0))
 
     def fill(folder: Path) -> None:
-        for subfolder in ("imagesTr", "labelsTr"):
+        for subfolder in ct_set.folders:
             (folder / subfolder).mkdir()
         for exam in range(1, exams + 1):
             drawn = abdomen_volume(key(seed, "abdomen", exam), scanner(0, seed), size=size - 2 * BORDER, slices=slices)
@@ -189,12 +206,23 @@ def write_btcv(root: str | Path, *, exams: int = 4, size: int = 192, slices: int
             signal = drawn[0] / np.float32(max(int(drawn[0].max()), 1))
             units = np.rint(FAINTEST + (BRIGHTEST - FAINTEST) * signal).astype(np.int16)
             image = np.pad(units, air, constant_values=int(AIR))
-            mask = np.pad(np.array(CT_LABELS, np.uint8)[drawn[1]], air)
+            mask = np.pad(np.array(ct_set.values, np.uint8)[drawn[1]], air)
             affine = centred(image.shape, (side, side, HEIGHT / slices))
-            (folder / "imagesTr" / f"img{exam:04d}.nii.gz").write_bytes(nifti_bytes(image, affine))
-            (folder / "labelsTr" / f"label{exam:04d}.nii.gz").write_bytes(nifti_bytes(mask, affine))
+            for subfolder, name, voxels in zip(ct_set.folders, ct_set.names, (image, mask), strict=True):
+                (folder / subfolder / name.format(exam)).write_bytes(nifti_bytes(voxels, affine))
 
     return publish(root, spec, fill)
+
+
+def write_btcv(root: str | Path, *, exams: int = 4, size: int = 192, slices: int = 24, seed: int = 0) -> Path:
+    """Write phantoms in the layout of BTCV: imagesTr/img0001.nii.gz, labelsTr/label0001.nii.gz, ... (``write_ct``)."""
+    return write_ct("btcv", root, exams=exams, size=size, slices=slices, seed=seed)
+
+
+def write_flare22(root: str | Path, *, exams: int = 4, size: int = 192, slices: int = 24, seed: int = 0) -> Path:
+    """Write phantoms in the layout of FLARE22: images/FLARE22_Tr_0001_0000.nii.gz, labels/FLARE22_Tr_0001.nii.gz, ...
+    (``write_ct``)."""
+    return write_ct("flare22", root, exams=exams, size=size, slices=slices, seed=seed)
 
 
 def require_voxels(size: int, slices: int) -> None:

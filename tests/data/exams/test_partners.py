@@ -62,6 +62,7 @@ def test_a_site_pairs_its_own_exams_alone(root: Path) -> None:
                 support = data.images[data.groups == 8 - group]
                 assert bool((support == batch["support_images"][row]).flatten(1).all(1).any())
     assert Subset(episodes(root), own).dataset.partners is None
+    assert Subset(part, torch.tensor([0])).whole is part.whole  # what a pooled arm puts together
     alone = Subset(data, torch.nonzero(data.groups == 3)[:, 0])
     with pytest.raises(
         ValueError, match="^masks: labelled: no other exam of this part shows an organ of a slice of exa"
