@@ -14,7 +14,7 @@ from sslmed_dist import __version__
 from sslmed_dist.federation.messages import MARK, ORDER, SITE, Greeting, Hello, Unreadable, only
 from sslmed_dist.federation.registered import Registered
 from sslmed_dist.federation.site_file import NAME
-from sslmed_dist.printable import printable
+from sslmed_dist.printable import plural, printable
 
 log = logging.getLogger("sslmed.server")
 
@@ -166,12 +166,12 @@ class Sites:
         if registered.node_key is not None and self.owners.name(node) != name:
             return f"node {node}: says it is {name}, but its key is that of {self.owners.name(node) or 'no site'}"
         if greeting.channels != self.channels:
-            images = f"{name} has images of {greeting.channels} channels"
+            images = f"{name} has images of {plural(greeting.channels, 'channel')}"
             return f"{images}, the run's method takes {self.channels}"
         most = registered.samples
         if greeting.samples < 1 or (most is not None and greeting.samples > most):
             allowed = "at least 1" if most is None else f"1 to {most} (sites.yaml)"
-            return f"{name} reports {greeting.samples} samples, allowed {allowed}"
+            return f"{name} reports {plural(greeting.samples, 'sample')}, allowed {allowed}"
         if any(other in online for other in self.namesakes(node, name)):
             return f"node {node}: its name {name} is another site's"
         return None

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sslmed_dist.atomic_files import ENDING, UNFINISHED, write_atomically, writing
 from sslmed_dist.json_files import Fields, checked
+from sslmed_dist.printable import plural
 from sslmed_dist.state_dicts import misfit, require_held
 from sslmed_dist.zip_files import open_zip
 
@@ -213,7 +214,7 @@ def require_step(saved: Mapping[str, Any], path: Path, most: int | None) -> None
     if type(done) is not int or done < 0 or told not in (done, None):
         raise ValueError(f"{path}: contradicts itself: step {told!r} of the file, {done!r} of the training state")
     if most is not None and done > most:
-        raise ValueError(f"{path}: contradicts its plan: step {done} of a run of {most} steps")
+        raise ValueError(f"{path}: contradicts its plan: step {done} of a run of {plural(most, 'step')}")
 
 
 class Checkpoints:

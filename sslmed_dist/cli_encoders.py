@@ -3,7 +3,7 @@
 import argparse
 
 from sslmed_dist.cli_answers import show
-from sslmed_dist.printable import say
+from sslmed_dist.printable import plural, say
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -40,7 +40,7 @@ def embed(arguments: argparse.Namespace) -> int:
         note=say,
     )
     left_out = f", {done.skipped} left out that cannot be read" if done.skipped else ""
-    show(f"{arguments.out}: {done.images} images{left_out}")
+    show(f"{arguments.out}: {plural(done.images, 'image')}{left_out}")
     return 0
 
 

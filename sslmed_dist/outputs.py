@@ -143,3 +143,10 @@ def is_text(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - len(end)))
         return file.read(len(end)) == end
+
+
+def require_folder_name(out: Path, what: str) -> None:
+    """``ValueError`` where ``what`` is written into a folder, and ``out``, which is not there, is called like an
+    archive."""
+    if out.suffix.lower() in (".npz", ".zip", ".tar") and not out.is_dir():
+        raise ValueError(f"{out}: {what} are packed into a folder; allowed: a name without {out.suffix}")

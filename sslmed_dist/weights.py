@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sslmed_dist import checkpoint, state_dicts
 from sslmed_dist.outputs import LARGEST_HEADER
+from sslmed_dist.printable import plural
 from sslmed_dist.zip_files import open_zip
 
 # A network whose name has one of these words is the slow copy of one that is trained: momentum_encoder, encoder_k,
@@ -36,7 +37,7 @@ class Found:
 
     def __str__(self) -> str:
         where = f"under {self.prefix!r}" if self.prefix else "as they are"
-        return f"{len(self.state)} tensors taken {where}, {self.aside} others in the file left aside"
+        return f"{plural(len(self.state), 'tensor')} taken {where}, {self.aside} others in the file left aside"
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -94,7 +94,7 @@ def test_check_prints_the_plan_and_writes_nothing(workplace: Path, capsys: pytes
     out = capsys.readouterr().out
     titles = ["run", "data", "method", "plan", "device", "memory", "time", "slowest", "evaluate"]
     assert [line.split()[0] for line in out.splitlines()] == titles
-    assert "other, seed 0, fingerprint " in out and "tiny: 48 samples, 1 channel(s), 2 classes" in out
+    assert "other, seed 0, fingerprint " in out and "tiny: 48 samples, 1 channel, 2 classes" in out
     assert "2 epochs x 3 steps = 6 steps of 16" in out and "contrastive: 20,164 parameters" in out
     assert sorted(workplace.rglob("*")) == before
 

@@ -10,6 +10,7 @@ import pytest
 from sslmed_dist import config, plain_yaml
 from sslmed_dist.cli_answers import options
 from sslmed_dist.training.evaluation_data import overridden
+from tests import tiny
 
 SECTIONS = "data, views, method, run, optim, plan, driver, ray, evaluate, federated, diagnose"
 PLAN = (
@@ -187,7 +188,7 @@ def refused(path: Path, message: str) -> None:
             "evaluate.protocols[0]: expected a mapping with a 'name', such as {name: knn}, got {'name': None}",
         ),
         ({"optim": 3}, "optim: expected mapping, got 3"),
-        ({"evaluate": {"protocols": "knn"}}, "evaluate.protocols: expected [mapping, ...], got 'knn'"),
+        ({"evaluate": {"protocols": 3}}, "evaluate.protocols: expected [mapping, ...], got 3"),
         ({"federated": {"quorum": 0}}, "federated.quorum: expected an integer >= 1, got 0"),
         ({"federated": {"pool": "test"}}, "federated.pool: expected one of 'train', 'all', got 'test'"),
         ({"driver": "slurm"}, "driver: expected one of 'local', 'ray', got 'slurm'"),
@@ -279,3 +280,10 @@ def test_a_key_that_stands_twice_on_the_command_line_is_refused(tmp_path: Path) 
     for read in (options, partial(overridden, config.from_tree(LEAVES, "run"))):  # of `data pack`, of `evaluate`
         with pytest.raises(ValueError, match="^data.root: stands on the command line 2 times; give it once$"):
             read(["data.root=a", "data.root=b"])
+
+
+@pytest.mark.parametrize("words", ["run.track=mlflow", "run.track=[mlflow]", "run.track=[{name: mlflow}]"])
+def test_a_list_of_one_leaf_may_be_its_name_alone(words: str, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(plain_yaml.write(tiny.tree(tmp_path)))
+    assert config.load(path, [words]).run.track == ({"name": "mlflow"},)

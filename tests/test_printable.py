@@ -3,7 +3,7 @@
 import pytest
 
 from sslmed_dist.cli_answers import show
-from sslmed_dist.printable import as_html, as_markdown, note, printable, say, without_folders
+from sslmed_dist.printable import as_html, as_markdown, note, plural, printable, say, without_folders
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,16 @@ def test_of_a_group_one_speaks(
     say("once")
     show("runs/a", "b")
     assert tuple(capsys.readouterr()) == (("runs/a\nb\n", "once\n") if speaks else ("", ""))
+
+
+@pytest.mark.parametrize(
+    ("count", "words", "said"),
+    [
+        (0, ("image",), "0 images"),
+        (1, ("step",), "1 step"),
+        (2, ("class", "classes"), "2 classes"),
+        (1, ("series", "series"), "1 series"),
+    ],
+)
+def test_one_thing_is_no_several(count: int, words: tuple[str, ...], said: str) -> None:
+    assert plural(count, *words) == said

@@ -263,7 +263,7 @@ def test_a_checkpoint_that_cannot_be_is_refused_by_every_verb(
     lines = {
         "integers": "1 of another type (encoder.bn1.bias torch.int64 in the file and torch.float32 here)",
         "NaN": "1 not finite (encoder.bn1.bias)",
-        "step": f"contradicts its plan: step {10**8} of a run of 1 steps",
+        "step": f"contradicts its plan: step {10**8} of a run of 1 step",
         "two steps": f"contradicts itself: step 1 of the file, {10**8} of the training state",
     }
     if fault in ("integers", "NaN"):

@@ -13,6 +13,7 @@ from sslmed_dist.methods import Method
 from sslmed_dist.methods.diagnose import Diagnose
 from sslmed_dist.methods.jigsaw import side_by_side
 from sslmed_dist.models.semiparallel import BRANCHES, BranchConvolution
+from sslmed_dist.printable import plural
 
 
 def cam(maps: Tensor, gradients: Tensor) -> Tensor:
@@ -195,7 +196,7 @@ def spread_over(inputs: list[Tensor], rows: list[Tensor], layer: str) -> list[Te
     puzzle's single map is that of each of its patches. ``ValueError`` for too few of them."""
     wanted = sum(len(given) for given in inputs)
     if len(rows) < wanted:
-        raise ValueError(f"layer: {layer} gives {len(rows)} maps for {wanted} images")
+        raise ValueError(f"layer: {layer} gives {plural(len(rows), 'map')} for {wanted} images")
     spread, start = [], 0
     for given in inputs:
         maps = torch.stack(rows[start : start + len(given)])  # (n, groups, h, w)

@@ -26,7 +26,8 @@ from sslmed_dist.data.images.shard_writing import Shard, write_shard
 from sslmed_dist.data.images.shards import SHARD, SUMMARY, VERSION, Form, read_summary
 from sslmed_dist.data.samples import by_readers
 from sslmed_dist.data.workers import in_processes
-from sslmed_dist.printable import without_folders
+from sslmed_dist.outputs import require_folder_name
+from sslmed_dist.printable import plural, without_folders
 
 LOOKED_AT = 100  # images whose size is looked at before packing
 # Sets of exams, which become no shards of images: name of the set -> the function that packs it.
@@ -88,6 +89,7 @@ def pack(
             raise ValueError(f"pack: {name} must be {low} to {high}, got {value}")
     if form not in ("jpeg", "raw") or workers < 1:
         raise ValueError(f"pack: format must be jpeg or raw and workers at least 1, got {form!r} and {workers}")
+    require_folder_name(Path(out), "image files")
     source = open_source(leaf, short)
     for line in source.notices:
         note(f"note: data: {line}")
@@ -106,7 +108,7 @@ def pack(
             note(f"{entry['shard']}: {size} ({len(entries)} of {len(shards)})")
     except KeyboardInterrupt:
         remove_unfinished(folder)
-        done = f"{len(entries)} of {len(shards)} shards are written"
+        done = f"{len(entries)} of {plural(len(shards), 'shard')} are written"
         raise KeyboardInterrupt(f"{folder}: {done}; the same command goes on with the others") from None
     content = json.dumps({**summary, "shards": entries}, indent=1) + "\n"
     write_atomically(folder / SUMMARY, content.encode())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist import randomness
+from sslmed_dist.printable import plural
 
 ATTEMPTS = 1000  # of drawing Dirichlet shares that give every site its minimum
 TRIALS = 64  # of Marsaglia and Tsang's rejection, which accepts more than 95 % each
@@ -87,7 +88,7 @@ def by_site(
         raise ValueError("partition by_site: the dataset does not say which site a sample is from")
     site_numbers = torch.unique(sites)
     if len(site_numbers) > count:
-        raise ValueError(f"partition by_site: count is {count}, but the data has {len(site_numbers)} sites")
+        raise ValueError(f"partition by_site: count is {count}, but the data has {plural(len(site_numbers), 'site')}")
     return sorted_parts([torch.nonzero(sites == site_number)[:, 0] for site_number in site_numbers], count, "by_site")
 
 

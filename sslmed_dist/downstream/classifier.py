@@ -10,6 +10,7 @@ from sslmed_dist.data.dataset import Dataset, unlabelled
 from sslmed_dist.downstream.coverage import coverage
 from sslmed_dist.downstream.features import extract
 from sslmed_dist.downstream.predictions import Predictions
+from sslmed_dist.printable import plural
 
 # The name of its rows.
 CLASSIFIER = "classifier"
@@ -53,7 +54,7 @@ def classified(
     data."""
     missing = int(unlabelled(dataset.labels.cpu()[positions.cpu()]).sum())
     if missing:
-        raise ValueError(f"{dataset.name}: {missing} samples that are scored lack a label")
+        raise ValueError(f"{dataset.name}: {plural(missing, 'sample')} that are scored lack a label")
     features = extract(Outputs(method).to(device), dataset, positions, views=views, device=device, seed=seed)
     if features.x.shape[1] != len(dataset.classes):
         raise ValueError(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sslmed_dist.printable import printable
+from sslmed_dist.printable import plural, printable
 
 # How every remark begins, by the task.
 BEGINNINGS = {"single": "classes ", "multi": "labels "}
@@ -45,7 +45,7 @@ def coverage(
         groups["missing in val, on which the choice is made"] = missing
     remarks = {what: listed(classes, which) for what, which in groups.items() if which.any()}
     if only_in_test.any():
-        share = f" ({int(in_test[only_in_test].sum())} of {len(test)} test samples)"
+        share = f" ({int(in_test[only_in_test].sum())} of {plural(len(test), 'test sample')})"
         remarks["only in test, always scored as wrong"] += share
     return tuple(f"{beginning}{what}: {names}" for what, names in remarks.items())
 

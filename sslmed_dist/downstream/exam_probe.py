@@ -13,6 +13,7 @@ from sslmed_dist.data.joined import Joined
 from sslmed_dist.downstream.features import Features, SplitFeatures
 from sslmed_dist.downstream.linear import LinearProbe
 from sslmed_dist.downstream.predictions import Predictions
+from sslmed_dist.printable import plural
 
 # The arm of the floor below.
 METADATA = "metadata"
@@ -72,7 +73,7 @@ class ExamProbe(LinearProbe):
         """Probabilities of every test exam. ``ValueError`` without val."""
         train = labelled_part(splits.train, self.label_share, seed)
         predictions = super().predict(replace(splits, train=train), seed=seed)
-        few = "" if self.label_share == 1 else f"labels of {len(train)} of {len(splits.train)} training exams"
+        few = "" if self.label_share == 1 else f"labels of {len(train)} of {plural(len(splits.train), 'training exam')}"
         return replace(predictions, note="; ".join(filter(None, (few, predictions.note))))
 
 

@@ -34,7 +34,7 @@ from sslmed_dist.federation.sites import (
     training_settings,
 )
 from sslmed_dist.json_files import read_object
-from sslmed_dist.printable import say
+from sslmed_dist.printable import plural, say
 from sslmed_dist.run_folder import RunFolder
 from sslmed_dist.training.stopping import Stop
 
@@ -67,7 +67,7 @@ def run(settings: Config, resume: str = "auto", folder: Path | None = None, runt
         if last is None:
             save_round(path, 0, first_weights, travelling)
         elif last[0] >= fed.rounds and not figures_wanted(path, settings):
-            say(f"all {fed.rounds} rounds are done")
+            say(f"all {plural(fed.rounds, 'round')} are done")
             return
         run_folder.describe()
         (path / ENDING).unlink(missing_ok=True)

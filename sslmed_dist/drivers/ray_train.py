@@ -26,7 +26,7 @@ from sslmed_dist.drivers.ray_log import apart
 from sslmed_dist.drivers.ray_room import bundle, refuse_too_little
 from sslmed_dist.drivers.ray_watch import Speaker, Watch
 from sslmed_dist.endings import Stopped
-from sslmed_dist.printable import say, speaks
+from sslmed_dist.printable import plural, say, speaks
 from sslmed_dist.training import job, same_data
 from sslmed_dist.training.allocation import ONE_ARENA
 from sslmed_dist.training.build import resolve_auto
@@ -214,7 +214,7 @@ def launch(settings: config.Config, stop: Stop) -> None:
     while thread.is_alive():
         thread.join(0.2)
         if watch.look() and settings.ray.elastic:
-            say(f"trains on {watch.workers} of at most {settings.ray.most} workers (ray.num_workers)")
+            say(f"trains on {watch.workers} of at most {plural(settings.ray.most, 'worker')} (ray.num_workers)")
         if thread.is_alive() and stop():
             watch.ask_stop()
             leave(news(settings.folder).get("state"), watch)

@@ -18,6 +18,7 @@ from sslmed_dist import config, distributed
 from sslmed_dist.config import Config
 from sslmed_dist.drivers import ray_cluster, ray_train
 from sslmed_dist.drivers.processes import free_port
+from sslmed_dist.printable import plural
 from sslmed_dist.training import check, job
 from sslmed_dist.training.allocation import ONE_ARENA
 from sslmed_dist.training.rehearsal import Need, peak_resident, process_age, rehearse
@@ -53,7 +54,7 @@ def hindrance(settings: Config) -> str | None:
     if options.gpus_per_worker or torch.cuda.is_available():
         return "workers with GPUs are not tried"
     if options.most * options.cpus_per_worker > cores:
-        return f"{options.most} workers of {options.cpus_per_worker} CPUs would share {cores} cores"
+        return f"{plural(options.most, 'worker')} of {options.cpus_per_worker} CPUs would share {cores} cores"
     return None
 
 

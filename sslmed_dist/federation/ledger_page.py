@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from sslmed_dist.federation import accountant
 from sslmed_dist.federation.ledger import Entry, Verdict
-from sslmed_dist.printable import as_markdown, printable
+from sslmed_dist.printable import as_markdown, plural, printable
 
 COLUMNS: tuple[str, ...] = (
     *("number", "time", "kind", "run", "round", "sequence", "bytes", "tensors", "scalars", "withheld", "epsilon"),
@@ -47,10 +47,10 @@ def line(entry: Entry) -> str:
     if entry["kind"] == "answer":
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in sorted(entry.get("scalars", {}).items()))
         told = f", {len(entry['figures'])} figures" if entry.get("figures") else ""
-        text += f"  {len(entry.get('tensors', ()))} tensors{told}, {entry.get('bytes', 0):,} bytes; {numbers}"
+        text += f"  {plural(len(entry.get('tensors', ())), 'tensor')}{told}, {entry.get('bytes', 0):,} bytes; {numbers}"
         text += "" if entry.get("epsilon") is None else f"; epsilon {entry['epsilon']:.3g} spent"
     if entry["kind"] == "reserved":
-        text += f"  {entry['count']} round(s), {entry['size']:,} bytes of {entry['data_set']}"
+        text += f"  {plural(entry['count'], 'round')}, {entry['size']:,} bytes of {entry['data_set']}"
     if entry["kind"] == "pruned":
         text += f"  what was kept of {entry['configuration'][:12]}, {entry['bytes']:,} bytes"
     if entry.get("answer") is not None:

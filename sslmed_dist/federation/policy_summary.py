@@ -8,6 +8,7 @@ from sslmed_dist.config import Config
 from sslmed_dist.federation import accountant
 from sslmed_dist.federation.policy import Request, Spent
 from sslmed_dist.federation.site_file import Privacy, Rules, SiteFile
+from sslmed_dist.printable import plural
 
 
 def summary(request: Request, rules: Rules) -> list[str]:
@@ -23,7 +24,7 @@ def summary(request: Request, rules: Rules) -> list[str]:
     return [
         f"run {settings.run.name}, seed {settings.run.seed}: digest {request.digest}",
         f"trains: {chosen}; learning rate {settings.optim.get('lr')}, batches of {plan.batch_size}",
-        f"{fed.rounds} rounds of {steps} optimiser steps each on this site's images",
+        f"{plural(fed.rounds, 'round')} of {plural(steps, 'optimiser step')} each on this site's images",
         f"would send in each round: the tensors of {'the encoder' if fed.share == 'encoder' else 'the whole method'}"
         + (
             ", with noise; no scalars"

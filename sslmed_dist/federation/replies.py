@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sslmed_dist.federation.messages import HEALTH, Account
 from sslmed_dist.losses import LOSSES
-from sslmed_dist.printable import excerpt
+from sslmed_dist.printable import excerpt, plural
 
 # The scalars that a site may report: those of a step, of every method's objective and measures, of the strategies. A
 # sum of losses reports its terms by their names, a second one of a kind with its place ("mio_v3_1").
@@ -67,7 +67,7 @@ def unlike(account: Account, asked: Asked) -> str | None:
     if account.model != asked.model:
         return "it started from another model than this round's"
     if not 1 <= account.samples <= asked.most:
-        return f"it reports {account.samples} samples, allowed 1 to {asked.most}"
+        return f"it reports {plural(account.samples, 'sample')}, allowed 1 to {asked.most}"
     unknown = [name for name in account.scalars if name not in SCALARS and not TERM.fullmatch(name)]
     if unknown:
         return f"scalar {excerpt(unknown[0], 40)} is unknown ({len(unknown)} such)"

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 from sslmed_dist.federation.site_file import SiteFile
+from sslmed_dist.printable import plural
 
 # What runs as the network side: a shell and coreutils, because that user need not be able to start this Python. It
 # prints the numbers of the places that it could read.
@@ -79,7 +80,7 @@ def examine(site: SiteFile, network: str | None) -> tuple[list[str], list[str]]:
         elif read:
             problems += [f"user {peer} can read {path}" for path in read]
         else:
-            proved.append(f"tried as user {peer}: none of {len(secrets(site))} files and folders can be read")
+            proved.append(f"tried as user {peer}: none of {plural(len(secrets(site)), 'file')} and folders can be read")
     if network is None:
         proved.append("tried as the data side: no network can be reached, not even this machine's own")
     else:

@@ -20,7 +20,7 @@ from sslmed_dist.data.partition import hold_out
 from sslmed_dist.downstream import EVALUATORS
 from sslmed_dist.federation import secure_sum, strategies
 from sslmed_dist.federation.messages import SiteError
-from sslmed_dist.printable import note
+from sslmed_dist.printable import note, plural
 from sslmed_dist.training import build
 
 
@@ -75,7 +75,7 @@ def expected_sites(fed: Federated) -> int:
     if not isinstance(count, int):
         raise ValueError("federated.partition.count: missing; it is the number of sites")
     if fed.quorum > count:
-        raise ValueError(f"federated.quorum: {fed.quorum} replies needed, but there are {count} sites")
+        raise ValueError(f"federated.quorum: {fed.quorum} replies needed, but there are {plural(count, 'site')}")
     return count
 
 

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from sslmed_dist.federated_section import Screen
 from sslmed_dist.federation.replies import Reply
+from sslmed_dist.printable import plural
 
 SMALL, WINDOW, FEWEST, TOTAL = 0.02, 5, 4, "total"
 DEVIATIONS = 6 * 1.4826  # six standard deviations, as multiples of the MAD of a normal distribution
@@ -94,10 +95,10 @@ class Plausibility:
             most = max((row[key] for row in past), default=math.inf)
             if size > self.limits.history * max(most, SMALL):
                 times = f"{self.limits.history:g} x {max(most, SMALL):.3g}"
-                return f"{what}, allowed {times}, its most in {len(past)} rounds (federated.screen.history)"
+                return f"{what}, allowed {times}, its most in {plural(len(past), 'round')} (federated.screen.history)"
             if key in spread and size > spread[key][0] * max(spread[key][1], SMALL):
                 times = f"{spread[key][0]:.3g} x {max(spread[key][1], SMALL):.3g}"
-                return f"{what}, allowed {times}, the median of {count} sites (federated.screen.spread)"
+                return f"{what}, allowed {times}, the median of {plural(count, 'site')} (federated.screen.spread)"
         return None
 
     def limit(self, key: str) -> tuple[float, str]:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sslmed_dist import weights
+from sslmed_dist.printable import plural
 
 
 class Encoder(nn.Module):
@@ -37,7 +38,7 @@ def repeat_grey(images: Tensor, channels: int) -> Tensor:
     if images.shape[-3] == 1 and channels > 1:
         return images.expand(*images.shape[:-3], channels, *images.shape[-2:])
     if images.shape[-3] != channels:
-        raise ValueError(f"images: expected {channels} channels, got {images.shape[-3]}")
+        raise ValueError(f"images: expected {plural(channels, 'channel')}, got {images.shape[-3]}")
     return images
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sslmed_dist import outputs
 from sslmed_dist.atomic_files import write_atomically
+from sslmed_dist.printable import plural
 from sslmed_dist.report import markdown, page
 from sslmed_dist.report.results import results_of
 from sslmed_dist.report.runs import distinct, group, read_run
@@ -55,6 +56,6 @@ def destination(folders: Sequence[Path], out: Path | None) -> Path:
     parents = {folder.resolve().parent for folder in folders}
     if len(parents) > 1:
         raise ValueError(
-            f"report: the runs lie in {len(parents)} different folders; say where the page goes with --out"
+            f"report: the runs lie in {plural(len(parents), 'different folder')}; say where the page goes with --out"
         )
     return parents.pop() / "report.html"

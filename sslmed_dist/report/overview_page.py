@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sslmed_dist.printable import as_html
+from sslmed_dist.printable import as_html, plural
 from sslmed_dist.report.page import PHANTOM, frame
 
 WIDE, HIGH = 96, 28  # pixels of a curve of the loss
@@ -85,7 +85,7 @@ def html(title: str, measures: Sequence[str], lines: Sequence[Line], unread: Map
     tools = (
         "<p id='tools' class='tools' hidden><label for='filter'>Filter</label> "
         "<input id='filter' type='search' placeholder='words of a row'></p>"
-        f"<p id='count' class='lead' role='status'>{len(lines)} runs</p>"
+        f"<p id='count' class='lead' role='status'>{plural(len(lines), 'run')}</p>"
     )
     heads = [("run", "text"), ("method", "text"), ("data", "text"), ("loss, last", "number")]
     heads += [(name, "number") for name in measures] + [("date", "text"), ("training", "text")]

@@ -8,6 +8,7 @@ from pathlib import Path
 from sslmed_dist.config import Config, to_tree
 from sslmed_dist.json_files import read_object
 from sslmed_dist.outputs import RESEARCH
+from sslmed_dist.printable import plural
 from sslmed_dist.report import tables, wording
 from sslmed_dist.report.page import INTERVAL
 from sslmed_dist.report.results import results_of
@@ -35,7 +36,7 @@ def figure_lines(file: Path, settings: Config) -> list[str]:
         lines += table_lines(replace(table, hint="paired; *: the interval leaves out 0"))
     columns = {column for table in results.own for column in table.columns}
     single = len(columns) - len(tables.main_columns(tuple(columns)))
-    lines += [f"and {single} measures of single labels, in the file"] if single else []
+    lines += [f"and {plural(single, 'measure')} of single labels, in the file"] if single else []
     return [*lines, f"{INTERVAL}. {RESEARCH}"]
 
 

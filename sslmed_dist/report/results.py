@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from sslmed_dist.printable import plural
 from sslmed_dist.report.runs import Experiment, Row
 from sslmed_dist.report.tables import Table, natural, site_tables, summarise
 from sslmed_dist.report.wording import ALL_SITES, arm_name, site_name
@@ -66,7 +67,7 @@ def averaged(rows: Sequence[Row], sites: int) -> Row:
     """The mean of one run's ``rows`` over its ``sites`` (their number), as a row without an interval."""
     values = [float(row["value"]) for row in rows if row["value"] is not None]
     # sites where the measure is undefined are not in the mean, and the note says so
-    note = "" if len(values) == sites else f"over {len(values)} of {sites} sites"
+    note = "" if len(values) == sites else f"over {len(values)} of {plural(sites, 'site')}"
     return {
         "value": math.fsum(values) / len(values) if values else None,
         "low": None,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sslmed_dist.downstream.coverage import remarks_in
+from sslmed_dist.printable import plural
 from sslmed_dist.report.runs import Experiment, Row, Tree
 from sslmed_dist.report.wording import (
     ALL_SITES,
@@ -75,8 +76,8 @@ class Table:
         patients = min(cell.patients[0] for cell in self.cells.values())
         if patients >= FEW_PATIENTS and samples >= FEW_SAMPLES:
             return None
-        known = f"{patients} patients or exams, " if patients != samples else ""
-        return f"descriptive: few patients ({known}{samples} test samples)"
+        known = f"{plural(patients, 'patient')} or exams, " if patients != samples else ""
+        return f"descriptive: few patients ({known}{plural(samples, 'test sample')})"
 
     def coverage(self) -> list[str]:
         """Which classes lack samples, in the words of the rows' notes, each remark once."""

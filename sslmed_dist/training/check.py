@@ -13,7 +13,7 @@ from torch import nn
 from sslmed_dist import distributed
 from sslmed_dist.config import Config, fingerprint, replace
 from sslmed_dist.data.dataset import Dataset
-from sslmed_dist.printable import duration
+from sslmed_dist.printable import duration, plural
 from sslmed_dist.trackers import followers
 from sslmed_dist.training import build, job
 from sslmed_dist.training.monitor import Monitor
@@ -179,11 +179,13 @@ def describe(tried: Tried, memory: str, spent: str) -> list[str]:
     weights = sum(p.numel() for p in work.method.parameters() if p.requires_grad)
     return [
         f"run       {settings.folder.name}, seed {settings.run.seed}, fingerprint {fingerprint(settings)[:12]}",
-        f"data      {data.name}: {len(data)} samples, {data.channels} channel(s), {len(data.classes)} classes",
+        f"data      {data.name}: {plural(len(data), 'sample')}, {plural(data.channels, 'channel')}, "
+        f"{plural(len(data.classes), 'class', 'classes')}",
         f"method    {settings.method['name']}: {weights:,} parameters, {size(work.method) / 2**20:.1f} MiB",
         *([] if work.features is None else [f"features  {work.features.line()}"]),
-        f"plan      {plan.epochs} epochs x {work.batches.steps} steps = {steps} steps of {plan.batch_size}",
-        f"device    {device}, {torch.get_num_threads()} thread(s), {plan.precision}",
+        f"plan      {plural(plan.epochs, 'epoch')} x {plural(work.batches.steps, 'step')} = {plural(steps, 'step')} of "
+        f"{plan.batch_size}",
+        f"device    {device}, {plural(torch.get_num_threads(), 'thread')}, {plan.precision}",
         f"memory    {memory}",
         f"time      {spent}",
         f"slowest   {shares(tried.parts)}",
@@ -205,8 +207,9 @@ def time_words(settings: Config, need: Need, beside: str = "") -> str:
     compiled = "; compilation is not in it" if settings.plan.compile else ""
     return (
         f"about {duration(need.seconds)}: start {need.start + need.prepare:.1f} s{beside}, "
-        f"{need.steps} steps of {need.step:.2f} s, {need.saves} checkpoints of {need.save:.2f} s{checks}, "
-        f"end {need.end:.1f} s; from {need.tried} steps here, no evaluation{compiled}"
+        f"{plural(need.steps, 'step')} of {need.step:.2f} s, "
+        f"{plural(need.saves, 'checkpoint')} of {need.save:.2f} s{checks}, "
+        f"end {need.end:.1f} s; from {plural(need.tried, 'step')} here, no evaluation{compiled}"
     )
 
 

@@ -15,6 +15,7 @@ from sslmed_dist.data.partition import hold_out
 from sslmed_dist.data.samples import Samples, describe
 from sslmed_dist.downstream.features import check
 from sslmed_dist.downstream.predictions import Demanding, Evaluator, Masking
+from sslmed_dist.printable import plural
 from sslmed_dist.run_folder import differences
 from sslmed_dist.training import build
 
@@ -29,7 +30,9 @@ def evaluation_splits(settings: Config) -> tuple[Joined, dict[str, Tensor]]:
     test = build.load_data(settings, settings.evaluate.test, settings.evaluate.data)
     taken = settings.method.get("channels")
     if taken is not None and train.channels != taken:
-        raise ValueError(f"data: {train.name} has images of {train.channels} channel(s), the encoder takes {taken}")
+        raise ValueError(
+            f"data: {train.name} has images of {plural(train.channels, 'channel')}, the encoder takes {taken}"
+        )
     dataset = Joined([train, test])  # train comes first, so its positions are those in ``dataset`` too
     try:
         rest, val = hold_out(

@@ -19,7 +19,7 @@ from sslmed_dist.data.dataset import Dataset, Item
 from sslmed_dist.methods import Method
 from sslmed_dist.methods.cowpro import CoWPro
 from sslmed_dist.methods.diagnose import Diagnose
-from sslmed_dist.printable import note
+from sslmed_dist.printable import note, plural
 from sslmed_dist.run_folder import write_json
 from sslmed_dist.training.kept import Kept
 from sslmed_dist.training.precision import autocast
@@ -65,7 +65,7 @@ class FeatureSet(Kept):
         count, slices, depth, *sides = (len(self.dataset), *self.shape)
         each = f"{depth} x {' x '.join(map(str, sides))}"
         return (
-            f"maps of {count} exams x {self.copies} copies x {slices} slices, {each} each, are "
+            f"maps of {plural(count, 'exam')} x {self.copies} copies x {slices} slices, {each} each, are "
             f"{self.bytes / 1e9:.3g} GB in float16"
         )
 

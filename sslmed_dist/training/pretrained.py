@@ -16,7 +16,7 @@ from sslmed_dist.json_files import read_object
 from sslmed_dist.methods import Method
 from sslmed_dist.models import ENCODERS
 from sslmed_dist.models.interfaces import Encoder
-from sslmed_dist.printable import say
+from sslmed_dist.printable import plural, say
 from sslmed_dist.training.build import build_method
 
 Part = Literal["encoder", "momentum"]
@@ -115,7 +115,7 @@ def load_method(source: Path, which: str = "last") -> tuple[Method, Config]:
         names = ", ".join(dict.fromkeys(key.split(".")[0] for key in absent))
         raise ValueError(
             f"{path}: a round of a federation holds what its sites share; the rest of the method ({names}: "
-            f"{len(absent)} tensors) stays at each site, and only a run of one place holds all of it"
+            f"{plural(len(absent), 'tensor')}) stays at each site, and only a run of one place holds all of it"
         )
     checkpoint.load_method(method, whole, path)
     return method.eval(), settings

@@ -14,6 +14,7 @@ from sslmed_dist import distributed, randomness
 from sslmed_dist.config import Config
 from sslmed_dist.data.batches import Batches
 from sslmed_dist.methods import METHODS, Method
+from sslmed_dist.printable import plural
 from sslmed_dist.training import build
 from sslmed_dist.training.state import Metrics, TrainState
 from sslmed_dist.training.step import Stepper
@@ -39,7 +40,7 @@ class Validation:
         dataset = build.load_data(settings, self.split)
         if dataset.channels != settings.method["channels"]:
             raise ValueError(
-                f"plan.validate: {dataset.name} has images of {dataset.channels} channels, the method takes "
+                f"plan.validate: {dataset.name} has images of {plural(dataset.channels, 'channel')}, the method takes "
                 f"{settings.method['channels']}"
             )
         rows = len(dataset) * plan.slices_per_exam

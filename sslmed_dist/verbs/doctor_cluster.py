@@ -9,6 +9,7 @@ from sslmed_dist.drivers import ray_nodes
 from sslmed_dist.drivers.node_probe import FLOATS, PACKAGES
 from sslmed_dist.drivers.ray_nodes import Answers, Averaging, Node
 from sslmed_dist.drivers.ray_room import too_little
+from sslmed_dist.printable import plural
 from sslmed_dist.training.check import require_even
 from sslmed_dist.verbs.doctor import SHARED_MEMORY
 
@@ -63,7 +64,7 @@ def described(answers: Answers) -> Iterator[str]:
             f"{shm}; interface {interface(node) or 'unknown'}; clock {1e3 * ahead:+.0f} ms (within {1e3 * off:.0f} ms)"
         )
     whole = sum(node.facts is not None and node.unwritten is None and not node.unseen for node in answers.nodes)
-    yield f"storage {answers.storage}: written and read by {whole} of {len(answers.nodes)} nodes"
+    yield f"storage {answers.storage}: written and read by {whole} of {plural(len(answers.nodes), 'node')}"
     found = answers.averaging
     if found is not None and found.seconds is not None:
         yield (

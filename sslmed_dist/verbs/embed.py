@@ -14,6 +14,7 @@ from sslmed_dist.data.images.decode import read_picture
 from sslmed_dist.data.images.files import ImageFiles
 from sslmed_dist.data.images.folder import list_folder
 from sslmed_dist.downstream import extract
+from sslmed_dist.printable import plural
 from sslmed_dist.training import build, pretrained
 
 Names = Literal["file", "anonymous"]
@@ -98,7 +99,7 @@ def read_images(
             if len(bad) <= SHOWN:
                 note(f"left out: {error}")
     if skip_bad and len(bad) == len(listing.names):
-        raise ValueError(f"{images}: none of {len(bad)} images can be read")
+        raise ValueError(f"{images}: none of {plural(len(bad), 'image')} can be read")
     # Those left out become a split of their own: the others keep their positions in the list of all files.
     splits = ["train" if position in bad else "test" for position in range(len(listing.names))]
     dataset = ImageFiles(replace(listing, splits=splits), "test", size=size, channels=channels, workers=THREADS)

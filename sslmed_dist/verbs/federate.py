@@ -44,6 +44,7 @@ from sslmed_dist.federation.sites import (
     training_settings,
 )
 from sslmed_dist.json_files import read_object
+from sslmed_dist.printable import plural
 from sslmed_dist.training import job, pretrained
 from sslmed_dist.training.check import check_lines, check_training
 from sslmed_dist.training.stopping import Stop, finish
@@ -70,7 +71,8 @@ def check(settings: Config) -> list[str]:
     fed = federated_section(resolved)
     lines = check_lines(resolved, everything(sites))
     lines.append(
-        f"rounds    {fed.rounds} x {fed.local_epochs} local epoch(s), strategy {fed.strategy['name']}, {fed.runtime}"
+        f"rounds    {fed.rounds} x {plural(fed.local_epochs, 'local epoch')}, "
+        f"strategy {fed.strategy['name']}, {fed.runtime}"
     )
     if fed.privacy is not None:
         words = privacy.words(fed.rounds * accountant.rho(fed.privacy.noise_multiplier), fed.privacy.delta)

@@ -18,7 +18,7 @@ from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.data.exams.exam_dataset import middle, of_slices
 from sslmed_dist.downstream import OneShot, extract
 from sslmed_dist.downstream.knn import neighbours_of
-from sslmed_dist.printable import say
+from sslmed_dist.printable import plural, say
 from sslmed_dist.report.contact_sheets import neighbours_picture, views_picture
 from sslmed_dist.report.outlines import FOUND, GIVEN, TRUE, Panel, sheet
 from sslmed_dist.report.runs import read_captions
@@ -127,7 +127,7 @@ def draw_neighbours(
     if not len(queries.positions) or not len(candidates.positions):
         return
     write_atomically(folder / "pictures" / "neighbours.png", neighbours_sheet(settings, network, queries, candidates))
-    among = f"{len(candidates.positions)} training images"
+    among = plural(len(candidates.positions), "training image")
     frames = FRAMES if queries.dataset.task == "single" and label_names(queries) else ""
     describe(folder, {"neighbours.png": f"{words} (left) and their nearest among {among}, {NEAR}{frames}."})
 

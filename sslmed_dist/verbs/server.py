@@ -10,6 +10,7 @@ from sslmed_dist.federation import authority, node_key, registered, server_file
 from sslmed_dist.federation.registered import Registered
 from sslmed_dist.federation.server_file import Server
 from sslmed_dist.federation.site_file import NAME
+from sslmed_dist.printable import plural
 from sslmed_dist.run_folder import read_metrics
 
 Lines = list[str]
@@ -66,7 +67,7 @@ def add_site(place: Path, name: str, node: str, data: str, samples: int) -> Line
             raise ValueError(f"{name}: has a key of {same[0]}; every site makes its own with `sslmed site init`")
         listed[name] = site
     return [
-        f"{name}: registered with up to {samples} samples in {server.sites}",
+        f"{name}: registered with up to {plural(samples, 'sample')} in {server.sites}",
         "compare with what the site's people read out from `sslmed site status`:",
         *fingerprints(site),
     ]

@@ -33,7 +33,7 @@ from sslmed_dist.federation.secure_sum import FEWEST
 from sslmed_dist.federation.site_file import SiteFile
 from sslmed_dist.federation.site_work import in_child, warm
 from sslmed_dist.locks import alone
-from sslmed_dist.printable import say
+from sslmed_dist.printable import plural, say
 from sslmed_dist.verbs import site_places
 from sslmed_dist.verbs.site_init import add_site_line, network_of
 
@@ -166,7 +166,7 @@ def status(path: Path) -> Lines:
         f"peer key, for secure sums: {key.peer}; sites whose peer key stands in peers: {len(site.peers)}",
         *registration(path),
         f"the door is {'open' if resident.is_open(site) else 'closed'}: {site.socket}; separation: {site.separation}",
-        f"spent of data set {site.data_set}: {spent.rounds} of {life.rounds} rounds, {spent.messages} of "
+        f"spent of data set {site.data_set}: {spent.rounds} of {plural(life.rounds, 'round')}, {spent.messages} of "
         f"{life.messages} messages, {spent.size / 1e6:.1f} of {life.megabytes:g} megabytes, "
         + spent_privacy(site, spent),
         f"runs accepted: {len(policy.accepted(entries_of(site), site.policy))}, waiting: {len(waiting(site))}",
@@ -191,7 +191,7 @@ def kept(site: SiteFile) -> Lines:
     """What the site keeps of its runs, and what of it goes next."""
     runs, going = housekeeping.kept_runs(site), housekeeping.due(site, time.time())
     size, rule = sum(run.size for run in runs), f"keep: {site.keep.days:g} days, {site.keep.gigabytes:g} gigabytes"
-    lines = [f"kept of {len(runs)} runs: {size / 1e6:.1f} megabytes ({rule})"]
+    lines = [f"kept of {plural(len(runs), 'run')}: {size / 1e6:.1f} megabytes ({rule})"]
     return lines + [f"  goes at the next start or day: {run.folder.name[:12]} ({why})" for run, why in going]
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sslmed_dist.arguments import require_between, require_share
+from sslmed_dist.printable import plural
 from sslmed_dist.views.draws import Draws, levels, look_up
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -56,7 +57,7 @@ class Colour(nn.Module):
         if channels != 3 and (strengths[2] or strengths[3]):
             raise ValueError(f"jitter: saturation and hue (third and fourth) must be 0 with {channels} channels")
         if channels != 3 and grey:
-            raise ValueError(f"grey: must be 0 with {channels} channels, got {grey}")
+            raise ValueError(f"grey: must be 0 with {plural(channels, 'channel')}, got {grey}")
         self.strengths, self.grey = strengths, grey
         self.probability = jitter_probability if any(strengths) else 0.0
         self.active = self.probability > 0 or grey > 0

@@ -59,13 +59,13 @@ DEAD = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
         (8, 1, 0.25, [GPU], None),
         (9, 0, 0.25, [GPU], "9 workers of 0 CPUs and 0.25 GPUs each; there are 8 CPUs and 2 GPUs, room for 8"),
         (7, 0, 0, [NODE], None),
-        (1, 1, 0, [], "1 workers of 1 CPUs and 0 GPUs each; there are 0 CPUs and 0 GPUs, room for 0"),
+        (1, 1, 0, [], "1 worker of 1 CPUs and 0 GPUs each; there are 0 CPUs and 0 GPUs, room for 0"),
         (
             1,
             1,
             1.0,
             [{"Alive": True, "Resources": {"CPU": math.inf, "GPU": 0}}],
-            "1 workers of 1 CPUs and 1 GPUs each; there are 0 GPUs, room for 0",
+            "1 worker of 1 CPUs and 1 GPUs each; there are 0 GPUs, room for 0",
         ),
     ],
 )

@@ -29,7 +29,7 @@ def sweep(folder: Path, *words: str) -> "subprocess.Popen[str]":
 
 def ended(process: "subprocess.Popen[str]", code: int) -> str:
     """What it said, when it has ended with ``code``."""
-    said = process.communicate(timeout=400)[0]
+    said = process.communicate(timeout=2000)[0]
     assert process.returncode == code, said[-3000:]
     return said
 
@@ -104,7 +104,7 @@ def test_a_stop_saves_and_a_lost_process_begins_again(folder: Path) -> None:
 
 def wait_for(what: Any, process: "subprocess.Popen[str]") -> None:
     """Until ``what`` is true, which the process brings about."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 2000
     while not what():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.1)

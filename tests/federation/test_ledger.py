@@ -262,5 +262,5 @@ def test_the_page_and_the_table_say_what_left(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(as_csv(kept.entries))))
     assert [int(row["number"]) for row in rows] == list(range(1, 9))
     assert rows[4]["reason"] == "'=HYPERLINK(1)|x" and json.loads(rows[1]["scalars"]) == {"loss": 0.5}
-    assert "1 tensors, 64 bytes; loss 0.5" in ledger_page.line(kept.entries[1])
+    assert "1 tensor, 64 bytes; loss 0.5" in ledger_page.line(kept.entries[1])
     assert "\n" not in ledger_page.line({**kept.entries[4], "reason": "a\nb"})

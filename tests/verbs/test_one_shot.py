@@ -127,7 +127,7 @@ def test_a_table_measures_a_row_in_its_own_way(root: Path, tmp_path: Path, capsy
     assert cli.main(["reproduce", str(path), "--folds", "1"]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     values = {line.split(" | ")[0][2:]: line.split(" | ")[3] for line in out.splitlines() if " | RK | " in line}
-    assert all(text.endswith("(1 seed(s); folds 1 of 2)") for text in values.values()) and len(values) == 2
+    assert all(text.endswith("(1 seed; folds 1 of 2)") for text in values.values()) and len(values) == 2
     for row, masked in (("Plain", False), ("Masked", True)):
         folder = tmp_path / "runs" / "table-0.1" / row / "kidneys" / "fold-1" / "seed-0"
         (protocol,) = config.load(folder / "config.yaml").evaluate.protocols

@@ -17,6 +17,7 @@ from sslmed_dist.data.images.medical2d import medmnist
 from sslmed_dist.data.images.natural import cifar10, cifar100, decode_jpeg, read_packed
 from sslmed_dist.data.images.stl10 import count_images, find_stl10, read_images, stl10
 from sslmed_dist.data.npz import archive_names, find_archive, read_archive
+from sslmed_dist.printable import plural
 
 STL_PART = 5000  # images of the unlabelled part hashed at a time
 
@@ -51,7 +52,7 @@ def inspect_episodes(path: Path, findings: Findings) -> None:
     findings.lines.append(f"slices: {sum(len(scan.slices) for scan in scans)} of {sizes(scans)}")
     unknown = [scan.file for scan in scans if not scan.oriented]
     if unknown:
-        findings.lines.append(f"orientation unknown: {len(unknown)} exams")
+        findings.lines.append(f"orientation unknown: {plural(len(unknown), 'exam')}")
     if organ_masks:
         # slices in which organ k (value k + 1 of a mask) has at least one voxel
         counts = [
@@ -67,7 +68,11 @@ def inspect_episodes(path: Path, findings: Findings) -> None:
     superpixel_count = sum(int(exam_map.max(axis=(1, 2)).sum()) for exam_map in superpixel_maps)
     versions = ", ".join(f"{name} {value}" for name, value in source.made_by.items())
     findings.lines.append(f"superpixels: {superpixel_count} ({recipe}; made by {versions})")
-    findings.named("all", "constant volumes", [scan.file for scan in scans if scan.slices.min() == scan.slices.max()])
+    findings.named(
+        "all",
+        ("constant volume", "constant volumes"),
+        [scan.file for scan in scans if scan.slices.min() == scan.slices.max()],
+    )
     findings.repeats({"all": [(scan.file, content_hash(torch.from_numpy(scan.slices))) for scan in scans]}, "volumes")
 
 
@@ -122,14 +127,14 @@ def inspect_unlabelled(findings: Findings, path: Path) -> list[tuple[str, bytes]
     The images are read ``STL_PART`` at a time.
     """
     count = count_images(path)
-    findings.lines.append(f"unlabelled: {count} images, 3 x 96 x 96, 8 bit")
+    findings.lines.append(f"unlabelled: {plural(count, 'image')}, 3 x 96 x 96, 8 bit")
     digests, constant = [], []
     for first in range(0, count, STL_PART):
         for image_number, image in enumerate(read_images(path, min(STL_PART, count - first), first), start=first):
             digests.append((f"image {image_number}", content_hash(image)))
             if bool(image.amax() == image.amin()):
                 constant.append(f"image {image_number}")
-    findings.named("unlabelled", "constant images", constant)
+    findings.named("unlabelled", ("constant image", "constant images"), constant)
     return digests
 
 
@@ -170,7 +175,7 @@ def inspect_packed(path: Path, findings: Findings) -> None:
                 rows.append(row)
             except ValueError:
                 corrupt.append(f"image {row}")
-        findings.named(split, "corrupt images", corrupt)
+        findings.named(split, ("corrupt image", "corrupt images"), corrupt)
         if images:
             labels = torch.from_numpy(arrays["labels"].astype(np.int64))[rows]
             names = [str(name) for name in arrays["class_names"].tolist()]
@@ -186,7 +191,7 @@ def inspect_array(
     ``images`` uint8 (N, C, H, W); ``labels`` int64 (N,), or (N, L) of 0 and 1.
     """
     count, channels, height, width = images.shape
-    findings.lines.append(f"{split}: {count} images, {channels} x {height} x {width}, 8 bit")
+    findings.lines.append(f"{split}: {plural(count, 'image')}, {channels} x {height} x {width}, 8 bit")
     if count == 0:
         findings.problems.append(f"{split}: holds no image")
         return []
@@ -196,5 +201,5 @@ def inspect_array(
     pixels = images.reshape(count, -1)
     # an image is constant when its largest and smallest pixel agree
     constant = torch.nonzero(pixels.amax(1) == pixels.amin(1))[:, 0]
-    findings.named(split, "constant images", [f"image {i}" for i in constant.tolist()])
+    findings.named(split, ("constant image", "constant images"), [f"image {i}" for i in constant.tolist()])
     return [(f"image {i}", content_hash(image)) for i, image in enumerate(images)]

@@ -13,6 +13,7 @@ from sslmed_dist.data.exams.series import DAMAGED, Examination, read_examination
 from sslmed_dist.data.scans.dicom_file import begins_as_dicom
 from sslmed_dist.data.scans.grid import IMPLAUSIBLE
 from sslmed_dist.data.scans.nifti import SUFFIXES
+from sslmed_dist.printable import plural
 
 LOOKED_AT = 2000  # files that are opened to see whether a folder holds DICOM
 UNSEEN = "; a slice that is missing at an end of these would not be noticed"
@@ -54,8 +55,8 @@ def inspect_examinations(root: Path, findings: Findings, rules: Mapping[str, str
     called = row_names(found.files, root) if table is None else {}
     if table is None:
         findings.lines.append(f"for a table: {TABLE} with the column exam, in it the names below, and a column a label")
-    findings.named(TABLE, "rows without an examination", found.without_files)
-    findings.named(str(root), "examinations without a row", found.without_row)
+    findings.named(TABLE, ("row without an examination", "rows without an examination"), found.without_files)
+    findings.named(str(root), ("examination without a row", "examinations without a row"), found.without_row)
     slots: Counter[str] = Counter()
     aside: Counter[str] = Counter()
     scanners: Counter[str] = Counter()
@@ -123,7 +124,7 @@ def note_problems(name: str, exam: Examination, findings: Findings) -> None:
         findings.problems.extend(series.damaged)
         if series.missing:
             where = "; ".join(series.holes[:3])
-            findings.problems.append(f"{name}: {series.line}: {series.missing} slices missing, {where}")
+            findings.problems.append(f"{name}: {series.line}: {plural(series.missing, 'slice')} missing, {where}")
 
 
 def inspect_table(table: Table, findings: Findings) -> None:
@@ -159,6 +160,10 @@ def inspect_exam_pack(root: Path, findings: Findings) -> None:
         findings.lines.append(
             f"{slot} (rule {rule!r}): {len(stacks)} exams, {slices:,} slices; chosen among several series: {several}"
         )
-    findings.named(str(root), "exams without any series", [exam.name for exam in store.exams if not exam.slots])
+    findings.named(
+        str(root),
+        ("exam without any series", "exams without any series"),
+        [exam.name for exam in store.exams if not exam.slots],
+    )
     if store.table is not None:
         inspect_table(store.table, findings)

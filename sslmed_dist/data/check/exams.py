@@ -18,6 +18,7 @@ from sslmed_dist.data.exams.exam_set import read_sites
 from sslmed_dist.data.exams.mrnet import FOLDERS, LABELS, SIDE, exam_number, open_stack, read_table
 from sslmed_dist.data.npz import map_array
 from sslmed_dist.data.scans.nifti import stored_axes
+from sslmed_dist.printable import plural
 
 
 def inspect_volumes(root: Path, findings: Findings) -> None:
@@ -77,7 +78,7 @@ def describe_volumes(findings: Findings, exams: list[Exam], axis_codes: list[str
         slice_counts = torch.cat(organ_tables).sum(0).to(torch.int64).tolist()
         findings.classes("slices with organ", dict(zip(organs.names, slice_counts, strict=True)))
         empty_masks = [exam.facts["file"] for exam in exams if exam.present is not None and not exam.present.any()]
-        findings.named("masks", "exams whose mask is empty", empty_masks)
+        findings.named("masks", ("exam whose mask is empty", "exams whose mask is empty"), empty_masks)
 
 
 def inspect_sites(root: Path, exam_ids: list[int], findings: Findings) -> None:
@@ -107,12 +108,14 @@ def inspect_mrnet(root: Path, findings: Findings) -> None:
         for plane, present_ids in ids_by_plane.items():
             findings.named(
                 f"{folder}/{plane}",
-                "exams missing",
+                ("exam missing", "exams missing"),
                 [f"{exam_id:04d}" for exam_id in exam_ids if exam_id not in present_ids],
             )
         inspect_labels(root, folder, exam_ids, findings)
         repeated = sorted(set(exam_ids) & set(seen_ids))
-        findings.named(folder, "exams also in train", [f"{exam_id:04d}" for exam_id in repeated])
+        findings.named(
+            folder, ("exam also in train", "exams also in train"), [f"{exam_id:04d}" for exam_id in repeated]
+        )
         seen_ids.extend(exam_ids)
     for plane, splits in digests_by_plane.items():
         findings.repeats({f"{split} {plane}": entries for split, entries in splits.items()}, "exams")
@@ -147,8 +150,8 @@ def inspect_stacks(folder: Path, findings: Findings) -> tuple[set[int], list[tup
             constant.append(path.name)
     span = f", {min(slice_counts)} to {max(slice_counts)} slices of {side} x {side}, 8 bit" if slice_counts else ""
     span += f" (not {SIDE}: to be read with data.side={side})" if side != SIDE else ""
-    findings.lines.append(f"{folder.parent.name}/{folder.name}: {len(present_ids)} exams{span}")
-    findings.named(f"{folder.parent.name}/{folder.name}", "constant exams", constant)
+    findings.lines.append(f"{folder.parent.name}/{folder.name}: {plural(len(present_ids), 'exam')}{span}")
+    findings.named(f"{folder.parent.name}/{folder.name}", ("constant exam", "constant exams"), constant)
     return present_ids, digests
 
 
@@ -167,7 +170,9 @@ def inspect_labels(root: Path, folder: str, exam_ids: list[int], findings: Findi
             f"{path.name}: {int(sum(labels.get(exam_id, 0.0) for exam_id in exam_ids))} of {len(exam_ids)} positive"
         )
         findings.named(
-            path.name, "exams without a label", [f"{exam_id:04d}" for exam_id in exam_ids if exam_id not in labels]
+            path.name,
+            ("exam without a label", "exams without a label"),
+            [f"{exam_id:04d}" for exam_id in exam_ids if exam_id not in labels],
         )
 
 
@@ -179,8 +184,10 @@ def inspect_kneemri(root: Path, findings: Findings) -> None:
     except ValueError as error:
         findings.problems.append(str(error))
         return
-    findings.named(kneemri.TABLE, "rows without their volume", sorted(set(rows) - set(volumes)))
-    findings.named(str(root), "volumes without a row", sorted(set(volumes) - set(rows)))
+    findings.named(
+        kneemri.TABLE, ("row without its volume", "rows without their volume"), sorted(set(rows) - set(volumes))
+    )
+    findings.named(str(root), ("volume without a row", "volumes without a row"), sorted(set(volumes) - set(rows)))
     digests: dict[str, list[tuple[str, bytes]]] = {}
     diagnoses: Counter[tuple[str, str]] = Counter()
     for name, (split, path) in volumes.items():

@@ -18,6 +18,7 @@ from sslmed_dist.data.images.folder import read_trees, require_classes, split_fo
 from sslmed_dist.data.images.packed import Packed
 from sslmed_dist.data.images.shards import open_shard, read_summary
 from sslmed_dist.data.images.walk import said
+from sslmed_dist.printable import plural
 
 STRIP = 2**20  # pixels of an image examined at a time
 BLOCK = 1024  # files of a folder examined at a time
@@ -43,7 +44,7 @@ def inspect_images(root: Path, findings: Findings) -> None:
         if loose and classes:
             findings.problems.append(f"{split}: {loose} images lie outside of any class folder")
         elif loose:
-            findings.lines.append(f"{split}: {loose} images without labels")
+            findings.lines.append(f"{split}: {plural(loose, 'image')} without labels")
         digests[split] = inspect_files(findings, split, root, [path for paths in tree.values() for path in paths])
     if aside:
         findings.lines.append(f"left aside: {said(aside)}")
@@ -67,17 +68,23 @@ def inspect_listing(title: str, read: Callable[[Path], Listing]) -> Callable[[Pa
         digests, splits_per_patient = {}, Counter[int]()
         for split in (name for name in SPLITS if name in listing.splits):
             rows = [i for i, name in enumerate(listing.splits) if name == split]
-            findings.lines.append(f"{split}: {len(rows)} images")
+            findings.lines.append(f"{split}: {plural(len(rows), 'image')}")
             count_classes(findings, split, listing.classes, [listing.labels[i] for i in rows])
-            findings.named(split, "listed files are missing", [listing.names[i] for i in rows if i in missing_rows])
+            findings.named(
+                split,
+                ("listed file is missing", "listed files are missing"),
+                [listing.names[i] for i in rows if i in missing_rows],
+            )
             files = [listing.root / listing.names[i] for i in rows if i not in missing_rows]
             digests[split] = inspect_files(findings, split, listing.root, files)
             if listing.groups is not None:
                 patients = {listing.groups[i] for i in rows}
-                findings.lines.append(f"{split}: {len(patients)} patients")
+                findings.lines.append(f"{split}: {plural(len(patients), 'patient')}")
                 splits_per_patient.update(patients)
         findings.named(
-            "patients", "in more than one split", [str(key) for key, count in splits_per_patient.items() if count > 1]
+            "patients",
+            ("in more than one split",) * 2,
+            [str(key) for key, count in splits_per_patient.items() if count > 1],
         )
         findings.repeats(digests, "images")
 
@@ -93,7 +100,11 @@ def count_classes(findings: Findings, split: str, classes: Sequence[str], labels
         return
     values = counts.values()
     findings.lines.append(f"{split}: {len(counts)} classes of {min(values)} to {max(values)} images")
-    findings.named(split, "classes without a sample", [name for name, count in counts.items() if count == 0])
+    findings.named(
+        split,
+        ("class without a sample", "classes without a sample"),
+        [name for name, count in counts.items() if count == 0],
+    )
 
 
 def inspect_pack(root: Path, findings: Findings) -> None:
@@ -105,7 +116,7 @@ def inspect_pack(root: Path, findings: Findings) -> None:
         findings.problems.append(str(error))
         return
     form, short, source = summary["format"], summary["short"], summary["source"]["name"]
-    findings.lines.append(f"{len(summary['shards'])} shards, {form}, short side {short}, of {source}")
+    findings.lines.append(f"{plural(len(summary['shards']), 'shard')}, {form}, short side {short}, of {source}")
     for shard_entry in summary["shards"]:
         try:
             blob, _ = open_shard(root, shard_entry, summary["fingerprint"])
@@ -135,11 +146,11 @@ def inspect_packed_images(root: Path, findings: Findings) -> None:
             if bool(image.amax() == image.amin()):
                 constant.append(name)
         findings.lines.append(
-            f"{split}: {len(dataset)} images, {dataset.channels} x {dataset.size} x {dataset.size}, 8 bit"
+            f"{split}: {plural(len(dataset), 'image')}, {dataset.channels} x {dataset.size} x {dataset.size}, 8 bit"
         )
         count_classes(findings, split, dataset.classes, dataset.labels.tolist())
-        findings.named(split, "corrupt images", corrupt)
-        findings.named(split, "constant images", constant)
+        findings.named(split, ("corrupt image", "corrupt images"), corrupt)
+        findings.named(split, ("constant image", "constant images"), constant)
     findings.repeats(digests, "images")
 
 
@@ -171,7 +182,7 @@ def inspect_files(findings: Findings, split: str, root: Path, files: Sequence[Pa
     if len({"16" in kind for kind in kinds}) > 1:
         findings.problems.append(f"{split}: 8-bit and 16-bit images are mixed")
     findings.problems.extend(f"{split}: {line}" for line in corrupt)
-    findings.named(split, "constant images", constant)
+    findings.named(split, ("constant image", "constant images"), constant)
     return digests
 
 

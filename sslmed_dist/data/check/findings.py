@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from sslmed_dist.printable import plural
+
 SHOWN = 5  # names in one line; a damaged set of a million files must not print a million names
 
 
@@ -16,13 +18,18 @@ class Findings:
     def classes(self, where: str, counts: Mapping[str, int]) -> None:
         """Note the number of samples per class, and as a problem the classes without any."""
         self.lines.append(f"{where}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-        self.named(where, "classes without a sample", [name for name, count in counts.items() if count == 0])
+        self.named(
+            where,
+            ("class without a sample", "classes without a sample"),
+            [name for name, count in counts.items() if count == 0],
+        )
 
-    def named(self, where: str, what: str, names: Sequence[str]) -> None:
-        """One problem line for a kind of fault, with its number and the first names; nothing when there is none."""
+    def named(self, where: str, what: tuple[str, str], names: Sequence[str]) -> None:
+        """One problem line for a kind of fault, with its number and the first names; nothing when there is none.
+        ``what`` says it of one and of several."""
         if names:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            self.problems.append(f"{where}: {len(names)} {what}: {', '.join(names[:SHOWN])}{more}")
+            self.problems.append(f"{where}: {plural(len(names), *what)}: {', '.join(names[:SHOWN])}{more}")
 
     def repeats(self, digests: Mapping[str, Sequence[tuple[str, bytes]]], kind: str) -> None:
         """Note contents that occur more than once. ``digests``: per split in order, (name, content hash) of samples.
@@ -38,5 +45,7 @@ class Findings:
                 else:
                     origin[digest] = split
             for source, names in copies.items():
-                what = f"{kind} repeat an earlier one" if source == split else f"{kind} also occur in {source}"
+                one, several = ("repeats", "repeat") if source == split else ("also occurs in", "also occur in")
+                of = "an earlier one" if source == split else source
+                what = f"{kind.removesuffix('s')} {one} {of}", f"{kind} {several} {of}"
                 self.named(split, what, names)

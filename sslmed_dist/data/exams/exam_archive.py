@@ -35,7 +35,7 @@ from sslmed_dist.data.exams.superpixels import VERSION as SUPERPIXELS
 from sslmed_dist.data.exams.superpixels import Maps, Recipe
 from sslmed_dist.data.npz import Arrays, archive_names, read_archive
 from sslmed_dist.data.text_files import add_once, field, parse_json
-from sslmed_dist.printable import excerpt
+from sslmed_dist.printable import excerpt, plural
 
 KIND = "sslmed episodes"
 VERSION = 1
@@ -240,7 +240,7 @@ def pack_episodes(
     np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, stream.getvalue())
-    note(f"{out}: {len(scans)} exams, {out.stat().st_size:,} bytes")
+    note(f"{out}: {plural(len(scans), 'exam')}, {out.stat().st_size:,} bytes")
     return out
 
 

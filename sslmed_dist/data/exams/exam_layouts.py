@@ -14,6 +14,7 @@ from sslmed_dist.data.scans.dicom_file import begins_as_dicom
 from sslmed_dist.data.scans.nifti import SUFFIXES
 from sslmed_dist.data.scans.scan import stem
 from sslmed_dist.data.text_files import read_json
+from sslmed_dist.printable import plural
 
 DIGITS = 15  # of an exam's number at most: 4,096 times it has to fit 64 bits
 NAME = re.compile(r"(image|label)_(\d+)\.nii(\.gz)?")
@@ -124,7 +125,7 @@ def described(folder: Path) -> Layout | None:
     if nnunet:
         kind += " (version 2)" if "channel_names" in description else " (version 1)"
     tests = scans_in(folder / "imagesTs")
-    aside = (f"imagesTs: {len(tests)} images without masks are left aside",) if tests else ()
+    aside = (f"imagesTs: {plural(len(tests), 'image')} without masks are left aside",) if tests else ()
     return paired(kind, images, labels, organs_of(folder / DESCRIPTION, description.get("labels")), aside)
 
 

@@ -26,7 +26,7 @@ from sslmed_dist.data.exams.exam_table import Table, read_exam_table
 from sslmed_dist.data.exams.series import Examination, LeftAside, read_examination
 from sslmed_dist.data.text_files import field, read_json
 from sslmed_dist.data.workers import in_processes
-from sslmed_dist.printable import excerpt
+from sslmed_dist.printable import excerpt, plural
 
 SUMMARY, TABLE, KIND, VERSION = "exams.json", "labels.csv", "sslmed exams", 1
 MOST_IN_MEMORY = 2**30  # bytes of slices that are kept without a pack
@@ -210,7 +210,7 @@ def write_pack(
 
         exams, table, without_files, without_row = prepared(root, labels, how, workers, keep)
         if not done:
-            what = f"none of {len(exams)} exams has a series for {' or '.join(how.rules)}"
+            what = f"none of {plural(len(exams), 'exam')} has a series for {' or '.join(how.rules)}"
             raise ValueError(f"{root}: {what}; sslmed data check {root} lists what there is")
         if table is not None:
             shutil.copyfile(root / labels, folder / TABLE)
@@ -227,7 +227,7 @@ def write_pack(
             file.flush()
         if force and (out / SUMMARY).is_file():
             shutil.rmtree(out)
-        note(f"{out.name}: {len(exams)} exams, {done:,} slices")
+        note(f"{out.name}: {plural(len(exams), 'exam')}, {done:,} slices")
     return out
 
 

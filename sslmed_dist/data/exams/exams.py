@@ -15,6 +15,7 @@ from sslmed_dist.data.exams.exam_series import DEFAULT_RULES, Preparation, Side,
 from sslmed_dist.data.exams.exam_set import split_exams
 from sslmed_dist.data.exams.exam_store import SUMMARY, TABLE, Exam, Store, in_memory, open_pack, write_pack
 from sslmed_dist.data.exams.exam_table import EXPERT, Row
+from sslmed_dist.outputs import require_folder_name
 
 Experts = Literal["as_split", "test"]
 
@@ -268,6 +269,7 @@ def pack_exams(
 ) -> Path:
     """Write the examinations below ``root`` as a pack, and say what was left aside, guessed or chosen. ``ValueError``
     as ``write_pack``."""
+    require_folder_name(Path(out), "examinations")
     how = Preparation(DEFAULT_RULES if series is None else series, size, mm, bits, side)
     written = write_pack(Path(root), Path(out), labels=labels, how=how, workers=workers, note=note, force=force)
     store = open_pack(written)

@@ -16,7 +16,7 @@ from sslmed_dist.data.listed_paths import composed
 from sslmed_dist.data.pickles import as_array, read_pickle
 from sslmed_dist.data.samples import in_file
 from sslmed_dist.data.text_files import add_once, read_table, whole_number
-from sslmed_dist.printable import excerpt
+from sslmed_dist.printable import excerpt, plural
 
 TABLE, SUFFIX = "metadata.csv", ".pck"
 COLUMNS = ("examId", "seriesNo", "aclDiagnosis", "kneeLR", "volumeFilename")
@@ -84,7 +84,7 @@ class KneeMRI(ExamDataset):
                 }
                 for name, shape in zip(chosen, shapes, strict=True)
             ],
-            notices=[f"{absent} rows of the table without their volume, left out"] if absent else (),
+            notices=[f"{plural(absent, 'row')} of the table without their volume, left out"] if absent else (),
         )
 
     def slices(self, position: int, numbers: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from sslmed_dist.data.exams.series import Examination, Series, read_examination
 from sslmed_dist.data.exams.studies import Source, one_source
 from sslmed_dist.data.scans.padding import fill_padding
 from sslmed_dist.data.scans.scan import StoredScan, read_scan
+from sslmed_dist.printable import plural
 
 OPTION = "--series"
 
@@ -40,9 +41,9 @@ def read_one(source: Path | Source, rule: str = "") -> tuple[StoredScan, list[st
         return scan, [*chosen, *scan.notices]
     found, series = choose(source, rule)
     require_whole(found, series)
-    notes = [f"left aside: {item.images} images, {item.reason}" for item in found.aside]
+    notes = [f"left aside: {plural(item.images, 'image')}, {item.reason}" for item in found.aside]
     if len(found.series) > 1:
-        notes.append(f"chosen by {OPTION} among {len(found.series)} series: {series.line}")
+        notes.append(f"chosen by {OPTION} among {plural(len(found.series), 'series', 'series')}: {series.line}")
     if found.other_files:
         notes.append(f"passed over: {found.other_files} files without an image")
     if series.nifti:
@@ -75,7 +76,7 @@ def choose(source: Source, rule: str) -> tuple[Examination, Series]:
         for item in found.aside:
             if item.detail:
                 raise ValueError(item.detail)
-        aside = "; ".join(f"{item.images} images, {item.reason}" for item in found.aside)
+        aside = "; ".join(f"{plural(item.images, 'image')}, {item.reason}" for item in found.aside)
         raise ValueError(f"{source.path}: no scan in it" + (f" ({aside})" if aside else ": no DICOM image"))
     how = f"choose one by {OPTION} RULE, a regular expression that fits its line alone"
     if not fitting:

@@ -23,6 +23,7 @@ from sslmed_dist.data.scans.grid import IMPLAUSIBLE, check_grid
 from sslmed_dist.data.scans.nifti import SUFFIXES as NIFTI_SUFFIXES
 from sslmed_dist.data.scans.nifti import affine_mm, notices_of, open_volume
 from sslmed_dist.data.scans.scan import stem
+from sslmed_dist.printable import plural
 
 MOST_OBLIQUE = 45.0  # degrees between the normal of the slices and the nearest axis of the patient
 MIXED = 0.98  # cosine of 11 degrees: images turned more than this against each other lie in several planes
@@ -231,7 +232,7 @@ def why_no_stack(frames: Sequence[Frame], tags: Tags, derived: bool) -> tuple[st
         return "a localizer by its name", ""
     places = Counter(round(float(frame.position @ frames[0].normal) / SAME_PLACE / 10) for frame in frames)
     if len(places) < len(frames):
-        return f"several volumes and not one ({len(frames)} images in {len(places)} places)", ""
+        return f"several volumes and not one ({plural(len(frames), 'image')} in {plural(len(places), 'place')})", ""
     if not derived and (MAPS & set(tags.image_type) or MAP_WORDS.search(tags.description)):
         return "a map computed from other series", ""
     made = "SECONDARY" in tags.image_type[1:2] or ("DERIVED" in tags.image_type[:1] and not tags.lossy)

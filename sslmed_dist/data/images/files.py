@@ -23,6 +23,7 @@ from sslmed_dist.data.images.copies import count_conflicts, find_copies
 from sslmed_dist.data.images.decode import SUFFIXES, crop_centre, read_picture
 from sslmed_dist.data.images.walk import hidden
 from sslmed_dist.data.samples import in_file
+from sslmed_dist.printable import plural
 
 Duplicates = Literal["keep", "drop", "refuse"]
 Make = TypeVar("Make", bound=Callable[..., Any])
@@ -177,7 +178,7 @@ def without_copies(
         return chosen, [f"copies across splits: not looked for ({size} to read; data.duplicates: keep looks)"]
     if not copies.train:
         return chosen, []
-    line = f"{len(copies.train)} training images are copies, byte for byte, of images in val or test"
+    line = f"{plural(len(copies.train), 'training image')} are copies, byte for byte, of images in val or test"
     if duplicates == "refuse":
         first = listing.names[copies.train[0]]
         raise ValueError(f"{listing.root}: {line} (first {first}); allowed: data.duplicates: keep or drop")

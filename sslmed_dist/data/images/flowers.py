@@ -15,7 +15,7 @@ from sslmed_dist.data.damage import damage_named
 from sslmed_dist.data.dataset import Split
 from sslmed_dist.data.images.files import ImageFiles, Listing, image_names, takes_duplicates
 from sslmed_dist.data.text_files import add_once
-from sslmed_dist.printable import excerpt
+from sslmed_dist.printable import excerpt, plural
 
 BLOCK = 80  # images of one class
 FLOWERS = (
@@ -63,7 +63,7 @@ def read_flowers17(root: Path, published: int = 1, seed: int = 0) -> Listing:
     wrong = sorted(set(expected) ^ set(names))
     if wrong:
         problem = "is missing" if wrong[0] in expected else "is not one of image_0001.jpg to image_1360.jpg"
-        raise ValueError(f"{folder / wrong[0]}: {problem}; {len(names)} images there, {count} expected")
+        raise ValueError(f"{folder / wrong[0]}: {problem}; {plural(len(names), 'image')} there, {count} expected")
     splits = keyed_split(count, seed) if published == 0 else read_splits(root, published, count)
     prefix = "jpg/" if folder != root else ""
     return Listing(

@@ -8,6 +8,7 @@ from typing import Any
 from sslmed_dist.atomic_files import sha256, write_atomically
 from sslmed_dist.data.images.shard_writing import Shard, source_digest, source_of
 from sslmed_dist.data.images.shards import SUMMARY, open_shard, read_summary
+from sslmed_dist.printable import plural
 
 STATE = "state"  # of pack.json: sizes and times of the source's files, as one sha256
 UNKNOWN = "whether its images have changed since is unknown, for an older version packed them; --force packs anew"
@@ -72,4 +73,4 @@ def changes(
         return "" if stored[STATE] == summary[STATE] else "sizes or times of its images have changed"
     packed = [source_of(folder / f"{shard.stem}.npz") for shard in shards]
     differ = sum(digest != source_digest(shard.root, shard.names) for digest, shard in zip(packed, shards, strict=True))
-    return f"images of {differ} of {len(shards)} shards have changed" if differ else ""
+    return f"images of {differ} of {plural(len(shards), 'shard')} have changed" if differ else ""

@@ -18,7 +18,7 @@ from sslmed_dist.data.images.shards import SUMMARY, parse_summary, read_summary
 from sslmed_dist.data.stores import Store, blocks, open_store
 from sslmed_dist.data.text_files import LARGEST_JSON
 from sslmed_dist.locks import alone, held
-from sslmed_dist.printable import note
+from sslmed_dist.printable import note, plural
 
 GIB = 2**30
 
@@ -106,7 +106,7 @@ def copy(store: Store, summary: Mapping[str, Any], content: bytes, folder: Path,
     if (folder / SUMMARY).is_file():  # it was whole once
         note(f"data: {', '.join(missing[:3]) or SUMMARY} in {folder}: torn or missing, copied anew")
     require_space(summary, folder, cache_gib)
-    note(f"data: {len(missing)} of {len(digests)} files of {store.where} are copied to {folder}")
+    note(f"data: {len(missing)} of {plural(len(digests), 'file')} of {store.where} are copied to {folder}")
     for name in missing:
         copy_file(store, name, folder / name, digests[name])
     write_atomically(folder / SUMMARY, content)

@@ -25,7 +25,7 @@ from sslmed_dist.data.dataset import SPLITS
 from sslmed_dist.data.listed_paths import Below
 from sslmed_dist.data.npz import Arrays, read_archive
 from sslmed_dist.data.text_files import field, parse_json, read_json
-from sslmed_dist.printable import excerpt
+from sslmed_dist.printable import excerpt, plural
 
 VERSION = 1
 SUMMARY = "pack.json"
@@ -50,7 +50,7 @@ def read_index(path: Path) -> Arrays:
         raise ValueError(f"{path}: its arrays differ in length; the file is damaged")
     names = len(read_names(arrays))
     if names != max(count, 1):
-        raise ValueError(f"{path}: {names} names for {count} images; the file is damaged")
+        raise ValueError(f"{path}: {names} names for {plural(count, 'image')}; the file is damaged")
     if offsets[0] != 0 or bool((offsets[1:] < offsets[:-1]).any()):
         raise ValueError(f"{path}: offsets that do not ascend from 0; the file is damaged")
     return arrays
@@ -132,7 +132,7 @@ def open_shard(folder: Path, shard_entry: dict[str, Any], fingerprint: str) -> t
         raise ValueError(f"{blob}: {size} bytes, expected {int(arrays['offsets'][-1])}; torn, or of another pack")
     if len(arrays["ids"]) != shard_entry["images"]:
         count = len(arrays["ids"])
-        raise ValueError(f"{index}: {count} images, but {SUMMARY} says {shard_entry['images']}")
+        raise ValueError(f"{index}: {plural(count, 'image')}, but {SUMMARY} says {shard_entry['images']}")
     return blob, arrays
 
 

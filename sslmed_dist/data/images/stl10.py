@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sslmed_dist.data.dataset import ArrayDataset, Split, select_split
 from sslmed_dist.data.text_files import read_lines
+from sslmed_dist.printable import plural
 
 SIDE = 96
 CLASSES = 10
@@ -83,7 +84,7 @@ def read_labels(path: Path, count: int) -> Tensor:
         raise ValueError(f"{path}: no such file")
     stored = np.fromfile(path, np.uint8)
     if len(stored) != count:
-        raise ValueError(f"{path}: {len(stored)} labels for {count} images")
+        raise ValueError(f"{path}: {plural(len(stored), 'label')} for {plural(count, 'image')}")
     if stored.min() < 1 or stored.max() > CLASSES:
         raise ValueError(f"{path}: labels {stored.min()} to {stored.max()}, allowed 1 to {CLASSES}")
     return torch.from_numpy(stored.astype(np.int64)) - 1

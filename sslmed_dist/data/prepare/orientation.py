@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslmed_dist.data.scans.regrid import Affine, Labels, Volume
+from sslmed_dist.printable import plural
 
 AXES = ("columns", "rows", "slices")
 CLEAR = 1.5  # how many times the best other way's score the true way must reach to be beyond doubt
@@ -107,8 +108,8 @@ def require_arrangement(scans: Mapping[str, Mapping[str, float]]) -> None:
     other = min(logs, key=lambda title: logs[title])
     if logs[other] < np.log(CLEAR):
         raise ValueError(
-            f"orientation: over {len(scans)} scan(s) the masks fit only {np.exp(logs[other]):.2f} times as well as "
-            f"with {other}, expected {CLEAR} or more; image and mask may not be in one orientation"
+            f"orientation: over {plural(len(scans), 'scan')} the masks fit only {np.exp(logs[other]):.2f} times as "
+            f"well as with {other}, expected {CLEAR} or more; image and mask may not be in one orientation"
         )
 
 

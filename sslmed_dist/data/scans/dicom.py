@@ -19,6 +19,7 @@ from sslmed_dist.data.scans.grid import check_grid
 from sslmed_dist.data.scans.memory import require_voxels
 from sslmed_dist.data.scans.padding import fill_padding
 from sslmed_dist.data.scans.straighten import straighten
+from sslmed_dist.printable import plural
 
 Voxels = NDArray[np.float32]
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
@@ -159,11 +160,11 @@ def require_complete(folder: Path, frames: Sequence[Frame], step: float) -> set[
     stride = stride_of(step, frames)
     if stride.every > 1:
         many = (stride.every - 1) * (len(frames) - 1)
-        raise ValueError(f"{folder}: {len(frames)} slices, but {stride.why}: {many} missing between them")
+        raise ValueError(f"{folder}: {plural(len(frames), 'slice')}, but {stride.why}: {many} missing between them")
     stated = [frame.stated for frame in frames]
     missing, why = ends_missing([frame.instance for frame in frames], stated)
     if missing:
-        raise ValueError(f"{folder}: {len(frames)} slices, but {why}: {missing} missing at an end")
+        raise ValueError(f"{folder}: {plural(len(frames), 'slice')}, but {why}: {missing} missing at an end")
     one_file = len({frame.path for frame in frames}) == 1  # its frames are counted by the file itself
     unknown = {ENDS_UNKNOWN} if ends_unknown(stated) and not one_file else set()
     return unknown | ({stride.doubt} if stride.doubt and not one_file else set())

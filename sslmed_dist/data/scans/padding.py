@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sslmed_dist.printable import plural
+
 SAMPLE = 2**20  # voxels, evenly spaced, that the percentiles are taken of
 FREQUENT = 0.005  # share of the voxels at the lowest value, above which the percentiles are those of the others
 FAR = 0.5  # how far below the lower percentile a value stands alone, as a share of the distance of the percentiles
@@ -78,7 +80,9 @@ def bound_of(sample: NDArray[np.float32]) -> float:
 def padding_notices(padded: Sequence[bool]) -> list[str]:
     """What a set of exams says of those whose padding was replaced."""
     many = sum(padded)
-    return [f"{many} exams with {TOLD}: values far below all others, set to the lowest of these"] if many else []
+    return (
+        [f"{plural(many, 'exam')} with {TOLD}: values far below all others, set to the lowest of these"] if many else []
+    )
 
 
 def share(count: int, voxels: NDArray[Any]) -> str:

@@ -18,6 +18,7 @@ from sslmed_dist.downstream.oneshot.scans import ScanSlices, Volume, fetch, load
 from sslmed_dist.downstream.oneshot.segmenter import COPY_MASK, Found, Segmenter, Shown
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.models import PROTOTYPE_HEADS
+from sslmed_dist.printable import plural
 
 Case = dict[str, Any]
 NUMBERS = 10**9  # exam numbers have at most nine digits
@@ -167,7 +168,7 @@ class OneShot:
         scans = scans_of(dataset, positions)
         if len(scans) <= self.shots:
             raise ValueError(
-                f"one_shot: the test part holds {len(scans)} exam(s); it needs a query and a support, at least "
+                f"one_shot: the test part holds {plural(len(scans), 'exam')}; it needs a query and a support, at least "
                 f"{self.shots + 1}"
             )
         for scan in scans:

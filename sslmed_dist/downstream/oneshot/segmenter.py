@@ -18,6 +18,7 @@ from sslmed_dist.downstream.oneshot.protocol import PARTS, parts_of, support_sli
 from sslmed_dist.downstream.oneshot.slice_range import Estimate, Level, Stack
 from sslmed_dist.downstream.oneshot.tidy import REMOVED, Centre, Place, Spacing
 from sslmed_dist.models.prototype_heads import Prototypes
+from sslmed_dist.printable import plural
 
 CHUNK = 16  # slices that go through the encoder, or the head, at once
 COPY_MASK = "copy_mask"  # the arm of the floor below
@@ -139,7 +140,7 @@ class Segmenter:
         bad = ~maps.flatten(1).isfinite().all(dim=1)
         if bad.any():
             raise ValueError(
-                f"encoder: non-finite features for {int(bad.sum())} of {len(maps)} slices, first for slice "
+                f"encoder: non-finite features for {int(bad.sum())} of {plural(len(maps), 'slice')}, first for slice "
                 f"{int(torch.nonzero(bad)[0])}; is its checkpoint the last good one?"
             )
         return maps

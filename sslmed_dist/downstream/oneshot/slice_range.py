@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sslmed_dist.downstream.oneshot.protocol import part_of
+from sslmed_dist.printable import plural
 
 # Chosen among some 60 variants by looking at CHAOS fold 0 at 128 pixels. There the Dice with estimated ranges stays
 # within one point for a SHARE of 0.25 to 0.5 and a POSITION of 0 to 0.4. Other folds were not looked at.
@@ -117,7 +118,7 @@ def estimate(found: Tensor, level: Level, support: Stack, spacing: float) -> Est
     """
     parts, count = found.shape
     if not count or not spacing > 0:
-        raise ValueError(f"found: expected slices some mm apart, got {count} slices, spacing {spacing}")
+        raise ValueError(f"found: expected slices some mm apart, got {plural(count, 'slice')}, spacing {spacing}")
     expected = support.length / spacing
     # the middle of the support's range as a share of its stack, laid on the query's stack
     expected_middle = ((support.first + support.last + 1) / 2 / support.count) * count - 0.5

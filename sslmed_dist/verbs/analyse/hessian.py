@@ -14,7 +14,7 @@ from sslmed_dist.analysis import curvature
 from sslmed_dist.analysis.curvature import Spectrum
 from sslmed_dist.analysis.twice import FastTwice
 from sslmed_dist.arguments import require_least
-from sslmed_dist.printable import note
+from sslmed_dist.printable import note, plural
 from sslmed_dist.report.panels import Panel
 from sslmed_dist.report.plots import Curve
 from sslmed_dist.training.allocation import keep_freed_memory
@@ -51,7 +51,7 @@ def hessian(
             curves.append(Curve(f"step {answer['step']}", ((place, spectrum.values.tolist()),)))
             rows += rows_of(subject.label, answer["step"], answer["lr"], spectrum)
         panels.append(Panel(subject.label, "Ritz value, in order", "curvature", curves, points=True, level=0.0))
-    return Answer(f"Hessian of the loss of {samples} samples, {ritz} Lanczos steps", rows, panels, lines)
+    return Answer(f"Hessian of the loss of {plural(samples, 'sample')}, {ritz} Lanczos steps", rows, panels, lines)
 
 
 def kept(subject: Subject, file: Path, samples: int, ritz: int, precision: Precision) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def answered(subject: Subject, file: Path, samples: int, ritz: int, precision: P
     note(f"{subject.label} {file.stem}: {len(start):,} parameters, at most {need / 2**20:,.0f} MiB on top")
     if point.parameters[0].device.type == "cpu" and need > free_memory():
         raise ValueError(
-            f"{subject.folder}: {samples} samples and {ritz} Ritz values need {need / 2**20:,.0f} MiB, "
+            f"{subject.folder}: {plural(samples, 'sample')} and {ritz} Ritz values need {need / 2**20:,.0f} MiB, "
             f"{free_memory() / 2**20:,.0f} are free; allowed: smaller samples= or ritz="
         )
     spectrum = curvature.lanczos(curvature.hessian_product(loss_of(point), point.parameters), start, ritz)

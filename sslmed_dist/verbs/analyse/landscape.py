@@ -10,6 +10,7 @@ from torch import Tensor
 from sslmed_dist.analysis import curvature
 from sslmed_dist.analysis import landscape as cuts
 from sslmed_dist.arguments import require_least
+from sslmed_dist.printable import plural
 from sslmed_dist.report.panels import Panel, curve
 from sslmed_dist.report.plots import Curve
 from sslmed_dist.verbs.analyse.subject import Answer, Precision, Subject
@@ -46,7 +47,7 @@ def landscape(
         rows += [row for it in at for row in rows_of(subject.label, it)]
         panels += panels_of(subject.label, at)
         lines += [said(subject.label, it) for it in at]
-    return Answer(f"Landscape of the loss of {samples} samples", rows, panels, lines)
+    return Answer(f"Landscape of the loss of {plural(samples, 'sample')}", rows, panels, lines)
 
 
 def pairs(files: Sequence[Path]) -> list[tuple[Path, Path | None]]:

@@ -11,6 +11,7 @@ from sslmed_dist.analysis.temperature_curves import Profile, profile
 from sslmed_dist.arguments import require_least
 from sslmed_dist.data.dataset import unlabelled
 from sslmed_dist.losses.pairs import PairLoss
+from sslmed_dist.printable import plural
 from sslmed_dist.report.panels import Panel, curve
 from sslmed_dist.report.plots import Curve
 from sslmed_dist.verbs.analyse.subject import Answer, Point, Subject
@@ -43,7 +44,7 @@ def temperature(asked: Sequence[Subject], *, which: str = "last", samples: int =
             pulls.append(pull_panel(name, found))
             lines += totals(name, found)
     panels = [Panel(title, "cosine c", title, lines_of) for title, lines_of in curves.items()]
-    return Answer(f"Temperature, and pull on pairs of {samples} samples", rows, [*panels, *pulls], lines)
+    return Answer(f"Temperature, and pull on pairs of {plural(samples, 'sample')}", rows, [*panels, *pulls], lines)
 
 
 def objective(point: Point) -> nn.Module:

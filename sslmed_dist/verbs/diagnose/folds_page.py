@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sslmed_dist.downstream import Row
-from sslmed_dist.printable import as_html
+from sslmed_dist.printable import as_html, plural
 from sslmed_dist.report.table_html import table_html
 from sslmed_dist.report.tables import Table, summarise
 from sslmed_dist.verbs.diagnose.folds import EVALUATOR, arm, metadata_arm
@@ -23,7 +23,7 @@ def fold_section(kinds: Sequence[str], rows: Sequence[Row], unknown: int) -> str
         return ""
     body = ["<h2>Other scanners</h2>", f"<p class='hint'>{as_html(HINT)}</p>"]
     if unknown and "scanner" in kinds:
-        said = f"{unknown} training exams do not say their scanner: they count as those of one more scanner."
+        said = f"{plural(unknown, 'training exam')} do not say their scanner: they count as those of one more scanner."
         body.append(f"<p class='hint'>{said}</p>")
     body += [beaten(kind, rows) for kind in kinds]
     body += [gap(kinds[0], kind, rows) for kind in kinds[1:]]

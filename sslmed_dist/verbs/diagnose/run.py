@@ -15,7 +15,7 @@ from sslmed_dist.data.exams.exam_dataset import exams_of
 from sslmed_dist.downstream import write_rows
 from sslmed_dist.downstream.diagnosis.inference import ExamScores
 from sslmed_dist.downstream.predictions import Predictions
-from sslmed_dist.printable import note
+from sslmed_dist.printable import note, plural
 from sslmed_dist.run_folder import RunFolder, write_json
 from sslmed_dist.training.check import check_lines
 from sslmed_dist.verbs.diagnose import page, scoring
@@ -35,7 +35,7 @@ def check(settings: Config) -> list[str]:
     parts = read_parts(settings)
     lines = lines_of(unlearnt(parts))
     for part in parts:
-        counts = f"{len(part.rest)} train, {len(part.val)} held out, {len(part.test)} test exams"
+        counts = f"{len(part.rest)} train, {len(part.val)} held out, {plural(len(part.test), 'test exam')}"
         lines += [f"part      {part.name}: {counts}", *check_lines(part.settings, part.learnt())]
     more = [part for fold in folds_of(settings, parts) for part in fold.parts]
     if more:

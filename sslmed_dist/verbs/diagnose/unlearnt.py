@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sslmed_dist.printable import as_html
+from sslmed_dist.printable import as_html, plural
 from sslmed_dist.verbs.diagnose.parts import Part, first_of_each
 from sslmed_dist.verbs.diagnose.scoring import labels_of
 
@@ -19,7 +19,7 @@ def unlearnt(parts: Sequence[Part]) -> dict[str, str]:
     labels = training_labels(parts, classes)
     known = [column[~column.isnan()] for column in labels.unbind(1)]
     if not any(len(values) for values in known):
-        many = f"none of {len(labels)} training exams has a value of {', '.join(classes)}"
+        many = f"none of {plural(len(labels), 'training exam')} has a value of {', '.join(classes)}"
         raise ValueError(f"{parts[0].train.name}: {many}; a diagnosis is learnt from labels")
     found = {}
     for name, values in zip(classes, known, strict=True):

@@ -14,7 +14,7 @@ from sslmed_dist.config import Config, Diagnosis
 from sslmed_dist.downstream.diagnosis.inference import ExamScores
 from sslmed_dist.drivers import ray_tasks
 from sslmed_dist.drivers.ray_train import absolute_paths, refuse_package
-from sslmed_dist.printable import note
+from sslmed_dist.printable import note, plural
 from sslmed_dist.run_folder import RunFolder
 from sslmed_dist.training import build
 from sslmed_dist.training.stopping import Stop, finish
@@ -43,7 +43,7 @@ def finish_part(part: Part, diagnosis: Diagnosis, resume: str, stop: Stop | None
     look = examiner(method, resolved, part.train, diagnosis, build.choose_device(part.settings))
     held = look.examine(part.train, part.val, look_up)
     tested = look.examine(part.test, part.asked, look_up)
-    note(f"{part.name}: {len(part.val)} held-out and {len(part.asked)} test exams examined")
+    note(f"{part.name}: {len(part.val)} held-out and {plural(len(part.asked), 'test exam')} examined")
     return Examined(held, tested, path.name, sha256(path))
 
 

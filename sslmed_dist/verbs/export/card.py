@@ -11,7 +11,7 @@ from typing import Any
 from sslmed_dist import config, outputs
 from sslmed_dist.downstream.rows import ALL_SITES
 from sslmed_dist.json_files import read_object
-from sslmed_dist.printable import as_markdown, without_folders
+from sslmed_dist.printable import as_markdown, plural, without_folders
 from sslmed_dist.report.page import INTERVAL
 from sslmed_dist.report.plain import PHANTOM
 from sslmed_dist.run_folder import phantom_data
@@ -115,9 +115,9 @@ def card_text(name: str, facts: Mapping[str, Any], trained: Pretrained, loading:
         f"- licence of the weights: {as_markdown(facts['licence'] or NOT_STATED)}",
     ]
     lines += ["", "## Training data", ""]
-    count = "an unknown number of" if data["samples"] is None else data["samples"]
+    count = "an unknown number of samples" if data["samples"] is None else plural(data["samples"], "sample")
     lines += [
-        f"- dataset `{data['name']}`, {count} samples",
+        f"- dataset `{data['name']}`, {count}",
         f"- digest of ids, labels and files: {digest} ({covers[data['digest_covers_content']]})",
         f"- licence of the data: {as_markdown(data['licence'] or NOT_STATED)}",
     ]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.printable import plural
 from sslmed_dist.verbs.init.layout import Seen, has_labels
 
 Tree = dict[str, Any]
@@ -108,7 +109,7 @@ def method(size: int, asked: Asked) -> tuple[list[str], Tree]:
     encoder["width"] = 16 if small else 64
     head = {"name": "projection", "hidden": 128 if small else 512, "out": 64 if small else 128}
     head |= {"batch_norm": True, "last_norm": True}
-    machine = f"{asked.cores} CPU cores and no GPU" if small else f"{asked.gpus} GPU(s)"
+    machine = f"{asked.cores} CPU cores and no GPU" if small else f"{plural(asked.gpus, 'GPU')}"
     remark = f"a ResNet-{encoder['depth']} of width {encoder['width']} for {machine}; MIOv3 (thesis, Eq. 5.21)"
     loss = {"name": "mio_v3", "temperature": 0.2}
     return [remark], {"name": "contrastive", "encoder": encoder, "head": head, "loss": loss}
@@ -190,7 +191,7 @@ def federation(everything: Dataset, asked: Asked) -> tuple[list[str], Tree]:
     else:
         name, words = "iid", "images are dealt to the sites at random, for no patients are known"
     if sites and sites != asked.sites:
-        words += f" (the data has {sites} sites of its own: --federated {sites} takes these)"
+        words += f" (the data has {plural(sites, 'site')} of its own: --federated {sites} takes these)"
     keys: Tree = {"rounds": ROUNDS, "partition": {"name": name, "count": asked.sites}, "pool": "all"}
     remarks = [words, "real hospitals keep their data: each runs sslmed site init (docs/hospitals.md)"]
     fewest = fewest_patients(everything, name, asked.sites)

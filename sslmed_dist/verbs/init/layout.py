@@ -24,6 +24,7 @@ from sslmed_dist.data.images.files import ImageFiles
 from sslmed_dist.data.images.folder import patients_in, read_trees, split_folders
 from sslmed_dist.data.images.packed import Packed
 from sslmed_dist.data.npz import archive_names, find_archive
+from sslmed_dist.printable import plural
 from sslmed_dist.verbs.init import pixels
 
 TEST_SHARE, FEW_SHARE = 0.2, 0.3  # of a set without splits, and of one of few patients, whose intervals are wide
@@ -160,7 +161,7 @@ def patients_of_files(trees: Mapping[str, list[list[Path]]]) -> tuple[Tree, str]
             "no patients are known: where one has several images, say by data.patient, a regular expression, how to "
             "find the patient in a path, else the figures are too good"
         )
-    said = f"names of files look like NAME_1, NAME_2 of {len(sizes)} patients with {sizes.total()} images"
+    said = f"names of files look like NAME_1, NAME_2 of {plural(len(sizes), 'patient')} with {sizes.total()} images"
     seen_in = Counter(name for names in of.values() for name in set(names))
     both = sum(count > 1 for count in seen_in.values())
     if both:
@@ -174,7 +175,7 @@ def volumes(root: Path, title: str, side: int) -> Seen:
     whole = build(data, "all")
     shape = min(min(record["shape"][:2]) for record in whole.records)
     data["size"] = min(side, shape)
-    remarks = [f"{len(whole)} exams; organs: {', '.join(whole.classes) or 'no masks'}", *whole.notices]
+    remarks = [f"{plural(len(whole), 'exam')}; organs: {', '.join(whole.classes) or 'no masks'}", *whole.notices]
     splits, fractions, words = shares(len(whole), "exams")
     return Seen(title, data | fractions, splits, shape, (*remarks, words), True, True, {"unit": "slice"})
 

@@ -44,7 +44,7 @@ def look(files: Sequence[Path]) -> Pixels:
         kinds["16-bit grey" if sixteen else colour_of(picture)] += 1
     lines = [
         f"shorter side {min(shorts)} to {max(shorts)} pixels; {', '.join(f'{n} {kind}' for kind, n in kinds.items())} "
-        f"(looked at: {len(chosen)} of {len(files)} files)"
+        f"(looked at: {len(chosen)} of {plural(len(files), 'file')})"
     ]
     if kinds["grey stored in colour"]:
         lines.append("colour files that hold grey images are read as grey")

@@ -15,7 +15,7 @@ from sslmed_dist.data.dataset import Dataset
 from sslmed_dist.data.images import walk
 from sslmed_dist.data.partition import hold_out
 from sslmed_dist.plain_yaml import parse
-from sslmed_dist.printable import say
+from sslmed_dist.printable import plural, say
 from sslmed_dist.training import evaluation_data
 from sslmed_dist.verbs import federate
 from sslmed_dist.verbs.init import choices, layout, length, pixels, text
@@ -63,7 +63,7 @@ def compose(path: Path, target: Path, asked: choices.Asked) -> tuple[Path, list[
     """Look, choose, try, and write the recipe: what ``init`` returns."""
     seen = layout.look(path, choices.SIDE[asked.device])
     dataset = layout.build(seen.data, "train")
-    say(f"looked at: {seen.title}, {len(dataset)} training samples; now some steps are tried")
+    say(f"looked at: {seen.title}, {plural(len(dataset), 'training sample')}; now some steps are tried")
     slices = "unit" in seen.measured  # evaluation sees other samples, not only more of each
     measured = layout.build({**seen.data, **seen.measured}, "train") if slices else dataset
     made = choices.sections(seen, dataset, measured, asked)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sslmed_dist.printable import as_markdown
+from sslmed_dist.printable import as_markdown, plural
 from sslmed_dist.verbs.reproduce.claims import RULE, SEEDS, Verdict, verdicts
 from sslmed_dist.verbs.reproduce.table import Table
 
@@ -136,7 +136,9 @@ def ours(line: CellFigure) -> str:
         return line.state or "not run"
     sd = "" if line.sd is None else f" \N{PLUS-MINUS SIGN} {line.sd:.2f}"
     missing = line.seeds - len(line.values)
-    count = f"{len(line.values)} of {line.seeds} seeds; {line.state}" if missing else f"{line.seeds} seed(s)"
+    count = (
+        f"{len(line.values)} of {plural(line.seeds, 'seed')}; {line.state}" if missing else plural(line.seeds, "seed")
+    )
     count += f"; {line.partial}" if line.partial else ""
     return f"{line.mean:.2f}{sd} ({count})"
 

@@ -11,7 +11,7 @@ from sslmed_dist.data.scans.grid import in_view
 from sslmed_dist.downstream.oneshot import tidy
 from sslmed_dist.downstream.oneshot.protocol import part_of
 from sslmed_dist.downstream.oneshot.reliability import MEANING, rounded_down
-from sslmed_dist.printable import as_html
+from sslmed_dist.printable import as_html, plural
 from sslmed_dist.report.page import CAUTION, frame
 from sslmed_dist.report.slice_strips import Column, grey_range, strip
 from sslmed_dist.verbs.segment.files import colour
@@ -84,7 +84,7 @@ def section(
         interesting[max(finding.estimate.first - BEYOND, 0) : finding.estimate.last + 1 + BEYOND] = True
     slices = torch.nonzero(interesting)[:, 0].tolist()
     every = -(-len(slices) // MOST)
-    lines = [*said, *([f"Of {len(slices)} slices every {every}th is shown."] if every > 1 else [])]
+    lines = [*said, *([f"Of {plural(len(slices), 'slice')} every {every}th is shown."] if every > 1 else [])]
 
     def columns() -> Iterator[Column]:
         for z in slices[::every]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from sslmed_dist import randomness
+from sslmed_dist.printable import plural
 
 OPEN, CLOSE = "([{", ")]}"
 MOST_TRIALS = 10_000
@@ -65,7 +66,7 @@ def parted(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     if not swept:
         raise ValueError("sweep: no key has several values; expected KEY=A,B,C, such as optim.lr=0.03,0.06")
     if count > MOST_TRIALS:
-        raise ValueError(f"sweep: {count} trials; allowed: at most {MOST_TRIALS}")
+        raise ValueError(f"sweep: {plural(count, 'trial')}; allowed: at most {MOST_TRIALS}")
     return swept, fixed
 
 

@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from sslmed_dist.printable import plural
+
 COPIES = 0.2  # share of images with a copy, above which they are the finding
 GROWN = 10.0  # times that weights are longer than at the start; healthy runs: 1 to 5
 COLLAPSED = 0.1  # standard deviation of embeddings, 1 where they are spread evenly; healthy runs: 0.4 and more
@@ -151,7 +153,7 @@ def early(facts: Facts) -> Finding | None:
     """Too few steps."""
     if facts.steps is None or facts.steps >= EARLY:
         return None
-    return Finding("too early", f"too early to say: {facts.steps} steps are done; ask again after {EARLY}")
+    return Finding("too early", f"too early to say: {plural(facts.steps, 'step')} done; ask again after {EARLY}")
 
 
 # In this order; the first that speaks is the verdict, since one ail explains those behind it.

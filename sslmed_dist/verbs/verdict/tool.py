@@ -13,6 +13,7 @@ from sslmed_dist.atomic_files import refuse_links, write_atomically
 from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import Dataset, unlabelled
 from sslmed_dist.methods import Method
+from sslmed_dist.printable import plural
 from sslmed_dist.report.runs import runs_inside
 from sslmed_dist.run_folder import Metrics, write_json
 from sslmed_dist.training import build, pretrained
@@ -123,7 +124,7 @@ def steps_of(file: Path) -> int | None:
 def done(file: Path, steps: int | None) -> str:
     """How far a checkpoint is, in words."""
     word, _, number = file.stem.partition("_")
-    return f"{word} {number.lstrip('0') or 0}" if steps is None else f"{steps} steps"
+    return f"{word} {number.lstrip('0') or 0}" if steps is None else plural(steps, "step")
 
 
 def begins_elsewhere(settings: Config) -> bool:
@@ -153,7 +154,8 @@ def words(folder: Path, trained: pretrained.Pretrained, facts: reading.Facts, fo
     lines = lines or [f"verdict: {folder.name}: {found.words}"]
     lines += [f"  what usually helps: {mend}" for mend in found.mends]
     lines.append(
-        f"measured on {facts.images} training images, {facts.steps} steps done, without labels except the last:"
+        f"measured on {plural(facts.images, 'training image')}, {facts.steps} steps done, without labels except "
+        "the last:"
     )
     for name, (what, meant) in MEANT.items():
         if name in facts.now:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sslmed_dist import config
 from sslmed_dist.json_files import read_object
+from sslmed_dist.printable import plural
 from sslmed_dist.verbs.watch.files import log_warnings
 from sslmed_dist.verbs.watch.scalars import Read, seconds_per_step
 from sslmed_dist.verbs.watch.training import State, Training
@@ -46,7 +47,7 @@ class Federation(Training):
         for name, values in sorted(self.read.sites.items()):
             behind = self.done - int(values["round"])
             said = [f"loss {values['loss']:.4g}" if "loss" in values else "no loss told"]
-            said += [f"{behind} round{'s' * (behind > 1)} behind"] if behind else []
+            said += [f"{plural(behind, 'round')} behind"] if behind else []
             missed = int(values.get("missed_rounds", 0))
             said += [f"its own state was {missed} rounds behind"] if missed else []
             yield f"  {name}", ", ".join(said)

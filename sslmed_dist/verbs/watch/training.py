@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from sslmed_dist import config
 from sslmed_dist.json_files import read_object
-from sslmed_dist.printable import duration
+from sslmed_dist.printable import duration, plural
 from sslmed_dist.sections import is_phantom
 from sslmed_dist.verbs.watch.files import held, newest_checkpoint
 from sslmed_dist.verbs.watch.scalars import Read, pauses, seconds_per_step, usual_interval
@@ -58,7 +58,7 @@ class Training:
             return "driver local"
         if not isinstance(asked, int):
             return f"driver ray, {' to '.join(map(str, asked))} workers"
-        return f"driver ray, {asked} worker{'s' * (asked != 1)}" if asked else "driver ray, in one process"
+        return f"driver ray, {plural(asked, 'worker')}" if asked else "driver ray, in one process"
 
     def workers(self) -> int | None:
         """How many share the batch; None where the folder does not say: that of an elastic run changes, and torchrun's
@@ -121,7 +121,7 @@ class Training:
         """Steps and epochs."""
         epochs = self.settings.plan.epochs
         if self.total is None or self.steps is None:
-            return f"{self.done:,}; how many an epoch has is known when the first is over; {epochs} epochs"
+            return f"{self.done:,}; how many an epoch has is known when the first is over; {plural(epochs, 'epoch')}"
         epoch = min(self.done // self.steps + 1, epochs)
         return f"{self.done:,} of {self.total:,} ({100 * self.done / self.total:.0f} %), epoch {epoch} of {epochs}"
 
@@ -177,7 +177,7 @@ class Training:
         if stopped:
             longest = max(stopped, key=lambda pause: pause.seconds)
             said.append(
-                f"{len(stopped)} pause{'s' * (len(stopped) > 1)} (a restart, an evaluation or a stop), the longest "
+                f"{plural(len(stopped), 'pause')} (a restart, an evaluation or a stop), the longest "
                 f"{duration(longest.seconds)} before step {longest.step:,}"
             )
         if self.read.unreadable:

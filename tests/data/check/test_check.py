@@ -27,7 +27,7 @@ def test_packed_jpeg(tmp_path):
     path = write_packed(tmp_path / "pack.npz", per_split=(6, 3), broken=4)
     lines, problems = inspect(tmp_path)
     assert lines[0] == "layout: packed JPEG .npz" and mentions(lines, "train: 5 images")
-    assert mentions(problems, "train: 1 corrupt images: image 4")
+    assert mentions(problems, "train: 1 corrupt image: image 4")
     assert mentions(problems, "constant images")
     path.write_bytes(path.read_bytes()[:900])
     assert mentions(inspect(path)[1], "pack.npz: not a readable .npz")
@@ -37,11 +37,11 @@ def test_medmnist_repeats_leaks_and_empty_classes(tmp_path):
     values = {"train": [1, 2, 1, 4], "val": [4, 6, 8], "test": [1, 3, 3]}
     lines, problems = inspect(write_medmnist(tmp_path / "toy.npz", values))
     assert mentions(lines, "val: 3 images, 1 x 5 x 5, 8 bit")
-    assert mentions(problems, "train: 1 images repeat an earlier one: image 2")
-    assert mentions(problems, "val: 1 images also occur in train: image 0")
-    assert mentions(problems, "test: 1 images also occur in train: image 0")
-    assert mentions(problems, "test: 1 images repeat an earlier one: image 2")
-    assert mentions(problems, "val: 1 classes without a sample: 1")
+    assert mentions(problems, "train: 1 image repeats an earlier one: image 2")
+    assert mentions(problems, "val: 1 image also occurs in train: image 0")
+    assert mentions(problems, "test: 1 image also occurs in train: image 0")
+    assert mentions(problems, "test: 1 image repeats an earlier one: image 2")
+    assert mentions(problems, "val: 1 class without a sample: 1")
 
 
 def test_image_folder(tmp_path):
@@ -54,7 +54,7 @@ def test_image_folder(tmp_path):
     lines, problems = inspect(tmp_path)
     assert mentions(lines, "train: a 4, b 1") and mentions(lines, "train: width 10 to 12, height 8 to 8")
     assert mentions(lines, "left aside: 1 .txt")
-    assert mentions(problems, "test: 1 classes without a sample: a")
+    assert mentions(problems, "test: 1 class without a sample: a")
     assert mentions(problems, "train/a/bad.jpg is corrupt or no image")
     assert mentions(problems, "train: 8-bit and 16-bit images are mixed")
     assert mentions(problems, "test: 3 images also occur in train: test/b/0.png")
@@ -63,7 +63,7 @@ def test_image_folder(tmp_path):
 
 def test_unlabelled_images(tmp_path):
     save(tmp_path / "1.png", 5)
-    assert mentions(inspect(tmp_path)[0], "all: 1 images without labels")
+    assert mentions(inspect(tmp_path)[0], "all: 1 image without labels")
 
 
 def test_mrnet(tmp_path):
@@ -78,11 +78,11 @@ def test_mrnet(tmp_path):
     (root / "valid-acl.csv").unlink()
     np.save(root / "train" / "coronal" / "0000.npy", np.zeros((3, 256, 256), np.uint8))
     problems = inspect(root)[1]
-    assert mentions(problems, "train/axial: 1 exams missing: 0002")
-    assert mentions(problems, "val axial: 1 exams also occur in train axial: 0006.npy")
+    assert mentions(problems, "train/axial: 1 exam missing: 0002")
+    assert mentions(problems, "val axial: 1 exam also occurs in train axial: 0006.npy")
     assert mentions(problems, "train-acl.csv: 4 exams without a label: 0001, 0002, 0003, 0004")
     assert mentions(problems, "valid-acl.csv: no such file")
-    assert mentions(problems, "train/coronal: 1 constant exams: 0000.npy")
+    assert mentions(problems, "train/coronal: 1 constant exam: 0000.npy")
 
 
 def test_nifti_exams(tmp_path):
@@ -99,8 +99,8 @@ def test_nifti_exams(tmp_path):
     (root / "image_11.nii.gz").write_bytes((root / "image_10.nii.gz").read_bytes())
     save(root / "label_11.nii.gz", np.zeros((24, 24, 7), np.uint8))
     problems = inspect(root)[1]
-    assert mentions(problems, "label_02.nii.gz: shape") and mentions(problems, "1 volumes repeat", "image_11.nii.gz")
-    assert mentions(problems, "masks: 1 exams whose mask is empty: image_11.nii.gz")
+    assert mentions(problems, "label_02.nii.gz: shape") and mentions(problems, "1 volume repeats", "image_11.nii.gz")
+    assert mentions(problems, "masks: 1 exam whose mask is empty: image_11.nii.gz")
     damage_nan(root)
     (root / "label_01.nii.gz").unlink()
     problems = inspect(root)[1]

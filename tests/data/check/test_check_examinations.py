@@ -49,7 +49,7 @@ def test_one_series_of_one_plane_has_nothing_wrong_with_it(tmp_path: Path) -> No
     lines, problems = inspect(tmp_path)
     assert "examinations with a series for: sagittal 1" in lines and not problems
     _, problems = inspect(tmp_path, {"sagittal": "", "axial": ""})
-    assert problems == ["examinations with a series for: 1 classes without a sample: axial"]
+    assert problems == ["examinations with a series for: 1 class without a sample: axial"]
 
 
 def test_rules_for_another_layout_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,9 +72,9 @@ def test_what_needs_attention_is_named(tmp_path: Path) -> None:
         csv.writer(file).writerows([["exam", "torn"], ["a", 1], ["b", 1], ["gone", 1]])
     _, problems = inspect(root)
     text = "\n".join(problems)
-    assert "rows without an examination: gone" in text and "1 examinations without a row" in text
+    assert "1 row without an examination: gone" in text and "1 examination without a row" in text
     assert "bad.dcm: cannot be read, truncated" in text and "b: no series for any of sagittal, coronal, axial" in text
-    assert "1 slices missing, between x-2.dcm and x-0.dcm" in text and "label torn: all known values are 1" in text
+    assert "1 slice missing, between x-2.dcm and x-0.dcm" in text and "label torn: all known values are 1" in text
 
 
 def test_a_pack_is_described(phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,9 +49,9 @@ def test_missing_corrupt_and_repeated_images(mura: Path) -> None:
     first.write_bytes((mura / "train/XR_WRIST/patient00002/study1_positive/image1.png").read_bytes())
     problems = inspect(mura.parent)[1]
     name = "train/XR_WRIST/patient00001/study1_negative"
-    assert mentions(problems, f"train: 1 listed files are missing: {name}/image2.png")
+    assert mentions(problems, f"train: 1 listed file is missing: {name}/image2.png")
     assert mentions(problems, f"{name}/image1.png is corrupt or no image")
-    assert mentions(problems, "test: 1 images also occur in train: valid/")
+    assert mentions(problems, "test: 1 image also occurs in train: valid/")
     assert len(problems) == 3
 
 
@@ -82,7 +82,7 @@ def remove(name: str) -> Callable[[Path], None]:
         ("flowers17", remove("jpg/image_1360.jpg"), "image_1360.jpg: is missing; 1359 images there"),
         ("chaoyang", remove("train.json"), "train.json: no such file"),
         ("isic2016", remove("ISBI2016_ISIC_Part3_Test_GroundTruth.csv"), "Test_GroundTruth.csv: no such file"),
-        ("mhist", remove("images/MHIST_0003.png"), "train: 1 listed files are missing: images/MHIST_0003.png"),
+        ("mhist", remove("images/MHIST_0003.png"), "train: 1 listed file is missing: images/MHIST_0003.png"),
     ],
 )
 def test_damage_is_reported(kind: str, damage: Callable[[Path], None], problem: str, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_folder_of_nifti_files(tmp_path: Path) -> None:
         str(tmp_path / "torn.nii.gz"),
         "all",
     ]
-    assert problems[0].endswith("all voxels are 7") and problems[2] == "all: 1 scans repeat an earlier one: same"
+    assert problems[0].endswith("all voxels are 7") and problems[2] == "all: 1 scan repeats an earlier one: same"
 
 
 def test_one_series_of_dicom_and_one_file(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_one_series_of_dicom_and_one_file(tmp_path: Path) -> None:
     assert any(line.startswith("padded: padding, as the files state it: ") for line in inspect(tmp_path / "padded")[0])
     files[1].unlink()
     _, problems = inspect(tmp_path / "exam")
-    assert len(problems) == 1 and "1 slices missing, between" in problems[0]
+    assert len(problems) == 1 and "1 slice missing, between" in problems[0]
     alone = save(tmp_path / "alone.nii.gz")
     assert inspect(alone)[0][1].startswith(f"alone: {GEOMETRY}")
 

@@ -154,7 +154,7 @@ def test_data_check_names_layout_and_organs(kind: str, tmp_path: Path) -> None:
     assert lines[0] == f"layout: {title}" and "exams: 2, 2 with a mask" in lines
     (counted,) = [line for line in lines if line.startswith("slices with organ: ")]
     assert f"{first} 4" in counted and f"{second} 4" in counted and all(organ in counted for organ in organs)
-    assert ("imagesTs: 1 images without masks are left aside" in lines) == (kind == "decathlon")
+    assert ("imagesTs: 1 image without masks are left aside" in lines) == (kind == "decathlon")
     expected = [organ for organ in organs if organ not in (first, second)]
     assert len(problems) == bool(expected) and all("classes without a sample" in problem for problem in problems)
 

@@ -104,7 +104,7 @@ def test_what_is_wrong_is_one_line(kind: str, root: Path) -> None:
 def test_a_row_without_its_volume_is_left_out_with_a_count(root: Path) -> None:
     (root / "vol08" / "708-4.pck").unlink()
     exams = KneeMRI(root, "all", side=12)
-    assert len(exams) == 9 and exams.notices == ("1 rows of the table without their volume, left out",)
+    assert len(exams) == 9 and exams.notices == ("1 row of the table without their volume, left out",)
     assert exams.ids.tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9]
 
 
@@ -117,4 +117,4 @@ def test_the_phantom_is_in_this_layout_and_check_reads_it(tmp_path: Path) -> Non
     (folder / "vol08" / "500007-4.pck").write_bytes(b"nothing")
     (folder / "vol01" / "500010-4.pck").unlink()
     text = "\n".join(inspect(folder)[1])
-    assert "500007-4.pck: not a readable pickle" in text and "1 rows without their volume: 500010-4.pck" in text
+    assert "500007-4.pck: not a readable pickle" in text and "1 row without its volume: 500010-4.pck" in text

@@ -244,6 +244,9 @@ def test_mistakes_are_refused(source: Path, tmp_path: Path, capsys: pytest.Captu
         packing.pack({"name": "stl10", "root": str(stl10)}, tmp_path / "out")
     with pytest.raises(ValueError, match="pack: short must be 16 to 4096, got 8"):
         packing.pack(leaf(source), tmp_path / "out", short=8)
+    with pytest.raises(ValueError, match="out.npz: image files are packed into a folder; allowed: a name without .npz"):
+        packing.pack(leaf(source), tmp_path / "out.npz")
+    assert not (tmp_path / "out.npz").exists()
     with pytest.raises(ValueError, match="holds stl10, which is no part of a pack"):
         packing.pack(leaf(source), tmp_path)
     broken = shutil.copytree(source, tmp_path / "broken")

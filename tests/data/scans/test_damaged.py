@@ -132,7 +132,7 @@ def test_a_slice_missing_at_an_end_is_caught(kind: str, tmp_path: Path) -> None:
         read_one(tmp_path)
     (short,) = read_examination(files).series
     assert short.missing == 1 and "at an end" in short.holes[0]
-    assert any("1 slices missing, at an end" in problem for problem in inspect(tmp_path)[1])
+    assert any("1 slice missing, at an end" in problem for problem in inspect(tmp_path)[1])
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_padding_of_nifti_changes_no_training_sample(tmp_path: Path) -> None:
     pad(tmp_path / "b" / "image_02.nii.gz")
     clean, padded = (Abdominal(tmp_path / name) for name in "ab")
     assert (clean.images - padded.images)[..., 6:-6].abs().max() < 0.02 and clean.notices == ()
-    assert padded.notices == ("1 exams with padding: values far below all others, set to the lowest of these",)
+    assert padded.notices == ("1 exam with padding: values far below all others, set to the lowest of these",)
     clean, padded = (Episodes(tmp_path / name, masks="organs", cache="") for name in "ab")
     assert (clean.images - padded.images)[..., 6:-6].abs().max() < 0.1 and padded.notices and not clean.notices
 

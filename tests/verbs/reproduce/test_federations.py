@@ -50,7 +50,7 @@ def test_cells_are_federations(
         rows = json.loads((top / row / "tiny" / "seed-0" / "evaluate" / "sites.json").read_text())["rows"]
         own = [r for r in rows if (r["arm"], r["metric"]) == ("federated", "accuracy")]
         assert [r["site"] for r in own] == ["site-0", "site-1", "site-2", "all"]
-        assert f"| {row} | tiny | kNN | {100 * own[-1]['value']:.2f} (1 seed(s)) |" in said
+        assert f"| {row} | tiny | kNN | {100 * own[-1]['value']:.2f} (1 seed) |" in said
 
     assert cli.main(command) == 0 and len(begun) == 2  # nothing is run twice
     assert capsys.readouterr().out == said

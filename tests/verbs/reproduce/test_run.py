@@ -66,7 +66,7 @@ def test_a_table_is_run_and_printed_and_nothing_is_run_twice(
     value = 100 * next(r["value"] for r in measured if (r["arm"], r["metric"]) == ("encoder", "accuracy"))
     inside = "yes" if 80.23 <= value <= 84.65 else "no"
     assert lines == [
-        f"| SimCLR | tiny | accuracy | {value:.2f} (1 seed(s)) | 81.23 / 83.65 | {value - 81.23:+.2f} (s) | {inside} |"
+        f"| SimCLR | tiny | accuracy | {value:.2f} (1 seed) | 81.23 / 83.65 | {value - 81.23:+.2f} (s) | {inside} |"
     ]
     assert "fewer than 3 seeds: the difference is not called one" in out and "Of no importance." in out
     assert "MIOv3" not in out and "Not the published setting" not in out
@@ -99,6 +99,15 @@ def test_a_table_is_run_and_printed_and_nothing_is_run_twice(
     assert reproduce(path, "--seeds", "3", "--rows", "Other") == 0 and trained == []
 
 
+def test_a_value_that_no_cell_allows_is_found_before_the_first_one_is_trained(path: Path, capsys: Capture) -> None:
+    wrong = {"method.loss": {"name": "mio_v3", "temperature": -1.0}}
+    write(path.parent, rows={"SimCLR": {}, "MIOv3": wrong})
+    assert reproduce(path) == 2
+    said = capsys.readouterr().err
+    assert "table-9.1: MIOv3 / tiny / seed-0: " in said and "temperature" in said and len(said.splitlines()) == 1
+    assert not (path.parent / "runs").exists()
+
+
 def test_an_interrupted_cell_goes_on(path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = run.request(str(path), rows=["SimCLR"])
     settings = run.cells(asked)[0].settings
@@ -122,7 +131,7 @@ def test_an_interrupted_cell_goes_on(path: Path, capsys: Capture, monkeypatch: p
     assert reproduce(path, "--rows", "SimCLR") == 0
     steps = [json.loads(line)["step"] for line in (settings.folder / "metrics.jsonl").read_text().splitlines()]
     assert sorted(set(steps)) == [1, 2, 3]
-    assert "(1 seed(s))" in capsys.readouterr().out
+    assert "(1 seed)" in capsys.readouterr().out
 
 
 def test_a_plan_is_printed_and_nothing_written(path: Path, capsys: Capture) -> None:
@@ -161,8 +170,8 @@ def test_a_cell_of_folds_is_their_mean(path: Path, capsys: Capture) -> None:
         file = top / "SimCLR" / "tiny" / f"fold-{fold}" / "seed-0" / "evaluate" / "last.json"
         values += [r["value"] for r in json.loads(file.read_text())["rows"] if r["metric"] == "accuracy"]
     mean = 50 * sum(values)
-    assert f"| SimCLR | tiny | accuracy | {mean:.2f} (1 seed(s)) |" in out and "(f)" not in out
-    assert f"| SimCLR | all | mean | {mean:.2f} (1 seed(s)) | 82 | {mean - 82:+.2f} (s) |" in out
+    assert f"| SimCLR | tiny | accuracy | {mean:.2f} (1 seed) |" in out and "(f)" not in out
+    assert f"| SimCLR | all | mean | {mean:.2f} (1 seed) | 82 | {mean - 82:+.2f} (s) |" in out
     assert reproduce(path, "--folds", "3") == 2
     assert "table-9.1: --folds 3: allowed: 1, 2" in capsys.readouterr().err
     assert reproduce(path, "plan.keep_last=1") == 2
@@ -224,7 +233,7 @@ def test_a_classifier_starts_from_the_cell_of_another_table(path: Path, capsys: 
     assert reproduce(folder / "table-9.0.yaml", "--rows", "SimCLR", "plan.batch_size=24") == 0
     out = capsys.readouterr().out
     lines = [line.split(" | ") for line in out.splitlines() if line.startswith("| SimCLR")]
-    assert [line[2] for line in lines] == ["alignment", "uniformity"] and all("seed(s)" in line[3] for line in lines)
+    assert [line[2] for line in lines] == ["alignment", "uniformity"] and all("1 seed" in line[3] for line in lines)
     assert 0 < float(lines[0][3].split()[0]) < 4 and -8 < float(lines[1][3].split()[0]) < 0
     assert reproduce(path, "--rows", "SimCLR") == 0
     out = capsys.readouterr().out
@@ -233,7 +242,7 @@ def test_a_classifier_starts_from_the_cell_of_another_table(path: Path, capsys: 
     rows = json.loads((folder_of(path, "SimCLR") / "evaluate" / "last.json").read_text())["rows"]
     assert {row["evaluator"] for row in rows} == {"classifier"}
     value = next(row["value"] for row in rows if row["metric"] == "accuracy")
-    assert f"| SimCLR | tiny | accuracy | {100 * value:.2f} (1 seed(s)) | 50 | " in out
+    assert f"| SimCLR | tiny | accuracy | {100 * value:.2f} (1 seed) | 50 | " in out
 
 
 def test_figures_of_an_unfinished_run_do_not_count(path: Path, capsys: Capture) -> None:
