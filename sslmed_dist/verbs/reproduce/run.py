@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sslmed_dist import config, run_folder
 from sslmed_dist.atomic_files import write_atomically
+from sslmed_dist.training.beforehand import require_buildable
 from sslmed_dist.training.precision import NonFinite
 from sslmed_dist.verbs.reproduce import cell as single
 from sslmed_dist.verbs.reproduce import drawing, published, read_table, twin
@@ -142,6 +143,7 @@ def run(asked: Request) -> Outcome:
     all_cells = cells(asked)
     states = {str(cell): single.state(cell) for cell in all_cells}
     unfinished = [cell for cell in all_cells if states[str(cell)] != FINISHED]
+    require_trainable(asked.table, unfinished)
     for position, cell in enumerate(unfinished, start=1):
         if single.needs(cell) is not None:  # asked only now: an earlier cell may have made what it needs
             continue
@@ -168,6 +170,15 @@ def run(asked: Request) -> Outcome:
         if asked.table.message:
             drawing.draw(outcome, [cell for cell in all_cells if states[str(cell)] == FINISHED], folder)
     return outcome
+
+
+def require_trainable(table: Table, unfinished: Sequence[Cell]) -> None:
+    """``ValueError`` for a cell with a value that cannot be built, before the first one is trained. Federations,
+    diagnoses, and cells that wait for the encoder of another one are looked at when their turn comes."""
+    plain = [cell for cell in unfinished if cell.settings.federated is None and cell.settings.diagnose is None]
+    ready = [cell for cell in plain if single.needs(cell) is None]
+    by_data = sorted(ready, key=lambda cell: (cell.column, cell.seed, cell.fold or 0))  # each set of data is read once
+    require_buildable((f"{table.name}: {cell}", cell.settings) for cell in by_data)
 
 
 def collect(asked: Request, all_cells: Sequence[Cell], states: Mapping[str, str]) -> Outcome:
