@@ -203,7 +203,7 @@ def test_a_stop_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 0 and "stopped; run the same command again" in said, said
-    assert "2 of 2 trials are not done" in said and "not run" in said
+    assert "2 of 2 trials are not done; the same command goes on with them." in said.splitlines() and "not run" in said
     (saved,) = sweep.glob("trial-*/checkpoints/step_*.pt")
     (log,) = sweep.glob("trial-*.log")
     assert f"stopped at step {int(saved.stem.split('_')[1])}" in log.read_text()

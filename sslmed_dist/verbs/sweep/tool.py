@@ -163,8 +163,9 @@ def run(asked: Sweep) -> tuple[list[str], bool]:
             say(line)
         stopped = run_missing(asked)
         table = finished(asked)
-    if stopped:
-        say("\n".join(table.plain()))
+    if stopped and asked.missing:
+        for line in table.plain():
+            say(line)
         raise Stopped("stopped; run the same command again to go on")
     lines = [*table.plain(), str(asked.folder / "sweep.md")]
     return lines, not asked.missing
