@@ -105,13 +105,14 @@ class Sites:
 
     def report(self, present: Mapping[int, Greeting]) -> None:
         """Say which nodes are refused and which sites are missing: one that took part before is dead, one that is on
-        the list has not joined."""
+        the list, and is not refused, has not joined."""
         for node, reason in self.refused.items():
             log.warning("node %d is refused: %s", node, reason)
         there = {greeting.site for greeting in present.values()}
-        for name in sorted((self.seen | set(self.listed or ())) - there):
+        refused = {self.owners.name(node) for node in self.refused}  # said above; it did join
+        for name in sorted((self.seen | set(self.listed or ())) - there - refused):
             log.warning("%s %s", name, "is dead: its node is offline" if name in self.seen else "has not joined")
-        if len(present) < self.expected:
+        if self.quorum <= len(present) < self.expected:
             log.warning("going on with %d of %d sites", len(present), self.expected)
 
     def greet(self, grid: Grid, nodes: Iterable[int], online: set[int], timeout: float) -> None:

@@ -1,7 +1,9 @@
 """``sslmed VERB`` end to end on a tiny run: what it prints, writes and returns."""
 
 import json
+import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +154,15 @@ def test_a_float64_run_is_evaluated_too(workplace: Path) -> None:
     overrides = ["plan.precision=float64", "plan.epochs=1", "run.name=exact"]
     assert cli.main(["train", str(workplace / "tiny.yaml"), *overrides]) == 0
     assert cli.main(["evaluate", str(workplace / "runs" / "exact")]) == 0
+
+
+def test_doctor_looks_for_every_extra_that_a_user_installs() -> None:
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert set(doctor.EXTRAS) == set(extras) - {"dev", "docs", "parity"}
+    for extra, (_, package) in doctor.EXTRAS.items():
+        assert package in {re.split(r"[\[<>=]", wanted)[0] for wanted in extras[extra]}
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,9 +41,18 @@ from sslmed_dist.training.stopping import Stop
 Runtime = Callable[[flower_programs.Workplace], Popen[bytes]]
 
 
-def run(settings: Config, resume: str = "auto", folder: Path | None = None, runtime: Runtime | None = None) -> None:
+AGAIN = "run the same command again"
+
+
+def run(
+    settings: Config,
+    resume: str = "auto",
+    folder: Path | None = None,
+    runtime: Runtime | None = None,
+    again: str = AGAIN,
+) -> None:
     """Run the federation of ``settings`` to its last round, in ``folder`` (default ``settings.folder``), by ``runtime``
-    (default ``federated.runtime``).
+    (default ``federated.runtime``). ``again``: what a person does to go on after a stop, as its line says it.
 
     Goes on from the last round kept there; ``resume="never"`` refuses a folder that holds a round. ``ValueError`` for
     what the user can mend, ``RuntimeError`` with the reason when the federation failed, ``Stopped`` after a stop by
@@ -57,7 +66,8 @@ def run(settings: Config, resume: str = "auto", folder: Path | None = None, runt
     # The settings as the server reads them, without paths; round files are written and checked under these.
     travelling = decode(encode(settings))
     if resume == "never" and (last_round(path, travelling) or (0,))[0] > 0:
-        raise ValueError(f"{path}: holds a federation already; choose another run.name, or --resume auto")
+        way = "--resume auto" if again == AGAIN else f"{again} to go on with it"
+        raise ValueError(f"{path}: holds a federation already; choose another run.name, or {way}")
     first_weights = initial_arrays(settings)  # before anything is written: it checks the method
     run_folder = RunFolder(path, settings)
     run_folder.open(resume)
@@ -74,7 +84,7 @@ def run(settings: Config, resume: str = "auto", folder: Path | None = None, runt
         with Stop.anew(path) as stop, private_folder(path) as (private, processes):
             workplace = flower_programs.Workplace(path.resolve(), root, private, processes, settings=settings)
             start = runtime or flower_programs.RUNTIMES[fed.runtime]
-            follow(workplace, start(workplace), stop, path)
+            follow(workplace, start(workplace), stop, path, again)
     finally:
         run_folder.close()
 
@@ -133,7 +143,7 @@ class Tail:
         return complete_lines.decode(errors="replace").splitlines()
 
 
-def follow(runtime: flower_programs.Workplace, main: Popen[bytes], stop: Stop, path: Path) -> None:
+def follow(runtime: flower_programs.Workplace, main: Popen[bytes], stop: Stop, path: Path, again: str) -> None:
     """Show the server's log until the federation has ended. ``main`` is the program that lasts as long as it does.
 
     ``Stopped`` after a stop. ``RuntimeError`` where ``main`` or the SuperLink ended without a result, or where the
@@ -148,11 +158,11 @@ def follow(runtime: flower_programs.Workplace, main: Popen[bytes], stop: Stop, p
         if outcome.exists():  # the server writes it last
             break
         if stop():
-            raise Stopped("stopped; run the same command again to go on from the last round")
+            raise Stopped(f"stopped; {again} to go on from the last round")
         if ended or runtime.failed():
             what = "was killed or ended" if ended else "lost its SuperLink"
             code = f" (exit code {main.returncode})" if ended else ""
-            raise RuntimeError(f"the federation {what}{code} without a result; see {path / 'logs'}; run again to go on")
+            raise RuntimeError(f"the federation {what}{code} without a result; see {path / 'logs'}; {again} to go on")
         time.sleep(0.2)
     ending = Ending.from_tree(read_object(outcome, *Ending.fields()))
     if ending.status != "finished":

@@ -26,7 +26,12 @@ from sslmed_dist.printable import say
 from sslmed_dist.training.stopping import Stop
 
 ANSWER_S = 60.0  # a server on a busy machine
-FROM_DATA = ("views.mean", "views.std", "method.channels")  # what a run on data at hand reads from them
+# What a run on data at hand reads from them, as it can be said instead: pixels are numbers from 0 to 1.
+FROM_DATA = {
+    "views.mean": "views.mean=[0.5]",
+    "views.std": "views.std=[0.25]",
+    "method.channels": "method.channels=1",
+}
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,8 @@ def run(server: Server, settings: Config, resume: str) -> Path:
         workplace.servers["server"] = Elsewhere(server)
         return submit(workplace, known, [])
 
-    launcher.run(settings, resume, folder, on_server)
+    again = f"run `sslmed server resume {quote(str(server.place))} {folder.name}`"
+    launcher.run(settings, resume, folder, on_server, again)
     return folder
 
 
@@ -162,5 +168,7 @@ def for_sites(server: Server, settings: Config) -> Config:
     sections: Mapping[str, Mapping[str, Any]] = {"views": settings.views, "method": settings.method}
     lacking = [key for key in FROM_DATA if sections[key.split(".")[0]].get(key.split(".")[1]) is None]
     if lacking:
-        raise ValueError(f"{', '.join(lacking)}: missing; the recipe has to say it, since no data are at the server")
+        such = " ".join(FROM_DATA[key] for key in lacking)
+        agreed = f"no data are at the server, so the recipe says what the sites agree on, such as {such}"
+        raise ValueError(f"{', '.join(lacking)}: missing; {agreed}")
     return replace(settings, run={"dir": server.file.folder}, federated={"site_names": list(names)})

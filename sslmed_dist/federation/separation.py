@@ -68,9 +68,10 @@ def examine(site: SiteFile, network: str | None) -> tuple[list[str], list[str]]:
     """(what was proved, what is wrong or could not be proved), a line each. ``network`` says how the data side could
     reach a network, None that it cannot (``reachable``, tried by the data side itself)."""
     proved, problems = [], []
+    allowed = ", as `separation: processes` allows for a trial" if site.separation == "processes" else ""
     peer = site.peer
     if peer == os.getuid() and site.network_user is None:
-        problems.append("network_user: null, so both sides are one user: only processes keep them apart (a laptop)")
+        problems.append(f"network_user: null, so both sides are one user: only processes keep them apart{allowed}")
     elif peer == 0:
         problems.append("network_user: is root, which reads everything")
     else:
@@ -84,5 +85,5 @@ def examine(site: SiteFile, network: str | None) -> tuple[list[str], list[str]]:
     if network is None:
         proved.append("tried as the data side: no network can be reached, not even this machine's own")
     else:
-        problems.append(f"the data side can open connections ({network})")
+        problems.append(f"the data side can open connections ({network}){allowed}")
     return proved, problems

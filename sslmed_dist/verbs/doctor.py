@@ -11,13 +11,20 @@ from pathlib import Path
 
 from sslmed_dist import __version__
 
+# All that a user may want to install, with a package of each by which it is known.
 EXTRAS = {
-    "ray": "ray",
-    "flower": "flwr",
-    "medical": "nibabel",
-    "dicom": "highdicom",
-    "report": "matplotlib",
-    "timm": "timm",
+    "ray": ("ray", "ray"),
+    "flower": ("flwr", "flwr"),
+    "medical": ("nibabel", "nibabel"),
+    "site": ("cryptography", "cryptography"),
+    "dicom": ("highdicom", "highdicom"),
+    "report": ("matplotlib", "matplotlib"),
+    "cloud": ("s3fs", "s3fs"),  # fsspec comes with torch
+    "timm": ("timm", "timm"),
+    "mlflow": ("mlflow", "mlflow-skinny"),
+    "wandb": ("wandb", "wandb"),
+    "onnx": ("onnxscript", "onnxscript"),
+    "completion": ("argcomplete", "argcomplete"),
 }
 DISK, SHARED_MEMORY = 2 * 2**30, 64 * 2**20
 
@@ -34,8 +41,8 @@ def examine() -> tuple[list[str], list[str]]:
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none that torch sees"
     lines.append(f"{cores} cores, GPU: {gpu}")
     problems += vision()
-    for extra, package in EXTRAS.items():
-        if importlib.util.find_spec(package) is None:
+    for extra, (module, package) in EXTRAS.items():
+        if importlib.util.find_spec(module) is None:
             lines.append(f"extra {extra}: not installed (pip install 'sslmed-dist[{extra}]')")
         else:
             lines.append(f"extra {extra}: {package} {importlib.metadata.version(package)}")

@@ -57,7 +57,8 @@ class ExamFolder:
         else:
             self.files = {exam_number: (path, None) for exam_number, path in self.layout.images.items()}
         if labelled and any(mask is None for _, mask in self.files.values()):
-            raise ValueError(f"{why}: needs organ masks label_... in {folder}, and there are none")
+            without = "; data.exclude=[] 'evaluate.protocols=[]' train without masks, and measure nothing"
+            raise ValueError(f"{why}: needs organ masks label_... in {folder}, and there are none{without}")
         self.numbers = list(self.files)
 
     def table(self, organs: Sequence[str]) -> OrganTable:

@@ -26,6 +26,7 @@ import numpy as np
 from sslmed_dist.atomic_files import write_atomically
 from sslmed_dist.data.npz import read_archive
 from sslmed_dist.data.workers import in_processes
+from sslmed_dist.printable import note
 
 VERSION = 1  # of this file: to be raised by every change that changes maps
 LEAST = 4  # the smallest pseudo-mask is min_size // LEAST pixels
@@ -143,6 +144,7 @@ def superpixel_maps(
     missing = [index for index, cached in enumerate(maps) if cached is None]
     if missing and cache is not None:
         make_folder(cache)
+        note(f"superpixels of {len(missing)} scans are computed first and kept in {cache}")
     for index, computed in zip(missing, compute([volumes[i] for i in missing], recipe, workers), strict=True):
         maps[index] = computed
         if cache is not None:

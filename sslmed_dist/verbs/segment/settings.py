@@ -1,6 +1,6 @@
 """How the scans of a call of ``sslmed segment`` are read, searched and written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +27,14 @@ class Settings:
 
 
 def check(
-    intensity: str, window: tuple[float, float] | None, span: tuple[int, int] | None, rules: Sequence[str] = ()
+    intensity: str, window: tuple[float, float] | None, span: tuple[int, int] | None, rules: Mapping[str, str]
 ) -> None:
-    """``check_intensity``, ``check_span``, and that each of the ``rules`` for a series is a regular expression, also
-    where no scan has several series."""
+    """``check_intensity``, ``check_span``, and that each of the ``rules`` for a series (by its option) is a regular
+    expression, also where no scan has several series."""
     check_intensity(intensity, window)
     check_span(span)
-    for rule in rules:
-        pattern_of(rule)
+    for option, rule in rules.items():
+        pattern_of(rule, option)
 
 
 def check_intensity(intensity: str, window: tuple[float, float] | None) -> None:

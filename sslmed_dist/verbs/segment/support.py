@@ -7,7 +7,7 @@ from typing import Any
 
 from sslmed_dist.atomic_files import sha256
 from sslmed_dist.data.exams.mask_files import read_masks
-from sslmed_dist.data.exams.one_series import read_image
+from sslmed_dist.data.exams.one_series import OPTION, read_image
 from sslmed_dist.data.exams.studies import Source
 from sslmed_dist.data.scans.grid import place, same_grid
 from sslmed_dist.data.scans.masks import chosen, name_of
@@ -16,6 +16,8 @@ from sslmed_dist.printable import note
 from sslmed_dist.verbs.segment.model import Model, placed, standardised
 from sslmed_dist.verbs.segment.search import Example, Kind, Organ, example, kind_of, learn
 from sslmed_dist.verbs.segment.settings import Settings
+
+SUPPORT_OPTION = "--support-series"  # as ``OPTION`` says it of queries
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Annotated:
 
 def read_annotated(pairs: Sequence[tuple[Path, Path]], series: str) -> list[Annotated]:
     """The images of (image, mask) pairs, read; what reading them left aside is said."""
-    return [Annotated(image, mask, *read_said(image, series)) for image, mask in pairs]
+    return [Annotated(image, mask, *read_said(image, series, SUPPORT_OPTION)) for image, mask in pairs]
 
 
 def read_support(
@@ -92,10 +94,10 @@ def require_oriented(scan: StoredScan) -> None:
         raise ValueError(f"{scan.path}: {scan.doubt}, so left and right are unknown and --quadrants is refused")
 
 
-def read_said(source: Path | Source, series: str = "") -> tuple[StoredScan, list[str]]:
+def read_said(source: Path | Source, series: str = "", option: str = OPTION) -> tuple[StoredScan, list[str]]:
     """The image of a source, and a line for everything that reading it left aside, changed or had to guess. They are
     also said on standard error. ``ValueError`` as ``read_image``."""
-    scan, notices = read_image(source, series)
+    scan, notices = read_image(source, series, option)
     for notice in notices:
         note(f"{source.path if isinstance(source, Source) else source}: {notice}")
     return scan, notices

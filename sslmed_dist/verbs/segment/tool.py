@@ -18,6 +18,7 @@ from typing import Any
 
 from sslmed_dist import outputs
 from sslmed_dist.atomic_files import sha256, write_atomically
+from sslmed_dist.data.exams.one_series import OPTION
 from sslmed_dist.data.exams.studies import Source
 from sslmed_dist.data.scans.dicom_seg import require_highdicom, write_dicom_seg
 from sslmed_dist.data.scans.nifti_writing import nifti_like
@@ -42,7 +43,13 @@ from sslmed_dist.verbs.segment.overlay import montage, require_matplotlib
 from sslmed_dist.verbs.segment.record import VOLUMES, opened
 from sslmed_dist.verbs.segment.search import Kind, Organ, encode, search
 from sslmed_dist.verbs.segment.settings import Settings, check, require_in_stack
-from sslmed_dist.verbs.segment.support import read_annotated, read_said, read_support, require_oriented
+from sslmed_dist.verbs.segment.support import (
+    SUPPORT_OPTION,
+    read_annotated,
+    read_said,
+    read_support,
+    require_oriented,
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ def segment(
     ``naming.name_queries``; anonymous ones are refused with ``dicom_seg``, which names the patient. ``series``,
     ``support_series``: which series of a study is meant. ``ValueError``: one line that names what is wrong.
     """
-    check(intensity, window, span, (series, support_series))
+    check(intensity, window, span, {OPTION: series, SUPPORT_OPTION: support_series})
     read = (support, support_mask, *(path for pair in supports for path in pair))
     require_apart(out, (query, *read))
     sources = files.find_queries(query, read)

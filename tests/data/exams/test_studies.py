@@ -72,6 +72,8 @@ def test_a_rule_chooses_and_nothing_is_guessed(tmp_path: Path) -> None:
         read_one(tmp_path, "flair")
     with pytest.raises(ValueError, match=r"^--series '\(': not a regular expression"):
         read_one(tmp_path, "(")
+    with pytest.raises(ValueError, match="choose one by --support-series RULE"):
+        read_one(tmp_path, "^T2 ", "--support-series")
     scan, notices = read_one(tmp_path, "t2.*number=3")
     assert (
         np.array_equal(scan.voxels, values(affine_of("axial"), 2)) and scan.series.files[0] == "t2 again/t2 again-0.dcm"

@@ -169,7 +169,7 @@ def test_models_and_settings(given: dict[str, Any], tmp_path: Path, monkeypatch:
         ({"pixel_mm": 0.0}, "^pixel_mm: expected a number above 0, got 0.0"),
         ({"window": (5.0, 5.0)}, "^window: expected two numbers, the lower first, got 5 5"),
         ({"series": "("}, r"^--series '\(': not a regular expression: "),
-        ({"support_series": "["}, r"^--series '\[': not a regular expression: "),
+        ({"support_series": "["}, r"^--support-series '\[': not a regular expression: "),
         ({"intensity": "none"}, "^intensity: expected one of auto, clip, keep, got 'none'"),
         (
             {"dicom_seg": True},
