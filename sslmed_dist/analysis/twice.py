@@ -114,8 +114,8 @@ class NormBackward(torch.autograd.Function):
 
     With the normalised input n = (x - mean) rate, means over all but the channels, and the projection
     P(g) = g - mean(g) - n mean(g n), which is its own transpose, these are weight rate P(g), sum(g n) and sum(g).
-    ``mean`` and ``rate`` are functions of x here: the derivative of n by x is rate P, that of rate -rate^2 n / M, M being
-    how many values a mean is of.
+    ``mean`` and ``rate`` are functions of x here: the derivative of n by x is rate P, that of rate is -rate^2 n / M,
+    M being how many values a mean is of.
     """
 
     @staticmethod
@@ -173,7 +173,7 @@ def normed(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``functional.batch_norm``, by ``BatchNorm`` on a CPU where it learns and takes the statistics of several values."""
+    """``functional.batch_norm``, on a CPU by ``BatchNorm`` where it has weights and takes the batch's statistics."""
     if training and weight is not None and bias is not None and x.device.type == "cpu" and x.numel() > x.shape[1]:
         return batch_norm(x, weight, bias, (running_mean, running_var), momentum, eps)
     return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
