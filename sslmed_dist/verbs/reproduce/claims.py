@@ -73,7 +73,7 @@ def rising(metric: str, rows: Sequence[str], margin: float = 0.0, columns: Seque
     """From each of the ``rows`` to the next the ``metric`` rises, or falls by at most ``margin``."""
     pairs = zip(rows, rows[1:], strict=False)
     comparisons = [Comparison((low, metric), (high, metric), margin) for low, high in pairs]
-    return claim(f"{metric}: {' < '.join(rows)}", comparisons, margin, columns)
+    return claim(f"{metric} rises over {', '.join(rows)}", comparisons, margin, columns)
 
 
 def best(
@@ -81,7 +81,7 @@ def best(
 ) -> Claim:
     """The ``metric`` of the ``row`` is above that of each of the ``others``, or at most ``margin`` below."""
     comparisons = [Comparison((other, metric), (row, metric), margin) for other in others]
-    return claim(f"{metric}: {row} above {', '.join(others)}", comparisons, margin, columns)
+    return claim(f"{metric} of {row} above that of {', '.join(others)}", comparisons, margin, columns)
 
 
 def between(metric: str, low: float, high: float, rows: Sequence[str], columns: Sequence[str] | None = None) -> Claim:
@@ -94,7 +94,7 @@ def metrics_rising(metrics: Sequence[str], rows: Sequence[str], columns: Sequenc
     """In each of the ``rows`` every one of the ``metrics`` is below the next."""
     pairs = list(zip(metrics, metrics[1:], strict=False))
     comparisons = [Comparison((row, low), (row, high)) for row in rows for low, high in pairs]
-    return claim(f"{' < '.join(metrics)} of {', '.join(rows)}", comparisons, 0.0, columns)
+    return claim(f"{' below '.join(metrics)} in {', '.join(rows)}", comparisons, 0.0, columns)
 
 
 def claim(text: str, comparisons: Sequence[Comparison], margin: float, columns: Sequence[str] | None) -> Claim:
@@ -204,7 +204,7 @@ def answer(ends: tuple[float, float] | None, margin: float) -> str | None:
 
 def said(values: Sequence[float], ends: tuple[float, float] | None) -> str:
     """The mean difference and its interval, or how few seeds there are."""
-    shown = f"({len(values)} seed(s))" if ends is None else f"[{ends[0]:+.3g}, {ends[1]:+.3g}]"
+    shown = f"({len(values)} seed(s))" if ends is None else f"({ends[0]:+.3g} to {ends[1]:+.3g})"
     return f"{statistics.fmean(values):+.3g} {shown}"
 
 

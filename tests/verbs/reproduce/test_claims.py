@@ -61,7 +61,7 @@ def test_a_difference_is_paired_by_its_seeds() -> None:
     made = claims.read(Path("f.yaml"), [RISING], {"c": ["accuracy"]}, ["A", "B"])
     a, b = figures(A=[1.0, 5.0, 9.0], B=[2.0, 6.0, 10.0])
     (verdict,) = claims.verdicts(made, [a, b])
-    assert verdict.answer == "shown" and verdict.differences == ("B - A: +1 [+1, +1]",)
+    assert verdict.answer == "shown" and verdict.differences == ("B - A: +1 (+1 to +1)",)
     other = CellFigure("B", "c", "accuracy", {3: 2.0}, 3, "", ())
     assert claims.verdicts(made, [a, other])[0].answer == "cannot be told at 0 seeds"
 
@@ -98,7 +98,7 @@ def test_an_order_of_metrics_within_a_row() -> None:
     low, high = (CellFigure("A", "c", name, dict.fromkeys(range(3), at), 3, "", ()) for name, at in
                  (("accuracy", 1.0), ("other", 2.0)))  # fmt: skip
     (verdict,) = claims.verdicts(made, [low, high])
-    assert verdict.answer == "shown" and verdict.differences == ("A other - A accuracy: +1 [+1, +1]",)
+    assert verdict.answer == "shown" and verdict.differences == ("A other - A accuracy: +1 (+1 to +1)",)
 
 
 def test_one_step_that_is_contradicted_is_enough_and_a_missing_row_is_not() -> None:
