@@ -60,8 +60,9 @@ class OneShot:
     support. ``head``: a leaf of ``PROTOTYPE_HEADS`` (in a run it is laid over the run's own head; else over CoWPro's).
     An encoder that is its own head (``se_net``) is measured with that. ``window`` replaces the head's own at test,
     where the head has one. ``tidy``, which is not the protocol's: margins are averaged over neighbouring slices,
-    lowered far from the support's place, and stray pieces are dropped (``oneshot.tidy``), as ``sslmed segment`` does;
-    each case then has its ``reliability`` too. ``neighbours``: of all that the average over neighbouring slices alone.
+    lowered far from the support's place, and only the largest piece is kept (``oneshot.tidy``), as ``sslmed segment``
+    does; each case then has its ``reliability`` too. ``neighbours``: of all that the average over neighbouring slices
+    alone.
     """
 
     floor = COPY_MASK

@@ -75,12 +75,12 @@ class Found:
 
     margins: Tensor  # (U, S, H, W) float32, by the support slice of each part
     estimate: Estimate  # of the range of slices that hold it
-    without_strays: bool = False  # of the voxels of a range small pieces apart from the largest do not count
+    one_piece: bool = False  # of the voxels of a range only the largest piece counts
 
     def within(self, first: int, last: int) -> Tensor:
         """The margins (n, H, W) of the n slices ``first`` ... ``last`` (inclusive), if these are the organ's range."""
         margins = by_part(self.margins, first, last)
-        return tidy.without_strays(margins) if self.without_strays else margins
+        return tidy.in_one_piece(margins) if self.one_piece else margins
 
     def mask(self, first: int, last: int) -> Tensor:
         """The mask bool (S, H, W), if slices ``first`` ... ``last`` (inclusive) are the organ's range."""

@@ -241,5 +241,5 @@ def test_neighbours_alone_are_the_mean_of_margins_and_nothing_else() -> None:
         scans, segmenter = judge.prepare(Tissues(), data, data.every(), "cpu")
         support, query = (judge.load(segmenter, data, scan, 0) for scan in (scans[-1], scans[0]))
         seen[neighbours] = judge.find(segmenter, judge.show(segmenter, data, [support], "liver"), query)
-    assert torch.equal(smoothed(seen[False].margins), seen[True].margins) and not seen[True].without_strays
+    assert torch.equal(smoothed(seen[False].margins), seen[True].margins) and not seen[True].one_piece
     assert made(CopyMask(), data).cases == made(CopyMask(), data, neighbours=True).cases

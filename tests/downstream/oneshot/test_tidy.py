@@ -1,9 +1,11 @@
-"""What makes a mask plausible: neighbours, the support's place, no strays."""
+"""What makes a mask plausible: neighbours, the support's place, one piece."""
+
+import math
 
 import pytest
 import torch
 
-from sslmed_dist.downstream.oneshot.tidy import REMOVED, moved, place_of, smoothed, tidied, without_strays
+from sslmed_dist.downstream.oneshot.tidy import REMOVED, in_one_piece, moved, place_of, smoothed, tidied
 
 SPACING = (2.0, 3.0, 5.0)
 
@@ -56,16 +58,12 @@ def test_what_lies_far_from_the_supports_place_counts_less() -> None:
     assert margins[0, 0, 0, 39].item() == pytest.approx(1 - 0.2 * (30 - 10), abs=1e-4)
 
 
-def test_stray_pieces_are_dropped() -> None:
+def test_only_the_largest_piece_stays() -> None:
     margins = torch.full((3, 8, 8), -1.0)
-    margins[0, :3, :4] = 1.0  # twelve voxels and one that touches by a corner
-    margins[1, 3, 4] = 2.0
-    margins[:, 6:8, 6] = 3.0  # six: a piece of the organ
-    margins[2, 0:2, 7] = 4.0  # two are fewer than a fifth of thirteen
-    kept = without_strays(margins)
-    stray = torch.zeros(3, 8, 8, dtype=torch.bool)
-    stray[2, 0:2, 7] = True
-    assert torch.equal(kept, margins.masked_fill(stray, REMOVED))
-    margins[1, 0, 7] = 4.0  # three are more
-    assert torch.equal(without_strays(margins), margins)
-    assert torch.equal(without_strays(torch.full((2, 3, 3), -1.0)), torch.full((2, 3, 3), -1.0))
+    margins[0, 1:3, 1:3] = 1.0
+    margins[1, 3, 3] = 2.0  # touches by a corner
+    margins[:, 6:8, 6] = 3.0  # six voxels: larger than five
+    kept = in_one_piece(margins)
+    assert (kept[:, 6:8, 6] == 3.0).all() and (kept == REMOVED).sum() == 5
+    assert torch.equal(in_one_piece(torch.full((2, 3, 3), -1.0)), torch.full((2, 3, 3), -1.0))
+    assert math.isclose(float(kept.max()), 3.0)
