@@ -166,7 +166,7 @@ def test_another_question_gets_a_file_of_its_own(tmp_path: Path) -> None:
 def test_another_dataset_replaces_the_section_and_keeps_the_run_s_normalisation(tmp_path: Path) -> None:
     run = pretraining(tmp_path)
     overrides = noise(tmp_path / "set", "xyz")
-    with pytest.raises(ValueError, match=r"set has images of 3 channel\(s\), the encoder takes 1"):
+    with pytest.raises(ValueError, match=r"set has images of 3 channels, the encoder takes 1"):
         evaluate_run(run, overrides=overrides)
     out = evaluate_run(run, overrides=[*overrides, "data.channels=1"])
     assert json.loads(out.read_text())["measured_on"]["data"] == {"name": "image_folder", "size": 12, "channels": 1}
@@ -230,7 +230,7 @@ def test_what_reading_left_aside_stands_beside_the_result(tmp_path: Path, capsys
     overrides = noise(tmp_path / "set", "xy")
     (tmp_path / "set" / "test" / "x" / "0.png").write_bytes((tmp_path / "set" / "train" / "x" / "0.png").read_bytes())
     notices = json.loads(evaluate_run(run, overrides=[*overrides, "data.channels=1"]).read_text())["notices"]
-    assert len(notices) == 1 and "1 training images are copies" in notices[0]
+    assert len(notices) == 1 and "1 training image is a copy" in notices[0]
     assert f"note: data: {notices[0]}" in capsys.readouterr().err
 
 

@@ -178,7 +178,11 @@ def without_copies(
         return chosen, [f"copies across splits: not looked for ({size} to read; data.duplicates: keep looks)"]
     if not copies.train:
         return chosen, []
-    line = f"{plural(len(copies.train), 'training image')} are copies, byte for byte, of images in val or test"
+    one, several = (
+        "training image is a copy, byte for byte, of one",
+        "training images are copies, byte for byte, of images",
+    )
+    line = f"{plural(len(copies.train), one, several)} in val or test"
     if duplicates == "refuse":
         first = listing.names[copies.train[0]]
         raise ValueError(f"{listing.root}: {line} (first {first}); allowed: data.duplicates: keep or drop")

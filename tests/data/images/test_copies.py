@@ -85,7 +85,7 @@ def test_hashes_are_kept_by_size_and_time_and_without_names(
     content[-20] ^= 1
     changed.write_bytes(bytes(content))
     os.utime(changed, ns=(1, 1))
-    assert "1 training images are copies" in folder(root).notices[0] and read == [changed]
+    assert "1 training image is a copy" in folder(root).notices[0] and read == [changed]
 
 
 def test_a_cache_that_cannot_be_written_or_read_changes_nothing(

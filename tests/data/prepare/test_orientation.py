@@ -66,7 +66,7 @@ def test_an_unclear_scan_is_left_to_the_set() -> None:
     clear = {title: 1.0 for title in ARRANGEMENTS} | {"as it is": 4.0}
     unclear = {title: 1.0 for title in ARRANGEMENTS} | {"as it is": 1.2}
     require_arrangement({"a": clear, "b": unclear})
-    with pytest.raises(ValueError, match=r"over 1 scan\(s\) the masks fit only 1.20 times as well"):
+    with pytest.raises(ValueError, match=r"over 1 scan the masks fit only 1.20 times as well"):
         require_arrangement({"b": unclear})
     with pytest.raises(ValueError, match="over 2 scan"):
         require_arrangement({"b": unclear, "c": unclear})

@@ -84,7 +84,7 @@ def test_a_table_is_run_and_printed_and_nothing_is_run_twice(
     out = capsys.readouterr().out
     assert trained == [str(folder_of(path, row, seed)) for row, seed in [("SimCLR", 1), ("MIOv3", 0), ("MIOv3", 1)]]
     assert before == {file: file.stat().st_mtime_ns for file in folder_of(path, "SimCLR").rglob("*")}
-    assert re.search(r"\| SimCLR \| tiny \| accuracy \| [\d.]+ ± [\d.]+ \(2 seed\(s\)\) \|", out)
+    assert re.search(r"\| SimCLR \| tiny \| accuracy \| [\d.]+ ± [\d.]+ \(2 seeds\) \|", out)
     assert "| Other | tiny | accuracy | not ours: not written | none |  |  |" in out
     assert "86.36 (q)" in out and "- MIOv3 / tiny: Somebody 2020" in out
 
@@ -161,7 +161,7 @@ def test_a_cell_of_folds_is_their_mean(path: Path, capsys: Capture) -> None:
     out = capsys.readouterr().out
     top = path.parent / "runs" / "table-9.1"
     assert (top / "table.md").read_text() == out[out.index("# table-9.1: two") :]
-    assert re.search(r"\| SimCLR \| tiny \| accuracy \| [\d.]+ \(1 seed\(s\); folds 2 of 2\) .* \(s\) \(f\) \|", out)
+    assert re.search(r"\| SimCLR \| tiny \| accuracy \| [\d.]+ \(1 seed; folds 2 of 2\) .* \(s\) \(f\) \|", out)
     assert "(f) not all folds: the published figure is the mean over all of them." in out
     assert reproduce(path, "--rows", "SimCLR") == 0
     out = capsys.readouterr().out
