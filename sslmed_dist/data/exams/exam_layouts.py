@@ -245,7 +245,8 @@ def find_layout(folder: Path, layouts: Iterable[Callable[[Path], Layout | None]]
         return found
     raise ValueError(
         f"{folder}: no exam in it; expected image_01.nii.gz, label_01.nii.gz, ..., or imagesTr, labelsTr and "
-        f"{DESCRIPTION}, or folders with ct.nii.gz and {PARTS}, or NIfTI files, or DICOM series"
+        f"{DESCRIPTION}, or folders with ct.nii.gz and {PARTS}, or NIfTI files, or a DICOM series "
+        "in it or in each folder right below it"
     )
 
 
