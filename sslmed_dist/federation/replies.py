@@ -22,7 +22,7 @@ SCALARS = frozenset(
         *("loss", "penalty", "lr", "gradient_norm", "missed_rounds", "divergence", "own_share", "epsilon"),
         *("embedding_std", "effective_rank", "uniformity", "alignment", "teacher_entropy", "teacher_information"),
         *HEALTH,
-        *("accuracy", "loss_jigsaw", "loss_image", "segmentation", "dice", "cycle", "cycled"),
+        *("accuracy", "loss_jigsaw", "loss_image", "segmentation", "dice", "cycle", "cycled", "overlap", "edge"),
     }
 )
 TERM = re.compile(rf"(?:{'|'.join(LOSSES)})(?:_\d{{1,2}})?")

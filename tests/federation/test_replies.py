@@ -201,10 +201,15 @@ def test_the_scalars_of_every_method_are_known() -> None:
     names: set[str] = set()
     for file in [*(package / "methods").glob("*.py"), package / "losses" / "collapse.py"]:
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.FunctionDef) and node.name in ("objective", "measures", "collapse_measures"):
+            if isinstance(node, ast.FunctionDef) and node.name in (
+                "objective",
+                "measures",
+                "collapse_measures",
+                "dice_terms",
+            ):
                 keys = [key for leaf in ast.walk(node) if isinstance(leaf, ast.Dict) for key in leaf.keys]
                 names |= {key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)}
-    assert {"loss", "accuracy", "cycled", "loss_jigsaw", "teacher_entropy", "embedding_std"} <= names
+    assert {"loss", "accuracy", "cycled", "overlap", "edge", "loss_jigsaw", "teacher_entropy", "embedding_std"} <= names
     assert names <= SCALARS
 
 
