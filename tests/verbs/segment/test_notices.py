@@ -93,5 +93,5 @@ def test_a_rule_that_has_no_effect_and_a_support_among_the_queries_are_said(
     line = "2 of its files or folders are a support or its mask: no queries"
     assert record["notices"] == [line] and f"note: {scans}: {line}" in said
     (query,) = record["queries"]
-    assert query["notices"] == ["a file of NIfTI is one series: the rule 't2' chose nothing"]
-    assert record["support"]["notices"] == ["a file of NIfTI is one series: the rule 't1' chose nothing"]
+    assert query["notices"] == ["a file of NIfTI is one series: --series 't2' chose nothing"]
+    assert record["support"]["notices"] == ["a file of NIfTI is one series: --support-series 't1' chose nothing"]
