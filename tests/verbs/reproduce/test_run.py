@@ -99,15 +99,6 @@ def test_a_table_is_run_and_printed_and_nothing_is_run_twice(
     assert reproduce(path, "--seeds", "3", "--rows", "Other") == 0 and trained == []
 
 
-def test_a_value_that_no_cell_allows_is_found_before_the_first_one_is_trained(path: Path, capsys: Capture) -> None:
-    wrong = {"method.loss": {"name": "mio_v3", "temperature": -1.0}}
-    write(path.parent, rows={"SimCLR": {}, "MIOv3": wrong})
-    assert reproduce(path) == 2
-    said = capsys.readouterr().err
-    assert "table-9.1: MIOv3 / tiny / seed-0: " in said and "temperature" in said and len(said.splitlines()) == 1
-    assert not (path.parent / "runs").exists()
-
-
 def test_an_interrupted_cell_goes_on(path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = run.request(str(path), rows=["SimCLR"])
     settings = run.cells(asked)[0].settings
