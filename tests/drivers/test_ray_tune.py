@@ -1,4 +1,4 @@
-"""The trials of a sweep by Ray Tune, on a Ray of this machine: bits, a trial that fails, a stop, a lost process."""
+"""The trials of a sweep by Ray Tune, on a cluster of one node: bits, a trial that fails, a stop, a lost process."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,24 @@ import pytest
 from sslmed_dist import checkpoint, plain_yaml
 from tests import tiny
 from tests.drivers import family
-from tests.drivers.ray_nodes import environment
+from tests.drivers.ray_nodes import HEAD, Nodes, environment, started_nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def sweep(folder: Path, *words: str) -> "subprocess.Popen[str]":
-    """``sslmed sweep`` of the recipe in ``folder``, in a process of its own."""
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """A cluster of one node with two CPUs."""
+    pytest.importorskip("ray")
+    with started_nodes(tmp_path_factory.mktemp("nodes"), others=0) as nodes:
+        yield nodes
+
+
+def sweep(folder: Path, nodes: Nodes, *words: str) -> "subprocess.Popen[str]":
+    """``sslmed sweep`` of the recipe in ``folder``, in a process of its own, beside the cluster of ``nodes``."""
     command = [sys.executable, "-m", "sslmed_dist.cli", "sweep", "tiny.yaml", *words]
     return subprocess.Popen(
-        command, env=environment(), cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command, env=environment(**nodes.env), cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 
@@ -36,7 +45,6 @@ def ended(process: "subprocess.Popen[str]", code: int) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    pytest.importorskip("ray")
     tree = tiny.tree(
         tmp_path, run={"dir": "runs"}, data={"root": "tiny.npz"}, plan={"epochs": 1}, ray={"max_failures": 1}
     )
@@ -61,45 +69,47 @@ def bits(runs: Path) -> dict[str, object]:
     return found
 
 
-def test_trials_of_tune_have_the_table_and_the_bits_of_the_local_sweep(folder: Path) -> None:
+def test_trials_of_tune_have_the_table_and_the_bits_of_the_local_sweep(folder: Path, nodes: Nodes) -> None:
     words = ["optim.lr=0.06,0.1", "run.threads=1"]
-    said = ended(sweep(folder, *words, "--ray"), 0)
+    said = ended(sweep(folder, nodes, *words, "--ray"), 0)
     log = folder / "runs/tiny-sweep/logs/ray.log"
     assert log.is_file() and f"goes to {log}" in said
     assert "pid=" not in said and "Trial " not in said and "trial 2 of 2: optim.lr=0.1" in said, said
-    ended(sweep(folder, *words, "run.dir=alone"), 0)
+    ended(sweep(folder, nodes, *words, "run.dir=alone"), 0)
     assert facts(folder / "runs") == facts(folder / "alone") and bits(folder / "runs") == bits(folder / "alone")
     assert len(bits(folder / "runs")) == 2
-    again = ended(sweep(folder, *words, "--ray"), 0)
+    again = ended(sweep(folder, nodes, *words, "--ray"), 0)
     assert "2 done" in again and "trial 1 of" not in again, "finished trials are not run again, nor is Ray started"
 
 
-def test_a_trial_that_fails_is_named_and_the_others_go_on(folder: Path) -> None:
-    said = ended(sweep(folder, "optim.lr=0.06,1e30", "plan.epochs=8", "--ray", "--metric", "loss", "--lower"), 1)
+def test_a_trial_that_fails_is_named_and_the_others_go_on(folder: Path, nodes: Nodes) -> None:
+    said = ended(sweep(folder, nodes, "optim.lr=0.06,1e30", "plan.epochs=8", "--ray", "--metric", "loss", "--lower"), 1)
     lines = said.splitlines()
     assert any(line.split()[:1] == ["1e30"] and "not finite" in line for line in lines), said
-    assert "1 of 2 trials is not done" in said and [one["value"] is None for one in facts(folder / "runs")] == [
-        False,
-        True,
-    ]
+    worths = facts(folder / "runs")
+    assert "1 of 2 trials is not done" in said and [one["value"] is None for one in worths] == [False, True]
 
 
-def test_a_stop_saves_and_a_lost_process_begins_again(folder: Path) -> None:
+def test_a_stop_saves_and_a_lost_process_begins_again(folder: Path, nodes: Nodes) -> None:
     words = ["optim.lr=0.06,0.1", "plan.epochs=3000", "plan.checkpoint_every=1000000", "--ray", "--metric", "loss"]
-    process = sweep(folder, *words)
-    trials = lambda: list((folder / "runs/tiny-sweep").glob("trial-*/metrics.jsonl"))  # noqa: E731
-    wait_for(lambda: len(trials()) == 2, process)
-    actors = [pid for pid in family.descendants(process.pid) if "ImplicitFunc" in family.command_line(pid)]
+    process = sweep(folder, nodes, *words)
+    sweep_folder = folder / "runs" / "tiny-sweep"
+    wait_for(lambda: len(list(sweep_folder.glob("trial-*/metrics.jsonl"))) == 2, process)
+    runs = [file.parent for file in sweep_folder.glob("trial-*/metrics.jsonl")]
+    actors = [pid for pid, _ in nodes.nodes[HEAD].ours() if "ImplicitFunc" in family.command_line(pid)]
     assert actors, "Tune's processes"
     os.kill(actors[0], signal.SIGKILL)
-    log = folder / "runs/tiny-sweep"
-    wait_for(lambda: any("stopped at step" in file.read_text() for file in log.glob("trial-*.log")), process)
-    wait_for(lambda: any(file.read_text().count("\n") > 3 for file in log.glob("trial-*.log")), process)
+    wait_for(lambda: any(goes_on(run) for run in runs), process)
     process.send_signal(signal.SIGTERM)
     said = ended(process, 0)
     assert "its process was lost; it begins again" in said and "stopped; run the same command again to go on" in said
-    steps = [checkpoint.Checkpoints(file.parent / "checkpoints").steps() for file in trials()]
-    assert len(steps) == 2 and all(own and 0 < own[-1] < 9000 for own in steps)
+    assert all(0 < checkpoint.Checkpoints(run / "checkpoints").steps()[-1] < 9000 for run in runs)
+
+
+def goes_on(run: Path) -> bool:
+    """Whether a run has saved, which none of these does before it is asked to stop, and has taken steps since."""
+    saved, rows = checkpoint.Checkpoints(run / "checkpoints").steps(), tiny.computed(run)
+    return bool(saved and rows) and rows[-1]["step"] > saved[-1]
 
 
 def wait_for(what: Any, process: "subprocess.Popen[str]") -> None:
