@@ -49,10 +49,10 @@ def drawn(panels: Sequence[Panel], heading: str, columns: int, kind: Literal["sv
     style |= {"axes.spines.right": False, "legend.frameon": False, "axes.edgecolor": LIGHT.muted}
     with matplotlib.rc_context(style):
         figure = new_figure((SIDE[0] * across, SIDE[1] * down + 0.25 + 0.15 * len(heading.splitlines())))
-        grid = figure.subplots(down, across, squeeze=False).flat
+        grid = list(figure.subplots(down, across, squeeze=False).flat)
         for axes, panel in zip(grid, panels, strict=False):
             draw(axes, panel)
-        for axes in list(grid)[len(panels) :]:
+        for axes in grid[len(panels) :]:
             axes.axis("off")
         figure.suptitle(heading, fontsize=9)
         if kind == "png":

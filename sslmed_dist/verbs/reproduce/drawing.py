@@ -50,9 +50,9 @@ class Shown:
 Draw = Callable[[Shown], list[Panel]]
 
 
-def by_row() -> Draw:
+def by_row(x: str = "") -> Draw:
     """A panel for each metric: a curve for all rows ``NAME@NUMBER`` of one NAME against the number, or where rows have
-    other names, a mark for each row."""
+    other names, a mark for each row. ``x`` is what the number is called."""
 
     def panels(shown: Shown) -> list[Panel]:
         return [panel(f"{shown.column}: {metric}", shown.rows(metric)) for metric in shown.metrics]
@@ -69,9 +69,9 @@ def by_row() -> Draw:
             own = [(float(it["place"]), figure) for it, figure in zip(places, figures, strict=True)
                    if it and it["curve"] == name]  # fmt: skip
             own.sort(key=lambda pair: pair[0])
-            ours = spread(name, [x for x, _ in own], [figure for _, figure in own])
+            ours = spread(name, [at for at, _ in own], [figure for _, figure in own])
             curves += [ours, *as_published(f"{name}, published", ours, [figure for _, figure in own])]
-        return Panel(title, "", figures[0].metric, curves)
+        return Panel(title, x, figures[0].metric, curves)
 
     return panels
 

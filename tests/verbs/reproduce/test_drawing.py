@@ -9,6 +9,7 @@ import pytest
 
 from sslmed_dist import cli, config, plain_yaml
 from sslmed_dist.drivers import local
+from sslmed_dist.report.panels import Panel, curve, svg
 from sslmed_dist.verbs.reproduce import drawing, published, read_table, run, twin
 from sslmed_dist.verbs.reproduce.cell import Cell
 from sslmed_dist.verbs.reproduce.published import CellFigure, Outcome
@@ -72,6 +73,12 @@ def test_a_curve_has_its_means_a_band_of_three_seeds_and_what_is_published(tmp_p
     assert second["low"] == "" and {row["panel"] for row in rows(tmp_path)} == {"c: accuracy"}  # the other has no value
     before = files[0].read_bytes()
     assert drawing.draw(found, [], tmp_path) == files and files[0].read_bytes() == before
+
+
+def test_places_without_a_panel_stay_empty() -> None:
+    """Four panels, three across: two of the six places have neither axes nor ticks."""
+    picture = svg([Panel(str(n), "x", "y", [curve("a", [(0.0, 1.0), (1.0, 2.0)])]) for n in range(4)], "four")
+    assert picture.count(b'id="matplotlib.axis_') == 2 * 4
 
 
 def test_rows_of_other_names_are_marks_and_one_metric_goes_against_another(tmp_path: Path) -> None:
