@@ -26,7 +26,7 @@ from sslmed_dist.verbs.reproduce.table import Table
 
 FILES = ("figure.svg", "figure.png", "figure.csv")
 AT = re.compile(r"(?P<curve>[^@]+)@(?P<place>-?[0-9.]+)")  # a row that is a place of a curve: MIOv1@0.1
-WIDTH = 110  # letters of a line above the picture
+ACROSS, WIDTH = 3, 48  # panels in a row, and letters of a line above each of them
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def by_row(x: str = "") -> Draw:
 
 
 def against(metric: str) -> Draw:
-    """A panel for each other metric against this one, a mark for each row and thin ones for its seeds."""
+    """A panel for each other metric against this one, a mark for each seed, each row in a colour."""
 
     def panels(shown: Shown) -> list[Panel]:
         x = {it.row: it for it in shown.rows(metric)}
@@ -190,9 +190,10 @@ def draw(outcome: Outcome, cells: Sequence[Cell], folder: Path) -> list[Path]:
         for file in files:
             file.unlink(missing_ok=True)
         return []
-    heading = "\n".join(line for text in words(outcome) for line in textwrap.wrap(text, WIDTH))
+    width = WIDTH * min(ACROSS, len(panels))
+    heading = "\n".join(line for text in words(outcome) for line in textwrap.wrap(text, width))
     for file, kind in zip(files, ("svg", "png"), strict=False):
-        write_atomically(file, drawn(panels, heading, 3, kind))
+        write_atomically(file, drawn(panels, heading, ACROSS, kind))
     write_csv(files[-1], [row for panel in panels for it in panel.curves for row in rows(panel, it)])
     return files
 
