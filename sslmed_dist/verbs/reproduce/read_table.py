@@ -50,30 +50,7 @@ def natural(text: str) -> list[tuple[int, str]]:
 def load(path: Path) -> Table:
     """Read the file of a table strictly. ``ValueError`` is one line: file, key, what is allowed."""
     tree = plain_yaml.read(path)
-    keys = ("title", "base", "metric", "rows", "columns", "published", "tolerance")
-    allowed = (
-        *keys,
-        "note",
-        "ours",
-        "quoted",
-        "not_ours",
-        "start_from",
-        "cells",
-        "folds",
-        "means",
-        "measured",
-        *FIGURE,
-    )
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: expected the keys {', '.join(keys)}, got {type(tree).__name__}")
-    for key in tree:
-        if key not in allowed:
-            raise ValueError(f"{path}: {key}: unknown key; allowed: {', '.join(allowed)}")
-    # A table of our own has nothing published to stand beside, nor a tolerance; columns may have metrics of their own.
-    optional = ("metric",) if "published" in tree else ("metric", "published", "tolerance")
-    for key in keys:
-        if key not in tree and key not in optional:
-            raise ValueError(f"{path}: {key}: missing; it is required")
+    require_keys(path, tree)
     tree.setdefault("tolerance", 1.0)
     expect(path, "title", tree["title"], str)
     expect(path, "tolerance", tree["tolerance"], float)
@@ -123,6 +100,34 @@ def figure_of(table: Table, tree: Tree) -> Tree:
             raise ValueError(f"{table.path}: {key}: missing; a figure has {', '.join(FIGURE)} (draw may be left out)")
     claimed = claims.read(table.path, tree["claims"], metrics, tuple(table.rows))
     return {"message": " ".join(tree["message"].split()), "claims": claimed, "draw": tree.get("draw", table.draw)}
+
+
+def require_keys(path: Path, tree: Any) -> None:
+    """``ValueError`` unless the file is a mapping with the keys of a table: those that are required, and no other."""
+    keys = ("title", "base", "metric", "rows", "columns", "published", "tolerance")
+    allowed = (
+        *keys,
+        "note",
+        "ours",
+        "quoted",
+        "not_ours",
+        "start_from",
+        "cells",
+        "folds",
+        "means",
+        "measured",
+        *FIGURE,
+    )
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: expected the keys {', '.join(keys)}, got {type(tree).__name__}")
+    for key in tree:
+        if key not in allowed:
+            raise ValueError(f"{path}: {key}: unknown key; allowed: {', '.join(allowed)}")
+    # A table of our own has nothing published to stand beside, nor a tolerance; columns may have metrics of their own.
+    optional = ("metric",) if "published" in tree else ("metric", "published", "tolerance")
+    for key in keys:
+        if key not in tree and key not in optional:
+            raise ValueError(f"{path}: {key}: missing; it is required")
 
 
 def expect(path: Path, key: str, value: Any, kind: Any) -> Any:
