@@ -261,7 +261,9 @@ def test_a_run_needs_a_server_its_sites_and_what_no_data_can_tell(
     assert main([*words, "federated.site_names=[north, west]"]) == 2
     assert "federated.site_names: west not registered" in capsys.readouterr().err
     assert main([*words, "views.mean=null", "views.std=null"]) == 2
-    assert "views.mean, views.std: missing; the recipe has to say it" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "views.mean, views.std: missing; no data are at the server" in said
+    assert said.endswith("such as views.mean=[0.5] views.std=[0.25]\n")
     assert main(["server", "resume", str(place), "tiny"]) == 2
     assert "no run there; runs here: none" in capsys.readouterr().err
     settings = server_side.for_sites(server_file.read(place), chosen)
