@@ -128,7 +128,7 @@ class NormBackward(torch.autograd.Function):
         return projected * per_channel(weight, x), by_weight, by_bias
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, v: Tensor, a: Tensor, b: Tensor) -> Any:
         g, x, weight, mean, rate, projected_g, sum_gn = ctx.saved_tensors
         projected_v, sum_vn, _ = projection(v, x, mean, rate, ctx.eps)

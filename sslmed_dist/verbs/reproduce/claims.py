@@ -128,16 +128,17 @@ def read(path: Path, leaves: Any, metrics: Mapping[str, Sequence[str]], rows: Se
             raise ValueError(f"{where}: {error}") from None
         for column in made.columns if made.columns is not None else metrics:
             require(where, "column", column, metrics)
-            for row, metric in (term for it in made.comparisons for term in (it.lesser, it.greater) if named(term)):
+            for row, metric in terms(made):
                 require(where, "row", row, rows)
                 require(where, "metric", metric, metrics[column])
         found.append(made)
     return tuple(found)
 
 
-def named(term: Term) -> bool:
-    """Whether it is a figure, not a number."""
-    return isinstance(term, tuple)
+def terms(claim: Claim) -> list[tuple[str, str]]:
+    """The figures, row and metric, that a claim compares, in order."""
+    both = (term for it in claim.comparisons for term in (it.lesser, it.greater))
+    return [term for term in both if isinstance(term, tuple)]
 
 
 def require(where: str, kind: str, name: str, allowed: Any) -> None:
@@ -165,8 +166,7 @@ def decided(claim: Claim, column: str, measured: Mapping[tuple[str, str, str], S
     answers = [answer(pair, it.margin) for pair, it in zip(ends, claim.comparisons, strict=True)]
     triples = zip(claim.comparisons, values, ends, strict=True)
     words = tuple(f"{label(it)}: {said(each, pair)}" for it, each, pair in triples if each)
-    terms = [term for it in claim.comparisons for term in (it.lesser, it.greater) if isinstance(term, tuple)]
-    missing = dict.fromkeys(row for row, metric in terms if not measured.get((row, column, metric)))
+    missing = dict.fromkeys(row for row, metric in terms(claim) if not measured.get((row, column, metric)))
     seeds = min(map(len, values))
     if NOT_SHOWN in answers:
         found = NOT_SHOWN

@@ -192,8 +192,8 @@ def draw(outcome: Outcome, cells: Sequence[Cell], folder: Path) -> list[Path]:
         return []
     width = WIDTH * min(ACROSS, len(panels))
     heading = "\n".join(line for text in words(outcome) for line in textwrap.wrap(text, width))
-    for file, kind in zip(files, ("svg", "png"), strict=False):
-        write_atomically(file, drawn(panels, heading, ACROSS, kind))
+    write_atomically(files[0], drawn(panels, heading, ACROSS, "svg"))
+    write_atomically(files[1], drawn(panels, heading, ACROSS, "png"))
     write_csv(files[-1], [row for panel in panels for it in panel.curves for row in rows(panel, it)])
     return files
 

@@ -82,7 +82,7 @@ def test_places_without_a_panel_stay_empty() -> None:
 
 
 def test_rows_of_other_names_are_marks_and_one_metric_goes_against_another(tmp_path: Path) -> None:
-    rows_of = {"A": {}, "B": {}}
+    rows_of: dict[str, Any] = {"A": {}, "B": {}}
     changes = {"rows": rows_of, "published": {"A": {"c": None}, "B": {"c": None}},
                "claims": [{"name": "rising", "metric": "accuracy", "rows": ["A", "B"]}]}  # fmt: skip
     values = {("A", "accuracy"): [1.0], ("B", "accuracy"): [2.0], ("B", "again"): [7.0]}
