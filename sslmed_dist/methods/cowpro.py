@@ -59,7 +59,7 @@ class CoWPro(Method):
         cache_gb: float = 4.0,
     ) -> None:
         """``ValueError`` for a background weight that is not above 0, a negative ``cycle``, ``overlap`` or ``edge``, or
-        an encoder without frozen stages whose maps are to be kept."""
+        an encoder that is its own head, or without frozen stages whose maps are to be kept."""
         super().__init__()
         self.background_weight = require_positive("method.background_weight", background_weight)
         self.cycle = require_not_negative("method.cycle", cycle)
@@ -68,6 +68,10 @@ class CoWPro(Method):
         self.cache, self.cache_gb = cache, require_positive("method.cache_gb", cache_gb)
         self.encoder_evaluates = batch_norm == "frozen"  # its weights still learn
         self.encoder = registry.build(ENCODERS, encoder, "method.encoder", channels=channels)
+        if getattr(self.encoder, "own_head", None) is not None:
+            raise ValueError(
+                "method.encoder: it is its own head, of which cowpro knows nothing; allowed: method.name: se_net"
+            )
         if cache == "stem" and not hasattr(self.encoder, "stem"):
             raise ValueError("method.cache: stem needs an encoder with frozen stages (name: timm); allowed here: off")
         if batch_norm == "episode":

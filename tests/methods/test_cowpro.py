@@ -278,6 +278,10 @@ def test_batches_that_are_no_episodes(change: dict[str, Any], message: str) -> N
 def test_wrong_arguments_are_named() -> None:
     for arguments, message in (
         ({"background_weight": 0.0}, "method.background_weight: expected a finite number > 0, got 0.0"),
+        (
+            {"encoder": "se_net"},
+            "method.encoder: it is its own head, of which cowpro knows nothing; .* method.name: se_net",
+        ),
         ({"overlap": -1.0}, "method.overlap: expected a finite number >= 0, got -1.0"),
         ({"edge": -1.0}, "method.edge: expected a finite number >= 0, got -1.0"),
         ({"cycle": -1.0}, "method.cycle: expected a finite number >= 0, got -1.0"),

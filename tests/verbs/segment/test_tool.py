@@ -28,17 +28,23 @@ ONCE = {"volumes.csv", "overlay.html", "run.json"}
 
 
 def write_run(
-    folder: Path, channels: int = 1, pixel_mm: float | None = 320 / SIZE, size: int = SIZE, **encoder: Any
+    folder: Path,
+    channels: int = 1,
+    pixel_mm: float | None = 320 / SIZE,
+    size: int = SIZE,
+    method: str = "cowpro",
+    **encoder: Any,
 ) -> Path:
     """A run folder with a checkpoint of random weights."""
     tree: dict[str, Any] = {
         "run": {"name": folder.name, "dir": str(folder.parent), "device": "cpu"},
         "data": {"name": "episodes", "root": "gone", "size": size},
         "views": {"name": "episode", "size": size, "mean": [0.0], "std": [1.0], "pixel_mm": pixel_mm},
-        "method": {"name": "cowpro", "channels": channels, "encoder": {"depth": 9, "width": 8, "out": 32, **encoder}},
+        "method": {"name": method, "channels": channels},
         "optim": {"name": "sgd", "lr": 1e-3},
     }
-    tree["method"]["encoder"].setdefault("name", "dilated_resnet")
+    usual = {"name": "dilated_resnet", "depth": 9, "width": 8, "out": 32} if method == "cowpro" else {}
+    tree["method"]["encoder"] = {**usual, **encoder}
     settings = config.from_tree(tree, "test")
     content = {"config": config.to_tree(settings), "fingerprint": config.fingerprint(settings)}
     method_state = build.build_method(settings).state_dict()
