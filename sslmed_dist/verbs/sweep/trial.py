@@ -2,7 +2,6 @@
 node of a cluster."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -120,7 +119,7 @@ class Work:
 
 
 def call(command: Sequence[str], log: Path, threads: int, stop: Callable[[], bool]) -> int:
-    """The exit code of one ``sslmed`` command. After ``stop`` it is interrupted, and waited for. It is of a group of
+    """The exit code of one ``sslmed`` command. After ``stop`` it is sent SIGTERM, and waited for. It is of a group of
     its own: Ctrl-C in the terminal reaches it in this way alone."""
     package = str(Path(sslmed_dist.__file__).parents[1])
     found = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
@@ -140,7 +139,7 @@ def call(command: Sequence[str], log: Path, threads: int, stop: Callable[[], boo
                 return process.wait(LOOK_S)
             except subprocess.TimeoutExpired:
                 if not interrupted and stop():
-                    process.send_signal(signal.SIGINT)
+                    process.terminate()  # Ray's programs hand on a blocked SIGINT
                     interrupted = True
 
 
