@@ -10,9 +10,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from typing import Any
 
 from sslmed_dist import config
+from sslmed_dist.atomic_files import appending
 from sslmed_dist.drivers.ray_cluster import cluster, cluster_address, require_ray, require_room, set_environment
 from sslmed_dist.drivers.ray_log import apart
 from sslmed_dist.drivers.ray_room import bundle
@@ -106,6 +108,7 @@ def fit(
     def piece(given: Mapping[str, str]) -> None:
         works[given[NAME]]()
 
+    (settings.folder / "logs").mkdir(exist_ok=True)
     asked = bundle(settings.ray)
     tuner = tune.Tuner(
         tune.with_resources(piece, {key.lower(): need for key, need in asked.items()}),
@@ -121,7 +124,9 @@ def fit(
             verbose=0,
         ),
     )
-    results = tuner.fit()
+    # Tune prints how it is getting on, whatever ``verbose`` says.
+    with appending(settings.folder / "logs" / "tune.log") as said_by_tune, redirect_stdout(said_by_tune):
+        results = tuner.fit()
     lost = {}
     for number in range(len(results)):
         result = results[number]

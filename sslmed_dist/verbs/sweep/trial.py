@@ -112,9 +112,13 @@ class Work:
             time.sleep(LOOK_S)
         try:
             for command in commands:
-                if stop() or self.late() or call(command, log_of(self.sweep, self.name), self.threads, stop):
+                if stop() or self.late():
+                    return
+                if call(command, log_of(self.sweep, self.name), self.threads, stop):
                     return
         finally:
+            if stop() and folder.is_dir() and not done(folder, "loss" if not self.measured else None):
+                say_in_log(self.sweep, self.name, "stopped; the same command goes on with it")
             add_seconds(self.sweep, self.name, time.monotonic() - begun)
 
 
