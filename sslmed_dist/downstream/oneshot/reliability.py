@@ -35,12 +35,19 @@ CONSTANT = 3.722
 # A mask that leads back to less of the support's than this Dice is of something else, whatever other signs say.
 RETURNS = 0.5
 THRESHOLD = 0.8  # a figure below it: do not trust the mask
+ORGANS = ("right kidney", "left kidney", "liver", "spleen")  # whose pairs were fitted, in CHAOS T2-SPIR
+UNCALIBRATED = "reliability is not calibrated for this organ"
 DOUBT = f"reliability below {THRESHOLD}: do not trust this mask"
 MEANING = (
     f"estimated probability of a Dice of at least 0.5, by signs that need no truth; below {THRESHOLD} do not trust the "
     "mask, above it look all the same: on five held-out CHAOS patients it missed five of seven failures; calibrated on "
     "four organs of CHAOS T2-SPIR, elsewhere uncalibrated"
 )
+
+
+def calibrated(organ: str) -> bool:
+    """Whether the constants were fitted to an organ of this name. ``False`` where the name is no organ's."""
+    return organ.strip().lower() in ORGANS
 
 
 @dataclass(frozen=True)

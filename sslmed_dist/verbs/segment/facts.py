@@ -14,9 +14,22 @@ from sslmed_dist.verbs.segment.search import Found
 from sslmed_dist.verbs.segment.settings import Settings
 
 
-def doubt(finding: Found, warnings: Sequence[str]) -> str:
-    """What ``volumes.csv`` says of how far to trust a label; empty where there is nothing to say."""
-    return "; ".join([*([reliability.DOUBT] if finding.doubted else []), *warnings])
+def doubt(finding: Found, calibrated: bool, warnings: Sequence[str]) -> str:
+    """What ``volumes.csv`` says of how far to trust a label; empty where there is nothing to say. ``calibrated``: the
+    reliability was fitted to this organ."""
+    own = [reliability.DOUBT] * finding.doubted + [reliability.UNCALIBRATED] * (not calibrated)
+    return "; ".join([*own, *warnings])
+
+
+def support_lines(support: Mapping[str, Any]) -> list[str]:
+    """What every picture says of the support: labels that were not looked for, and those whose reliability is no
+    probability, because it was fitted to other organs or because their name does not say what they are."""
+    lines = [files.left_out_line(support["left_out"])] if support["left_out"] else []
+    others = [name for label, name in support["labels"].items() if int(label) not in support["calibrated"]]
+    if others:
+        fitted = ", ".join(reliability.ORGANS)
+        lines.append(f"Reliability of {', '.join(others)}: not calibrated, it was fitted to {fitted}.")
+    return lines
 
 
 def say_doubts(name: str, findings: Sequence[Found]) -> None:
@@ -30,10 +43,11 @@ def say_doubts(name: str, findings: Sequence[Found]) -> None:
         note(f"{name}: do not trust the masks of labels {', '.join(doubted)}: reliability below the threshold")
 
 
-def trust_of(finding: Found) -> dict[str, Any]:
-    """What ``run.json`` says of how far to trust a label."""
+def trust_of(finding: Found, calibrated: bool) -> dict[str, Any]:
+    """What ``run.json`` says of how far to trust a label; ``calibrated`` as for ``doubt``."""
     signs = {} if finding.signs is None else {name: round(value, 4) for name, value in asdict(finding.signs).items()}
-    return {"figure": reliability.rounded_down(finding.reliability, 4), "trust": not finding.doubted, **signs}
+    figure = reliability.rounded_down(finding.reliability, 4)
+    return {"figure": figure, "trust": not finding.doubted, "calibrated": calibrated, **signs}
 
 
 def facts(model: Model, support: Mapping[str, Any], settings: Settings) -> dict[str, Any]:

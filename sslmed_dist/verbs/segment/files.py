@@ -157,8 +157,8 @@ def colour_table(names: Mapping[int, str]) -> bytes:
 
 
 def left_out_line(left_out: Mapping[str, str]) -> str:
-    """A line about the labels (id: why) that were not looked for; empty where there are none."""
-    return f"Not looked for: {'; '.join(left_out.values())}." if left_out else ""
+    """A line about the labels (id: why) that were not looked for."""
+    return f"Not looked for: {'; '.join(left_out.values())}."
 
 
 def left_out_rows(query: str, left_out: Mapping[str, str]) -> list[dict[str, Any]]:

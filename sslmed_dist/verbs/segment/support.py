@@ -12,6 +12,7 @@ from sslmed_dist.data.exams.studies import Source
 from sslmed_dist.data.scans.grid import place, same_grid
 from sslmed_dist.data.scans.masks import chosen, name_of
 from sslmed_dist.data.scans.scan import StoredScan
+from sslmed_dist.downstream.oneshot.reliability import calibrated
 from sslmed_dist.printable import note
 from sslmed_dist.verbs.segment.model import Model, placed, standardised
 from sslmed_dist.verbs.segment.search import Example, Kind, Organ, example, kind_of, learn
@@ -50,6 +51,7 @@ def read_support(
     hidden = settings.naming.anonymous and masks.by_files
     record |= {
         "labels": {str(organ.label): name_of(organ.label) if hidden else masks.names[organ.label] for organ in organs},
+        "calibrated": [organ.label for organ in organs if calibrated(masks.names[organ.label])],
         "left_out": {str(label): reason for label, reason in left_out.items()},
         "slices": {str(organ.label): [int(z) for z in organ.shown.slices] for organ in organs},
     }

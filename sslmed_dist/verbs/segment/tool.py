@@ -27,7 +27,7 @@ from sslmed_dist.locks import alone_in_output
 from sslmed_dist.printable import note, say
 from sslmed_dist.training.pretrained import Part
 from sslmed_dist.verbs.segment import files, page
-from sslmed_dist.verbs.segment.facts import doubt, facts, say_doubts, trust_of
+from sslmed_dist.verbs.segment.facts import doubt, facts, say_doubts, support_lines, trust_of
 from sslmed_dist.verbs.segment.model import (
     Device,
     Intensity,
@@ -211,7 +211,7 @@ def segment_one(
     encoded = encode(model, scan, stack, placement, kind)
     for line in encoded.warnings:
         note(f"{name}: {line}")
-    said_above = "\n".join(filter(None, [files.left_out_line(support["left_out"]), *encoded.warnings]))
+    said_above = [*support_lines(support), *encoded.warnings]
     require_in_stack(settings.span, placement.slices, scan.path)
     findings = search(model, organs, encoded, settings.span)
     contents: dict[str, Callable[[Path], object]] = {}  # made in this order, so the search comes first
@@ -220,7 +220,8 @@ def segment_one(
     else:
         drawing.draw(findings)
     contents[files.OVERLAY] = lambda file: write_atomically(
-        file, montage(organs, drawing.findings, drawing.winners, stack, name, said_above, oriented=scan.oriented)
+        file,
+        montage(organs, drawing.findings, drawing.winners, stack, name, "\n".join(said_above), oriented=scan.oriented),
     )
     named = {organ.label: support["labels"][str(organ.label)] for organ in organs}
     contents[files.COLOURS] = lambda file: write_atomically(file, files.colour_table(named))
@@ -230,15 +231,19 @@ def segment_one(
             file, scan.path, scan.series, drawing.values, named, model=model.sha256
         )
     written = files.write_all(out, name, contents)
-    doubts = {finding.label: doubt(finding, encoded.warnings) for finding in drawing.findings}
+    doubts = {
+        finding.label: doubt(finding, finding.label in support["calibrated"], encoded.warnings)
+        for finding in drawing.findings
+    }
     rows = drawing.rows(name, support["labels"], doubts) + files.left_out_rows(name, support["left_out"])
     say_doubts(name, drawing.findings)
     slice_ranges = {str(finding.label): asdict(finding.estimate) for finding in drawing.findings}
-    trust = {str(finding.label): trust_of(finding) for finding in drawing.findings}
+    trust = {
+        str(finding.label): trust_of(finding, finding.label in support["calibrated"]) for finding in drawing.findings
+    }
     hashes = {file.name: sha256(file) for file in written}
     said = [naming.clean(source.path, line, name) for line in notices]
     query_record = {"query": name, "notices": said, "intensity": clipping, "slices": slice_ranges}
     query_record |= {"reliability": trust, "warnings": encoded.warnings}
-    about = [*filter(None, [files.left_out_line(support["left_out"])]), *encoded.warnings, *said]
-    section = page.section(name, organs, drawing.findings, drawing.winners, stack, encoded, rows, about)
+    section = page.section(name, organs, drawing.findings, drawing.winners, stack, encoded, rows, [*said_above, *said])
     return Done(written, rows, {**query_record, "files": hashes}, section)

@@ -1,5 +1,6 @@
 """``sslmed segment`` says what reading a scan changed or had to guess, and ``run.json`` keeps it."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from sslmed_dist.downstream.oneshot import reliability
 from tests.verbs.segment.test_tool import given, load, made, save
 
 __all__ = ["given"]  # a fixture
@@ -95,3 +97,28 @@ def test_a_rule_that_has_no_effect_and_a_support_among_the_queries_are_said(
     (query,) = record["queries"]
     assert query["notices"] == ["a file of NIfTI is one series: --series 't2' chose nothing"]
     assert record["support"]["notices"] == ["a file of NIfTI is one series: --support-series 't1' chose nothing"]
+
+
+def test_where_the_reliability_is_no_probability_the_result_says_so(given: dict[str, Path], tmp_path: Path) -> None:
+    """Its constants were fitted to four organs; another organ, or a label without a name, is none of them. The names
+    are those of the support's own files, also where the outputs hide them."""
+    named = tmp_path / "imagesTr"
+    layout = tmp_path / "labelsTr"
+    named.mkdir()
+    layout.mkdir()
+    image, mask = named / "scan_01_0000.nii.gz", layout / "scan_01.nii.gz"
+    shutil.copy(given["support"], image)
+    shutil.copy(given["support_mask"], mask)
+    labels = {"background": 0, "Liver": 1, "bladder": 2}
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "MR"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"})
+    )
+    made(given, tmp_path / "out", support=image, support_mask=mask, labels=[1, 2], probabilities=False)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    trust = record["queries"][0]["reliability"]
+    assert trust["1"]["calibrated"] is True and trust["2"]["calibrated"] is False
+    with (tmp_path / "out" / "volumes.csv").open() as file:
+        notes = {int(row["label"]): row["note"] for row in csv.DictReader(file)}
+    assert reliability.UNCALIBRATED in notes[2] and reliability.UNCALIBRATED not in notes[1]
+    line = "Reliability of bladder: not calibrated, it was fitted to right kidney, left kidney, liver, spleen."
+    assert line in (tmp_path / "out" / "overlay.html").read_text()
