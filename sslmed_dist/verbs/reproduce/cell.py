@@ -4,6 +4,8 @@ A *figure* is a number of a table.
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,10 +67,26 @@ def state(cell: Cell) -> str:
             raise ValueError(
                 f"{folder}: holds another run than {cell} (different: {', '.join(changed)}); choose another run.dir"
             )
-        if complete(folder) and all(file.is_file() for file in results(cell)):
+        if complete(folder) and all(file.is_file() for file in results(cell)) and answers(cell):
             return FINISHED
     status, missing = BEGUN if (folder / "config.yaml").is_file() else MISSING, needs(cell)
     return status if missing is None else f"{status}: {missing}"
+
+
+def answers(cell: Cell) -> bool:
+    """Whether what was measured in the cell's folder is what the table asks today: another protocol, or another number
+    of samples, is another figure. Where the training itself measures, its settings are those of the run."""
+    if cell.settings.diagnose is not None or cell.settings.federated is not None:
+        return True
+    asked = read_object(cell.settings.folder / "evaluate" / "last.json", optional={"question": str})
+    return asked.get("question") == question(cell)
+
+
+def question(cell: Cell) -> str:
+    """A digest of all that is asked of the trained encoder: section ``evaluate``, and what is measured beside it."""
+    beside = [dict(it.evaluator) for it in cell.metrics.values() if it.evaluator["name"] in table.BESIDE]
+    tree = [config.to_tree(cell.settings)["evaluate"], beside]
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def complete(folder: Path) -> bool:
@@ -189,7 +207,7 @@ def evaluate(cell: Cell) -> None:
     for leaf in (metric.evaluator for metric in cell.metrics.values() if metric.evaluator["name"] == "hessian"):
         options = {key: value for key, value in leaf.items() if key != "name"}
         run_folder.write_json(folder / "evaluate" / HESSIAN, summary(folder, settings.data.get("root"), **options))
-    write_rows(folder / "evaluate" / "last.json", rows, encoder=source, complete=True)
+    write_rows(folder / "evaluate" / "last.json", rows, encoder=source, complete=True, question=question(cell))
 
 
 def measured(cell: Cell, metric: Metric) -> float | None:

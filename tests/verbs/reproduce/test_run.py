@@ -295,3 +295,6 @@ def test_a_cell_is_measured_as_it_says_now(path: Path, monkeypatch: pytest.Monke
     cell.evaluate(now)
     assert seen[0].evaluate == now.settings.evaluate and seen[0].evaluate.data == {}
     assert seen[0].data["root"] == now.settings.data["root"] and seen[0].views["mean"] is not None
+    assert cell.state(now) == cell.FINISHED
+    votes = {"evaluator": {"name": "knn", "k": 3}, "name": "accuracy"}  # another question has no answer yet
+    assert cell.state(run.cells(run.request(str(write(path.parent, metric=votes)), rows=["SimCLR"]))[0]) == cell.BEGUN
