@@ -38,7 +38,7 @@ generated: `python -m tests.methods_page`.
 | method | with | paper | thesis | recipes | published | measured |
 | --- | --- | --- | --- | --- | --- | --- |
 """
-AUTHORS = re.compile(r"\b[A-Z][a-z][\w-]+(?: et al\.| and (?:van der )?[A-Z]\w+)? (?:19|20)\d\d\b")
+AUTHORS = re.compile(r"\b(?:Guha )?[A-Z][a-z][\w-]+(?: et al\.| and (?:van der )?[A-Z]\w+)? (?:19|20)\d\d\b")
 OWN = re.compile(rf"\b[Tt]hesis(?:,|'s)? (?P<what>(?:[Cc]hapter|section) [3-8](?:\.\d+)*|{MENTION.pattern})")
 LOOSE = re.compile(rf"\b[Tt]hesis\b.*?(?P<what>{MENTION.pattern})")
 # A method is made what it is by one of its parts: the key of its leaf, and the table of what may stand there.
