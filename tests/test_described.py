@@ -122,6 +122,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "timm": {"model": "test_resnet"},
     "vgg": {"depth": 11, "batch_norm": True, "width": 0.0625},
     "alexnet": {},
+    "se_net": {"segmenter": 4, "conditioner": 2},
 }
 
 

@@ -174,7 +174,8 @@ def test_a_tracker_that_fails_on_the_way_is_said_once_and_filled_at_the_next_sta
         ("[comet]", "run.track[0].name: 'comet' is unknown; allowed: mlflow, tensorboard, wandb"),
         ("[{name: mlflow, url: x}]", "run.track[0].url: unknown key; allowed: uri, experiment"),
         ("[mlflow, {name: mlflow}]", "run.track: mlflow stands there 2 times; give it once"),
-        ("mlflow", "run.track: expected "),
+        ("comet", "run.track[0].name: 'comet' is unknown; allowed: mlflow, tensorboard, wandb"),
+        ("3", "run.track: expected "),
         (
             "[{name: mlflow, uri: 'http://me:word@host'}]",
             "mlflow.uri: holds a user or password; set MLFLOW_TRACKING_US",

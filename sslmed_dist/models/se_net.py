@@ -62,8 +62,8 @@ def unpooled(x: Tensor, place: Tensor, shape: torch.Size) -> Tensor:
 
 
 class SENet(DenseEncoder):
-    """Two arms. The conditioner sees a support image and its mask, the segmenter the query image. Behind each of its
-    nine blocks the conditioner's maps are squeezed to one channel and say where the segmenter's maps are let through:
+    """SE-Net: a conditioner sees a support image and its mask, a segmenter sees the query image. Behind each
+    of nine blocks the conditioner's maps are squeezed to one channel and say where the segmenter's are let through:
 
         U_segmenter <- U_segmenter * sigmoid(w . U_conditioner + b)    (channel squeeze and spatial excitation)
 

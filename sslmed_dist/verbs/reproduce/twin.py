@@ -1,5 +1,6 @@
 """The same run in another table: it is copied, not trained again, for on one machine it would be the same bits."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -35,11 +36,12 @@ def same(cell: Cell, before: config.Config) -> bool:
 
 
 def copy(cell: Cell, source: Path) -> None:
-    """Copy the run ``source`` into the cell's folder, all at once; its configuration says the cell's own name and
-    folder, and ``notices.txt`` whence it came. What was measured of it stays behind."""
+    """Copy the run ``source`` into the cell's folder, all at once; its configuration says the cell's own name, folder
+    and protocols, and ``notices.txt`` whence it came. What was measured of it stays behind."""
     refuse_links(source)
     run = cell.settings.run
     settings = config.replace(config.load(source / "config.yaml"), run={"dir": run.dir, "name": run.name})
+    settings = dataclasses.replace(settings, evaluate=cell.settings.evaluate)
     with appearing(cell.settings.folder) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*MEASURED))
         write_atomically(folder / "config.yaml", config.dump(settings).encode())

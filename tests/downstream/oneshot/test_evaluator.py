@@ -167,7 +167,7 @@ def test_the_table_builds_it() -> None:
         ({"tolerance_mm": -1.0}, "one_shot.tolerance_mm: expected a number >= 0, got -1"),
         ({"shots": 0}, "one_shot.shots: expected at least 1, and 1 with supports all, got 0"),
         ({"shots": 2, "supports": "all"}, "one_shot.shots: expected at least 1, and 1 with supports all, got 2"),
-        ({"shots": 3}, "one_shot: the test part holds 3 exam.s.; it needs a query and a support, at least 4"),
+        ({"shots": 3}, "one_shot: the test part holds 3 exams; it needs a query and a support, at least 4"),
         ({"tidy": True, "neighbours": True}, "one_shot.neighbours: tidy masks have their neighbours already"),
         ({"supports": "first"}, "one_shot.supports: expected one of last, all, got 'first'"),
         ({"head": {"name": "cowpro", "windows": 2}}, "one_shot.head.windows: unknown key"),
@@ -187,9 +187,7 @@ def segment(data: FakeScans, positions: Tensor, encoder: nn.Module | None = None
 def test_scans_that_are_not_whole_are_refused() -> None:
     data = FakeScans()
     every = data.every()
-    with pytest.raises(
-        ValueError, match="the test part holds 1 exam\\(s\\); it needs a query and a support, at least 2"
-    ):
+    with pytest.raises(ValueError, match="the test part holds 1 exam; it needs a query and a support, at least 2"):
         segment(data, every[:9])
     with pytest.raises(ValueError, match="exam 5: slice 3 follows 1; a scan has to be given whole"):
         segment(data, torch.cat([every[:2], every[3:]]))
