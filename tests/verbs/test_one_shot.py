@@ -157,10 +157,10 @@ def test_the_table_of_the_folds_goes_on_where_it_ended(
     assert "Folds 1 of 5; 2 query patients" in first
     rows = [line.split(" | ") for line in first.splitlines() if line.startswith("| ")]
     by_fold = {cells[0][2:]: cells[1:6] for cells in rows if len(cells) == 7 and ":" in cells[0]}
-    assert len(by_fold) == 3 * 7 and all(cells.count("not run") == 4 for cells in by_fold.values())
+    assert len(by_fold) == 3 * 11 and all(cells.count("not run") == 4 for cells in by_fold.values())
     means = means_of(first, "Dice, %, true range")
     assert by_fold["Dice, %, true range: encoder, tidied"][1] == means["encoder, tidied"]
-    assert len(means) == 7 + 2 and "encoder, tidied less as they come, paired" in means
+    assert len(means) == 11 + 5 and "encoder, tidied less as they come, paired" in means
     oneshot_folds.main()
     assert capsys.readouterr().out == first.replace(next(x for x in first.splitlines() if "scored" in x) + "\n", "")
 
