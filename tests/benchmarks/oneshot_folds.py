@@ -6,8 +6,8 @@ RUNS are run folders, or folders of them; a run has its fold and its organs (``d
 runs of a fold together have to cover the organs. The protocol is that of ``one_shot``: the last exam of a fold is the
 support. Masks as they come, averaged over neighbouring slices 1 : 2 : 1, and tidied, with the query's true range of
 slices and with the estimated one, all of them also with quadrant masking, which published figures of CoWPro have; HD95
-of whole volumes; beside them the copied mask and a random encoder. A fold
-without all of its trainings at their end is "not run". Inner splits (``data.inner``) and other seeds are passed over.
+of whole volumes; beside them the copied mask and a random encoder. A fold without all of its trainings at their end
+is "not run". Inner splits (``data.inner``) and other seeds are passed over.
 
 What a run gave is kept in the folder ``--keep``, by its checkpoint and by the code that scores it: a call goes on where
 one before it ended.
