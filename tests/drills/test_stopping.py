@@ -29,7 +29,8 @@ def test_the_program_that_follows_a_run_is_killed(hospitals: Hospitals, run: Run
     assert first > before and made.programs["server"].poll() is None
     assert made.stop(run.name) == 0
     stopped = made.said(run.name).splitlines()[-1]
-    assert "stopped; run the same command again to go on from the last round" in stopped
+    again = f"run `sslmed server resume {made.server.place} {run.name}`"
+    assert f"stopped; {again} to go on from the last round" in stopped
     hospitals.check_ledgers()
     saw("the command `server run` is killed", server=line_with("fedavg: rounds ", run.log), then=done)
 
