@@ -25,7 +25,7 @@ class Partners:
         # of each organ the slices that may be supports, in their order
         self.supports = [torch.nonzero(column & may)[:, 0] for column in shown.unbind(1)]
         # exams in the order of their slices, and of each organ how many supports each exam has, and all before it
-        self.exam = torch.cat([torch.zeros(1), (groups[1:] != groups[:-1]).cumsum(0)]).long()  # (N,)
+        self.exam = torch.cat([torch.zeros(min(len(groups), 1)), (groups[1:] != groups[:-1]).cumsum(0)]).long()  # (N,)
         exams = int(self.exam[-1]) + 1 if len(groups) else 0
         counts = [torch.bincount(self.exam[supports], minlength=exams) for supports in self.supports]
         self.own = torch.stack(counts, 1)  # (exams, L)

@@ -4,11 +4,11 @@ A *figure* is a number of a table.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sslmed_dist import config, run_folder
 from sslmed_dist.addresses import is_address
@@ -78,15 +78,15 @@ def answers(cell: Cell) -> bool:
     of samples, is another figure. Where the training itself measures, its settings are those of the run."""
     if cell.settings.diagnose is not None or cell.settings.federated is not None:
         return True
-    asked = read_object(cell.settings.folder / "evaluate" / "last.json", optional={"question": str})
+    asked = read_object(cell.settings.folder / "evaluate" / "last.json", optional={"question": dict})
     return asked.get("question") == question(cell)
 
 
-def question(cell: Cell) -> str:
-    """A digest of all that is asked of the trained encoder: section ``evaluate``, and what is measured beside it."""
+def question(cell: Cell) -> dict[str, Any]:
+    """All that is asked of the trained encoder, as JSON keeps it: section ``evaluate``, and what is measured beside."""
     beside = [dict(it.evaluator) for it in cell.metrics.values() if it.evaluator["name"] in table.BESIDE]
-    tree = [config.to_tree(cell.settings)["evaluate"], beside]
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+    tree = {"evaluate": config.to_tree(cell.settings)["evaluate"], "beside": beside}
+    return dict(json.loads(json.dumps(tree)))
 
 
 def complete(folder: Path) -> bool:
@@ -174,7 +174,8 @@ def train(cell: Cell) -> None:
     if settings.federated is not None:
         federate.run(settings)
         return
-    finish(choice.train(settings) is not None)
+    if not complete(settings.folder):  # else only another question is asked of it
+        finish(choice.train(settings) is not None)
 
 
 def evaluate(cell: Cell) -> None:

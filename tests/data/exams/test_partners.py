@@ -80,3 +80,5 @@ def test_labelled_episodes_need_two_exams_with_an_organ(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(mask, AFFINE), tmp_path / "label_02.nii.gz")
     data = episodes(tmp_path, masks="labelled", organs=("a", "b"))
     assert data.ids.tolist() == [4096 + 1, 2 * 4096 + 3]  # organ b is in exam 1 alone, so slice 2 is no sample
+    with pytest.raises(ValueError, match="or holds one of exclude: a, b$"):
+        episodes(tmp_path, masks="labelled", organs=("a", "b"), exclude=["a", "b"])
