@@ -25,11 +25,14 @@ def support_lines(support: Mapping[str, Any]) -> list[str]:
     """What every picture says of the support: labels that were not looked for, and those whose reliability is no
     probability, because it was fitted to other organs or because their name does not say what they are."""
     lines = [files.left_out_line(support["left_out"])] if support["left_out"] else []
+    return [*lines, *uncalibrated(support)]
+
+
+def uncalibrated(support: Mapping[str, Any]) -> list[str]:
+    """Of ``support_lines`` the one about the reliability."""
     others = [name for label, name in support["labels"].items() if int(label) not in support["calibrated"]]
-    if others:
-        fitted = ", ".join(reliability.ORGANS)
-        lines.append(f"Reliability of {', '.join(others)}: not calibrated, it was fitted to {fitted}.")
-    return lines
+    fitted = ", ".join(reliability.ORGANS)
+    return [f"Reliability of {', '.join(others)}: not calibrated, it was fitted to {fitted}."] if others else []
 
 
 def say_doubts(name: str, findings: Sequence[Found]) -> None:

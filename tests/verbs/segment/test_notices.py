@@ -16,7 +16,7 @@ from tests.verbs.segment.test_tool import given, load, made, save
 __all__ = ["given"]  # a fixture
 
 # What is said of a random encoder, and of noise beside a body; other tests look at it.
-KIND = ("do not trust the masks", "unlike the training data?", "field of view?")
+KIND = ("do not trust the masks", "unlike the training data?", "field of view?", "not calibrated")
 
 
 @pytest.fixture
@@ -63,8 +63,11 @@ def test_a_plain_query_has_none(given: dict[str, Path], tmp_path: Path, capsys: 
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["support"]["notices"] == record["queries"][0]["notices"] == []
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-    assert len(notes) == 2 and KIND[1] in notes[0] and KIND[0] in notes[1], "the encoder is random"
-    assert record["queries"][0]["warnings"] == [notes[0].removeprefix("note: image_02: ")]
+    assert notes[0] == "note: Reliability of label 2: not calibrated, it was fitted to right kidney, left kidney, " + (
+        "liver, spleen."
+    )
+    assert len(notes) == 3 and KIND[1] in notes[1] and KIND[0] in notes[2], "the encoder is random"
+    assert record["queries"][0]["warnings"] == [notes[1].removeprefix("note: image_02: ")]
 
 
 def test_padded_corners_change_no_mask(given: dict[str, Path], tmp_path: Path) -> None:

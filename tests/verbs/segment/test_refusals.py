@@ -85,7 +85,8 @@ def test_zero_spacing_and_singular_affines(given: dict[str, Any], which: str, ca
         patch(path, field, value, index)
         with pytest.raises(ValueError, match=f"^{str(path).removesuffix('.gz')}: ({message})"):
             segment(**{**given, which: path.with_name(path.name.removesuffix(".gz"))})
-    assert not given["out"].exists() and capfd.readouterr().err == "", "nibabel's own report stays away"
+    said = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("note: Reliability of ")]
+    assert not given["out"].exists() and said == [], "nibabel's own report stays away"
 
 
 def test_masks(given: dict[str, Any]) -> None:
