@@ -21,7 +21,7 @@ from sslmed_dist.training import check, evaluation_data
 from sslmed_dist.training.beforehand import require_buildable
 from sslmed_dist.training.stopping import Stop
 from sslmed_dist.verbs.reproduce.cell import changes
-from sslmed_dist.verbs.sweep import grid, trial
+from sslmed_dist.verbs.sweep import grid, names, trial
 from sslmed_dist.verbs.sweep.grid import Trial
 from sslmed_dist.verbs.sweep.table import SweepTable, table_of
 from sslmed_dist.verbs.sweep.trial import Work
@@ -89,7 +89,8 @@ def request(
 
 def require_runnable(asked: Sweep) -> None:
     """``ValueError`` for a trial that is missing and could not be built, or could be trained and not measured, as on
-    data without a validation split. Each set of data is measured on once."""
+    data without a validation split, and for a metric that a trial has not, or will not have. Each set of data is
+    measured on once."""
     all_settings = {one: asked.settings(one) for one in asked.trials}
     for one, own in all_settings.items():
         require_same(one, own)
@@ -103,6 +104,10 @@ def require_runnable(asked: Sweep) -> None:
             read.append(facts)
             evaluation_data.check_evaluation(settings[one])
     require_buildable((str(one), settings[one]) for one in settings)
+    for one in all_settings:
+        if one not in settings:
+            trial.worth(asked.folder, one, asked.metric)
+    names.require_known(asked.metric, settings)
 
 
 def require_same(one: Trial, settings: Config) -> None:
@@ -140,6 +145,7 @@ def budget(asked: Sweep) -> list[str]:
     if not missing:
         return lines
     settings = asked.settings(missing[0])
+    lines += names.unchecked(asked.metric, settings)
     if settings.driver == "ray":
         return [*lines, "driver=ray: the time is not estimated"]
     seconds = check.expected(check.try_out(settings)).seconds
