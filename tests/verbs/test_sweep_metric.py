@@ -9,11 +9,16 @@ from PIL import Image
 
 from sslmed_dist import cli, config
 from sslmed_dist.downstream import EVALUATORS
+from sslmed_dist.report.wording import METRIC_NAMES
 from sslmed_dist.run_folder import Metrics
 from sslmed_dist.training import job
 from sslmed_dist.verbs import evaluate
 from sslmed_dist.verbs.sweep import names, tool
+from sslmed_dist.verbs.sweep.direction import HIGHER, LOWER, direction
 from sslmed_dist.verbs.sweep.grid import Trial
+from sslmed_dist.verbs.sweep.table import table_of
+from sslmed_dist.verbs.sweep.trial import Worth
+from sslmed_dist.verbs.verdict.tool import MEANT
 from tests.verbs.test_sweep import recipe
 
 Capture = pytest.CaptureFixture[str]
@@ -94,7 +99,7 @@ def test_of_scans_the_evaluator_is_checked_and_the_rest_is_said(tmp_path: Path) 
         names.require_known("one_shot/dice", {Trial(()): settings})
     (line,) = names.unchecked("one_shot(window=4)/dice", settings)
     assert line.startswith("whether one_shot(window=4) has one_shot(window=4)/dice is known only when")
-    assert names.unchecked("loss", settings) == [] == names.unchecked(None, settings)
+    assert names.unchecked("loss", settings) == []
 
 
 def test_of_data_without_labels_only_scalars_are_named(tmp_path: Path) -> None:
@@ -103,3 +108,49 @@ def test_of_data_without_labels_only_scalars_are_named(tmp_path: Path) -> None:
     path = recipe(tmp_path, data={"name": "image_folder", "root": str(tmp_path), "size": 8}, plan={"batch_size": 4})
     with pytest.raises(ValueError, match=r"--metric: lost: unknown in optim.lr=1; allowed: loss, .*, wait_share$"):
         tool.request(path, ["optim.lr=1,2"], metric="lost")
+
+
+@pytest.mark.parametrize(
+    ("metric", "lower", "first", "said"),
+    [
+        ("loss", False, True, "lower is better."),
+        ("loss", True, True, "lower is better."),
+        ("loss_image", False, True, "lower is better."),
+        ("val_loss_at_lowest_loss", False, True, "lower is better."),
+        ("representation/inter_class_uniformity", False, True, "lower is better."),
+        ("alignment", False, True, "lower is better, unless all features are one point (uniformity 0)."),
+        ("one_shot/hd95/liver", False, True, "lower is better."),
+        ("one_shot/dice_sd_supports", False, True, "lower is better."),
+        ("one_shot/dice/liver", False, False, "higher is better."),
+        ("val_accuracy_at_lowest_loss", False, False, "higher is better."),
+        ("knn_accuracy", False, False, "higher is better."),
+        ("knn(k=5)/auc/mass_loss", False, False, "higher is better."),
+        ("knn/accuracy", True, True, "the lowest comes first, as --lower asks, though higher is better."),
+        ("wait_share", True, True, "lower is better, as --lower says."),
+        ("tolerance", False, False, "not known which is better; higher was taken as better (--lower: lower)."),
+    ],
+)
+def test_the_better_end_comes_first_and_the_table_says_which_it_is(
+    metric: str, lower: bool, first: bool, said: str
+) -> None:
+    rows = [(f"trial-{value}", [str(value)], Worth(value, metric=metric)) for value in (2.0, 1.0, 3.0)]
+    for asked in (metric, None):  # also where it is the first measure that nobody asked for by name
+        table = table_of(Path("s"), ["k"], rows, asked, lower)
+        assert [row[0] for row in table.rows[1:]] == (["1.0", "2.0", "3.0"] if first else ["3.0", "2.0", "1.0"])
+        assert table.lower == first and table.notes[1] == f"{metric}: {said}"
+
+
+def test_what_is_printed_elsewhere_has_the_same_direction() -> None:
+    for name, (_, where) in MEANT.items():
+        if where.startswith(("lower is better", "more is better")):
+            metric = "knn/accuracy" if name == "knn" else name
+            assert direction(metric, False).lower == where.startswith("lower"), name
+            assert "not known" not in direction(metric, False).said
+    # A trade against uniformity: neither end is better.
+    assert set(METRIC_NAMES) - {"tolerance"} <= {*HIGHER, *LOWER} and not set(HIGHER) & set(LOWER)
+
+
+def test_the_budget_says_what_trials_are_compared_by(tmp_path: Path, capsys: Capture) -> None:
+    path = str(recipe(tmp_path))
+    assert cli.main(["sweep", path, "optim.lr=0.1,0.2", "--metric", "loss", "--dry-run"]) == 0
+    assert "loss: lower is better." in capsys.readouterr().out.splitlines()

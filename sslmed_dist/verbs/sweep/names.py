@@ -50,9 +50,9 @@ def fits(metric: str, name: str) -> bool:
     return metric == name if title == name else len(metric) > len(title) and metric.startswith(title)
 
 
-def unchecked(metric: str | None, settings: Config) -> list[str]:
+def unchecked(metric: str, settings: Config) -> list[str]:
     """A line where of the ``metric`` only the evaluator could be checked."""
-    if metric is None or is_scalar(metric):
+    if is_scalar(metric):
         return []
     titles = [title for title, one in build.build_evaluators(settings).items() if isinstance(one, Segmenting)]
     found = [title for title in titles if fits(metric, f"{title}/{LATER}")]

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from sslmed_dist.printable import as_markdown, duration, plural
 from sslmed_dist.report.plain import aligned
+from sslmed_dist.verbs.sweep.direction import direction
 from sslmed_dist.verbs.sweep.trial import Worth, is_scalar
 
 Row: TypeAlias = tuple[str, Sequence[str], Worth]  # a trial: its run's name, its values of the keys, its worth
@@ -14,10 +15,11 @@ Row: TypeAlias = tuple[str, Sequence[str], Worth]  # a trial: its run's name, it
 
 @dataclass(frozen=True)
 class SweepTable:
-    """``rows`` of equal length, the heads first, and ``notes``; both plain text."""
+    """``rows`` of equal length, the heads first, and ``notes``; both plain text. ``lower``: the lowest comes first."""
 
     rows: list[list[str]]
     notes: list[str]
+    lower: bool
 
     def plain(self) -> list[str]:
         """As lines of a terminal."""
@@ -30,19 +32,22 @@ class SweepTable:
 
 
 def table_of(folder: Path, keys: Sequence[str], trials: Sequence[Row], metric: str | None, lower: bool) -> SweepTable:
-    """The table of ``trials`` of the sweep in ``folder``. ``lower``: lower is better."""
-    sign = 1.0 if lower else -1.0
+    """The table of ``trials`` of the sweep in ``folder``. ``lower``: lower is better, whatever is known of the metric.
+    A note says which is better."""
     measured = [trial for trial in trials if trial[2].value is not None]
+    named = metric or next((worth.metric for _, _, worth in measured), "figure")
+    ranked = direction(named, lower)
+    sign = 1.0 if ranked.lower else -1.0
     measured.sort(key=lambda trial: sign * (trial[2].value or 0.0))
     rest = [trial for trial in trials if trial[2].value is None]
-    named = metric or next((worth.metric for _, _, worth in measured), "figure")
     rows = [[*keys, named, "n", "time", "run"]]
     for name, values, worth in [*measured, *rest]:
         rows.append([*values, figure(worth), str(worth.count or ""), duration(worth.seconds), name])
     told = notes(measured, len(rest), named if is_scalar(metric) else None)
     if measured:
+        told.insert(1, ranked.said)
         told.append(f"On the test split: sslmed evaluate {folder / measured[0][0]} evaluate.test=test")
-    return SweepTable(rows, told)
+    return SweepTable(rows, told, ranked.lower)
 
 
 def figure(worth: Worth) -> str:

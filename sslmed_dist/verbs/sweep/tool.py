@@ -22,6 +22,7 @@ from sslmed_dist.training.beforehand import require_buildable
 from sslmed_dist.training.stopping import Stop
 from sslmed_dist.verbs.reproduce.cell import changes
 from sslmed_dist.verbs.sweep import grid, names, trial
+from sslmed_dist.verbs.sweep.direction import direction
 from sslmed_dist.verbs.sweep.grid import Trial
 from sslmed_dist.verbs.sweep.table import SweepTable, table_of
 from sslmed_dist.verbs.sweep.trial import Work
@@ -31,8 +32,9 @@ OURS = ("run.name", "run.dir")  # a sweep says where its trials go
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is to be run. ``folder`` holds a run of every trial, ``sweep.json`` and ``sweep.md``. ``minutes``: no trial
-    begins later. ``ray``: on Ray Tune; then ``workers`` None is as many at a time as the cluster has room for."""
+    """What is to be run. ``folder`` holds a run of every trial, ``sweep.json`` and ``sweep.md``. ``lower``: asked for
+    as better. ``minutes``: no trial begins later. ``ray``: on Ray Tune; then ``workers`` None is as many at a time as
+    the cluster has room for."""
 
     recipe: Path
     swept: dict[str, list[str]]
@@ -145,7 +147,8 @@ def budget(asked: Sweep) -> list[str]:
     if not missing:
         return lines
     settings = asked.settings(missing[0])
-    lines += names.unchecked(asked.metric, settings)
+    if asked.metric is not None:
+        lines += [direction(asked.metric, asked.lower).said, *names.unchecked(asked.metric, settings)]
     if settings.driver == "ray":
         return [*lines, "driver=ray: the time is not estimated"]
     seconds = check.expected(check.try_out(settings)).seconds
@@ -183,7 +186,7 @@ def finished(asked: Sweep) -> SweepTable:
     rows = [(one.name, [choice.partition("=")[2] for choice in one.choices], w) for one, w in worths.items()]
     table = table_of(asked.folder, list(asked.swept), rows, asked.metric, asked.lower)
     facts = [{"choices": one.choices, "run": one.name, **asdict(w)} for one, w in worths.items()]
-    write_json(asked.folder / "sweep.json", {"metric": asked.metric, "lower": asked.lower, "trials": facts})
+    write_json(asked.folder / "sweep.json", {"metric": asked.metric, "lower": table.lower, "trials": facts})
     write_atomically(asked.folder / "sweep.md", ("\n".join(table.markdown()) + "\n").encode())
     return table
 

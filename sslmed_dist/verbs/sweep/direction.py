@@ -1,0 +1,54 @@
+"""Whether more or less of a measure is better."""
+
+from dataclasses import dataclass
+
+HIGHER = (
+    "accuracy", "balanced_accuracy", "auc", "top5", "sensitivity", "specificity",
+    "dice", "dice_whole", "dice_last_support", "surface_dice", "effective_rank",
+)  # fmt: skip
+# With what has to be said beside it.
+LOWER = {
+    "loss": "",
+    "brier": "",
+    "calibration_error": "",
+    "hd95": "",
+    "hd95_whole": "",
+    "dice_sd_supports": "",
+    "uniformity": "",
+    "inter_class_uniformity": "",
+    "alignment": ", unless all features are one point (uniformity 0)",
+}
+AT_LOWEST = "_at_lowest_loss"  # how the validation calls what it measured then
+
+
+@dataclass(frozen=True)
+class Direction:
+    """``lower``: the lowest comes first. ``said``: that, and on what grounds, in a line."""
+
+    lower: bool
+    said: str
+
+
+def stem(metric: str) -> str:
+    """The word of the tables above that ``metric`` has: ``auc`` of ``knn/auc/LABEL``, ``loss`` of ``val_loss`` and of
+    ``loss_image``. "" where it has none."""
+    evaluator, _, measure = metric.partition("/")
+    word = (measure or evaluator).partition("/")[0].removesuffix(AT_LOWEST)
+    if word.startswith("loss_"):
+        return "loss"
+    found = [known for known in (*HIGHER, *LOWER) if word == known or word.endswith(f"_{known}")]
+    return max(found, key=len, default="")
+
+
+def direction(metric: str, lower: bool) -> Direction:
+    """How trials are ranked by ``metric``. ``lower``: the command line says that lower is better, and is obeyed."""
+    word = stem(metric)
+    if word in LOWER:
+        return Direction(True, f"{metric}: lower is better{LOWER[word]}.")
+    if word and lower:
+        return Direction(True, f"{metric}: the lowest comes first, as --lower asks, though higher is better.")
+    if word:
+        return Direction(False, f"{metric}: higher is better.")
+    if lower:
+        return Direction(True, f"{metric}: lower is better, as --lower says.")
+    return Direction(False, f"{metric}: not known which is better; higher was taken as better (--lower: lower).")
