@@ -61,12 +61,29 @@ def test_the_grid_is_a_product_and_a_draw_is_some_of_it() -> None:
     assert {one.name for one in grid.trials_of(other_order, None, 0)} == {one.name for one in whole}
 
 
+def test_values_are_compared_and_not_how_they_are_written() -> None:
+    same = [{"a": {"x": 2, "y": [0.1]}}, {"a": {"y": [1e-1], "x": 2.0}}]
+    assert grid.canonical(same[0]) == grid.canonical(same[1])
+    others: list[object] = [True, 1, "1", None, 2**53, 2**53 + 1, [1]]
+    assert len({grid.canonical({"a": value}) for value in others}) == len(others)
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
         (["optim.lr=0.1"], "sweep: no key has several values; expected KEY=A,B,C"),
         (["optim.lr=0.1,0.1"], "optim.lr: expected values that differ"),
         (["optim.lr=0.1,"], "optim.lr: expected values that differ"),
+        (["optim.lr=0.01,0.010"], "optim.lr: expected values that differ, got 0.01 and 0.010, which are the same"),
+        (["optim.lr=0.1,1,1e-1"], "optim.lr: expected values that differ, got 0.1 and 1e-1, which"),
+        (["run.seed=0,1", "optim.lr=2,2.0"], "optim.lr: expected values that differ, got 2 and 2.0"),
+        (["optim={lr: 1},{lr: 1.0}"], "optim: expected values that differ, got {lr: 1} and {lr: 1.0}"),
+        (["optim.name=sgd,'sgd'"], "optim.name: expected values that differ, got sgd and 'sgd'"),
+        (["run.name=a,b"], "run.name: a sweep names its trials itself"),
+        (["run.dir=a,b", "optim.lr=1,2"], "run.dir: a sweep names its trials itself"),
+        (["run={name: a},{name: b}"], "run: expected values that differ, got {name: a} and {name: b}"),
+        (["evaluate={test: val},{test: test}"], "evaluate={test: test}: evaluate.test: a sweep chooses, and what ch"),
+        (["evaluate.test=val,test"], "evaluate.test: a sweep chooses, and what chooses may not be what ju"),
         (["optim.lr=1,2", "optim.lr=3,4"], "optim.lr: stands on the command line twice"),
         (["optim.lr=1,2", "--trials", "3"], "--trials: expected 1 to 2, the size of the grid, got 3"),
         (["plan.epochs=1,two"], "plan.epochs: expected int"),

@@ -2,8 +2,10 @@
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -44,6 +46,15 @@ def values_of(text: str) -> list[str]:
         else:
             values[-1] += letter
     return [value.strip() for value in values]
+
+
+def canonical(tree: Mapping[str, Any]) -> str:
+    """A text that two configuration trees share if their values are the same: 2 is 2.0, and true is not 1."""
+
+    def number(digits: str) -> float | str:
+        return float(digits) if float(digits) == int(digits) else digits  # a seed may be longer than a float
+
+    return json.dumps(json.loads(json.dumps(tree), parse_int=number), sort_keys=True)
 
 
 def parted(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:

@@ -28,6 +28,7 @@ from sslmed_dist.verbs.sweep.table import SweepTable, table_of
 from sslmed_dist.verbs.sweep.trial import Work
 
 OURS = ("run.name", "run.dir")  # a sweep says where its trials go
+ONLY_VAL = "evaluate.test: a sweep chooses, and what chooses may not be what judges; allowed: val"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def request(
     judges. ``ValueError`` for keys without several values, a recipe that ``sslmed train`` does not train alone, a value
     that a trial's recipe does not allow, or data without a validation split."""
     swept, fixed = grid.parted(words)
+    require_sweepable(swept)
     if (workers is not None and workers < 1) or (minutes is not None and not minutes > 0):
         raise ValueError(f"sweep: expected --workers >= 1 and --minutes > 0, got {workers} and {minutes}")
     plain = config.load(recipe, fixed)
@@ -78,15 +80,47 @@ def request(
         raise ValueError(f"{recipe}: evaluate.protocols: is empty, so there is nothing to compare trials by")
     if plain.evaluate.test != "val":
         if any(word.startswith("evaluate.test=") for word in fixed):
-            raise ValueError("evaluate.test: a sweep chooses, and what chooses may not be what judges; allowed: val")
+            raise ValueError(ONLY_VAL)
         fixed = [*fixed, "evaluate.test=val"]
     folder = plain.folder.with_name(f"{plain.folder.name}-sweep")
     asked = Sweep(
         recipe.absolute(), swept, [word for word in fixed if word.partition("=")[0] not in OURS],
         grid.trials_of(swept, trials, plain.run.seed), folder, metric, lower, workers, minutes, ray,
     )  # fmt: skip
+    require_distinct(asked)
     require_runnable(asked)
     return asked
+
+
+def require_sweepable(swept: Mapping[str, Sequence[str]]) -> None:
+    """``ValueError`` for a key of which a sweep itself decides the value."""
+    for key in OURS:
+        if key in swept:
+            raise ValueError(
+                f"{key}: a sweep names its trials itself, and where they lie: run.dir/run.name-sweep/trial-...; "
+                "give it one value"
+            )
+    if "evaluate.test" in swept:
+        raise ValueError(ONLY_VAL)
+
+
+def require_distinct(asked: Sweep) -> None:
+    """``ValueError`` where two values of a key, however they are written, make one and the same trial."""
+    first = asked.trials[0]
+    for place, (key, values) in enumerate(asked.swept.items()):
+        known: dict[str, str] = {}
+        for value in values:
+            choices = [*first.choices[:place], f"{key}={value}", *first.choices[place + 1 :]]
+            try:
+                own = asked.settings(Trial(tuple(choices)))
+            except ValueError:
+                continue  # of a trial that is to run its own line says it
+            facts = grid.canonical(config.to_tree(config.replace(own, run={"name": "same"})))
+            if facts in known:
+                raise ValueError(
+                    f"{key}: expected values that differ, got {known[facts]} and {value}, which are the same"
+                )
+            known[facts] = value
 
 
 def require_runnable(asked: Sweep) -> None:
@@ -95,6 +129,8 @@ def require_runnable(asked: Sweep) -> None:
     measured on once."""
     all_settings = {one: asked.settings(one) for one in asked.trials}
     for one, own in all_settings.items():
+        if own.evaluate.test != "val":  # where the whole section has several values
+            raise ValueError(f"{one}: {ONLY_VAL}")
         require_same(one, own)
     settings = {one: all_settings[one] for one in asked.missing}
     if asked.ray:
