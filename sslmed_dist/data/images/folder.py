@@ -95,16 +95,21 @@ def list_folder(
 def patients_in(names: Sequence[str], pattern: str) -> list[str]:
     """The patient of each path by the regular expression ``pattern``; the path itself where that finds nothing.
     ``ValueError`` where it is none."""
+    # a patient that is called like a path is another one
+    return [
+        f"path {name}" if found is None else f"patient {found}"
+        for name, found in zip(names, found_patients(names, pattern), strict=True)
+    ]
+
+
+def found_patients(names: Sequence[str], pattern: str) -> list[str | None]:
+    """What the regular expression ``pattern`` finds in each path; None where that is nothing. ``ValueError`` where it
+    is none."""
     try:
         finds = re.compile(pattern).search
     except re.error as error:
         raise ValueError(f"data.patient: {pattern!r:.80} is no regular expression: {error}") from None
-    found = [finds(name) for name in names]
-    # a patient that is called like a path is another one
-    return [
-        f"patient {of[1 if of.re.groups else 0]}" if of else f"path {name}"
-        for of, name in zip(found, names, strict=True)
-    ]
+    return [str(of[1 if of.re.groups else 0]) if of else None for of in map(finds, names)]
 
 
 def split_folders(root: Path) -> dict[str, str]:

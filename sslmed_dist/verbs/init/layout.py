@@ -21,7 +21,7 @@ from sslmed_dist.data.exams.kneemri import find_volumes
 from sslmed_dist.data.exams.mrnet import FOLDERS
 from sslmed_dist.data.images import walk
 from sslmed_dist.data.images.files import ImageFiles
-from sslmed_dist.data.images.folder import patients_in, read_trees, split_folders
+from sslmed_dist.data.images.folder import found_patients, patients_in, read_trees, split_folders
 from sslmed_dist.data.images.packed import Packed
 from sslmed_dist.data.npz import archive_names, find_archive
 from sslmed_dist.printable import plural
@@ -141,7 +141,12 @@ def folder(root: Path, title: str, side: int) -> Seen:
         remarks.append(
             f"no folders train and test: {TEST_SHARE:.0%} of the images, drawn by their paths, are for testing"
         )
-    keys, words = patients_of_files({split: list(tree.values()) for split, tree in trees.items()})
+    keys, words = patients_of_files(
+        {
+            split: [p.relative_to(root).as_posix() for paths in tree.values() for p in paths]
+            for split, tree in trees.items()
+        }
+    )
     remarks = [*seen.lines, *remarks, words]
     data |= keys
     remarks += [f"left aside: {walk.said(aside)}"] if aside else []
@@ -150,19 +155,25 @@ def folder(root: Path, title: str, side: int) -> Seen:
     return Seen(title, data, tuple(known) or ("train", "test"), seen.short, tuple(remarks))
 
 
-def patients_of_files(trees: Mapping[str, list[list[Path]]]) -> tuple[Tree, str]:
+def patients_of_files(names: Mapping[str, list[str]]) -> tuple[Tree, str]:
     """(the key ``patient``, where names of files look like several images of each of several patients; what is said of
-    it). ``trees``: the files of each split by class."""
-    of = {split: patients_in([p.name for files in tree for p in files], PATIENT) for split, tree in trees.items()}
-    sizes = Counter(name for names in of.values() for name in names)
-    several = len(sizes) >= FEWEST_PATIENTS and sizes.total() >= 1.5 * len(sizes)
-    if not several or max(sizes.values()) > 0.3 * sizes.total():
+    it). ``names``: the paths below the set's folder in each split, as the dataset reads patients from them; an image
+    without such a name is there a patient of its own, and is none here."""
+    of = {
+        split: [name for name in found_patients(paths, PATIENT) if name is not None] for split, paths in names.items()
+    }
+    sizes = Counter(name for found in of.values() for name in found)
+    everything = [name for paths in names.values() for name in paths]
+    several = len(sizes) >= FEWEST_PATIENTS and len(everything) >= 1.5 * len(set(patients_in(everything, PATIENT)))
+    if not several or max(sizes.values()) > 0.3 * len(everything):
         return {}, (
             "no patients are known: where one has several images, say by data.patient, a regular expression, how to "
             "find the patient in a path, else the figures are too good"
         )
     said = f"names of files look like NAME_1, NAME_2 of {plural(len(sizes), 'patient')} with {sizes.total()} images"
-    seen_in = Counter(name for names in of.values() for name in set(names))
+    if others := len(everything) - sizes.total():
+        said += f" ({plural(others, 'other image')} each taken for a patient of its own)"
+    seen_in = Counter(name for found in of.values() for name in set(found))
     both = sum(count > 1 for count in seen_in.values())
     if both:
         return {}, f"{said}, of whom {both} lie in more than one split: if they are patients, the figures are too good"

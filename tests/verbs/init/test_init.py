@@ -247,7 +247,7 @@ def test_colours_of_a_compressed_grey_image_are_none(tmp_path: Path) -> None:
     ],
 )
 def test_patients_are_guessed_from_names_of_files(names: dict[str, list[str]], key: bool, words: str) -> None:
-    keys, said = layout.patients_of_files({split: [[Path(name) for name in of]] for split, of in names.items()})
+    keys, said = layout.patients_of_files({split: [f"{split}/{name}" for name in of] for split, of in names.items()})
     assert keys == ({"patient": layout.PATIENT} if key else {}) and words in said
 
 
