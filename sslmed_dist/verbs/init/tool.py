@@ -18,7 +18,7 @@ from sslmed_dist.plain_yaml import parse
 from sslmed_dist.printable import plural, say
 from sslmed_dist.training import evaluation_data
 from sslmed_dist.verbs import federate
-from sslmed_dist.verbs.init import choices, layout, length, pixels, text
+from sslmed_dist.verbs.init import choices, lacking, layout, length, pixels, text
 
 VALIDATION = (0.1, 0.25, 0.5)  # shares of the training split that choose hyper-parameters; the first that gives some
 SITES = 64  # of a simulated federation on one machine
@@ -71,7 +71,7 @@ def compose(path: Path, target: Path, asked: choices.Asked) -> tuple[Path, list[
         made["federated"] = choices.federation(layout.build({**seen.data, **seen.measured}, "all"), asked)
     name = plain_name(target.with_suffix(""))
     choose_validation(made, measured)
-    tree, words = complete(made, dataset, asked, name)
+    tree, words = complete(made, dataset, measured, asked, name)
     content = recipe(made, tree, words, target, asked)
     assert parse(content) == tree, "the recipe that is written is the one that was tried"
     write_atomically(target, content.encode())
@@ -116,8 +116,11 @@ def choose_validation(made: choices.Sections, measured: Dataset) -> None:
         remarks[:] = [f"nothing is measured, since no samples can be kept to choose by: {reason}"]
 
 
-def complete(made: choices.Sections, dataset: Dataset, asked: choices.Asked, name: str) -> tuple[dict[str, Any], str]:
-    """The recipe's tree with its length, tried in all that ``--check`` tries, and what is said of its length."""
+def complete(
+    made: choices.Sections, dataset: Dataset, measured: Dataset, asked: choices.Asked, name: str
+) -> tuple[dict[str, Any], str]:
+    """The recipe's tree with its length, tried in all that ``--check`` tries, and what is said of its length.
+    ``dataset`` is the training split, ``measured`` the same as an evaluation reads it."""
     tree: dict[str, Any] = {"run": {"name": name, "seed": 0}} | {key: keys for key, (_, keys) in made.items()}
     if asked.ray:
         tree["driver"] = "ray"
@@ -125,13 +128,16 @@ def complete(made: choices.Sections, dataset: Dataset, asked: choices.Asked, nam
     arms = 2 * asked.sites + 1 if asked.sites else 1  # at the sites together, at each alone, and on all data
     found = length.fit(settings_of(tree, name), dataset, asked.minutes, arms)
     plan = made["plan"][1]
+    remarks, keys = made["evaluate"]
     if asked.sites:
         # the steps of all epochs are those of all rounds, of one local epoch each
         plan["steps_per_epoch"] = max(found.epochs * found.steps // choices.ROUNDS, 1)
         plan["epochs"] = choices.ROUNDS
-        federate.prepare(settings_of(tree, name))
+        _, sites = federate.prepare(settings_of(tree, name))
+        remarks += lacking.at_sites(sites) if keys["protocols"] else []
     else:
         plan["epochs"] = found.epochs
+        remarks += lacking.in_one_set(made["data"][1], keys, measured) if keys["protocols"] else []
     made["plan"][0].append(found.line)
     return tree, found.line
 
