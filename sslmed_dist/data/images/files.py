@@ -21,7 +21,7 @@ from sslmed_dist.data.compact import FileRecords, Picked, Texts, Words
 from sslmed_dist.data.dataset import SPLITS, Dataset, Item, Split, Stored, select_split
 from sslmed_dist.data.images.copies import count_conflicts, find_copies
 from sslmed_dist.data.images.decode import SUFFIXES, crop_centre, read_picture
-from sslmed_dist.data.images.walk import hidden
+from sslmed_dist.data.images.walk import hidden, is_file
 from sslmed_dist.data.samples import in_file
 from sslmed_dist.printable import plural
 
@@ -251,7 +251,7 @@ def entries(folder: Path) -> set[str]:
     cannot be listed."""
     try:
         with os.scandir(folder) as scan:
-            return {entry.name for entry in scan if entry.is_file()}
+            return {entry.name for entry in scan if is_file(entry)}
     except (FileNotFoundError, NotADirectoryError):
         return set()
     except OSError as error:

@@ -13,7 +13,7 @@ from sslmed_dist import randomness
 from sslmed_dist.data.dataset import SPLITS, Split, select_split
 from sslmed_dist.data.images.decode import SUFFIXES
 from sslmed_dist.data.images.files import Duplicates, ImageFiles, Listing
-from sslmed_dist.data.images.walk import HIDDEN, hidden, said, walk
+from sslmed_dist.data.images.walk import HIDDEN, hidden, is_folder, is_read, leads_back, said, walk
 
 # What the folder of a split may be called, in small letters.
 SYNONYMS = {
@@ -115,8 +115,8 @@ def found_patients(names: Sequence[str], pattern: str) -> list[str | None]:
 def split_folders(root: Path) -> dict[str, str]:
     """Split -> the folder in ``root`` that holds it, in the order of ``SPLITS``; empty where there is none.
 
-    A folder is a split's by any of ``SYNONYMS``, in any case of letters. ``ValueError`` when ``root`` is no folder, or
-    two folders mean one split.
+    A folder is a split's by any of ``SYNONYMS``, in any case of letters. ``ValueError`` when ``root`` is no folder,
+    two folders mean one split, or one is a link to a folder above it.
     """
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
@@ -125,6 +125,8 @@ def split_folders(root: Path) -> dict[str, str]:
         split = SYNONYMS.get(folder.lower())
         if split in known:
             raise ValueError(f"{root}: the folders {known[split]} and {folder} both mean the split {split}; keep one")
+        if split is not None and leads_back(root / folder):
+            raise ValueError(f"{root / folder}: a link to a folder above it, which is no split of it; remove the link")
         if split is not None:
             known[split] = folder
     return {split: known[split] for split in SPLITS if split in known}
@@ -150,7 +152,7 @@ def folders_in(folder: Path) -> list[str]:
     """The names of the folders in ``folder`` that are not hidden, sorted; none where it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not hidden(entry.name))
+            return sorted(entry.name for entry in entries if is_folder(entry) and not hidden(entry.name))
     except OSError:
         return []
 
@@ -190,7 +192,7 @@ def read_trees(root: Path, split_names: Mapping[str, str]) -> tuple[dict[str, Tr
         aside += left
     beside = [entry for entry in root.iterdir() if entry.is_dir() and entry.name not in split_names.values()]
     loose = walk(root, deep=False)
-    strays = len(loose.files) + sum(len(walk(folder).files) for folder in beside if not hidden(folder.name))
+    strays = len(loose.files) + sum(len(walk(folder).files) for folder in beside if is_read(folder))
     if strays:
         aside[f"images outside of the folders {', '.join(split_names.values())}"] = strays
     return trees, aside + Counter({reason: n for reason, n in loose.aside.items() if reason != HIDDEN})
@@ -220,7 +222,7 @@ def read_tree(folder: Path) -> tuple[Tree, Counter[str]]:
     aside = loose.aside
     if loose.files:
         tree[""] = loose.files
-    for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not hidden(entry.name)):
+    for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir() and is_read(entry)):
         images = walk(class_folder)
         tree[class_folder.name] = images.files
         aside += images.aside

@@ -1,14 +1,15 @@
 """Which files of a folder are images to be read, which are left aside, and why. One rule for training and checking.
 
 Read is every file whose suffix is one of ``SUFFIXES``, in the folder and at any depth below it, through links to
-folders as well (each real folder once, so a link to a folder above ends). Left aside, counted, are hidden files and
-folders, folders of caches and previews that programs leave behind, files of another kind, links that lead nowhere, and
-TIFF files of several pages, for which page is meant is not known.
+folders as well (each real folder once). Left aside, counted, are hidden files and folders, folders of caches and
+previews that programs leave behind, files of another kind, links that lead nowhere, links to a folder above them, which
+would count its images again under another class, and TIFF files of several pages, for which page is meant is not known.
 """
 
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 from sslmed_dist.data.images.decode import SUFFIXES
@@ -21,6 +22,8 @@ LEFT_BEHIND = {
 TIFF = (".tif", ".tiff")
 HIDDEN, PAGES = "hidden files and folders", "TIFF files of several pages"
 BROKEN = "links that lead nowhere"  # of a disk that is not mounted, say
+UPWARDS = "links to a folder above them"
+TWICE = "folders that were read already, by another link"
 
 
 @dataclass
@@ -39,7 +42,8 @@ def walk(folder: Path, deep: bool = True) -> Walk:
     while waiting:
         place = waiting.pop()
         real = os.path.realpath(place)
-        if real in seen:  # a link that leads back
+        if real in seen:
+            result.aside[TWICE] += 1
             continue
         seen.add(real)
         try:
@@ -47,12 +51,14 @@ def walk(folder: Path, deep: bool = True) -> Walk:
         except OSError as error:
             raise ValueError(f"{place}: cannot be listed: {error.strerror}") from None
         for entry in entries:
-            if entry.is_dir():
+            if is_folder(entry):
                 if hidden(entry.name):
                     result.aside[HIDDEN] += 1
+                elif entry.is_symlink() and leads_back(place / entry.name):
+                    result.aside[UPWARDS] += 1
                 elif deep:
                     waiting.append(place / entry.name)
-            elif entry.is_file():
+            elif is_file(entry):
                 sort_in(result, place / entry.name)
             else:
                 result.aside[BROKEN if entry.is_symlink() else "pipes, sockets and devices"] += 1
@@ -76,6 +82,32 @@ def sort_in(result: Walk, path: Path) -> None:
 def hidden(name: str) -> bool:
     """Whether a file or folder of this name is none of the user's images."""
     return name.startswith(".") or name.lower() in LEFT_BEHIND
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """``entry.is_dir()``, and False for a link to itself, at which that raises."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """``entry.is_file()``, and False for a link to itself, at which that raises."""
+    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
+
+
+def leads_back(folder: Path) -> bool:
+    """Whether ``folder`` is a link to a folder that it lies in itself, or that was passed on the way to it by other
+    links: its images would be those of that folder again, and without end."""
+    if not folder.is_symlink():
+        return False
+    target = os.path.realpath(folder)
+    # what is before a ".." is not on the way
+    way = takewhile(lambda parent: parent.name != "..", folder.absolute().parents)
+    return any(Path(os.path.realpath(parent)).is_relative_to(target) for parent in way)
+
+
+def is_read(folder: Path) -> bool:
+    """Whether a folder beside others may hold the user's images: neither hidden nor a link that leads back."""
+    return not hidden(folder.name) and not leads_back(folder)
 
 
 def has_pages(path: Path) -> bool:

@@ -13,6 +13,8 @@ from PIL import Image
 from sslmed_dist.data import DATASETS
 from sslmed_dist.data.check import inspect
 from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.data.images.files import entries
+from sslmed_dist.data.images.folder import folders_in
 from sslmed_dist.data.images.walk import walk
 
 
@@ -42,6 +44,63 @@ def test_a_linked_folder_is_read_and_a_link_upwards_ends(tmp_path: Path) -> None
         *(f"cat/more/{i}.png" for i in range(3)),
         "dog/0.png",
     ]
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("set/a/loop", "set"),
+        ("set/a/deep/loop", "set/a"),
+        ("set/a/loop", ""),  # above the set
+        ("set/loop", "set"),  # in place of a class
+        ("set/a/other/loop", "set"),  # seen through another link
+        ("set/b/hidden/../loop", "set"),
+    ],
+)
+@pytest.mark.parametrize("below", ["", "train/"])
+def test_a_link_to_a_folder_above_it_is_left_aside(link: str, target: str, below: str, tmp_path: Path) -> None:
+    """Its images would be read again under another class, and perhaps in another split."""
+    for number, name in enumerate(("set/a/1.png", "set/a/deep/2.png", "set/b/hidden/3.png", "else/4.png")):
+        save(tmp_path / name.replace("set/", f"set/{below}"), number)
+    place = tmp_path / f"set/{below}"
+    (place / "a" / "other").symlink_to(tmp_path / "else")
+    (tmp_path / link.replace("set/", f"set/{below}")).symlink_to(tmp_path / target.replace("set/", f"set/{below}"))
+    data = folder(tmp_path / "set", "all")
+    assert data.classes == ("a", "b") and sorted(Path(name).stem for name in files(data)) == ["1", "2", "3", "4"]
+    assert data.notices == ("left aside: 1 links to a folder above them",)
+    lines, problems = inspect(tmp_path / "set")
+    assert data.notices[0] in lines and not any("repeated" in problem for problem in problems)
+
+
+def test_a_set_that_is_reached_through_a_link_in_itself_is_read(tmp_path: Path) -> None:
+    save(tmp_path / "set" / "a" / "1.png")
+    (tmp_path / "set" / "a" / "up").symlink_to(tmp_path / "set")
+    data = folder(tmp_path / "set" / "a" / "up")
+    assert files(data) == ["a/1.png"] and data.notices == ("left aside: 1 links to a folder above them",)
+
+
+def test_a_folder_of_two_links_is_read_once_and_the_other_is_counted(tmp_path: Path) -> None:
+    save(tmp_path / "else" / "1.png")
+    for name in ("x", "y"):
+        (tmp_path / "set" / "a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / "a" / name).symlink_to(tmp_path / "else")
+    data = folder(tmp_path / "set")
+    assert len(data) == 1 and data.notices == ("left aside: 1 folders that were read already, by another link",)
+
+
+def test_a_split_that_is_a_link_to_a_folder_above_it_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "set" / "train" / "a" / "1.png")
+    (tmp_path / "set" / "test").symlink_to(tmp_path / "set")
+    with pytest.raises(ValueError, match="set/test: a link to a folder above it, which is no split of it; remove"):
+        folder(tmp_path / "set")
+
+
+def test_a_link_to_itself_leads_nowhere(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "1.png")
+    for place in (tmp_path / "a" / "x", tmp_path / "x"):
+        place.symlink_to(place)
+    assert folder(tmp_path).notices == ("left aside: 2 links that lead nowhere",)
+    assert folders_in(tmp_path) == ["a"] and entries(tmp_path / "a") == {"1.png"}
 
 
 def test_what_is_left_aside_is_counted_and_is_the_same_for_a_check(tmp_path: Path) -> None:
