@@ -14,6 +14,7 @@ from sslmed_dist.data.scans.masks import chosen, name_of
 from sslmed_dist.data.scans.scan import StoredScan
 from sslmed_dist.downstream.oneshot.reliability import calibrated
 from sslmed_dist.printable import note
+from sslmed_dist.verbs.segment.facts import uncalibrated
 from sslmed_dist.verbs.segment.model import Model, placed, standardised
 from sslmed_dist.verbs.segment.search import Example, Kind, Organ, example, kind_of, learn
 from sslmed_dist.verbs.segment.settings import Settings
@@ -57,6 +58,8 @@ def read_support(
     }
     if len(read) > 1:
         record["more"] = [facts for _, facts in read[:-1]]
+    for line in uncalibrated(record):
+        note(line)
     return organs, kind_of(support.scan, read[-1][0].stack), record
 
 

@@ -27,7 +27,7 @@ from sslmed_dist.locks import alone_in_output
 from sslmed_dist.printable import note, say
 from sslmed_dist.training.pretrained import Part
 from sslmed_dist.verbs.segment import files, page
-from sslmed_dist.verbs.segment.facts import doubt, facts, say_doubts, support_lines, trust_of, uncalibrated
+from sslmed_dist.verbs.segment.facts import doubt, facts, say_doubts, support_lines, trust_of
 from sslmed_dist.verbs.segment.model import (
     Device,
     Intensity,
@@ -121,8 +121,6 @@ def segment(
             tidy=tidy,
         )
         organs, kind, support_record = read_support(model, annotations, labels, settings)
-        for line in uncalibrated(support_record):
-            note(line)
         return segment_all(model, organs, kind, support_record, out, settings, notices)
 
 
