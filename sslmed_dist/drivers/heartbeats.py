@@ -80,12 +80,17 @@ class Ledger:
         return self.handles.get(rank)
 
 
+def speaking(workers: Sequence[Seen]) -> list[Beat]:
+    """The last beats of those of whom something was heard lately."""
+    return [worker.beat for worker in workers if worker.silent_s <= SILENT_S]
+
+
 def idle(workers: Sequence[Seen]) -> bool:
     """Whether workers are known that speak, and every one of them knows of the stop and is still at its start: nothing
     was trained that has to be saved. What one said before it knew is no answer: between two of its words it may have
     begun to train, and saved."""
-    speaking = [worker.beat for worker in workers if worker.silent_s <= SILENT_S]
-    return bool(speaking) and all(beat.asked and beat.phase == STARTING for beat in speaking)
+    beats = speaking(workers)
+    return bool(beats) and all(beat.asked and beat.phase == STARTING for beat in beats)
 
 
 def hung(workers: Sequence[Seen]) -> Seen | None:
@@ -97,7 +102,7 @@ def hung(workers: Sequence[Seen]) -> Seen | None:
     nothing is heard of any: they are gone, and Ray starts others."""
     if not workers or len(workers) < workers[0].beat.world:
         return None
-    if all(worker.silent_s > SILENT_S for worker in workers):
+    if not speaking(workers):
         return None
     limit = max(STILL_S, STEPS * max(worker.beat.median_s for worker in workers))
     if min(worker.still_s for worker in workers) <= limit:

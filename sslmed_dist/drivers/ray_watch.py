@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from sslmed_dist import distributed
-from sslmed_dist.drivers.heartbeats import SILENT_S, Beat, Ledger, Seen, hung, idle, line_of
+from sslmed_dist.drivers.heartbeats import SILENT_S, Beat, Ledger, Seen, hung, idle, line_of, speaking
 from sslmed_dist.printable import say
 from sslmed_dist.training.phases import STARTING
 from sslmed_dist.training.pulse import Pulse
@@ -84,10 +84,10 @@ class Watch:
             seen: list[Seen] = ray.get(answer)
         except ray.exceptions.RayError:  # the ledger was lost
             return False
-        speaking = [worker.beat for worker in seen if worker.silent_s <= SILENT_S]
-        self.waits, self.working = idle(seen), any(beat.phase != STARTING for beat in speaking)
-        if speaking:
-            self.heard, self.workers = now, speaking[0].world
+        beats = speaking(seen)
+        self.waits, self.working = idle(seen), any(beat.phase != STARTING for beat in beats)
+        if beats:
+            self.heard, self.workers = now, beats[0].world
         self.end(hung(seen))
         return self.workers != before
 

@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,9 @@ from sslmed_dist import cli
 from sslmed_dist.training import job
 from sslmed_dist.verbs.analyse.subject import Point, Precision, Subject
 from tests import tiny
+from tests.verbs.test_analyse import threads
+
+__all__ = ["threads"]  # a fixture
 
 # Ends itself by SIGKILL at the second checkpoint's answer: while its product is asked for, or while its file is
 # written (the temporary one is whole, the rename has not come), or just after it.
@@ -52,13 +54,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = tiny.settings(tmp_path_factory.mktemp("killed"), plan={"keep_every": 1, "keep_last": 3, "epochs": 1})
     job.train(settings)
     return settings.folder
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def files(run: Path) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sslmed_dist import registry
+from sslmed_dist.printable import plural
 from sslmed_dist.verbs.reproduce.seed_interval import interval
 
 # With fewer seeds a difference is not called one.
@@ -175,7 +176,7 @@ def decided(claim: Claim, column: str, measured: Mapping[tuple[str, str, str], S
     elif all(it == SHOWN for it in answers):
         found = SHOWN
     else:
-        found = f"cannot be told at {seeds} seed{'' if seeds == 1 else 's'}"
+        found = f"cannot be told at {plural(seeds, 'seed')}"
     return Verdict(column, claim.text, found, words)
 
 

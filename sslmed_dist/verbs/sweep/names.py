@@ -16,6 +16,7 @@ from sslmed_dist.training.job import Job
 from sslmed_dist.training.precision import deterministic_kernels
 from sslmed_dist.training.step import Stepper
 from sslmed_dist.training.waiting import WAIT_SHARE
+from sslmed_dist.verbs.sweep.direction import AT_LOWEST
 from sslmed_dist.verbs.sweep.grid import Trial
 from sslmed_dist.verbs.sweep.trial import is_scalar
 
@@ -136,4 +137,4 @@ def validated(work: Job) -> Iterable[str]:
         prepared = stepper.prepare(next(iter(watching.batches.epoch(0))), 0)
         terms = stepper.objective(stepper.embed(prepared), prepared)
     names = [f"{watching.split}_{name}" for name in terms]
-    return [*names, *(f"{name}_at_lowest_loss" for name in names)]
+    return [*names, *(f"{name}{AT_LOWEST}" for name in names)]
