@@ -101,6 +101,8 @@ def go_on(job: Job, run: RunFolder, saved: Mapping[str, Any] | None, told: bool)
     if saved is None and run.metrics.path.is_file() and run.metrics.path.stat().st_size:
         old = "; results in evaluate/ are of before" if any(run.path.glob("evaluate/*.json")) else ""
         note(f"{run.path.name} has metrics and no checkpoint: it begins anew{old}")
+    if saved is not None:
+        note(f"{run.path.name} goes on after step {job.state.step}")
     changed = ", ".join(paths)
     # Scalars and a stop request that are newer than the checkpoint belong to the interrupted attempt.
     run.metrics.cut(job.state.step)

@@ -1,5 +1,6 @@
 """Asking a run to stop: SIGTERM, SIGINT or SIGHUP to the process, or a file named ``stop`` in the run folder."""
 
+import math
 import signal
 import threading
 import time
@@ -10,6 +11,8 @@ from types import FrameType
 from typing import Any
 
 from sslmed_dist.endings import Stopped
+
+BURST_S = 1.0  # signals within it are one request: who has lost its parent is told once for every thread of it
 
 
 def finish(stopped: bool) -> None:
@@ -39,6 +42,7 @@ class Stop:
     def __init__(self, folder: Path, within: "Stop | None" = None) -> None:
         self.file, self.within = folder / "stop", within
         self.asked = False
+        self.signalled = -math.inf  # when the first signal came, by the monotonic clock
         self.looked = 0.0  # when the file was last looked for
         self.former: dict[int, Any] = {}  # the handlers that this one replaced, by signal
         self.line: str | None = None  # what a stop says that is obeyed ``at_once``
@@ -70,10 +74,13 @@ class Stop:
             self.within.asked = True
 
     def ask(self, signal_number: int, frame: FrameType | None) -> None:
-        """Signal handler: the next step boundary saves and stops. A second signal acts at once."""
+        """Signal handler: the next step boundary saves and stops. A second signal, ``BURST_S`` later, acts at once."""
+        now = time.monotonic()
+        if self.asked and now - self.signalled < BURST_S:
+            return
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self.signalled = True, now
         if self.line is not None:
             raise Stopped(self.line)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sslmed_dist import checkpoint, config, plain_yaml
+from sslmed_dist.drivers.processes import end_process
 from sslmed_dist.json_files import Lines
 from sslmed_dist.training import job
 from tests import tiny
@@ -119,8 +120,14 @@ def wait_for_line(text: str, folder: Path, seconds: float = 120.0) -> None:
 def worker_raises(nodes: Nodes, folder: Path) -> None:
     """Rank 0 cannot write its next checkpoint: a file stands in the way until that was seen."""
     checkpoints, away = folder / "checkpoints", folder / "away"
+    workers = nodes.workers()
+    for worker in workers:  # between the two it would make the folder anew
+        end_process(*worker, signal.SIGSTOP)
+    time.sleep(0.1)  # until all their threads have stopped
     checkpoints.rename(away)
     checkpoints.write_text("")
+    for worker in workers:
+        end_process(*worker, signal.SIGCONT)
     wait_for_line("ray: workers failed, failure 1", folder)
     checkpoints.unlink()
     away.rename(checkpoints)

@@ -14,7 +14,7 @@ import pytest
 
 from sslmed_dist import checkpoint, plain_yaml
 from sslmed_dist.endings import Stopped
-from sslmed_dist.training.stopping import Stop
+from sslmed_dist.training.stopping import BURST_S, Stop
 from tests import tiny
 from tests.drills import machine
 from tests.drivers.ray_nodes import environment
@@ -57,6 +57,7 @@ def test_a_second_signal_interrupts_and_handlers_are_put_back(tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt), Stop(tmp_path) as stop:
         os.kill(os.getpid(), signal.SIGHUP)
         assert stop()
+        stop.signalled -= BURST_S
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(30)
     assert [signal.getsignal(number) for number in SIGNALS] == before

@@ -57,7 +57,7 @@ def test_a_part_that_fails_leaves_the_other_one_alone(asked: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_saves_every_part(asked: Path, number: signal.Signals) -> None:
-    process = diagnose(asked, "plan.epochs=2000", "plan.checkpoint_every=1000000")
+    process = diagnose(asked, "plan.epochs=100000", "plan.checkpoint_every=1000000")
     deadline = time.monotonic() + 240
     while not all((asked.parent / "runs/knee/parts" / plane / "metrics.jsonl").exists() for plane in PLANES):
         assert process.poll() is None and time.monotonic() < deadline
@@ -66,7 +66,7 @@ def test_a_stop_saves_every_part(asked: Path, number: signal.Signals) -> None:
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 0, said[-3000:]
     assert "stopped; run the same command again to go on" in said
-    assert all(0 < steps(asked, plane)[0] < 6000 for plane in PLANES)
+    assert all(0 < steps(asked, plane)[0] < 300000 for plane in PLANES)
 
 
 def steps(path: Path, plane: str) -> list[int]:

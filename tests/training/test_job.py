@@ -19,7 +19,7 @@ from sslmed_dist.training.check import check_training
 from sslmed_dist.training.evaluation_data import evaluation_splits
 from sslmed_dist.training.precision import NonFinite
 from sslmed_dist.training.progress import Progress
-from sslmed_dist.training.stopping import Stop
+from sslmed_dist.training.stopping import BURST_S, Stop
 from sslmed_dist.verbs.evaluate import evaluate_run
 from tests import tiny
 
@@ -158,6 +158,8 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     with Stop(tmp_path) as stop:
         signal.raise_signal(signal.SIGTERM)
         assert stop()
+        signal.raise_signal(signal.SIGTERM)  # of the same event: a lost parent sends one for each of its threads
+        stop.signalled -= BURST_S
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
 
