@@ -147,7 +147,7 @@ def measuring(verbs: Verbs) -> None:
     overriding(sweep, "keys with several values, optim.lr=0.03,0.06; with one value: of every trial", "KEY=A,B,C")
     sweep.add_argument("--trials", type=int, metavar="N", help="so many of the grid, drawn at random; default: all")
     sweep.add_argument("--metric", help="EVALUATOR/MEASURE such as knn/accuracy, or a scalar of the training: loss")
-    sweep.add_argument("--lower", action="store_true", help="lower is better")
+    sweep.add_argument("--lower", action="store_true", help="the lowest comes first, whatever is known of the metric")
     sweep.add_argument("--ray", action="store_true", help="trials by Ray Tune, on the cluster of ray.address or here")
     sweep.add_argument("--workers", type=int, metavar="N", help="trials at a time (1; with --ray: what has room)")
     sweep.add_argument("--minutes", type=float, metavar="M", help="no trial begins later")

@@ -7,7 +7,8 @@ starts in the app's folder (Ray's workers would import what lies there in place 
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
@@ -16,6 +17,7 @@ from typing import Protocol
 from sslmed_dist.drivers.processes import Processes
 from sslmed_dist.federation.messages import LAUNCHER
 from sslmed_dist.federation.registered import LISTED
+from sslmed_dist.printable import say
 from sslmed_dist.training.stopping import started_at
 
 PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
@@ -32,11 +34,47 @@ QUIET = {
 NOT_INHERITED = ("RAY_ADDRESS", "PYTHONPATH", PORT, LISTED)
 
 
+MOST_RENEWED, RENEWED_WITHIN_S, FIRST_PAUSE_S = 6, 3600.0, 0.5
+
+
 class Lasting(Protocol):
     """What has to last as long as a federation: a program, or a server elsewhere on this machine."""
 
     def poll(self) -> int | None:
         """None as long as it does."""
+
+
+@dataclass
+class Renewed:
+    """A program that is started again where it ends by itself, since it holds nothing, and what it has started goes on
+    without it. At most ``MOST_RENEWED`` times within ``RENEWED_WITHIN_S`` seconds, after pauses that double from
+    ``FIRST_PAUSE_S``; each is said. ``begin`` starts it, ``log`` is where it says what went wrong."""
+
+    name: str
+    log: Path
+    begin: Callable[[], Popen[bytes]]
+    process: Popen[bytes] = field(init=False)
+    ends: list[float] = field(default_factory=list)  # when it ended lately, by the monotonic clock
+    due: float | None = None  # when it is to be started again
+
+    def __post_init__(self) -> None:
+        self.process = self.begin()
+
+    def poll(self) -> int | None:
+        """None as long as it runs or is about to; the exit code of one that has ended too often."""
+        code, now = self.process.poll(), time.monotonic()
+        if code is None:
+            return None
+        if self.due is None:
+            self.ends = [end for end in self.ends if now - end < RENEWED_WITHIN_S]
+            if len(self.ends) == MOST_RENEWED:
+                return code
+            self.due = now + FIRST_PAUSE_S * 2 ** len(self.ends)
+            self.ends.append(now)
+            say(f"{self.name} has ended by itself (exit code {code}) and is started again; see {self.log}")
+        if now >= self.due:
+            self.process, self.due = self.begin(), None
+        return None
 
 
 @dataclass

@@ -11,11 +11,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from subprocess import Popen
 
 from sslmed_dist.atomic_files import write_private
-from sslmed_dist.drivers.place import Place, program
+from sslmed_dist.drivers.place import Place, Renewed, program
 from sslmed_dist.drivers.processes import free_port
 from sslmed_dist.federation import authority
 from sslmed_dist.federation.authority import Authority
@@ -90,7 +91,11 @@ def start(
         if place.failed() or time.monotonic() > end:
             raise RuntimeError(f"Flower's SuperLink did not start; see {place.run / 'logs' / 'superlink.log'}")
         time.sleep(0.3)
-    place.servers["superexec"] = superexec(place, "superexec", access.address, hidden, access.root, env)
+    place.servers["superexec"] = Renewed(
+        "superexec",
+        place.run / "logs" / "superexec.log",
+        partial(superexec, place, "superexec", access.address, hidden, access.root, env),
+    )
     return access
 
 

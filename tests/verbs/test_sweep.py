@@ -148,7 +148,7 @@ def test_trials_of_ray_are_single_processes(tmp_path: Path, words: list[str], li
 
 WORTHS = {
     "0.1": Worth(0.5, 0.4, 0.6, 12, 61.0, metric="knn/accuracy"),
-    "a_b|c": Worth(None, trouble="sslmed train: a | b"),
+    "a_b|c": Worth(None, trouble="sslmed train: a | b", done=False),
     "0.3": Worth(0.55, 0.45, 0.65, 12, metric="knn/accuracy"),
 }
 
@@ -175,6 +175,32 @@ def test_the_table_is_sorted_and_says_what_it_cannot_tell() -> None:
     assert "tell them apart" not in "\n".join(table_of(Path("s"), ["k"], rows(apart), None, False).notes)
     scalar = table_of(Path("s"), ["k"], rows({"1": Worth(2.5, metric="loss")}), "loss", True)
     assert scalar.rows[0][1] == "loss" and scalar.notes[0].startswith("loss: the training's own last value")
+    undefined = {"1": Worth(0.5, metric="knn/auc"), "2": Worth(None, trouble="undefined: one class", metric="knn/auc")}
+    table = table_of(Path("s"), ["k"], rows(undefined), "knn/auc", False)
+    assert table.rows[2][1] == "undefined: one class" and "not done" not in "\n".join(table.notes)
+    line = "1 of 2 trials is done and has no figure: it is undefined on these samples, as the table says."
+    assert line in table.notes
+
+
+@pytest.mark.parametrize(
+    ("metric", "keys", "line"),
+    [
+        ("loss", ["optim.lr", "plan.epochs"], None),
+        ("loss", ["method.loss.temperature", "optim.lr"], "method.loss.temperature: decides what loss is"),
+        ("val_loss", ["plan.batch_size", "views.size"], "plan.batch_size, views.size: decides what val_loss is"),
+        ("knn/accuracy", ["method.loss.temperature"], None),
+        ("wait_share", ["plan.batch_size"], None),
+        (None, ["evaluate.protocols"], "evaluate.protocols: decides what is measured"),
+        ("loss", ["evaluate.protocols"], None),
+    ],
+)
+def test_figures_of_different_questions_are_not_compared_without_a_word(
+    metric: str | None, keys: list[str], line: str | None
+) -> None:
+    shown = {"1": Worth(0.5, metric=metric or "knn/accuracy")}
+    notes = table_of(Path("s"), keys, [(name, ["1"] * len(keys), w) for name, w in shown.items()], metric, False).notes
+    found = [note for note in notes if "decides what" in note]
+    assert (found == []) if line is None else (len(found) == 1 and found[0].startswith(line))
 
 
 @pytest.mark.slow

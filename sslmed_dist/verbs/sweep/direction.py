@@ -1,5 +1,6 @@
 """Whether more or less of a measure is better."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 HIGHER = (
@@ -18,6 +19,9 @@ LOWER = {
     "inter_class_uniformity": "",
     "alignment": ", unless all features are one point (uniformity 0)",
 }
+# Keys that change the value of the loss of one and the same encoder: of its terms and temperatures, of how many samples
+# it sees at a time, and how hard they are.
+IN_LOSS = ("method", "views", "plan.batch_size", "data")
 AT_LOWEST = "_at_lowest_loss"  # how the validation calls what it measured then
 
 
@@ -38,6 +42,18 @@ def stem(metric: str) -> str:
         return "loss"
     found = [known for known in (*HIGHER, *LOWER) if word == known or word.endswith(f"_{known}")]
     return max(found, key=len, default="")
+
+
+def unlike(metric: str | None, keys: Sequence[str]) -> list[str]:
+    """What has to be said where the swept ``keys`` decide not only how well a trial does but also what ``metric``
+    asks. None: the first measure of the encoder."""
+    asked = [key for key in keys if key.partition(".")[0] == "evaluate"] if metric is None or "/" in metric else []
+    lines = [f"{', '.join(asked)}: decides what is measured, so the figures answer different questions."] * bool(asked)
+    if metric is not None and stem(metric) == "loss":
+        inside = [key for key in keys if key.startswith(IN_LOSS)]
+        why = f"decides what {metric} is, so its values do not compare the trials; a measure of the encoder does."
+        lines += [f"{', '.join(inside)}: {why}"] * bool(inside)
+    return lines
 
 
 def direction(metric: str, lower: bool) -> Direction:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from sslmed_dist.printable import as_markdown, duration, plural
 from sslmed_dist.report.plain import aligned
-from sslmed_dist.verbs.sweep.direction import direction
+from sslmed_dist.verbs.sweep.direction import direction, unlike
 from sslmed_dist.verbs.sweep.trial import Worth, is_scalar
 
 Row: TypeAlias = tuple[str, Sequence[str], Worth]  # a trial: its run's name, its values of the keys, its worth
@@ -43,9 +43,9 @@ def table_of(folder: Path, keys: Sequence[str], trials: Sequence[Row], metric: s
     rows = [[*keys, named, "n", "time", "run"]]
     for name, values, worth in [*measured, *rest]:
         rows.append([*values, figure(worth), str(worth.count or ""), duration(worth.seconds), name])
-    told = notes(measured, len(rest), named if is_scalar(metric) else None)
+    told = notes(measured, [worth for _, _, worth in rest], named if is_scalar(metric) else None)
     if measured:
-        told.insert(1, ranked.said)
+        told[1:1] = [ranked.said, *unlike(metric, keys)]
         told.append(f"On the test split: sslmed evaluate {folder / measured[0][0]} evaluate.test=test")
     return SweepTable(rows, told, ranked.lower)
 
@@ -58,9 +58,9 @@ def figure(worth: Worth) -> str:
     return f"{worth.value:.4g}{interval}"
 
 
-def notes(measured: Sequence[Row], rest: int, scalar: str | None) -> list[str]:
-    """What the figures are, and what they do not tell. ``measured``: the trials that are done, the best one first.
-    ``scalar``: the training's own that they were compared by."""
+def notes(measured: Sequence[Row], rest: Sequence[Worth], scalar: str | None) -> list[str]:
+    """What the figures are, and what they do not tell. ``measured``: the trials that have a figure, the best one first;
+    ``rest``: those without. ``scalar``: the training's own that they were compared by."""
     lines = ["Measured on the validation split, with 5-95 % intervals; one seed each."]
     if scalar is not None:
         lines = [
@@ -68,11 +68,15 @@ def notes(measured: Sequence[Row], rest: int, scalar: str | None) -> list[str]:
         ]
     if len(measured) > 1 and overlap(measured[0][2], measured[1][2]):
         lines.append("The intervals of the two best overlap: this sweep does not tell them apart.")
-    if rest:
-        lines.append(
-            f"{rest} of {plural(len(measured) + rest, 'trial')} {'is' if rest == 1 else 'are'} not done; "
-            "the same command goes on with them."
-        )
+    of_all = f"of {plural(len(measured) + len(rest), 'trial')}"
+    undefined = sum(worth.done for worth in rest)
+    if undefined:
+        has = "is done and has" if undefined == 1 else "are done and have"
+        lines.append(f"{undefined} {of_all} {has} no figure: it is undefined on these samples, as the table says.")
+    missing = len(rest) - undefined
+    if missing:
+        are = "is" if missing == 1 else "are"
+        lines.append(f"{missing} {of_all} {are} not done; the same command goes on with them.")
     return lines
 
 

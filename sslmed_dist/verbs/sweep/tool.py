@@ -22,7 +22,7 @@ from sslmed_dist.training.beforehand import require_buildable
 from sslmed_dist.training.stopping import Stop
 from sslmed_dist.verbs.reproduce.cell import changes
 from sslmed_dist.verbs.sweep import grid, names, trial
-from sslmed_dist.verbs.sweep.direction import direction
+from sslmed_dist.verbs.sweep.direction import direction, unlike
 from sslmed_dist.verbs.sweep.grid import Trial
 from sslmed_dist.verbs.sweep.table import SweepTable, table_of
 from sslmed_dist.verbs.sweep.trial import Work
@@ -185,6 +185,7 @@ def budget(asked: Sweep) -> list[str]:
     settings = asked.settings(missing[0])
     if asked.metric is not None:
         lines += [direction(asked.metric, asked.lower).said, *names.unchecked(asked.metric, settings)]
+    lines += unlike(asked.metric, list(asked.swept))
     if settings.driver == "ray":
         return [*lines, "driver=ray: the time is not estimated"]
     seconds = check.expected(check.try_out(settings)).seconds

@@ -32,7 +32,8 @@ START = (
 @dataclass(frozen=True)
 class Worth:
     """A trial's figure with its interval (none of a scalar of the training), the seconds that it took so far, and what
-    is wrong: "" where nothing is. ``metric``: what the figure is called."""
+    is wrong: "" where nothing is. ``metric``: what the figure is called. ``done``: it was trained and measured; its
+    figure is None even so where the measure is undefined."""
 
     value: float | None
     low: float | None = None
@@ -41,6 +42,7 @@ class Worth:
     seconds: float = 0.0
     trouble: str = ""
     metric: str = ""
+    done: bool = True
 
 
 def is_scalar(metric: str | None) -> bool:
@@ -170,7 +172,7 @@ def worth(sweep: Path, trial: Trial, metric: str | None) -> Worth:
     counts; None: the first measure of the encoder. ``ValueError`` for one that a finished trial has not."""
     folder, seconds = sweep / trial.name, seconds_of(sweep, trial.name)
     if not done(folder, metric):
-        return Worth(None, seconds=seconds, trouble=last_line(log_of(sweep, trial.name)))
+        return Worth(None, seconds=seconds, trouble=last_line(log_of(sweep, trial.name)), done=False)
     measured, file = {}, folder / "evaluate" / "last.json"
     if file.is_file():
         rows = [row for row in read_object(file)["rows"] if row["site"] == ALL_SITES and row["arm"] == "encoder"]
@@ -178,7 +180,8 @@ def worth(sweep: Path, trial: Trial, metric: str | None) -> Worth:
     if metric is None or metric in measured:
         metric = metric or next(iter(measured))
         row = measured[metric]
-        return Worth(row["value"], row["low"], row["high"], row["n"], seconds, metric=metric)
+        trouble = "" if row["value"] is not None else row["note"] or "undefined"
+        return Worth(row["value"], row["low"], row["high"], row["n"], seconds, trouble, metric)
     scalars = {str(row["name"]): float(row["value"]) for row in Metrics(folder / "metrics.jsonl").read()}
     if metric not in scalars:
         raise ValueError(f"--metric: {metric}: unknown; allowed: {', '.join([*measured, *scalars])}")
