@@ -34,6 +34,12 @@ def note(line: str) -> None:
     say(f"note: {line}")
 
 
+def said_lines(text: str, otherwise: str) -> list[str]:
+    """The lines of ``text`` that say something, without the blanks around them; ``otherwise`` where none does. Of what
+    another program says of its failure the last one mostly tells why."""
+    return [line.strip() for line in text.splitlines() if line.strip()] or [otherwise]
+
+
 def excerpt(text: str, most: int = 80) -> str:
     """``text`` as ``printable`` gives it, at most ``most`` letters of it: what a message quotes of a file."""
     return printable(text)[:most]

@@ -3,7 +3,7 @@
 import pytest
 
 from sslmed_dist.cli_answers import show
-from sslmed_dist.printable import as_html, as_markdown, note, plural, printable, say, without_folders
+from sslmed_dist.printable import as_html, as_markdown, note, plural, printable, said_lines, say, without_folders
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,11 @@ def test_of_a_group_one_speaks(
     say("once")
     show("runs/a", "b")
     assert tuple(capsys.readouterr()) == (("runs/a\nb\n", "once\n") if speaks else ("", ""))
+
+
+def test_of_what_another_program_says_the_lines_that_say_something_are_kept() -> None:
+    assert said_lines(" a \n\n\t\n b\n", "nothing") == ["a", "b"]
+    assert said_lines("\n \n", "nothing") == said_lines("", "nothing") == ["nothing"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from sslmed_dist import config
 from sslmed_dist.drivers.ray_autoscaler import Autoscaler, autoscaler, label, room_it_can_make
 from sslmed_dist.drivers.ray_room import refuse_too_little, too_little, whole_bundles
 from sslmed_dist.endings import STOPPED, Stopped
-from sslmed_dist.printable import say
+from sslmed_dist.printable import said_lines, say
 from sslmed_dist.training.stopping import Stop
 
 ENVIRONMENT = {
@@ -133,8 +133,8 @@ def cluster(options: config.Ray, stop: Stop) -> Iterator[None]:
 def no_cluster(membership: Membership) -> RuntimeError:
     """What is said where Ray could not be joined or started, with the last line of its own words."""
     what = f"the cluster at {membership.address} cannot be joined" if membership.address else "Ray did not start here"
-    said = [line.strip() for line in str(membership.error).splitlines() if line.strip()]
-    return RuntimeError(f"ray: {what}: {said[-1] if said else type(membership.error).__name__}")
+    said = said_lines(str(membership.error), type(membership.error).__name__)
+    return RuntimeError(f"ray: {what}: {said[-1]}")
 
 
 def leave_at_once() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from sslmed_dist import config
 from sslmed_dist.drivers import node_probe
 from sslmed_dist.drivers.ray_cluster import cluster_address, require_ray
+from sslmed_dist.printable import said_lines
 
 ANSWER_S = 90.0  # a node that has not answered by then is not one that a run can use
 REACH_S = 10.0  # for the address of a cluster to take a connection
@@ -139,8 +140,7 @@ def answer(waiting: Any, patience_s: float = ANSWER_S) -> Any:
     except GetTimeoutError:
         return f"no answer within {patience_s:g} s"
     except RayError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
+        return f"{type(error).__name__}: {said_lines(str(error), 'it says no more')[-1]}"
 
 
 def clock(one: Any) -> tuple[float, float]:

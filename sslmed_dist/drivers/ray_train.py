@@ -26,7 +26,7 @@ from sslmed_dist.drivers.ray_log import apart
 from sslmed_dist.drivers.ray_room import bundle, refuse_too_little
 from sslmed_dist.drivers.ray_watch import Speaker, Watch
 from sslmed_dist.endings import Stopped
-from sslmed_dist.printable import plural, say, speaks
+from sslmed_dist.printable import plural, said_lines, say, speaks
 from sslmed_dist.training import job, same_data
 from sslmed_dist.training.allocation import ONE_ARENA
 from sslmed_dist.training.build import resolve_auto
@@ -258,7 +258,7 @@ def raise_failure(error: BaseException, restarts: int) -> NoReturn:
     lost, as a ``RuntimeError`` of one line."""
     import ray.train
 
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    lines = said_lines(str(error), type(error).__name__)
     if isinstance(error, ray.train.ControllerError):
         raise RuntimeError(
             f"ray: the workers could not be started: {lines[-1]}; the same command goes on from the last checkpoint"

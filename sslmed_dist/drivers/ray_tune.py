@@ -18,7 +18,7 @@ from sslmed_dist.atomic_files import appending
 from sslmed_dist.drivers.ray_cluster import cluster, cluster_address, require_ray, require_room, set_environment
 from sslmed_dist.drivers.ray_log import apart
 from sslmed_dist.drivers.ray_room import bundle
-from sslmed_dist.printable import note, say
+from sslmed_dist.printable import note, said_lines, say
 from sslmed_dist.training.stopping import Stop
 
 Work = Callable[[], None]
@@ -81,8 +81,8 @@ def watched(
         if stop():
             stop.file.touch()
     for error in errors:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise RuntimeError(f"ray: {lines[-1]}; the same command goes on with what is missing") from error
+        said = said_lines(str(error), type(error).__name__)[-1]
+        raise RuntimeError(f"ray: {said}; the same command goes on with what is missing") from error
     return results[0]
 
 
@@ -131,8 +131,8 @@ def fit(
     for number in range(len(results)):
         result = results[number]
         if result.error is not None:
-            said = [line.strip() for line in str(result.error).splitlines() if line.strip()]
-            lost[result.config[NAME]] = f"ray: {said[-1] if said else type(result.error).__name__}"
+            said = said_lines(str(result.error), type(result.error).__name__)[-1]
+            lost[result.config[NAME]] = f"ray: {said}"
     if lost:
         note(f"what Ray lost: {', '.join(lost)}; the table says why")
     return lost

@@ -18,7 +18,7 @@ from sslmed_dist import config, distributed
 from sslmed_dist.config import Config
 from sslmed_dist.drivers import ray_cluster, ray_train
 from sslmed_dist.drivers.processes import free_port
-from sslmed_dist.printable import plural
+from sslmed_dist.printable import plural, said_lines
 from sslmed_dist.training import check, job
 from sslmed_dist.training.allocation import ONE_ARENA
 from sslmed_dist.training.rehearsal import Need, peak_resident, process_age, rehearse
@@ -92,7 +92,7 @@ def group(settings: Config, world: int) -> list[Need]:
             worker.kill()
     for worker, (_, errors) in zip(workers, said, strict=True):
         if worker.returncode:
-            lines = errors.strip().splitlines() or [f"exit code {worker.returncode}"]
+            lines = said_lines(errors, f"exit code {worker.returncode}")
             raise RuntimeError(f"--check: a worker failed: {lines[-1]}")
     return [Need(**json.loads(output)) for output, _ in said]
 

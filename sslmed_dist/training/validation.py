@@ -19,6 +19,8 @@ from sslmed_dist.training import build
 from sslmed_dist.training.state import Metrics, TrainState
 from sslmed_dist.training.step import Stepper
 
+AT_LOWEST = "_at_lowest_loss"  # ends the names of what is measured then
+
 
 class Validation:
     """Measures a method's loss terms on the split ``plan.validate``.
@@ -72,7 +74,7 @@ class Validation:
         lowest = state.watch.see(terms["loss"], state.epoch, patience)
         values = {f"{self.split}_{name}": value for name, value in terms.items()}
         if lowest:
-            values |= {f"{self.split}_{name}_at_lowest_loss": value for name, value in terms.items()}
+            values |= {f"{self.split}_{name}{AT_LOWEST}": value for name, value in terms.items()}
         return values, lowest
 
     @torch.no_grad()
@@ -96,7 +98,7 @@ class Validation:
 
     def line(self, state: TrainState, values: Metrics) -> str:
         """What is printed after an epoch."""
-        own = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if not name.endswith("_at_lowest_loss"))
+        own = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if not name.endswith(AT_LOWEST))
         watch = state.watch
         ended = f"; ends here: no lower loss for {state.epoch - watch.lowest_epoch} epochs" if watch.ended else ""
         return f"epoch {state.epoch}: {own} (lowest loss after epoch {watch.lowest_epoch}){ended}"

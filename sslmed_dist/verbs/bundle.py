@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sslmed_dist import installation
 from sslmed_dist.atomic_files import appearing, sha256
-from sslmed_dist.printable import note
+from sslmed_dist.printable import note, said_lines
 from sslmed_dist.verbs.export.tool import export_encoder, require_new
 
 OWN = "sslmed-dist"
@@ -148,6 +148,6 @@ def pip(words: Sequence[str]) -> None:
     command = [sys.executable, "-m", "pip", words[0], "--quiet", "--disable-pip-version-check", *words[1:]]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+        lines = said_lines(done.stderr, "it said nothing")
         telling = [line for line in lines if "error:" in line.lower()] or lines
         raise ValueError(f"bundle: pip {words[0]} failed: {telling[0][:200]}")

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from sslmed_dist.federation.site_file import SiteFile
+from sslmed_dist.printable import plural
 
 Lines = list[str]
 PACKED = ".npz"  # one such file may hold any number of examinations
@@ -23,18 +24,24 @@ def data(site: SiteFile) -> tuple[Lines, Lines]:
     if count == 0:
         return [], [f"data: {place}: no file in it, so there is nothing to train on"]
     if count < least and not packed:
-        few = f"{count} {'file' if count == 1 else 'files'}"
+        few = plural(count, "file")
         why = f"every round would be refused: policy.least.examinations is {least}"
         return [], [f"data: {place}: {few}, fewer than examinations are asked for; {why}"]
-    shown = f"{count:,}" if count < MOST_COUNTED else f"at least {MOST_COUNTED:,}"
-    return [f"data: {place}: {shown} files; `sslmed data check` reads them"], []
+    shown = plural(count, "file") if count < MOST_COUNTED else f"at least {MOST_COUNTED:,} files"
+    return [f"data: {place}: {shown}; `sslmed data check` reads them"], []
 
 
 def files_in(folder: Path) -> tuple[int, bool]:
     """How many files there are below a folder, up to ``MOST_COUNTED``, and whether one of them is ``PACKED``. Those
-    whose name begins with a dot are none of the data."""
+    whose name begins with a dot are none of the data, and a folder that several links lead to counts once."""
     count, packed = 0, False
-    for _, folders, files in os.walk(folder, followlinks=True):
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         names = [name for name in files if not name.startswith(".")]
         count, packed = count + len(names), packed or any(name.endswith(PACKED) for name in names)

@@ -123,7 +123,7 @@ def test_the_ledger_is_verified_shown_and_exported(tmp_path: Path, capsys: pytes
         (["a/one.png"], "1 file, fewer than examinations are asked for; every round would be refused: "),
         ([f"{number}.dcm" for number in range(49)], "49 files, fewer than examinations are asked for"),
         ([f"{number}.dcm" for number in range(50)], "50 files; `sslmed data check` reads them"),
-        (["packed.npz"], "1 files; `sslmed data check` reads them"),
+        (["packed.npz"], "1 file; `sslmed data check` reads them"),
     ],
 )
 def test_check_says_what_lies_at_the_data(tmp_path: Path, files: list[str], line: str) -> None:
@@ -134,6 +134,16 @@ def test_check_says_what_lies_at_the_data(tmp_path: Path, files: list[str], line
     good, bad = site_places.data(own)
     assert len(good + bad) == 1 and (good + bad)[0].startswith(f"data: {own.data}: {line}")
     assert bool(good) is line.endswith("reads them")
+
+
+def test_a_folder_counts_once_however_many_links_lead_to_it(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a.dcm").touch()
+    (tmp_path / "data").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "round").symlink_to(tmp_path / "data")
+    assert site_places.files_in(tmp_path / "data") == (1, False)
 
 
 def test_check_and_start_name_a_place_that_cannot_be_written(

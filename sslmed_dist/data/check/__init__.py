@@ -19,6 +19,7 @@ from sslmed_dist.data.exams.mrnet import FOLDERS
 from sslmed_dist.data.images.decode import SUFFIXES
 from sslmed_dist.data.images.flowers import read_flowers17
 from sslmed_dist.data.images.medical_files import ISIC, read_chaoyang, read_isic2016, read_mhist, read_mura
+from sslmed_dist.data.images.walk import holds_images
 from sslmed_dist.data.images.wordnet import is_wnid, read_imagenet, read_tiny_imagenet
 from sslmed_dist.printable import printable
 
@@ -82,7 +83,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], bool], Inspection]] = {
     "scans (NIfTI files, or one DICOM series)": (holds_scans, inspect_scans),
     "examinations": (holds_examinations, inspect_examinations),
     "packed JPEG or MedMNIST .npz": (lambda root: len(list(root.glob("*.npz"))) == 1, inspect_archive),
-    "image folder": (lambda root: any(e.suffix.lower() in SUFFIXES for e in root.rglob("*")), inspect_images),
+    "image folder": (holds_images, inspect_images),
 }
 
 

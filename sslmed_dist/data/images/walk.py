@@ -8,6 +8,7 @@ would count its images again under another class, and TIFF files of several page
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -38,12 +39,26 @@ def walk(folder: Path, deep: bool = True) -> Walk:
     """The images in ``folder`` and, where ``deep``, at any depth below it. ``ValueError`` naming a folder that cannot
     be listed."""
     result = Walk()
+    for path in files_in(folder, result.aside, deep):
+        sort_in(result, path)
+    result.files.sort()
+    return result
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether ``walk`` would find an image by its name; no further is looked than the first one."""
+    return any(path.suffix.lower() in SUFFIXES and not hidden(path.name) for path in files_in(folder, Counter()))
+
+
+def files_in(folder: Path, aside: "Counter[str]", deep: bool = True) -> Iterator[Path]:
+    """The files in ``folder`` and, where ``deep``, at any depth below it, in every real folder once. What else is left
+    aside is counted in ``aside``. ``ValueError`` naming a folder that cannot be listed."""
     waiting, seen = [folder], set()
     while waiting:
         place = waiting.pop()
         real = os.path.realpath(place)
         if real in seen:
-            result.aside[TWICE] += 1
+            aside[TWICE] += 1
             continue
         seen.add(real)
         try:
@@ -53,17 +68,15 @@ def walk(folder: Path, deep: bool = True) -> Walk:
         for entry in entries:
             if is_folder(entry):
                 if hidden(entry.name):
-                    result.aside[HIDDEN] += 1
+                    aside[HIDDEN] += 1
                 elif entry.is_symlink() and leads_back(place / entry.name):
-                    result.aside[UPWARDS] += 1
+                    aside[UPWARDS] += 1
                 elif deep:
                     waiting.append(place / entry.name)
             elif is_file(entry):
-                sort_in(result, place / entry.name)
+                yield place / entry.name
             else:
-                result.aside[BROKEN if entry.is_symlink() else "pipes, sockets and devices"] += 1
-    result.files.sort()
-    return result
+                aside[BROKEN if entry.is_symlink() else "pipes, sockets and devices"] += 1
 
 
 def sort_in(result: Walk, path: Path) -> None:

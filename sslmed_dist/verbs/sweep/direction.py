@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sslmed_dist.training.validation import AT_LOWEST
+
 HIGHER = (
     "accuracy", "balanced_accuracy", "auc", "top5", "sensitivity", "specificity",
     "dice", "dice_whole", "dice_last_support", "surface_dice", "effective_rank",
@@ -22,7 +24,6 @@ LOWER = {
 # Keys that change the value of the loss of one and the same encoder: of its terms and temperatures, of how many samples
 # it sees at a time, and how hard they are.
 IN_LOSS = ("method", "views", "plan.batch_size", "data")
-AT_LOWEST = "_at_lowest_loss"  # how the validation calls what it measured then
 
 
 @dataclass(frozen=True)

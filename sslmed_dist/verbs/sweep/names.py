@@ -15,8 +15,8 @@ from sslmed_dist.training.check import assembled
 from sslmed_dist.training.job import Job
 from sslmed_dist.training.precision import deterministic_kernels
 from sslmed_dist.training.step import Stepper
+from sslmed_dist.training.validation import AT_LOWEST
 from sslmed_dist.training.waiting import WAIT_SHARE
-from sslmed_dist.verbs.sweep.direction import AT_LOWEST
 from sslmed_dist.verbs.sweep.grid import Trial
 from sslmed_dist.verbs.sweep.trial import is_scalar
 

@@ -46,6 +46,19 @@ def test_a_linked_folder_is_read_and_a_link_upwards_ends(tmp_path: Path) -> None
     ]
 
 
+def test_a_set_of_linked_classes_is_known_as_a_folder_of_images(tmp_path: Path) -> None:
+    """As training reads it, so ``data check`` does."""
+    for name in ("cat", "dog"):
+        save(tmp_path / "disk" / name / "0.png", len(name))
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / name).symlink_to(tmp_path / "disk" / name, target_is_directory=True)
+    lines, _ = inspect(tmp_path / "set")
+    assert "layout: image folder" in lines and len(files(folder(tmp_path / "set"))) == 2
+    save(tmp_path / "hidden" / ".thumbs" / "0.png")
+    with pytest.raises(ValueError, match="not a layout that can be read"):
+        inspect(tmp_path / "hidden")
+
+
 @pytest.mark.parametrize(
     ("link", "target"),
     [
