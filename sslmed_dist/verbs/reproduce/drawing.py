@@ -26,6 +26,7 @@ from sslmed_dist.verbs.reproduce.table import Table
 
 FILES = ("figure.svg", "figure.png", "figure.csv")
 AT = re.compile(r"(?P<curve>[^@]+)@(?P<place>-?[0-9.]+)")  # a row that is a place of a curve: MIOv1@0.1
+MARKS = "Marks: means over seeds. Bars and bands: 95 % intervals of the mean (Student's t), from three seeds on."
 ACROSS, WIDTH = 3, 48  # panels in a row, and letters of a line above each of them
 
 
@@ -191,7 +192,8 @@ def draw(outcome: Outcome, cells: Sequence[Cell], folder: Path) -> list[Path]:
             file.unlink(missing_ok=True)
         return []
     width = WIDTH * min(ACROSS, len(panels))
-    heading = "\n".join(line for text in words(outcome) for line in textwrap.wrap(text, width))
+    texts = [*words(outcome), *([MARKS] if any(it.spread for panel in panels for it in panel.curves) else [])]
+    heading = "\n".join(line for text in texts for line in textwrap.wrap(text, width))
     write_atomically(files[0], drawn(panels, heading, ACROSS, "svg"))
     write_atomically(files[1], drawn(panels, heading, ACROSS, "png"))
     write_csv(files[-1], [row for panel in panels for it in panel.curves for row in rows(panel, it)])

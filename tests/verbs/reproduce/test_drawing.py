@@ -62,7 +62,7 @@ def test_a_curve_has_its_means_a_band_of_three_seeds_and_what_is_published(tmp_p
     assert [it.name for it in files] == ["figure.svg", "figure.png", "figure.csv"]
     assert files[1].read_bytes().startswith(b"\x89PNG")
     picture = files[0].read_text()
-    for text in ("Published: the accuracy rises", "cannot be told at 2 seeds", "A, published"):
+    for text in ("Published: the accuracy rises", "cannot be told at 2 seeds", "A, published", "Marks: means over"):
         assert text in picture
     half = 4.3026527 / 3**0.5
     assert [(row["curve"], float(row["x"]), float(row["y"])) for row in rows(tmp_path)] == [
@@ -93,6 +93,7 @@ def test_rows_of_other_names_are_marks_and_one_metric_goes_against_another(tmp_p
     file = write(tmp_path, draw={"name": "against", "metric": "accuracy"}, **changes)
     drawing.draw(outcome(file, values), [], tmp_path)
     assert [(row["curve"], row["x"], row["y"]) for row in rows(tmp_path)] == [("B", "2.0", "7.0")]
+    assert "Marks: means" not in (tmp_path / "figure.svg").read_text(), "each mark is a seed"
 
 
 def test_spectra_and_histograms_come_from_the_files_of_the_cells(tmp_path: Path) -> None:
