@@ -37,9 +37,7 @@ def facts(experiment: Experiment) -> list[tuple[str, str]]:
     if isinstance(federated, Mapping):
         shown = f"{federated.get('rounds')} rounds of {federated.get('local_epochs', 1)} local epochs"
         noise = f"; noise: {words(federated['privacy'])}" if federated.get("privacy") else ""
-        lines.append(
-            ("Federation", f"{shown}, {words(federated.get('strategy'))}; {words(federated.get('partition'))}{noise}")
-        )
+        lines.append(("Federation", f"{shown}, {words(federated.get('strategy'))}; {sites(federated)}{noise}"))
     lines.append(("Runs", ", ".join(experiment.labels)))
     files = {name for run in experiment.runs for name in run.measured}
     known = {name: {run.measured[name] for run in experiment.runs if run.measured.get(name)} for name in files}
@@ -51,6 +49,14 @@ def facts(experiment: Experiment) -> list[tuple[str, str]]:
     lines.append(("Software", software(environment)))
     dates = sorted({str(run.environment.get("date")) for run in experiment.runs if run.environment})
     return [*lines, ("Date", ", ".join(date for date in dates if date != "None") or "not recorded")]
+
+
+def sites(federated: Mapping[str, Any]) -> str:
+    """Where the sites' samples are from: their own, where the sites have names, else the parts of one set."""
+    names = federated.get("site_names")
+    if names:
+        return f"sites with data of their own: {', '.join(map(str, names))}"
+    return f"simulated sites: {words(federated.get('partition'))}"
 
 
 def leaf(value: Any) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sslmed_dist.downstream.coverage import remarks_in
 from sslmed_dist.printable import plural
-from sslmed_dist.report.runs import Experiment, Row, Tree
+from sslmed_dist.report.runs import Experiment, Row
 from sslmed_dist.report.wording import (
     ALL_SITES,
     ARM_NAMES,
@@ -22,6 +22,7 @@ from sslmed_dist.report.wording import (
     site_name,
 )
 
+AT_SITES = "sites"  # the file of rows that the sites themselves have measured: evaluate/sites.json
 FEW_PATIENTS, FEW_SAMPLES = 30, 100  # below either, a table carries a caution
 
 
@@ -111,7 +112,7 @@ def site_tables(experiment: Experiment, *, difference: bool = False) -> list[Tab
     sites = sorted({site for site, _, _ in cells}, key=lambda site: (site != ALL_SITES, natural(site)))
     arms_with_rows = {arm for _, arm, _ in cells}
     # an arm that is looked for and has no row stands in the table as "not run"
-    arms_expected = set() if difference else set(expected_arms(experiment.config))
+    arms_expected = set() if difference else set(expected_arms(experiment))
     arms = tuple(sorted(arms_with_rows | (arms_expected if cells else set()), key=arm_order))
     columns = ordered_columns(column for _, _, column in cells)
     return [
@@ -160,10 +161,13 @@ def summarise(each: Sequence[tuple[str, Row]]) -> Cell:
     return Cell(mean, statistics.stdev(values) if len(values) > 1 else None, None, None, tuple(each))
 
 
-def expected_arms(config: Tree) -> tuple[str, ...]:
+def expected_arms(experiment: Experiment) -> tuple[str, ...]:
     """The arms that a reader looks for, run or not: those of ``federated.compare`` and the federation; without a
-    federation the encoder and a random one."""
-    federated = config.get("federated")
+    federation the encoder and a random one. Where the sites themselves have measured (``evaluate/sites.json``), those
+    that they told: whatever wants the data of several sites in one place there is not."""
+    federated = experiment.config.get("federated")
+    if any(row["file"] == AT_SITES for run in experiment.runs for row in run.rows):
+        return ("federated",)
     if not isinstance(federated, Mapping):
         return ("random", "encoder")
     return (*(federated.get("compare") or ()), "federated")

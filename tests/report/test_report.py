@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from sslmed_dist import plain_yaml
 from sslmed_dist.report import facts, write_report
 from sslmed_dist.report.runs import group, read_run
-from tests.report.fabricated import add_pictures, fabricate, parsed, row
+from tests.report.fabricated import SITES, add_pictures, fabricate, parsed, row
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -21,7 +22,7 @@ def test_page_and_twin_hold_what_was_run_and_measured(tmp_path: Path) -> None:
         for words in ("fabricated_mio_v3", "mio_v3 (temperature 0.2)", "resnet (depth 18, width 16)", "Invented CPU"):
             assert words in document
         assert "2031-02-03" in document and "Python 3.11.9, torch 2.12.0, flwr 1.41.0" in document
-        assert "10 rounds of 1 local epochs, fedavg; dirichlet (alpha 0.5, count 3)" in document
+        assert "10 rounds of 1 local epochs, fedavg; simulated sites: dirichlet (alpha 0.5, count 3)" in document
         assert "Research use only, not a medical device" in document
         assert "Phantom" not in document and "PHANTOM" not in document
         assert "undefined: all test samples are of class pneumonia" in document
@@ -82,6 +83,23 @@ def test_what_was_not_run_is_said(tmp_path: Path) -> None:
     for path in (bare / "evaluate").iterdir():
         path.unlink()
     assert "Evaluation: not run." in write_report([bare])[0].read_text()
+
+
+def test_a_run_of_real_sites_names_them_and_expects_no_pooled_data(tmp_path: Path) -> None:
+    """What the sites measured themselves stands in evaluate/sites.json; nobody can have their data in one place."""
+    run = fabricate(tmp_path / "run", arms=("random", "federated"))
+    (run / "evaluate" / "differences.json").unlink()
+    told = [json.loads((run / "evaluate" / f"{arm}.json").read_text())["rows"] for arm in ("random", "federated")]
+    for arm in ("random", "federated"):
+        (run / "evaluate" / f"{arm}.json").unlink()
+    (run / "evaluate" / "sites.json").write_text(json.dumps({"rows": [row for rows in told for row in rows]}))
+    tree = plain_yaml.read(run / "config.yaml")
+    tree["federated"]["site_names"] = list(SITES)
+    (run / "config.yaml").write_text(plain_yaml.write(tree))
+    for file in write_report([run]):
+        said = file.read_text()
+        assert f"fedavg; sites with data of their own: {', '.join(SITES)}" in said
+        assert "; simulated sites" not in said and "pooled data" not in said and "local only" not in said
 
 
 def test_pictures_are_embedded_only_when_the_site_asks(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from sslmed_dist.report.series import Key, Series
 def row(site: str, value: float | None, arm: str = "local", metric: str = "accuracy", n: int = 200) -> dict[str, Any]:
     return {
         "arm": arm, "site": site, "evaluator": "knn", "metric": metric, "value": value, "low": None, "high": None,
-        "n": n, "groups": n, "note": "", "file": "sites",
+        "n": n, "groups": n, "note": "", "file": "encoder",
     }  # fmt: skip
 
 
