@@ -85,7 +85,7 @@ def read(out: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_whatever_a_part_does_the_next_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parts = [Part(name, "learning", run, 3.0 if name == "hangs" else 60.0) for name, (run, *_) in ENDINGS.items()]
+    parts = [Part(name, "learning", run, 12.0 if name == "hangs" else 60.0) for name, (run, *_) in ENDINGS.items()]
     out, command = tmp_path / "out", ["--rehearse", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
     assert gpu.main(command, parts) == 1
     results = {part["name"]: part for part in read(out)["parts"]}
