@@ -12,6 +12,7 @@ from sslmed_dist.data.dataset import unlabelled
 from sslmed_dist.downstream import histogram
 from sslmed_dist.downstream.similarity import Histogram
 from sslmed_dist.models.interfaces import Encoder
+from sslmed_dist.printable import plural
 from sslmed_dist.report.panels import Panel
 from sslmed_dist.report.plots import Curve
 from sslmed_dist.training import pretrained
@@ -24,13 +25,17 @@ CHUNK = 256  # images at a time
 def similarity(asked: Sequence[Subject], *, which: str = "last", samples: int = 1000, bins: int = 100) -> Answer:
     """Histograms of the cosine similarity of the encoder's features (thesis Figure 6.1) at the run's own initial
     weights and at the checkpoints ``which``: views of one image, of one class, of two classes, on a keyed batch of
-    ``samples`` training images. ``ValueError`` for data without one class for each sample.
+    ``samples`` training images, or all where there are fewer, which the heading says. ``ValueError`` for data without
+    one class for each sample.
     """
     require_least("bins", bins, 1)
     rows: list[dict[str, Any]] = []
     panels, lines = [], []
+    counts: dict[int, None] = {}
     for subject in asked:
-        batch = subject.batch(min(samples, len(subject.dataset)))
+        taken = min(samples, len(subject.dataset))
+        counts[taken] = None
+        batch = subject.shared_batch(taken)
         if subject.dataset.task != "single" or bool(unlabelled(batch["labels"]).any()):
             raise ValueError(f"{subject.dataset.name}: similarities by class need one class per sample")
         before = pretrained.first_method(subject.settings).encoder.float().eval()
@@ -45,7 +50,8 @@ def similarity(asked: Sequence[Subject], *, which: str = "last", samples: int = 
                 f"{WORDS[kind]} {found.means[kind]:.3f}" for kind in WORDS if found.means[kind] is not None
             )
             lines.append(f"{name}: mean similarity {means}")
-    return Answer("Similarity of features of two views", rows, panels, lines)
+    images = plural(max(counts), "sample") if len(counts) == 1 else f"{', '.join(map(str, counts))} samples"
+    return Answer(f"Similarity of features of two views of {images}", rows, panels, lines)
 
 
 def step_of(file: Path) -> str:

@@ -86,10 +86,18 @@ class Subject:
         """The checkpoints that ``which`` names: ``last``, ``all``, or names as step_78 with commas between.
         ``ValueError`` lists what there is."""
         if which != "all":
-            return [pretrained.find(self.folder, name.strip()) for name in which.split(",")]
-        pretrained.find(self.folder)  # refuses a folder without any
-        folder = self.folder / "checkpoints"
-        return [checkpoint.numbered(folder, "step")[n] for n in sorted(checkpoint.numbered(folder, "step"))]
+            found = [pretrained.find(self.folder, name.strip()) for name in which.split(",")]
+            twice = next((file.stem for number, file in enumerate(found) if file in found[:number]), None)
+            if twice is not None:
+                raise ValueError(f"which: {twice} twice; each checkpoint once")
+            return found
+        last = pretrained.find(self.folder)  # refuses a folder without any
+        numbered = checkpoint.numbered(self.folder / "checkpoints", "step")
+        if not numbered:
+            raise ValueError(
+                f"which: all: {self.folder} has no checkpoints of steps; allowed: last ({last.stem}), names"
+            )
+        return [numbered[n] for n in sorted(numbered)]
 
     def batch(self, samples: int) -> dict[str, Tensor]:
         """Views of the first ``samples`` of the training set in an order of the run's seed, drawn as in epoch 0: the
@@ -138,11 +146,10 @@ class Subject:
     ) -> dict[str, Any]:
         """The answer to ``question`` about the checkpoint ``file``: from ``analysis/ANALYSIS/FILE.json`` where it was
         answered before, else computed now and kept there. So an analysis that was stopped goes on where it was. Of
-        data that lie elsewhere the answer is another one, unless the batch of ``samples`` is the same."""
+        another batch of ``samples`` (other data at their place, other views) the answer is another one."""
         place = self.folder / FOLDER / analysis / f"{file.stem}.json"
-        asked = {**question, "checkpoint": sha256(file)}
-        if self.root is not None:
-            asked["batch"] = self.batch_digest(int(question["samples"]))
+        batch = self.batch_digest(int(question["samples"]))
+        asked = {**question, "checkpoint": sha256(file), "batch": batch}
         if place.is_file():
             before = read_object(place)
             if before.get("question") == asked and isinstance(before.get("answer"), dict):

@@ -1,6 +1,7 @@
 """``sslmed analyse``: one table of analyses. Each is a function of runs, and gives rows, panels and words."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ ANALYSES: Mapping[str, Callable[..., Answer]] = {
     "similarity": similarity,
     "gradcam": gradcam,
 }
+APART = (
+    "the runs were shown different batches (another seed, other data or views), which is a difference between them too"
+)
 
 
 def analyse(name: str, folders: Sequence[Path], options: Mapping[str, Any]) -> tuple[list[str], list[Path]]:
@@ -39,6 +43,7 @@ def analyse(name: str, folders: Sequence[Path], options: Mapping[str, Any]) -> t
     registry.check_arguments(function, arguments, name, ("asked",), ("data.root",))
     asked = [moved(subject, data) for subject in subjects(folders)]
     answer = function(asked, **arguments)
+    lines = [*answer.lines, *apart(asked, samples_of(function, arguments))]
     phantoms = any(phantom_data(subject.settings) for subject in asked)
     heading = f"{'Phantoms, no patients. ' if phantoms else ''}{answer.heading}"
     place = folders[0] / FOLDER / name
@@ -46,7 +51,21 @@ def analyse(name: str, folders: Sequence[Path], options: Mapping[str, Any]) -> t
     files = [place.with_suffix(ending), place.with_suffix(".csv")]
     write_atomically(files[0], svg(answer.panels, heading) if picture is None else picture)
     write_csv(files[1], answer.rows)
-    return [f"{heading}.", *answer.lines], files
+    return [f"{heading}.", *lines], files
+
+
+def samples_of(function: Callable[..., Answer], arguments: Mapping[str, Any]) -> int | None:
+    """How many samples an analysis takes of each run; None where it takes them in a way of its own."""
+    known = inspect.signature(function).parameters.get("samples")
+    return None if known is None else int(arguments.get("samples", known.default))
+
+
+def apart(asked: Sequence[Subject], samples: int | None) -> list[str]:
+    """A line where runs side by side were not shown one and the same batch."""
+    if samples is None or len(asked) == 1:
+        return []
+    shown = {subject.batch_digest(min(samples, len(subject.dataset))) for subject in asked}
+    return [APART] * (len(shown) > 1)
 
 
 def moved(subject: Subject, data: Mapping[str, Any]) -> Subject:

@@ -86,7 +86,9 @@ def best(
 
 
 def between(metric: str, low: float, high: float, rows: Sequence[str], columns: Sequence[str] | None = None) -> Claim:
-    """In each of the ``rows`` the ``metric`` lies between ``low`` and ``high``."""
+    """In each of the ``rows`` the ``metric`` lies between ``low`` and ``high``. ``ValueError`` where nothing can."""
+    if not low < high:
+        raise ValueError(f"low, high: expected low < high, got {low:g} and {high:g}")
     ends = [pair for row in rows for pair in (Comparison(low, (row, metric)), Comparison((row, metric), high))]
     return claim(f"{metric} of {', '.join(rows)} between {low:g} and {high:g}", ends, 0.0, columns)
 
@@ -99,7 +101,15 @@ def metrics_rising(metrics: Sequence[str], rows: Sequence[str], columns: Sequenc
 
 
 def claim(text: str, comparisons: Sequence[Comparison], margin: float, columns: Sequence[str] | None) -> Claim:
-    """A claim of these comparisons. ``ValueError`` for none, or a margin below 0."""
+    """A claim of these comparisons. ``ValueError`` for none, one of a figure with itself, no columns, or a margin below
+    0."""
+    if columns is not None and not columns:
+        raise ValueError("columns: is empty, so nothing is claimed; leave it out for all columns")
+    for it in comparisons:
+        if it.lesser == it.greater:
+            raise ValueError(
+                f"{' '.join(map(str, it.lesser)) if isinstance(it.lesser, tuple) else it.lesser}: compared with itself"
+            )
     if not comparisons or margin < 0:
         raise ValueError(f"expected something to compare and a margin >= 0, got {len(comparisons)} and {margin:g}")
     allowed = f", to within {margin:g}" if margin else ""

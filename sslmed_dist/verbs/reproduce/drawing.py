@@ -25,7 +25,7 @@ from sslmed_dist.verbs.reproduce.seed_interval import interval
 from sslmed_dist.verbs.reproduce.table import Table
 
 FILES = ("figure.svg", "figure.png", "figure.csv")
-AT = re.compile(r"(?P<curve>[^@]+)@(?P<place>-?[0-9.]+)")  # a row that is a place of a curve: MIOv1@0.1
+AT = re.compile(r"(?P<curve>[^@]+)@(?P<place>-?(?:\d+(?:\.\d*)?|\.\d+))")  # a row that is a place of a curve: MIOv1@0.1
 MARKS = "Marks: means over seeds. Bars and bands: 95 % intervals of the mean (Student's t), from three seeds on."
 ACROSS, WIDTH = 3, 48  # panels in a row, and letters of a line above each of them
 
@@ -171,6 +171,9 @@ def check(table: Table) -> Draw:
     for name, column in table.columns.items():
         if metric is not None and metric not in column.metrics:
             raise ValueError(f"{where}.metric: {metric!r}: column {name} has {', '.join(column.metrics)}")
+    wrong = [row for row in table.rows if "@" in row and AT.fullmatch(row) is None]
+    if wrong:
+        raise ValueError(f"{table.path}: rows: {wrong[0]}: expected a number behind the @, the place on its curve")
     made: Draw = registry.build(DRAWINGS, table.draw, where)
     return made
 

@@ -118,6 +118,16 @@ def test_a_claim_of_some_columns_is_made_of_these() -> None:
 @pytest.mark.parametrize(
     "leaf, line",
     [
+        (
+            {"name": "between", "metric": "accuracy", "low": 50, "high": 0, "rows": ["A"]},
+            "expected low < high, got 50 and 0",
+        ),
+        ({"name": "rising", "metric": "accuracy", "rows": ["A", "A"]}, "claims.0: A accuracy: compared with itself"),
+        (
+            {"name": "best", "metric": "accuracy", "row": "A", "others": ["A"]},
+            "claims.0: A accuracy: compared with itself",
+        ),
+        ({"name": "rising", "metric": "accuracy", "rows": ["A", "B"], "columns": []}, "claims.0: columns: is empty"),
         ({"name": "falling"}, "f.yaml: claims.0.name: 'falling' is unknown; allowed: best, between, "),
         ({**RISING, "rows": ["A", "X"]}, "f.yaml: claims.0: row 'X': unknown; allowed: A, B, C"),
         ({**RISING, "metric": "x"}, "f.yaml: claims.0: metric 'x': unknown; allowed: accuracy"),

@@ -123,6 +123,14 @@ def test_spectra_and_histograms_come_from_the_files_of_the_cells(tmp_path: Path)
     "changes, line",
     [
         (
+            {
+                "rows": {"A@1.2.3": {}},
+                "published": {"A@1.2.3": {"c": None}},
+                "claims": [{"name": "between", "metric": "accuracy", "low": 0, "high": 1, "rows": ["A@1.2.3"]}],
+            },
+            "figure-9.1.yaml: rows: A@1.2.3: expected a number behind the @",
+        ),
+        (
             {"draw": "pie"},
             "figure-9.1.yaml: draw.name: 'pie' is unknown; allowed: against, by_row, histograms, spectrum",
         ),
