@@ -143,6 +143,7 @@ def segment(arguments: argparse.Namespace) -> int:
         window=None if arguments.window is None else tuple(arguments.window),
         quadrants=arguments.quadrants,
         tidy=not arguments.no_tidy,
+        copying=arguments.copying,
         span=arguments.range,
         supports=arguments.supports,
         dicom_seg=arguments.dicom_seg,

@@ -46,9 +46,9 @@ def segmenting(verbs: Verbs) -> None:
         metavar=("LOW", "HIGH"),
         help="first and last slice of the organs in every query, from 0, inferior to superior; default: estimated",
     )
-    segment.add_argument(
-        "--no-tidy", action="store_true", help="masks as they come: no mean over slices, no single piece"
-    )
+    segment.add_argument("--no-tidy", action="store_true", help="no mean over slices, no place, no single piece")
+    counts = "auto: the support's mask, copied, counts where it explains a query better than what is found"
+    segment.add_argument("--copying", choices=("auto", "off"), default="auto", help=counts)
     rule = "which series of a study, where there are several: a regular expression that fits its line alone"
     segment.add_argument("--series", default="", metavar="RULE", help=f"of the queries, {rule}")
     segment.add_argument("--support-series", default="", metavar="RULE", help="of the support, likewise")

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from sslmed_dist import registry
 from sslmed_dist.data.dataset import Dataset
+from sslmed_dist.downstream.oneshot import copying as copied_mask
 from sslmed_dist.downstream.oneshot import protocol, reliability, surfaces
 from sslmed_dist.downstream.oneshot.measures import Columns, measures
 from sslmed_dist.downstream.oneshot.scans import ScanSlices, Volume, fetch, load, scans_of
 from sslmed_dist.downstream.oneshot.segmenter import COPY_MASK, Found, Segmenter, Shown
+from sslmed_dist.downstream.oneshot.weighing import weighed
 from sslmed_dist.downstream.predictions import Predictions
 from sslmed_dist.models import PROTOTYPE_HEADS
 from sslmed_dist.printable import plural
@@ -62,7 +64,8 @@ class OneShot:
     where the head has one. ``tidy``, which is not the protocol's: margins are averaged over neighbouring slices,
     lowered far from the support's place, and only the largest piece is kept (``oneshot.tidy``), as ``sslmed segment``
     does; each case then has its ``reliability`` too. ``neighbours``: of all that the average over neighbouring slices
-    alone.
+    alone. ``copying: auto``, nor the protocol's: the support's copied mask counts where it explains a query better than
+    what is found (``oneshot.copying``); ``copied_weight`` of each case says how much.
     """
 
     floor = COPY_MASK
@@ -80,9 +83,10 @@ class OneShot:
         tolerance_mm: float = 3.0,
         tidy: bool = False,
         neighbours: bool = False,
+        copying: Literal["off", "auto"] = "off",
     ) -> None:
         """``ValueError``: no organ or one twice, an unknown head, ``supports`` or ``shots`` that are not allowed, a
-        negative tolerance, ``neighbours`` beside ``tidy``, which has them."""
+        negative tolerance, ``neighbours`` beside ``tidy``, which has them, an unknown ``copying``."""
         self.organs = tuple(organs)
         if not self.organs or len(set(self.organs)) < len(self.organs):
             raise ValueError(f"one_shot.organs: expected organs, none of them twice, got {list(organs)}")
@@ -92,6 +96,7 @@ class OneShot:
             raise ValueError(f"one_shot.shots: expected at least 1, and 1 with supports all, got {shots}")
         if not 0 <= tolerance_mm < float("inf"):
             raise ValueError(f"one_shot.tolerance_mm: expected a number >= 0, got {tolerance_mm}")
+        self.copying = copied_mask.check(copying, "one_shot.copying")
         self.head = at_test({"name": "cowpro", **(head or {})}, window, "one_shot.head")
         registry.check(PROTOTYPE_HEADS, self.head, "one_shot.head")
         self.supports, self.shots, self.quadrants, self.whole = supports, shots, quadrants, whole
@@ -180,11 +185,11 @@ class OneShot:
                 )
         head = registry.build(PROTOTYPE_HEADS, self.head, "one_shot.head")
         ways = {"quadrants": self.quadrants, "tidy": self.tidy, "neighbours": self.neighbours}
-        return scans, Segmenter(encoder, head, device, **ways)
+        return scans, Segmenter(encoder, head, device, copying=self.copying, **ways)
 
     def load(self, segmenter: Segmenter, dataset: Dataset, scan: ScanSlices, seed: int) -> Volume:
         """The scan with its feature maps, which serve it as support and as query."""
-        return load(segmenter, dataset, scan, seed=seed, centred=self.quadrants or self.tidy)
+        return load(segmenter, dataset, scan, seed=seed, centred=self.quadrants or self.tidy or segmenter.copying)
 
     def show(self, segmenter: Segmenter, dataset: Dataset, supports: Sequence[Volume], organ: str) -> Shown:
         """What the supports show of the organ. ``ValueError`` naming the organ and a support that holds none of it."""
@@ -200,7 +205,8 @@ class OneShot:
 
     def find(self, segmenter: Segmenter, shown: Shown, query: Volume) -> Found:
         """The organ on the query: margins and the estimated range."""
-        return segmenter.find(shown, query.maps, query.size, query.scan.spacing, query.centre)
+        where = query.scan.spacing, query.centre
+        return weighed(segmenter, shown, segmenter.find(shown, query.maps, query.size, *where), query.maps, *where)
 
     def case(self, segmenter: Segmenter, dataset: Dataset, shown: Shown, query: Volume, organ: str) -> Case:
         """Everything that is measured of one organ of one pair. A query without the organ has no measures."""
@@ -236,6 +242,8 @@ class OneShot:
             assert query.centre is not None
             signs = reliability.signs(segmenter, shown, segmentation, query.maps, spacing, query.centre)
             case["reliability"] = 0.0 if signs is None else signs.figure
+        if segmentation.weighing is not None:
+            case["copied_weight"] = segmentation.weighing.weight
         if self.surface and self.whole:
             case["hd95_whole_mm"] = surfaces.hausdorff95(whole_prediction, truth, spacing)
         if self.surface:

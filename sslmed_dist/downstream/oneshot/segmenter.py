@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from sslmed_dist.downstream.features import evaluating
 from sslmed_dist.downstream.oneshot import quadrants, slice_range, tidy
+from sslmed_dist.downstream.oneshot.copying import AUTO, OFF, Copy, Weighing, copy_of, mixed
+from sslmed_dist.downstream.oneshot.copying import check as check_copying
 from sslmed_dist.downstream.oneshot.protocol import PARTS, parts_of, support_slices, true_range
 from sslmed_dist.downstream.oneshot.slice_range import Estimate, Level, Stack
 from sslmed_dist.downstream.oneshot.tidy import REMOVED, Centre, Place, Spacing
@@ -67,6 +69,7 @@ class Shown:
     place: Place | None  # of the organ in the body; None: the body's centre was not given
     maps: Tensor  # (U, D, h, w) feature maps of the support slices
     masks: Tensor  # (U, H, W) bool, theirs
+    copy: Copy | None = None  # what can be copied of the support's mask; None: not asked for
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,14 @@ class Found:
     margins: Tensor  # (U, S, H, W) float32, by the support slice of each part
     estimate: Estimate  # of the range of slices that hold it
     one_piece: bool = False  # of the voxels of a range only the largest piece counts
+    laid: Tensor | None = None  # the copied mask on the query (``copying.mixed``); None: it counts for nothing
+    weighing: Weighing | None = None  # how much it counts; None: not asked for
 
     def within(self, first: int, last: int) -> Tensor:
         """The margins (n, H, W) of the n slices ``first`` ... ``last`` (inclusive), if these are the organ's range."""
         margins = by_part(self.margins, first, last)
+        if self.laid is not None and self.weighing is not None:
+            margins = mixed(margins, self.laid, self.weighing.weight)
         return tidy.in_one_piece(margins) if self.one_piece else margins
 
     def mask(self, first: int, last: int) -> Tensor:
@@ -112,12 +119,14 @@ class Segmenter:
         quadrants: bool = False,
         tidy: bool = False,
         neighbours: bool = False,
+        copying: str = OFF,
     ) -> None:
         """``encoder`` has ``maps``: images (N, C, H, W) -> (N, D, h, w), and lies on ``device``. With ``quadrants``
         nothing is found in quarters of the body that the support's organ leaves empty, with ``tidy`` masks are made
         plausible (``oneshot.tidy``); both need the centre of each body. With ``neighbours`` margins are averaged over
-        neighbouring slices and nothing else. The floor is neither tidied nor averaged. ``ValueError`` for an encoder
-        without maps, or ``chunk`` (slices at once) below 1."""
+        neighbouring slices and nothing else. With ``copying`` (``copying.AUTO``) organs are learnt so that
+        ``weighing.weighed`` can copy the support's mask. Of the floor none of these is done but quadrants.
+        ``ValueError`` for an encoder without maps, ``chunk`` (slices at once) below 1, or an unknown ``copying``."""
         if not callable(getattr(encoder, "maps", None)):
             raise ValueError(f"encoder: segmentation needs feature maps, {type(encoder).__name__} has none (`maps`)")
         if chunk < 1:
@@ -128,6 +137,7 @@ class Segmenter:
         self.device, self.chunk = torch.device(device), chunk
         floor = isinstance(encoder, CopyMask)
         self.quadrants, self.tidy, self.neighbours = quadrants, tidy and not floor, neighbours and not floor
+        self.copying = check_copying(copying) == AUTO and not floor
 
     @torch.inference_mode()
     def maps(self, images: Tensor) -> Tensor:
@@ -192,7 +202,8 @@ class Segmenter:
         pixel_counts = [int(mask[z].sum()) for z in slices]
         stack = Stack(*organ_range, count=len(mask), spacing=spacing[2])
         # the support scan as its own query: how much evidence slices within and beyond the organ get
-        self_evidence = slice_range.evidence(self.margins(prototypes, maps, mask.shape[1:]), pixel_counts)
+        own_margins = self.margins(prototypes, maps, mask.shape[1:])
+        self_evidence = slice_range.evidence(own_margins, pixel_counts)
         return Shown(
             slices=tuple(slices),
             prototypes=prototypes,
@@ -203,6 +214,7 @@ class Segmenter:
             place=None if centre is None else tidy.place_of(mask, centre, spacing, PARTS),
             maps=maps[slices],
             masks=mask[slices],
+            copy=copy_of(mask, own_margins, slices, organ_range, spacing[:2]) if self.copying else None,
         )
 
     @torch.inference_mode()
@@ -211,8 +223,8 @@ class Segmenter:
         ``masks``.
 
         For each part the head gets the K support slices at once; it keeps the local prototypes of all and averages the
-        global ones. Areas are means. A quadrant is occupied where one support occupies it. Range, level and place are
-        those of the last support.
+        global ones. Areas are means. A quadrant is occupied where one support occupies it. Range, level, place and
+        what can be copied are those of the last support.
         """
         slices_by_part = list(zip(*(shown.slices for shown in each), strict=True))
         # for each part the K support slices: maps (K, D, h, w) and masks (K, H, W)

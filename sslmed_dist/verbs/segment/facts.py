@@ -13,12 +13,27 @@ from sslmed_dist.verbs.segment.model import Model
 from sslmed_dist.verbs.segment.search import Found
 from sslmed_dist.verbs.segment.settings import Settings
 
+WITHOUT = "reliability was calibrated without it"
+
 
 def doubt(finding: Found, calibrated: bool, warnings: Sequence[str]) -> str:
     """What ``volumes.csv`` says of how far to trust a label; empty where there is nothing to say. ``calibrated``: the
     reliability was fitted to this organ."""
     own = [reliability.DOUBT] * finding.doubted + [reliability.UNCALIBRATED] * (not calibrated)
+    if finding.weighing is not None and finding.copied > 0:
+        own.append(f"copied mask counts, {finding.weighing.why}; {WITHOUT}")
     return "; ".join([*own, *warnings])
+
+
+def copied_of(finding: Found) -> dict[str, Any]:
+    """What ``run.json`` says of how much the copied mask counts in a label, and why."""
+    assert finding.weighing is not None
+    own, found, copied = (
+        None if value is None else round(value, 4)
+        for value in (finding.weighing.own, finding.weighing.found, finding.weighing.copied)
+    )
+    signs = {"own_slices": own, "way_back_found": found, "way_back_copied": copied}
+    return {"weight": round(finding.copied, 4), "why": finding.weighing.why, **signs}
 
 
 def support_lines(support: Mapping[str, Any]) -> list[str]:
@@ -70,6 +85,7 @@ def facts(model: Model, support: Mapping[str, Any], settings: Settings) -> dict[
             "overlap": "the label with the larger margin",
             "quadrants": settings.quadrants,
             "tidy": settings.tidy,
+            "copying": settings.copying,
         },
         "reliability": reliability.MEANING,
         "intensity": {"asked": settings.intensity, "window": settings.window},

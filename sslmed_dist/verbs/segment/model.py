@@ -12,6 +12,7 @@ from torch import Tensor
 from sslmed_dist import config, registry
 from sslmed_dist.data.scans.grid import PixelAxis, Placement, place, to_model, upright
 from sslmed_dist.data.scans.scan import StoredScan
+from sslmed_dist.downstream.oneshot.copying import AUTO
 from sslmed_dist.downstream.oneshot.evaluator import at_test, head_over
 from sslmed_dist.downstream.oneshot.segmenter import Segmenter
 from sslmed_dist.models import PROTOTYPE_HEADS
@@ -51,6 +52,7 @@ def load_model(
     device: Device = "auto",
     quadrants: bool = False,
     tidy: bool = True,
+    copying: str = AUTO,
 ) -> Model:
     """The encoder of a run folder or checkpoint file, with the head that reads it.
 
@@ -59,7 +61,7 @@ def load_model(
     another one starts from that one's defaults. ``pixel_mm``: default is the pixel size that the run recorded of its
     training slices (``views.pixel_mm``). Where it recorded none (sizes differed or were not known) the slices are taken
     to have shown as much as the support does, ``field_mm``. ``device`` stands in for the run's own. ``quadrants``,
-    ``tidy``: see ``Segmenter``.
+    ``tidy``, ``copying``: see ``Segmenter``.
 
     ``ValueError``: the encoder has no feature maps or does not take one channel, an entry of the head or a pixel size
     that is not allowed, or no pixel size at all.
@@ -84,7 +86,7 @@ def load_model(
         trained.encoder.to(torch_device),
         None if own_head else registry.build(PROTOTYPE_HEADS, leaf, "head"),
     )
-    segmenter = Segmenter(encoder, built, torch_device, quadrants=quadrants, tidy=tidy)
+    segmenter = Segmenter(encoder, built, torch_device, quadrants=quadrants, tidy=tidy, copying=copying)
     pixel, source = pixel_of(trained.file, trained.settings.views.get("pixel_mm"), pixel_mm, field_mm, size)
     if source.startswith(GUESS):
         note(f"{run}: pixel size {pixel:g} mm is {source}")

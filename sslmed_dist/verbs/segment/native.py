@@ -99,6 +99,7 @@ class Drawing:
                 "name": names[str(label)],
                 "note": notes.get(label, ""),
                 "reliability": rounded_down(finding.reliability, 3),
+                "copied": "" if finding.weighing is None else round(finding.copied, 3),
             }
             for label, finding in ((finding.label, finding) for finding in self.findings)
         ]

@@ -108,10 +108,12 @@ def table(
         kind = " class='doubted'" if finding.doubted else ""
         verdict = "do not trust" if finding.doubted else "above the threshold"
         figures = (f"{row['volume_ml']:.1f} ml", f"{floor[number].pixels() * pixel_ml:.1f} ml")
-        texts = (*figures, f"{rounded_down(finding.reliability, 2):.2f}: {verdict}")
+        counts = "not asked for" if finding.weighing is None else finding.weighing.why
+        texts = (*figures, f"{rounded_down(finding.reliability, 2):.2f}: {verdict}", counts)
         cells = "".join(f"<td{kind}>{as_html(text)}</td>" for text in texts)
         lines.append(f"<tr><th>{swatch(number)}{as_html(str(row['name']))}</th>{cells}</tr>")
-    head = "<thead><tr><th>label</th><th>found</th><th>copied mask (floor)</th><th>reliability</th></tr></thead>"
+    head = "<thead><tr><th>label</th><th>found</th><th>copied mask (floor)</th><th>reliability</th>"
+    head += "<th>copied mask counts</th></tr></thead>"
     return f"<div class='scroll'><table>{head}<tbody>{''.join(lines)}</tbody></table></div>"
 
 
@@ -134,7 +136,7 @@ def page(sections: Sequence[str], names: Sequence[str], elsewhere: Sequence[str]
     hint = (
         f"<p class='hint'>Slices are numbered from 0, inferior to superior; left is the patient's right where the file "
         f"says so. Reliability: {as_html(MEANING)}. The copied mask is the floor: what the support's mask alone "
-        "gives in the same slices.</p>"
+        "gives in the same slices. Where it counts in a mask, the reliability was calibrated without that.</p>"
     )
     if elsewhere:
         hint += (

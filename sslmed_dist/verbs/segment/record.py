@@ -14,7 +14,10 @@ from sslmed_dist.run_folder import write_json
 from sslmed_dist.verbs.segment.naming import EARLIER, RECORD, calls_of, written_here
 
 VOLUMES = "volumes.csv"
-COLUMNS = ("query", "label", "slices", "voxels", "volume_ml", "mean_margin", "name", "note", "reliability", "call")
+COLUMNS = (
+    *("query", "label", "slices", "voxels", "volume_ml", "mean_margin", "name"),
+    *("note", "reliability", "copied", "call"),
+)
 OLDEST = COLUMNS[:6]  # of the first version, whose tables are still known as ours
 Rows = list[dict[str, Any]]  # lines of volumes.csv
 CALL = "call"  # the mark of all that was done alike, in both files: model, support, options, program

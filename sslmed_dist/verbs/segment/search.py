@@ -10,9 +10,11 @@ from sslmed_dist.data.scans.grid import Placement, place
 from sslmed_dist.data.scans.masks import Masks, to_slices
 from sslmed_dist.data.scans.scan import StoredScan
 from sslmed_dist.downstream.oneshot import likeness, reliability
+from sslmed_dist.downstream.oneshot.copying import Weighing
 from sslmed_dist.downstream.oneshot.quadrants import body_centre
 from sslmed_dist.downstream.oneshot.segmenter import Shown
 from sslmed_dist.downstream.oneshot.slice_range import Estimate
+from sslmed_dist.downstream.oneshot.weighing import weighed
 from sslmed_dist.verbs.segment.model import Model, spacing
 
 OUTSIDE = -1e4  # margin where a label is not looked for: its probability is 0
@@ -53,18 +55,25 @@ class Organ:
 class Found:
     """One label on a query of S slices: the estimated range of slices that hold the organ (``estimate``), and margins
     float32 (S, size, size). A slice in the range has the margins by the support slice of its part; a slice outside it
-    has ``OUTSIDE`` everywhere. ``signs`` say how far to trust it; None: nothing was found."""
+    has ``OUTSIDE`` everywhere. ``signs`` say how far to trust it; None: nothing was found. ``weighing``: how much the
+    copied mask counts in it; None: not asked for."""
 
     label: int
     margins: Tensor
     estimate: Estimate
     placement: Placement
     signs: reliability.Signs | None
+    weighing: Weighing | None = None
 
     @property
     def reliability(self) -> float:
         """The estimated probability of a Dice of at least 0.5; 0 where nothing was found."""
         return 0.0 if self.signs is None else self.signs.figure
+
+    @property
+    def copied(self) -> float:
+        """The weight of the copied mask, 0 to 1."""
+        return 0.0 if self.weighing is None else self.weighing.weight
 
     @property
     def doubted(self) -> bool:
@@ -157,8 +166,9 @@ def search(
         result = model.segmenter.find(organ.shown, maps, (model.size, model.size), spacing(placement), centre)
         if span is not None:
             result = replace(result, estimate=Estimate(*span, seen=True, given=True))
+        result = weighed(model.segmenter, organ.shown, result, maps, spacing(placement), centre)
         first, last = result.estimate.first, result.estimate.last
         margins = torch.full(tuple(result.margins.shape[1:]), OUTSIDE)  # (S, size, size)
         margins[first : last + 1] = result.within(first, last).cpu()
         signs = reliability.signs(model.segmenter, organ.shown, result, maps, spacing(placement), centre)
-        yield Found(organ.label, margins, result.estimate, placement, signs)
+        yield Found(organ.label, margins, result.estimate, placement, signs, result.weighing)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sslmed_dist.data.exams.one_series import pattern_of
+from sslmed_dist.downstream.oneshot import copying as copied_mask
 from sslmed_dist.verbs.segment.model import Intensity
 from sslmed_dist.verbs.segment.naming import Naming
 
@@ -24,15 +25,21 @@ class Settings:
     naming: Naming = Naming({}, False)
     series: str = ""
     span: tuple[int, int] | None = None
+    copying: str = copied_mask.AUTO
 
 
 def check(
-    intensity: str, window: tuple[float, float] | None, span: tuple[int, int] | None, rules: Mapping[str, str]
+    intensity: str,
+    window: tuple[float, float] | None,
+    span: tuple[int, int] | None,
+    copying: str,
+    rules: Mapping[str, str],
 ) -> None:
-    """``check_intensity``, ``check_span``, and that each of the ``rules`` for a series (by its option) is a regular
-    expression, also where no scan has several series."""
+    """``check_intensity``, ``check_span``, ``copying.check``, and that each of the ``rules`` for a series (by its
+    option) is a regular expression, also where no scan has several series."""
     check_intensity(intensity, window)
     check_span(span)
+    copied_mask.check(copying)
     for option, rule in rules.items():
         pattern_of(rule, option)
 

@@ -13,6 +13,7 @@ learnt is left out, and they say so.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from sslmed_dist.data.exams.one_series import OPTION
 from sslmed_dist.data.exams.studies import Source
 from sslmed_dist.data.scans.dicom_seg import require_highdicom, write_dicom_seg
 from sslmed_dist.data.scans.nifti_writing import nifti_like
+from sslmed_dist.downstream.oneshot.copying import AUTO
 from sslmed_dist.endings import USER_ERROR, PartlyFailed, reason_of
 from sslmed_dist.locks import alone_in_output
 from sslmed_dist.printable import note, say
 from sslmed_dist.training.pretrained import Part
 from sslmed_dist.verbs.segment import files, page
-from sslmed_dist.verbs.segment.facts import doubt, facts, say_doubts, support_lines, trust_of
+from sslmed_dist.verbs.segment.facts import copied_of, doubt, facts, say_doubts, support_lines, trust_of
 from sslmed_dist.verbs.segment.model import (
     Device,
     Intensity,
@@ -78,6 +80,7 @@ def segment(
     window: tuple[float, float] | None = None,
     quadrants: bool = False,
     tidy: bool = True,
+    copying: str = AUTO,
     span: tuple[int, int] | None = None,
     supports: Sequence[tuple[Path, Path]] = (),
     dicom_seg: bool = False,
@@ -93,33 +96,26 @@ def segment(
     ``run``: run folder or checkpoint. ``head``, ``pixel_mm``, ``device``: ``load_model``. ``intensity``, ``window``:
     ``standardised``. ``support_mask``: ``mask_files.read_masks``. ``labels``: the ids to look for (default: all).
     ``quadrants``: nothing is found in a quarter of the body that the support's organ leaves empty. ``tidy``:
-    ``Segmenter``. ``span``: first and last slice of the organs in every query, from 0, inferior to superior (default:
-    estimated). ``supports``: more annotated scans, (image, mask) each, of the same label ids. ``names``:
-    ``naming.name_queries``; anonymous ones are refused with ``dicom_seg``, which names the patient. ``series``,
-    ``support_series``: which series of a study is meant. ``ValueError``: one line that names what is wrong.
+    ``Segmenter``. ``copying``: auto or off, see ``downstream.oneshot.copying``. ``span``: first and last slice of the
+    organs in every query, from 0, inferior to superior (default: estimated). ``supports``: more annotated scans,
+    (image, mask) each, of the same label ids. ``names``: ``naming.name_queries``; anonymous ones are refused with
+    ``dicom_seg``, which names the patient. ``series``, ``support_series``: which series of a study is meant.
+    ``ValueError``: one line that names what is wrong.
     """
-    check(intensity, window, span, {OPTION: series, SUPPORT_OPTION: support_series})
+    check(intensity, window, span, copying, {OPTION: series, SUPPORT_OPTION: support_series})
     read = (support, support_mask, *(path for pair in supports for path in pair))
     require_apart(out, (query, *read))
     sources = files.find_queries(query, read)
     notices = files.passed_over(query, sources, read)
     naming = name_queries(sources, names)
-    settings = Settings(intensity, window, quadrants, dicom_seg, tidy, probabilities, naming, series, span)
+    settings = Settings(intensity, window, quadrants, dicom_seg, tidy, probabilities, naming, series, span, copying)
     written = claimed(out, settings)
     with alone_in_output(out, WRITER):
         files.require_writable(written, force=force)
         annotations = read_annotated([*supports, (support, support_mask)], support_series)
-        model = load_model(
-            run,
-            which=which,
-            part=part,
-            head=head,
-            pixel_mm=pixel_mm,
-            field_mm=field_of_view(annotations[-1].scan),
-            device=device,
-            quadrants=quadrants,
-            tidy=tidy,
-        )
+        field = field_of_view(annotations[-1].scan)
+        reading = partial(load_model, which=which, part=part, head=head, pixel_mm=pixel_mm, field_mm=field)
+        model = reading(run, device=device, quadrants=quadrants, tidy=tidy, copying=copying)
         organs, kind, support_record = read_support(model, annotations, labels, settings)
         return segment_all(model, organs, kind, support_record, out, settings, notices)
 
@@ -244,6 +240,7 @@ def segment_one(
     hashes = {file.name: sha256(file) for file in written}
     said = [naming.clean(source.path, line, name) for line in notices]
     query_record = {"query": name, "notices": said, "intensity": clipping, "slices": slice_ranges}
-    query_record |= {"reliability": trust, "warnings": encoded.warnings}
+    copied = {str(finding.label): copied_of(finding) for finding in drawing.findings if finding.weighing is not None}
+    query_record |= {"reliability": trust, "copying": copied, "warnings": encoded.warnings}
     section = page.section(name, organs, drawing.findings, drawing.winners, stack, encoded, rows, [*said_above, *said])
     return Done(written, rows, {**query_record, "files": hashes}, section)
