@@ -48,7 +48,7 @@ def segmenting(verbs: Verbs) -> None:
     )
     segment.add_argument("--no-tidy", action="store_true", help="no mean over slices, no place, no single piece")
     counts = "auto: the support's mask, copied, counts where it explains a query better than what is found"
-    segment.add_argument("--copying", choices=("auto", "off"), default="off", help=counts)
+    segment.add_argument("--copying", choices=("auto", "off"), default="auto", help=counts)
     rule = "which series of a study, where there are several: a regular expression that fits its line alone"
     segment.add_argument("--series", default="", metavar="RULE", help=f"of the queries, {rule}")
     segment.add_argument("--support-series", default="", metavar="RULE", help="of the support, likewise")

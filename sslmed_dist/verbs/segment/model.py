@@ -12,7 +12,7 @@ from torch import Tensor
 from sslmed_dist import config, registry
 from sslmed_dist.data.scans.grid import PixelAxis, Placement, place, to_model, upright
 from sslmed_dist.data.scans.scan import StoredScan
-from sslmed_dist.downstream.oneshot.copying import OFF
+from sslmed_dist.downstream.oneshot.copying import AUTO
 from sslmed_dist.downstream.oneshot.evaluator import at_test, head_over
 from sslmed_dist.downstream.oneshot.segmenter import Segmenter
 from sslmed_dist.models import PROTOTYPE_HEADS
@@ -52,7 +52,7 @@ def load_model(
     device: Device = "auto",
     quadrants: bool = False,
     tidy: bool = True,
-    copying: str = OFF,
+    copying: str = AUTO,
 ) -> Model:
     """The encoder of a run folder or checkpoint file, with the head that reads it.
 

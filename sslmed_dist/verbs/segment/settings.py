@@ -25,7 +25,7 @@ class Settings:
     naming: Naming = Naming({}, False)
     series: str = ""
     span: tuple[int, int] | None = None
-    copying: str = copied_mask.OFF
+    copying: str = copied_mask.AUTO
 
 
 def check(

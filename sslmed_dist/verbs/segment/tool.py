@@ -23,7 +23,7 @@ from sslmed_dist.data.exams.one_series import OPTION
 from sslmed_dist.data.exams.studies import Source
 from sslmed_dist.data.scans.dicom_seg import require_highdicom, write_dicom_seg
 from sslmed_dist.data.scans.nifti_writing import nifti_like
-from sslmed_dist.downstream.oneshot.copying import OFF
+from sslmed_dist.downstream.oneshot.copying import AUTO
 from sslmed_dist.endings import USER_ERROR, PartlyFailed, reason_of
 from sslmed_dist.locks import alone_in_output
 from sslmed_dist.printable import note, say
@@ -80,7 +80,7 @@ def segment(
     window: tuple[float, float] | None = None,
     quadrants: bool = False,
     tidy: bool = True,
-    copying: str = OFF,
+    copying: str = AUTO,
     span: tuple[int, int] | None = None,
     supports: Sequence[tuple[Path, Path]] = (),
     dicom_seg: bool = False,

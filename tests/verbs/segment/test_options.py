@@ -1,5 +1,7 @@
 """The pixel size, a range that is given, and more than one support."""
 
+import csv
+import html
 import json
 from pathlib import Path
 
@@ -46,6 +48,35 @@ def test_a_range_that_is_given_is_kept(given: dict[str, Path], tmp_path: Path) -
         with pytest.raises(ValueError, match=line):
             made(given, tmp_path / "bad", labels=[1], span=span)
         assert not (tmp_path / "bad").exists()
+
+
+def test_a_copied_mask_that_counts_is_said_everywhere(given: dict[str, Path], tmp_path: Path) -> None:
+    """The support's own scan under another name, which lies on it: an untrained network needs the copied mask."""
+    query = tmp_path / "again" / "twin.nii.gz"
+    query.parent.mkdir()
+    voxels, image = load(given["support"])
+    save(query, voxels + voxels.dtype.type(1), image.affine)
+    for way in ("auto", "off"):
+        made({**given, "query": query}, tmp_path / way, labels=[1], copying=way)
+    facts = json.loads((tmp_path / "auto" / "run.json").read_text())
+    told = facts["queries"][0]["copying"]["1"]
+    assert facts["protocol"]["copying"] == "auto" and 0.5 < told["weight"] <= 1.0 and told["own_slices"] < 0.85
+    (row,) = csv.DictReader((tmp_path / "auto" / "volumes.csv").open())
+    assert float(row["copied"]) == pytest.approx(told["weight"], abs=1e-3)
+    assert told["why"] in row["note"] and "reliability was calibrated without it" in row["note"]
+    assert told["why"].startswith("aligned with the support") and told["why"] in (
+        html.unescape((tmp_path / "auto" / "overlay.html").read_text())
+    )
+    truth = load(given["support_mask"])[0] == 1
+    dice = {}
+    for way in ("auto", "off"):
+        found = load(tmp_path / way / "twin_labels.nii.gz")[0] == 1
+        dice[way] = 2 * (found & truth).sum() / (found.sum() + truth.sum())
+    assert dice["auto"] > dice["off"] + 0.05, dice
+    (row,) = csv.DictReader((tmp_path / "off" / "volumes.csv").open())
+    assert row["copied"] == "" and "copying" not in json.dumps(
+        json.loads((tmp_path / "off" / "run.json").read_text())["queries"][0]["copying"]
+    )
 
 
 def test_more_supports_add_what_they_show(given: dict[str, Path], tmp_path: Path) -> None:
