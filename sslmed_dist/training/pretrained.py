@@ -17,6 +17,7 @@ from sslmed_dist.methods import Method
 from sslmed_dist.models import ENCODERS
 from sslmed_dist.models.interfaces import Encoder
 from sslmed_dist.printable import plural, say
+from sslmed_dist.run_folder import differences
 from sslmed_dist.training.build import build_method
 
 Part = Literal["encoder", "momentum"]
@@ -58,6 +59,18 @@ def find(source: Path, which: str = "last") -> Path:
     return by_name[which]
 
 
+def require_own(path: Path, saved: Mapping[str, Any]) -> None:
+    """``ValueError`` where the checkpoint ``path``, whose content is ``saved``, lies in the folder of a run that
+    ``config.yaml`` says to be another one: a file of another run would answer under this one's name."""
+    file = path.parent.parent / "config.yaml"
+    if path.parent.name != "checkpoints" or not file.is_file():
+        return
+    own, of = config.load(file), config.from_tree(saved["config"], str(path))
+    if config.fingerprint(own) != config.fingerprint(of):
+        different = ", ".join(differences(config.essential(of), config.essential(own)))
+        raise ValueError(f"{path}: is of another run than {file} says (different: {different}); put back the run's own")
+
+
 def untrained_method(settings: Config) -> Method:
     """The run's method in float32 with random weights: no ``weights`` file is read."""
     leaf = settings.method.get("encoder")
@@ -80,6 +93,8 @@ def load(source: Path, which: str = "last", device: torch.device | str = "cpu", 
     if source.is_file() and not weights.is_checkpoint(source):
         return load_described(source, device, part)
     saved = checkpoint.load(path)
+    if source.is_dir():
+        require_own(path, saved)
     settings = config.from_tree(saved["config"], str(path))
     per_epoch = settings.plan.steps_per_epoch  # null: as many as the data gives
     checkpoint.require_step(saved, path, None if per_epoch is None else per_epoch * settings.plan.epochs)
@@ -106,6 +121,8 @@ def load_method(source: Path, which: str = "last") -> tuple[Method, Config]:
     checkpoint does not hold all of it: a federation leaves queues and the like at the sites."""
     path = find(source, which)
     saved = checkpoint.load(path)
+    if source.is_dir():
+        require_own(path, saved)
     settings = config.from_tree(saved["config"], str(path))
     require_input(settings.views.get("size"), f"{path}: views.size")
     method = untrained_method(settings)

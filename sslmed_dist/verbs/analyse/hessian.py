@@ -88,6 +88,8 @@ def answered(subject: Subject, file: Path, samples: int, ritz: int, precision: P
     if point.parameters[0].device.type == "cpu":
         keep_freed_memory()  # every product makes and drops the same large tensors
     start = first_vector(point, DTYPES[precision])
+    if ritz > len(start):
+        raise ValueError(f"ritz: expected 1 to {len(start)}, the parameters of {subject.folder}, got {ritz}")
     need = needed(point, samples, min(ritz, len(start)))
     note(f"{subject.label} {file.stem}: {len(start):,} parameters, at most {need / 2**20:,.0f} MiB on top")
     if point.parameters[0].device.type == "cpu" and need > free_memory():

@@ -22,6 +22,7 @@ CHANGES = (
     "checkpoints, so each has a loss of its own: no ratio to the lowest of them, and the way to the next one keeps "
     "what is of the first"
 )
+MOST_POINTS = 1001
 REACH = 4.0  # learning rates along the negative gradient, and as far against it
 
 
@@ -42,6 +43,8 @@ def landscape(
     then there is no first ratio, and a line says so.
     """
     require_least("points", points, 2)
+    if points > MOST_POINTS:
+        raise ValueError(f"points: expected 2 to {MOST_POINTS}, each of them a pass over the batch, got {points}")
     rows, panels, lines = [], [], []
     for subject in asked:
         files = subject.files(which)

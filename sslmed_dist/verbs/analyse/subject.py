@@ -17,6 +17,7 @@ from sslmed_dist.config import Config
 from sslmed_dist.data.dataset import Dataset, content_hash
 from sslmed_dist.json_files import read_object
 from sslmed_dist.methods import Method
+from sslmed_dist.printable import note
 from sslmed_dist.report.panels import Panel
 from sslmed_dist.report.runs import runs_inside
 from sslmed_dist.run_folder import Metrics, write_json
@@ -84,7 +85,14 @@ class Subject:
 
     def files(self, which: str) -> list[Path]:
         """The checkpoints that ``which`` names: ``last``, ``all``, or names as step_78 with commas between.
-        ``ValueError`` lists what there is."""
+        ``ValueError`` lists what there is, or names one that is of another run."""
+        found = self.named(which)
+        for file in found:
+            pretrained.require_own(file, checkpoint.load(file))
+        return found
+
+    def named(self, which: str) -> list[Path]:
+        """``files``, whatever run they are of."""
         if which != "all":
             found = [pretrained.find(self.folder, name.strip()) for name in which.split(",")]
             twice = next((file.stem for number, file in enumerate(found) if file in found[:number]), None)
@@ -151,7 +159,11 @@ class Subject:
         batch = self.batch_digest(int(question["samples"]))
         asked = {**question, "checkpoint": sha256(file), "batch": batch}
         if place.is_file():
-            before = read_object(place)
+            try:
+                before = read_object(place)
+            except ValueError as error:
+                note(f"{error}; it is asked anew")
+                before = {}
             if before.get("question") == asked and isinstance(before.get("answer"), dict):
                 return dict(before["answer"])
         answer: dict[str, Any] = compute()

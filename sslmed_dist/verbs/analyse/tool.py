@@ -8,6 +8,8 @@ from typing import Any
 
 from sslmed_dist import registry
 from sslmed_dist.atomic_files import write_atomically, write_csv
+from sslmed_dist.locks import alone_in_output
+from sslmed_dist.outputs import require_folders
 from sslmed_dist.report.panels import svg
 from sslmed_dist.run_folder import phantom_data
 from sslmed_dist.verbs.analyse.gradcam import gradcam
@@ -42,11 +44,22 @@ def analyse(name: str, folders: Sequence[Path], options: Mapping[str, Any]) -> t
         raise ValueError(f"data: allowed here: data.root, got {data!r}")
     registry.check_arguments(function, arguments, name, ("asked",), ("data.root",))
     asked = [moved(subject, data) for subject in subjects(folders)]
+    place = folders[0] / FOLDER
+    require_folders(place)
+    with alone_in_output(place, "an analysis"):
+        return answered(name, function, asked, arguments)
+
+
+def answered(
+    name: str, function: Callable[..., Answer], asked: Sequence[Subject], arguments: Mapping[str, Any]
+) -> tuple[list[str], list[Path]]:
+    """Ask, write the files, and say what came out."""
     answer = function(asked, **arguments)
     lines = [*answer.lines, *apart(asked, samples_of(function, arguments))]
-    phantoms = any(phantom_data(subject.settings) for subject in asked)
-    heading = f"{'Phantoms, no patients. ' if phantoms else ''}{answer.heading}"
-    place = folders[0] / FOLDER / name
+    phantoms = [subject.label for subject in asked if phantom_data(subject.settings)]
+    which = "Phantoms" if len(phantoms) == len(asked) else f"{', '.join(phantoms)}: phantoms"
+    heading = f"{f'{which}, no patients. ' if phantoms else ''}{answer.heading}"
+    place = asked[0].folder / FOLDER / name
     ending, picture = (".svg", None) if answer.picture is None else (".png", answer.picture)
     files = [place.with_suffix(ending), place.with_suffix(".csv")]
     write_atomically(files[0], svg(answer.panels, heading) if picture is None else picture)
