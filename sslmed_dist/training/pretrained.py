@@ -23,6 +23,7 @@ from sslmed_dist.training.build import build_method
 Part = Literal["encoder", "momentum"]
 PREFIXES: dict[Part, str] = {"encoder": "encoder.", "momentum": "momentum_encoder."}
 SCALE = "[0, 1] before mean"  # of the images that an encoder's mean and std are of, as an export says it
+PATHS = ("run.start_from", "run.continue_from")
 LARGEST_INPUT = 8192  # pixels: the side of what an encoder sees; an image of it in colour takes 800 MB
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -60,15 +61,18 @@ def find(source: Path, which: str = "last") -> Path:
 
 
 def require_own(path: Path, saved: Mapping[str, Any]) -> None:
-    """``ValueError`` where the checkpoint ``path``, whose content is ``saved``, lies in the folder of a run that
-    ``config.yaml`` says to be another one: a file of another run would answer under this one's name."""
+    """``ValueError`` where the checkpoint ``path`` of a training, whose content is ``saved``, lies in the folder of a
+    run that ``config.yaml`` says to be another one: a file of another run would answer under this one's name. Where it
+    started from does not count: that is a path, which may be written in two ways. Rounds of a federation are left
+    alone: they have the settings of its sites."""
     file = path.parent.parent / "config.yaml"
-    if path.parent.name != "checkpoints" or not file.is_file():
+    if saved["kind"] != "training" or path.parent.name != "checkpoints" or not file.is_file():
         return
     own, of = config.load(file), config.from_tree(saved["config"], str(path))
-    if config.fingerprint(own) != config.fingerprint(of):
-        different = ", ".join(differences(config.essential(of), config.essential(own)))
-        raise ValueError(f"{path}: is of another run than {file} says (different: {different}); put back the run's own")
+    different = [key for key in differences(config.essential(of), config.essential(own)) if key not in PATHS]
+    if different:
+        keys = ", ".join(different)
+        raise ValueError(f"{path}: is of another run than {file} says (different: {keys}); put back the run's own")
 
 
 def untrained_method(settings: Config) -> Method:

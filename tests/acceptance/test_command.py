@@ -70,7 +70,7 @@ ENDINGS = {
     "crashes": (crashes, "failed", "ended by SIGSEGV: Fatal Python error: Segmentation fault"),
     "leaves": (leaves, "failed", "ended with code 3: out of memory, say"),
     "raises": (raises, "failed", "ValueError: no such thing"),
-    "hangs": (hangs, "cut off", "not done after 3 s"),
+    "hangs": (hangs, "cut off", "not done after 12 s"),
     "beyond": (beyond, "failed", None),
     "slow goal": (slow_goal, "missed", None),
     "nothing": (nothing, "failed", None),
