@@ -1,23 +1,19 @@
 """Drills during a run: a site fails in some way, the others go on, and it is back afterwards. One long run for all."""
 
 import os
-import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from sslmed_dist.drivers import processes
 from sslmed_dist.federation import resident
 from sslmed_dist.federation.site_file import SiteFile
 from tests.drills import machine
 from tests.drills.hospitals import SMALL_DISK, Hospitals, Run
 from tests.drills.seen import line_with, saw
-from tests.drivers import family
 
 pytestmark = [pytest.mark.flower, pytest.mark.slow]
 SILENT = "this site's data side does not answer; its own log says why"
@@ -134,23 +130,6 @@ def test_rules_that_change_while_a_run_goes_on(hospitals: Hospitals, run: Run) -
     done = run.whole_round()
     at_site = line_with("refused: this site's rounds are spent", hospitals.made.said("east-data"))
     saw("policy refuses during a run", at_site, line, done)
-
-
-def test_what_starts_the_app_is_killed(hospitals: Hospitals, run: Run) -> None:
-    """The server's SuperExec: the run goes on without it, and it is started again."""
-    made, since = hospitals.made, len(run.log)
-    ((pid, began),) = [
-        one for one in hospitals.tree("server").items() if "flower-superexec" in family.command_line(one[0])
-    ]
-    processes.end_process(pid, began, signal.SIGKILL)
-    made.wait_for("superexec has ended by itself (exit code -9) and is started again", "server")
-    done = run.whole_round()
-    deadline = time.monotonic() + 60
-    while not [pid for pid in hospitals.tree("server") if "flower-superexec" in family.command_line(pid)]:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    assert "is excluded" not in run.log[since:]
-    saw("what starts the app is killed", server=line_with("ended by itself", made.said("server")), then=done)
 
 
 def test_a_clock_that_leaps(hospitals: Hospitals, run: Run) -> None:
