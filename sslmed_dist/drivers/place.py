@@ -47,8 +47,8 @@ class Lasting(Protocol):
 @dataclass
 class Renewed:
     """A program that is started again where it ends by itself, since it holds nothing. What it had started may end with
-    it, and is to be resumed. At most ``MOST_RENEWED`` times within ``RENEWED_WITHIN_S`` seconds, after pauses that double from
-    ``FIRST_PAUSE_S``; each is said. ``begin`` starts it, ``log`` is where it says what went wrong."""
+    it, and is to be resumed. At most ``MOST_RENEWED`` times within ``RENEWED_WITHIN_S`` seconds, after pauses that
+    double from ``FIRST_PAUSE_S``; each is said. ``begin`` starts it, ``log`` is where it says what went wrong."""
 
     name: str
     log: Path
