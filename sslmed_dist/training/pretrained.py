@@ -75,6 +75,15 @@ def require_own(path: Path, saved: Mapping[str, Any]) -> None:
         raise ValueError(f"{path}: is of another run than {file} says (different: {keys}); put back the run's own")
 
 
+def opened(path: Path, source: Path) -> tuple[dict[str, Any], Config]:
+    """The content of the checkpoint ``path`` and its settings. ``ValueError`` as of ``require_own`` where a run folder
+    ``source`` was asked for it; a file that was named itself may lie anywhere."""
+    saved = checkpoint.load(path)
+    if source.is_dir():
+        require_own(path, saved)
+    return saved, config.from_tree(saved["config"], str(path))
+
+
 def untrained_method(settings: Config) -> Method:
     """The run's method in float32 with random weights: no ``weights`` file is read."""
     leaf = settings.method.get("encoder")
@@ -96,10 +105,7 @@ def load(source: Path, which: str = "last", device: torch.device | str = "cpu", 
     path = find(source, "last" if which == "best" else which)
     if source.is_file() and not weights.is_checkpoint(source):
         return load_described(source, device, part)
-    saved = checkpoint.load(path)
-    if source.is_dir():
-        require_own(path, saved)
-    settings = config.from_tree(saved["config"], str(path))
+    saved, settings = opened(path, source)
     per_epoch = settings.plan.steps_per_epoch  # null: as many as the data gives
     checkpoint.require_step(saved, path, None if per_epoch is None else per_epoch * settings.plan.epochs)
     if which == "best" and "best" not in saved:
@@ -124,10 +130,7 @@ def load_method(source: Path, which: str = "last") -> tuple[Method, Config]:
     """The whole method of a checkpoint in evaluation mode, and its resolved settings. ``ValueError`` where the
     checkpoint does not hold all of it: a federation leaves queues and the like at the sites."""
     path = find(source, which)
-    saved = checkpoint.load(path)
-    if source.is_dir():
-        require_own(path, saved)
-    settings = config.from_tree(saved["config"], str(path))
+    saved, settings = opened(path, source)
     require_input(settings.views.get("size"), f"{path}: views.size")
     method = untrained_method(settings)
     whole = {**state_dicts.counters(method.state_dict()), **saved["method"]}

@@ -26,7 +26,7 @@ from torch import Tensor
 from sslmed_dist import randomness, registry
 from sslmed_dist.data.phantom.abdomen import ORGANS, write_abdomen
 from sslmed_dist.data.scans.grid import Placement, place, to_model
-from sslmed_dist.data.scans.scan import StoredScan, read_scan
+from sslmed_dist.data.scans.scan import StoredScan, Voxels, read_scan
 from sslmed_dist.downstream.oneshot import protocol
 from sslmed_dist.downstream.oneshot.quadrants import body_centre
 from sslmed_dist.downstream.oneshot.scans import fetch, scans_of
@@ -88,10 +88,8 @@ def box(mask: Tensor, number: int, value: int) -> tuple[slice, slice, slice]:
 def crops(run: Path, data: str, part: str, pixel: float) -> Iterator[tuple[str, Scan]]:
     """Organ and crop of every scan of a part."""
     start = pretrained.load(run)
-    segmenter, dataset = (
-        Segmenter(start.encoder, None, "cpu"),
-        load_data(start.settings, part, {"masks": "organs", "root": data}),
-    )
+    segmenter = Segmenter(start.encoder, None, "cpu")
+    dataset = load_data(start.settings, part, {"masks": "organs", "root": data})
     for scan in scans_of(dataset, torch.arange(len(dataset))):
         images, values = fetch(dataset, scan, seed=0)
         for organ in map(str, start.settings.data["exclude"]):
@@ -99,26 +97,14 @@ def crops(run: Path, data: str, part: str, pixel: float) -> Iterator[tuple[str, 
             where = box(values == value, scan.number, value)
             crop = stored(images[:, 0][where], scan.spacing)
             placement = place(crop.voxels.shape, crop.affine, pixel=pixel, size=SIZE)
-            yield (
-                organ,
-                shown_to(
-                    segmenter,
-                    scan.number,
-                    crop,
-                    stored((values == value)[where].float(), scan.spacing),
-                    placement,
-                    "keep",
-                ),
-            )
+            seen, _ = standardised(crop, placement, "keep")
+            mask = in_model(stored((values == value)[where].float(), scan.spacing).voxels, placement)
+            yield organ, Scan(scan.number, segmenter.maps(seen), mask, spacing_of(placement), body_centre(seen))
 
 
-def shown_to(
-    segmenter: Segmenter, number: int, scan: StoredScan, mask: StoredScan, placement: Placement, intensity: str
-) -> Scan:
-    """A volume and an organ's mask as the network sees them."""
-    images, _ = standardised(scan, placement, intensity)  # type: ignore[arg-type]  # one of its words
-    seen = to_model(mask.voxels, placement, outside=0.0)[:, 0] >= 0.5
-    return Scan(number, segmenter.maps(images), seen, spacing_of(placement), body_centre(images))
+def in_model(voxels: Voxels, placement: Placement) -> Tensor:
+    """A mask (I, J, K) of 0 and 1 as the network sees it, bool (S, H, W)."""
+    return to_model(voxels, placement, outside=0.0)[:, 0] >= 0.5
 
 
 def wholes(run: Path, data: str, part: str) -> Iterator[tuple[str, Scan]]:
@@ -143,12 +129,11 @@ def phantoms(run: Path) -> Iterator[tuple[str, Scan]]:
         for number in range(1, PHANTOMS + 1):
             scan, masks = (read_scan(Path(name) / f"{kind}_{number:02d}.nii.gz") for kind in ("image", "label"))
             placement = place(scan.voxels.shape, scan.affine, pixel=PIXEL, size=SIZE)
+            images, _ = standardised(scan, placement)
+            maps, centre = segmenter.maps(images), body_centre(images)
             for organ in map(str, start.settings.data["exclude"]):
-                mask = stored(torch.zeros(1, 1, 1), (1.0, 1.0, 1.0))
-                mask = StoredScan(
-                    mask.path, (masks.voxels == ORGANS.index(organ) + 1).astype(np.float32), scan.affine, True
-                )
-                yield organ, shown_to(segmenter, number, scan, mask, placement, "auto")
+                mask = in_model((masks.voxels == ORGANS.index(organ) + 1).astype(np.float32), placement)
+                yield organ, Scan(number, maps, mask, spacing_of(placement), centre)
 
 
 def pairs(found: Sequence[tuple[str, Scan]]) -> Iterator[Row]:

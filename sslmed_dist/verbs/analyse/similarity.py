@@ -31,11 +31,8 @@ def similarity(asked: Sequence[Subject], *, which: str = "last", samples: int = 
     require_least("bins", bins, 1)
     rows: list[dict[str, Any]] = []
     panels, lines = [], []
-    counts: dict[int, None] = {}
     for subject in asked:
-        taken = min(samples, len(subject.dataset))
-        counts[taken] = None
-        batch = subject.shared_batch(taken)
+        batch = subject.shared_batch(subject.at_most(samples))
         if subject.dataset.task != "single" or bool(unlabelled(batch["labels"]).any()):
             raise ValueError(f"{subject.dataset.name}: similarities by class need one class per sample")
         before = pretrained.first_method(subject.settings).encoder.float().eval()
@@ -50,7 +47,8 @@ def similarity(asked: Sequence[Subject], *, which: str = "last", samples: int = 
                 f"{WORDS[kind]} {found.means[kind]:.3f}" for kind in WORDS if found.means[kind] is not None
             )
             lines.append(f"{name}: mean similarity {means}")
-    images = plural(max(counts), "sample") if len(counts) == 1 else f"{', '.join(map(str, counts))} samples"
+    counts = list(dict.fromkeys(subject.at_most(samples) for subject in asked))
+    images = plural(counts[0], "sample") if len(counts) == 1 else f"{', '.join(map(str, counts))} samples"
     return Answer(f"Similarity of features of two views of {images}", rows, panels, lines)
 
 

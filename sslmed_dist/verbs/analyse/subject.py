@@ -107,6 +107,10 @@ class Subject:
             )
         return [numbered[n] for n in sorted(numbered)]
 
+    def at_most(self, samples: int) -> int:
+        """``samples``, or as many as there are where these are fewer."""
+        return min(samples, len(self.dataset))
+
     def batch(self, samples: int) -> dict[str, Tensor]:
         """Views of the first ``samples`` of the training set in an order of the run's seed, drawn as in epoch 0: the
         same for every run of one seed on one set. ``ValueError`` for more samples than there are."""

@@ -77,7 +77,7 @@ def apart(asked: Sequence[Subject], samples: int | None) -> list[str]:
     """A line where runs side by side were not shown one and the same batch."""
     if samples is None or len(asked) == 1:
         return []
-    shown = {subject.batch_digest(min(samples, len(subject.dataset))) for subject in asked}
+    shown = {subject.batch_digest(subject.at_most(samples)) for subject in asked}
     return [APART] * (len(shown) > 1)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sslmed_dist.training.validation import AT_LOWEST
+from sslmed_dist.verbs.sweep.trial import is_scalar
 
 HIGHER = (
     "accuracy", "balanced_accuracy", "auc", "top5", "sensitivity", "specificity",
@@ -48,7 +49,7 @@ def stem(metric: str) -> str:
 def unlike(metric: str | None, keys: Sequence[str]) -> list[str]:
     """What has to be said where the swept ``keys`` decide not only how well a trial does but also what ``metric``
     asks. None: the first measure of the encoder."""
-    asked = [key for key in keys if key.partition(".")[0] == "evaluate"] if metric is None or "/" in metric else []
+    asked = [] if is_scalar(metric) else [key for key in keys if key.partition(".")[0] == "evaluate"]
     lines = [f"{', '.join(asked)}: decides what is measured, so the figures answer different questions."] * bool(asked)
     if metric is not None and stem(metric) == "loss":
         inside = [key for key in keys if key.startswith(IN_LOSS)]
